@@ -1,0 +1,175 @@
+//! The one function that changes a run. Run actors, journal replay and the backends' tests all go through it.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+use super::batch::Refusal;
+use super::id::RunId;
+use super::json::RawJson;
+use super::metadata::Metadata;
+use super::mutation::{Change, Mutation, NewRun, NoteChanges, NodeUpdate, RunImport, RunUpdate};
+use super::node::NodeState;
+use super::run::{RunHeader, RunState, Version};
+use super::status::{NodeStatus, RunStatus};
+
+/// Applies one mutation to a run (`None`: there is no such run) and stamps what it changes with `version`.
+///
+/// On refusal the state is untouched. Pure: the same input gives the same output, wherever it runs.
+///
+/// # Errors
+/// [`Refusal`] if the run or node that the mutation needs is missing, or is there and must not be.
+pub fn apply(state: &mut Option<RunState>, id: &RunId, mutation: &Mutation, version: Version) -> Result<(), Refusal> {
+    if mutation.creates_run() {
+        if state.is_some() {
+            return Err(Refusal::RunExists { run: id.clone() });
+        }
+        *state = Some(match mutation {
+            Mutation::Import(run) => imported(id, run, version),
+            Mutation::Create { run, at } => RunState::new(id.clone(), created(run, *at), version),
+            _ => return Err(Refusal::RunNotFound { run: id.clone() }),
+        });
+        return Ok(());
+    }
+    let Some(run) = state else { return Err(Refusal::RunNotFound { run: id.clone() }) };
+    if matches!(mutation, Mutation::Delete { .. }) {
+        *state = None;
+        return Ok(());
+    }
+    if let Some(node_id) = mutation.node() {
+        let missing = || Refusal::NodeNotFound { run: id.clone(), node: node_id.clone() };
+        if matches!(mutation, Mutation::DeleteNode { .. }) {
+            if !run.drop_node(node_id) {
+                return Err(missing());
+            }
+        } else {
+            let mut node = run.node(node_id.as_str()).cloned().unwrap_or_else(|| NodeState::new(NodeStatus::Pending));
+            match mutation {
+                Mutation::SetNode { update, at, .. } => update_node(&mut node, update, *at),
+                Mutation::AddInterval { interval, .. } => Arc::make_mut(&mut node.intervals).insert(*interval),
+                Mutation::RemoveInterval { interval, .. } => Arc::make_mut(&mut node.intervals).remove(*interval),
+                Mutation::AddPartition { partition, .. } => {
+                    Arc::make_mut(&mut node.partitions).insert(partition.clone());
+                }
+                Mutation::RemovePartition { partition, .. } => {
+                    Arc::make_mut(&mut node.partitions).remove(partition);
+                }
+                _ => return Err(missing()),
+            }
+            node.version = version;
+            run.put_node(node_id.clone(), node);
+        }
+    } else if let Mutation::Update { update, at } = mutation {
+        let header = run.header_mut();
+        update_run(header, update, *at);
+        header.version = version;
+    }
+    run.set_version(version);
+    Ok(())
+}
+
+/// Applies the mutations of one entry to a run, all or nothing.
+///
+/// # Errors
+/// [`Refusal`] of the first mutation that is refused; then the state is untouched.
+pub fn apply_all(state: &mut Option<RunState>, id: &RunId, mutations: &[Mutation], version: Version) -> Result<(), Refusal> {
+    let mut next = state.clone();
+    for (index, mutation) in mutations.iter().enumerate() {
+        if matches!(mutation, Mutation::Delete { .. }) && index + 1 < mutations.len() {
+            return Err(Refusal::Input(super::id::InputError::new(
+                format!("transaction on run {id:?}"),
+                "it deletes the run and goes on; make the deletion its last step",
+            )));
+        }
+        apply(&mut next, id, mutation, version)?;
+    }
+    if let Some(next) = &mut next {
+        next.set_version(version);
+    }
+    *state = next;
+    Ok(())
+}
+
+fn created(new: &NewRun, at: DateTime<Utc>) -> RunHeader {
+    let mut header = RunHeader::new(new.status.clone(), at);
+    header.started_at = new.started_at.or_else(|| (new.status == RunStatus::Running).then_some(at));
+    if new.status.is_ended() {
+        header.finished_at = Some(at);
+    }
+    header.worker.clone_from(&new.worker);
+    note(&mut header.metadata, &new.metadata);
+    header
+}
+
+fn imported(id: &RunId, import: &RunImport, version: Version) -> RunState {
+    let mut state = RunState::new(id.clone(), import.header.clone(), version);
+    for (node_id, node) in &import.nodes {
+        let mut node = NodeState::clone(node);
+        node.version = version;
+        state.put_node(node_id.clone(), node);
+    }
+    state
+}
+
+fn update_run(header: &mut RunHeader, update: &RunUpdate, at: DateTime<Utc>) {
+    if let Some(status) = &update.status {
+        if *status != header.status {
+            if *status == RunStatus::Running {
+                header.started_at.get_or_insert(at);
+                header.finished_at = None;
+            } else if status.is_ended() {
+                header.finished_at = Some(at);
+            }
+        }
+        header.status = status.clone();
+    }
+    update.started_at.apply_to(&mut header.started_at);
+    update.finished_at.apply_to(&mut header.finished_at);
+    update.worker.apply_to(&mut header.worker);
+    note(&mut header.metadata, &update.metadata);
+}
+
+fn update_node(node: &mut NodeState, update: &NodeUpdate, at: DateTime<Utc>) {
+    let moved = update.status.as_ref().filter(|status| **status != node.status);
+    if let Some(status) = moved {
+        if *status == NodeStatus::Running {
+            if node.status.is_ended() {
+                node.attempt = node.attempt.saturating_add(1);
+            }
+            node.started_at = Some(at);
+            node.finished_at = None;
+            node.duration_ms = None;
+            node.error = None;
+        } else if status.is_ended() {
+            node.finished_at = Some(at);
+        }
+        node.status = status.clone();
+    }
+    if let Some(attempt) = update.attempt {
+        node.attempt = attempt;
+    }
+    update.started_at.apply_to(&mut node.started_at);
+    update.finished_at.apply_to(&mut node.finished_at);
+    if moved.is_some_and(NodeStatus::is_ended) && update.duration_ms == Change::Keep {
+        if let (Some(start), Some(end)) = (node.started_at, node.finished_at) {
+            node.duration_ms = u64::try_from((end - start).num_milliseconds()).ok();
+        }
+    }
+    update.duration_ms.apply_to(&mut node.duration_ms);
+    update.row_count.apply_to(&mut node.row_count);
+    update.fingerprint.apply_to(&mut node.fingerprint);
+    update.error.apply_to(&mut node.error);
+    note(&mut node.watermarks, &update.watermarks);
+    note(&mut node.metadata, &update.metadata);
+}
+
+fn note(notes: &mut Metadata, changes: &NoteChanges) {
+    for (key, value) in changes {
+        match value {
+            Some(value) => notes.insert(key, RawJson::clone(value)),
+            None => {
+                notes.remove(key);
+            }
+        }
+    }
+}

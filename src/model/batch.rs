@@ -1,0 +1,238 @@
+//! What is flushed together, and what becomes of it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::coverage::Retained;
+use super::guard::Guard;
+use super::id::{InputError, NodeId, RunId};
+use super::lease::{FencingToken, LeaseKey, LeaseMutation, LeaseRecord};
+use super::mutation::Mutation;
+use super::run::{CommitSeq, RunState, Version};
+
+/// The name of a batch. The same batch keeps its name however often it is sent, so that a backend applies it once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BatchId(uuid::Uuid);
+
+impl BatchId {
+    /// A new name, never used before.
+    pub fn generate() -> Self {
+        Self(uuid::Uuid::now_v7())
+    }
+
+    /// The sixteen bytes of the name; they sort by time.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+
+    /// The name from its sixteen bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(uuid::Uuid::from_bytes(bytes))
+    }
+}
+
+impl fmt::Display for BatchId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A lease that must be held, under this token and not expired, when an entry commits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Fence {
+    /// What the lease is on.
+    pub key: LeaseKey,
+    /// The token of its grant.
+    pub token: FencingToken,
+}
+
+/// What one entry does to one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunPart {
+    /// The run.
+    pub run: RunId,
+    /// The committed version that the chain stands on: rows that are newer were not seen when this was decided (save what earlier
+    /// entries of the same chain wrote).
+    pub base: Version,
+    /// The version that the run has when this commits, if nobody else writes.
+    pub expect: Version,
+    /// What must hold.
+    pub guards: Vec<Guard>,
+    /// What changes.
+    pub mutations: Vec<Mutation>,
+    /// The run as it is after this, on top of `expect` (`None`: it is deleted). Rows that the mutations touch are right whenever the
+    /// part is accepted; others only if the version before was `expect`.
+    pub after: Option<RunState>,
+}
+
+/// One transaction on its way down: changes of one run or several, of leases, and what they depend on. It happens whole or not at all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// The runs, each at most once, in order of their ids.
+    pub parts: Vec<RunPart>,
+    /// Changes of leases; only where leases are rows of the backend.
+    pub leases: Vec<LeaseMutation>,
+    /// Leases that must be held.
+    pub fences: Vec<Fence>,
+    /// What outlives runs that were deleted elsewhere: joins what is there (migration carries it from store to store).
+    pub retained: Vec<(NodeId, Retained)>,
+}
+
+/// The entries that are flushed together, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Its name.
+    pub id: BatchId,
+    /// The entries; each is applied or refused on its own.
+    pub entries: Vec<Entry>,
+}
+
+impl Batch {
+    /// A new batch of these entries.
+    pub fn new(entries: Vec<Entry>) -> Self {
+        Self { id: BatchId::generate(), entries }
+    }
+}
+
+/// The versions of one run before and after an entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunReceipt {
+    /// The run.
+    pub run: RunId,
+    /// Its version before; [`Version::NONE`] if the entry made it.
+    pub before: Version,
+    /// Its version after; the last version it had if the entry deleted it.
+    pub after: Version,
+}
+
+/// A lease that was granted or renewed with an entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseGrant {
+    /// What on.
+    pub key: LeaseKey,
+    /// Its token.
+    pub token: FencingToken,
+}
+
+/// What a committed entry became.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Its place in the order of the whole store.
+    pub seq: CommitSeq,
+    /// The runs it changed, in the order of the entry's parts.
+    pub runs: Vec<RunReceipt>,
+    /// The leases it granted, in the order of the entry's grants.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grants: Vec<LeaseGrant>,
+}
+
+/// Why an entry was not applied. Nothing of it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Refusal {
+    /// There is no such run (or it was deleted and made again since).
+    #[error("run {run:?} does not exist; create it with create_run")]
+    RunNotFound {
+        /// Which run.
+        run: RunId,
+    },
+    /// There is no such node.
+    #[error("run {run:?} has no node {node:?}")]
+    NodeNotFound {
+        /// Which run.
+        run: RunId,
+        /// Which node.
+        node: NodeId,
+    },
+    /// The run is there already.
+    #[error("run {run:?} exists already; use ensure_run to open it")]
+    RunExists {
+        /// Which run.
+        run: RunId,
+    },
+    /// A guard did not hold.
+    #[error("conflict on run {run:?}: expected {guard}, but {found}")]
+    Guard {
+        /// Which run.
+        run: RunId,
+        /// What was expected.
+        guard: Guard,
+        /// What is there.
+        found: String,
+    },
+    /// A lease that the entry is fenced by is not held any more under its token.
+    #[error("the lease on {} with token {} is lost; nothing was written", .fence.key, .fence.token)]
+    Fenced {
+        /// Which lease.
+        fence: Fence,
+    },
+    /// A lease was not granted: another one that excludes it is held.
+    #[error("{} is locked by {} (token {})", .holder.key, .holder.owner, .holder.token)]
+    LeaseHeld {
+        /// The lease that is held.
+        holder: Box<LeaseRecord>,
+    },
+    /// A lease was not renewed: it is not held any more under its token.
+    #[error("the lease on {key} with token {token} is not held any more")]
+    LeaseGone {
+        /// What it was on.
+        key: LeaseKey,
+        /// The token of its grant; zero where only the token was known to be wrong.
+        token: FencingToken,
+    },
+    /// Somebody else changed a row that the entry writes or guards on since its base: it must be checked again on the present state.
+    #[error("run {run:?} was changed by another process; the entry must be checked again")]
+    Stale {
+        /// Which run.
+        run: RunId,
+    },
+    /// An earlier entry of the same run was refused, on which this one stood: it must be checked again.
+    #[error("an earlier entry of run {run:?} was refused; this one must be checked again")]
+    Chained {
+        /// Which run.
+        run: RunId,
+    },
+    /// The entry itself makes no sense.
+    #[error(transparent)]
+    Input(InputError),
+}
+
+impl Refusal {
+    /// Whether the entry was not judged on its own: its run's actor checks it again.
+    pub fn must_be_checked_again(&self) -> bool {
+        matches!(self, Self::Stale { .. } | Self::Chained { .. })
+    }
+}
+
+/// What became of one entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It is in stable storage.
+    Applied(Receipt),
+    /// Nothing of it is.
+    Refused(Refusal),
+}
+
+/// What became of a batch: one outcome for every entry, in their order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchAnswer {
+    /// The outcomes.
+    pub outcomes: Vec<Outcome>,
+}
+
+impl Serialize for InputError {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.parts().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for InputError {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (what, why) = <(String, String)>::deserialize(deserializer)?;
+        Ok(Self::new(what, why))
+    }
+}

@@ -1,0 +1,366 @@
+//! A whole store as one pure value: every run, the order of runs, coverage, last successes, and the rules by which entries are
+//! accepted or refused. The memory and file backends are this ledger with a place to rest; for database backends it is the oracle.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
+
+use super::apply::apply_all;
+use super::batch::{BatchAnswer, Entry, Fence, Outcome, Receipt, Refusal, RunPart, RunReceipt};
+use super::coverage::{LastSuccess, NodeCoverage, Retained};
+use super::guard::{Guard, check_guards};
+use super::id::{InputError, NodeId, RunId};
+use super::mutation::Mutation;
+use super::query::{RunPage, RunQuery, RunSummary};
+use super::run::{CommitSeq, RunState, Version};
+
+/// Who knows the leases, asked while an entry is decided.
+pub trait FenceCheck {
+    /// Whether the lease is held under this token, and not expired.
+    fn holds(&self, fence: &Fence) -> bool;
+
+    /// Who holds a lease on the run or one of its nodes.
+    fn holder(&self, run: &RunId) -> Option<String>;
+}
+
+/// No lease is held: for replay, where everything was decided before.
+#[derive(Debug, Clone, Copy)]
+pub struct NoFences;
+
+impl FenceCheck for NoFences {
+    fn holds(&self, _: &Fence) -> bool {
+        false
+    }
+
+    fn holder(&self, _: &RunId) -> Option<String> {
+        None
+    }
+}
+
+type OrderKey = (DateTime<Utc>, RunId);
+
+/// A whole store as one value. A clone shares everything, so that a change is made on a copy and put in place when it is durable.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    runs: RedBlackTreeMapSync<RunId, RunState>,
+    order: RedBlackTreeSetSync<OrderKey>,
+    node_runs: RedBlackTreeMapSync<NodeId, RedBlackTreeSetSync<OrderKey>>,
+    coverage: RedBlackTreeMapSync<NodeId, Arc<NodeCoverage>>,
+    last_success: RedBlackTreeMapSync<NodeId, Arc<LastSuccess>>,
+    seq: CommitSeq,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Ledger {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self {
+            runs: RedBlackTreeMapSync::new_sync(),
+            order: RedBlackTreeSetSync::new_sync(),
+            node_runs: RedBlackTreeMapSync::new_sync(),
+            coverage: RedBlackTreeMapSync::new_sync(),
+            last_success: RedBlackTreeMapSync::new_sync(),
+            seq: CommitSeq(0),
+        }
+    }
+
+    /// The sequence number of the last entry.
+    pub fn seq(&self) -> CommitSeq {
+        self.seq
+    }
+
+    /// Makes sure that no sequence number up to this one is used (again).
+    pub fn raise_seq(&mut self, seq: CommitSeq) {
+        self.seq = self.seq.max(seq);
+    }
+
+    /// Decides every entry of a batch in order, and applies what is accepted.
+    pub fn commit(&mut self, entries: &[Entry], fences: &dyn FenceCheck) -> BatchAnswer {
+        let mut refused = HashSet::new();
+        let outcomes = entries.iter().map(|entry| self.commit_entry(entry, fences, &mut refused)).collect();
+        BatchAnswer { outcomes }
+    }
+
+    fn commit_entry(&mut self, entry: &Entry, fences: &dyn FenceCheck, refused: &mut HashSet<RunId>) -> Outcome {
+        match self.decide(entry, fences, refused) {
+            Ok(after) => {
+                self.seq = CommitSeq(self.seq.0.saturating_add(1));
+                let mut runs = Vec::with_capacity(after.len());
+                for (part, (state, version)) in entry.parts.iter().zip(after) {
+                    let before = self.runs.get(&part.run).map_or(Version::NONE, RunState::version);
+                    self.install(part, state);
+                    runs.push(RunReceipt { run: part.run.clone(), before, after: version });
+                }
+                for (node, retained) in &entry.retained {
+                    self.restore_retained(node, retained);
+                }
+                Outcome::Applied(Receipt { seq: self.seq, runs, grants: Vec::new() })
+            }
+            Err(refusal) => {
+                refused.extend(entry.parts.iter().map(|part| part.run.clone()));
+                Outcome::Refused(refusal)
+            }
+        }
+    }
+
+    /// The states after the entry, without changing anything yet.
+    fn decide(&self, entry: &Entry, fences: &dyn FenceCheck, refused: &HashSet<RunId>) -> Result<Vec<(Option<RunState>, Version)>, Refusal> {
+        if let Some(fence) = entry.fences.iter().find(|fence| !fences.holds(fence)) {
+            return Err(Refusal::Fenced { fence: fence.clone() });
+        }
+        let mut states = Vec::with_capacity(entry.parts.len());
+        for (index, part) in entry.parts.iter().enumerate() {
+            if !refused.is_empty() && refused.contains(&part.run) {
+                return Err(Refusal::Chained { run: part.run.clone() });
+            }
+            if entry.parts.iter().take(index).any(|earlier| earlier.run == part.run) {
+                return Err(Refusal::Input(InputError::new(format!("entry on run {:?}", part.run), "it names the run twice")));
+            }
+            states.push(self.decide_part(part, fences)?);
+        }
+        Ok(states)
+    }
+
+    fn decide_part(&self, part: &RunPart, fences: &dyn FenceCheck) -> Result<(Option<RunState>, Version), Refusal> {
+        let current = self.runs.get(&part.run);
+        let version = match current {
+            Some(run) => {
+                let creates = part.mutations.first().is_some_and(Mutation::creates_run);
+                if !creates {
+                    if part.base < run.created_version() {
+                        return Err(Refusal::RunNotFound { run: part.run.clone() });
+                    }
+                    if run.version() != part.expect && self.is_stale(part, run) {
+                        return Err(Refusal::Stale { run: part.run.clone() });
+                    }
+                }
+                run.version().next()
+            }
+            None => Version(self.seq.0.saturating_add(1)),
+        };
+        if let Some(run) = current {
+            if let Some((guard, found)) = check_guards(run, &part.guards) {
+                return Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found });
+            }
+        }
+        if part.guards.contains(&Guard::Unlocked) {
+            if let Some(holder) = fences.holder(&part.run) {
+                let found = format!("it is locked by {holder}");
+                return Err(Refusal::Guard { run: part.run.clone(), guard: Guard::Unlocked, found });
+            }
+        }
+        if let (Some(run), Some(after)) = (current, &part.after) {
+            if run.version() == part.expect && after.version() == version && after.created_version() == run.created_version() {
+                return Ok((Some(after.clone()), version));
+            }
+        }
+        let mut state = current.cloned();
+        apply_all(&mut state, &part.run, &part.mutations, version)?;
+        Ok((state, version))
+    }
+
+    /// Whether a row that the part writes or guards on is newer than its base. One process writes here, so that only what bypassed
+    /// the run's actor can be.
+    #[expect(clippy::unused_self, reason = "the rule belongs to the ledger")]
+    fn is_stale(&self, part: &RunPart, run: &RunState) -> bool {
+        let header = part.mutations.iter().any(Mutation::touches_header) || part.guards.iter().any(|g| matches!(g, Guard::RunStatus(_)));
+        let nodes = part.mutations.iter().filter_map(Mutation::node).chain(part.guards.iter().filter_map(Guard::node));
+        (header && run.header().version > part.base)
+            || nodes.into_iter().any(|node| run.node(node.as_str()).is_some_and(|state| state.version > part.base))
+    }
+
+    /// Puts a decided state in place and keeps the indexes.
+    fn install(&mut self, part: &RunPart, after: Option<RunState>) {
+        let before = self.runs.get(&part.run).cloned();
+        match (&before, &after) {
+            (Some(old), Some(new)) => {
+                for node in part.mutations.iter().filter_map(Mutation::node) {
+                    let (was, is) = (old.node(node.as_str()).is_some(), new.node(node.as_str()).is_some());
+                    if is && !was {
+                        self.index_node(node, new.order_key());
+                    } else if was && !is {
+                        self.unindex_node(node, &old.order_key());
+                    }
+                }
+            }
+            (None, Some(new)) => self.index_run(new),
+            (Some(old), None) => {
+                if part.mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true })) {
+                    self.retain(old);
+                }
+                self.unindex_run(old);
+            }
+            (None, None) => {}
+        }
+        match after {
+            Some(state) => self.runs.insert_mut(part.run.clone(), state),
+            None => {
+                self.runs.remove_mut(&part.run);
+            }
+        }
+    }
+
+    fn index_run(&mut self, run: &RunState) {
+        let key = run.order_key();
+        for (node, _) in run.nodes() {
+            self.index_node(node, key.clone());
+        }
+        self.order.insert_mut(key);
+    }
+
+    fn unindex_run(&mut self, run: &RunState) {
+        let key = run.order_key();
+        for (node, _) in run.nodes() {
+            self.unindex_node(node, &key);
+        }
+        self.order.remove_mut(&key);
+    }
+
+    fn index_node(&mut self, node: &NodeId, key: OrderKey) {
+        let runs = self.node_runs.get(node).cloned().unwrap_or_else(RedBlackTreeSetSync::new_sync);
+        self.node_runs.insert_mut(node.clone(), runs.insert(key));
+    }
+
+    fn unindex_node(&mut self, node: &NodeId, key: &OrderKey) {
+        let Some(runs) = self.node_runs.get(node) else { return };
+        let runs = runs.remove(key);
+        if runs.is_empty() {
+            self.node_runs.remove_mut(node);
+        } else {
+            self.node_runs.insert_mut(node.clone(), runs);
+        }
+    }
+
+    /// Keeps what outlives a run that is deleted.
+    fn retain(&mut self, run: &RunState) {
+        for (id, node) in run.nodes() {
+            if !node.intervals.is_empty() || !node.partitions.is_empty() {
+                let mut coverage = self.retained_coverage(id.as_str());
+                coverage.absorb(node);
+                self.coverage.insert_mut(id.clone(), Arc::new(coverage));
+            }
+            if let Some(success) = LastSuccess::of(run, node) {
+                self.keep_success(id, success);
+            }
+        }
+    }
+
+    fn keep_success(&mut self, node: &NodeId, success: LastSuccess) {
+        if self.last_success.get(node).is_none_or(|kept| success.is_newer_than(kept)) {
+            self.last_success.insert_mut(node.clone(), Arc::new(success));
+        }
+    }
+
+    /// Puts in a run as it was stored, versions included.
+    pub fn restore_run(&mut self, run: RunState) {
+        if let Some(old) = self.runs.get(run.id()).cloned() {
+            self.unindex_run(&old);
+        }
+        self.index_run(&run);
+        self.runs.insert_mut(run.id().clone(), run);
+    }
+
+    /// Joins what outlives the deleted runs of a node: coverage is added, the newer last success stays.
+    pub fn restore_retained(&mut self, node: &NodeId, stored: &Retained) {
+        if !stored.coverage.is_empty() {
+            let mut coverage = self.retained_coverage(node.as_str());
+            coverage.intervals.extend(stored.coverage.intervals.iter());
+            coverage.partitions.extend(stored.coverage.partitions.iter().cloned());
+            self.coverage.insert_mut(node.clone(), Arc::new(coverage));
+        }
+        if let Some(success) = &stored.last_success {
+            self.keep_success(node, success.clone());
+        }
+    }
+
+    /// One run.
+    pub fn run(&self, id: &str) -> Option<&RunState> {
+        self.runs.get(id)
+    }
+
+    /// How many runs there are.
+    pub fn run_count(&self) -> usize {
+        self.runs.size()
+    }
+
+    /// All runs, newest first.
+    pub fn runs(&self) -> impl Iterator<Item = &RunState> {
+        self.order.iter().rev().filter_map(|(_, id)| self.runs.get(id))
+    }
+
+    /// One page of runs, newest first.
+    pub fn list(&self, query: &RunQuery) -> RunPage {
+        let after = query.after.as_ref().map(|cursor| (cursor.created_at, cursor.run_id.clone()));
+        let upper = match &after {
+            Some(key) => std::ops::Bound::Excluded(key),
+            None => std::ops::Bound::Unbounded,
+        };
+        let mut found: Vec<RunSummary> = self
+            .order
+            .range::<OrderKey, _>((std::ops::Bound::Unbounded, upper))
+            .rev()
+            .filter_map(|(_, id)| self.runs.get(id))
+            .filter(|run| query.filter.matches(run.id(), run.header()))
+            .take(query.limit.saturating_add(1))
+            .map(RunSummary::of)
+            .collect();
+        let more = found.len() > query.limit;
+        found.truncate(query.limit);
+        let next = if more { found.last().map(RunSummary::cursor) } else { None };
+        RunPage::new(found, next)
+    }
+
+    /// The runs that have a node, newest first.
+    pub fn runs_of_node(&self, node: &str) -> impl Iterator<Item = &RunState> {
+        self.node_runs.get(node).into_iter().flat_map(|runs| runs.iter().rev()).filter_map(|(_, id)| self.runs.get(id))
+    }
+
+    /// Every node that some run has.
+    pub fn node_ids(&self) -> impl Iterator<Item = &NodeId> {
+        self.node_runs.keys()
+    }
+
+    /// The last success of a node over all runs, also deleted ones.
+    pub fn last_success(&self, node: &str) -> Option<LastSuccess> {
+        let live = self.runs_of_node(node).find_map(|run| LastSuccess::of(run, run.node(node)?));
+        let kept = self.last_success.get(node).map(|kept| LastSuccess::clone(kept));
+        match (live, kept) {
+            (Some(live), Some(kept)) => Some(if kept.is_newer_than(&live) { kept } else { live }),
+            (live, kept) => live.or(kept),
+        }
+    }
+
+    /// What the deleted runs of a node completed.
+    pub fn retained_coverage(&self, node: &str) -> NodeCoverage {
+        self.coverage.get(node).map(|c| NodeCoverage::clone(c)).unwrap_or_default()
+    }
+
+    /// Everything that outlives deleted runs, by node, in order of the nodes' ids.
+    pub fn retained(&self) -> std::collections::BTreeMap<NodeId, Retained> {
+        let mut all: std::collections::BTreeMap<NodeId, Retained> = self
+            .coverage
+            .iter()
+            .map(|(node, coverage)| (node.clone(), Retained { coverage: NodeCoverage::clone(coverage), last_success: None }))
+            .collect();
+        for (node, success) in self.last_success.iter() {
+            all.entry(node.clone()).or_default().last_success = Some(LastSuccess::clone(success));
+        }
+        all
+    }
+
+    /// The completed intervals and partitions of a node, over all runs and what outlives them.
+    pub fn coverage(&self, node: &str) -> NodeCoverage {
+        let mut coverage = self.retained_coverage(node);
+        for state in self.runs_of_node(node).filter_map(|run| run.node(node)) {
+            coverage.absorb(state);
+        }
+        coverage
+    }
+}

@@ -1,0 +1,44 @@
+//! Plain data and pure logic: what a run is, what may change it, and the one function that changes it.
+//!
+//! No I/O, no clock reading (but the [`Clock`] that callers bring), no tokio. Everything here can be tested exhaustively.
+
+mod apply;
+mod batch;
+mod clock;
+mod coverage;
+mod guard;
+mod id;
+mod interval;
+mod json;
+mod lease;
+mod ledger;
+mod metadata;
+mod mutation;
+mod node;
+mod process;
+mod query;
+mod run;
+mod snapshot;
+mod status;
+pub mod time;
+
+pub use apply::{apply, apply_all};
+pub use batch::{
+    Batch, BatchAnswer, BatchId, Entry, Fence, LeaseGrant, Outcome, Receipt, Refusal, RunPart, RunReceipt,
+};
+pub use clock::{Clock, SystemClock};
+pub use coverage::{LastSuccess, NodeCoverage, Retained};
+pub use guard::{Guard, StatusSet, check_guards};
+pub use id::{InputError, IntoNodeId, IntoRunId, NodeId, PartitionKey, RunId, MAX_ID_BYTES};
+pub use interval::{Interval, IntervalSet, IntoInterval};
+pub use json::RawJson;
+pub use lease::{FencingToken, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord};
+pub use ledger::{FenceCheck, Ledger, NoFences};
+pub use metadata::Metadata;
+pub use mutation::{Change, Mutation, NewRun, NodeUpdate, RunImport, RunUpdate};
+pub use node::{Fingerprint, NodeState};
+pub use process::ProcessInfo;
+pub use query::{RunCursor, RunFilter, RunPage, RunQuery, RunSummary};
+pub use run::{CommitSeq, RunHeader, RunState, Version};
+pub use snapshot::Snapshot;
+pub use status::{NodeStatus, RunStatus};

@@ -1,0 +1,494 @@
+//! Every change there is. What cannot be said with a [`Mutation`] cannot be written.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::id::{NodeId, PartitionKey};
+use super::interval::Interval;
+use super::json::RawJson;
+use super::node::{Fingerprint, NodeState};
+use super::process::ProcessInfo;
+use super::run::RunHeader;
+use super::status::{NodeStatus, RunStatus};
+use super::time::to_micros;
+
+/// What happens to one field.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change<T> {
+    /// It stays as it is.
+    #[default]
+    Keep,
+    /// It becomes this.
+    Set(T),
+    /// It is emptied.
+    Clear,
+}
+
+impl<T> Change<T> {
+    /// Whether nothing happens.
+    pub fn is_keep(&self) -> bool {
+        matches!(self, Self::Keep)
+    }
+
+    /// Does it to a field.
+    pub fn apply_to(&self, field: &mut Option<T>)
+    where
+        T: Clone,
+    {
+        match self {
+            Self::Keep => {}
+            Self::Set(value) => *field = Some(value.clone()),
+            Self::Clear => *field = None,
+        }
+    }
+}
+
+/// Notes to set (`Some`) or to remove (`None`), by key.
+pub(crate) type NoteChanges = Vec<(Arc<str>, Option<RawJson>)>;
+
+/// What to change in a node. What is not given is kept.
+///
+/// Moving to `running` clears `error`, `finished_at` and `duration_ms`, stamps `started_at`, and raises `attempt` if the node had
+/// ended. Moving to an end (success, failed, skipped, cached) stamps `finished_at` and `duration_ms` unless they are given.
+///
+/// ```
+/// use seeknal_state::NodeUpdate;
+/// let update = NodeUpdate::success().row_count(1_000).fingerprint("abc123");
+/// # let _ = update;
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[must_use]
+pub struct NodeUpdate {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) status: Option<NodeStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) attempt: Option<u32>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    pub(crate) started_at: Change<DateTime<Utc>>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    pub(crate) finished_at: Change<DateTime<Utc>>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    pub(crate) duration_ms: Change<u64>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    pub(crate) row_count: Change<u64>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    pub(crate) fingerprint: Change<Fingerprint>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    pub(crate) error: Change<Arc<str>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) watermarks: NoteChanges,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) metadata: NoteChanges,
+}
+
+impl NodeUpdate {
+    /// Changes nothing yet; on a node that is not there it makes a pending one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Moves to a status.
+    pub fn status(status: NodeStatus) -> Self {
+        Self { status: Some(status), ..Self::default() }
+    }
+
+    /// Moves to `pending`.
+    pub fn pending() -> Self {
+        Self::status(NodeStatus::Pending)
+    }
+
+    /// Moves to `running`.
+    pub fn running() -> Self {
+        Self::status(NodeStatus::Running)
+    }
+
+    /// Moves to `success`.
+    pub fn success() -> Self {
+        Self::status(NodeStatus::Success)
+    }
+
+    /// Moves to `failed`, with the reason.
+    pub fn failed(error: impl AsRef<str>) -> Self {
+        Self { error: Change::Set(Arc::from(error.as_ref())), ..Self::status(NodeStatus::Failed) }
+    }
+
+    /// Moves to `skipped`.
+    pub fn skipped() -> Self {
+        Self::status(NodeStatus::Skipped)
+    }
+
+    /// Moves to `cached`.
+    pub fn cached() -> Self {
+        Self::status(NodeStatus::Cached)
+    }
+
+    /// Says which attempt this is, instead of counting.
+    pub fn attempt(mut self, attempt: u32) -> Self {
+        self.attempt = Some(attempt);
+        self
+    }
+
+    /// When it started, instead of the time of the call. Cut to whole microseconds.
+    pub fn started_at(mut self, stamp: DateTime<Utc>) -> Self {
+        self.started_at = Change::Set(to_micros(stamp));
+        self
+    }
+
+    /// When it ended, instead of the time of the call. Cut to whole microseconds.
+    pub fn finished_at(mut self, stamp: DateTime<Utc>) -> Self {
+        self.finished_at = Change::Set(to_micros(stamp));
+        self
+    }
+
+    /// How long it took, instead of the time between start and end. Kept in whole milliseconds.
+    pub fn duration(self, duration: Duration) -> Self {
+        self.duration_ms(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// How long it took in milliseconds, instead of the time between start and end.
+    pub fn duration_ms(mut self, ms: u64) -> Self {
+        self.duration_ms = Change::Set(ms);
+        self
+    }
+
+    /// How many rows it made.
+    pub fn row_count(mut self, rows: u64) -> Self {
+        self.row_count = Change::Set(rows);
+        self
+    }
+
+    /// What its result was made from.
+    pub fn fingerprint(mut self, fingerprint: impl Into<Fingerprint>) -> Self {
+        self.fingerprint = Change::Set(fingerprint.into());
+        self
+    }
+
+    /// Why it failed, or a warning.
+    pub fn error(mut self, error: impl AsRef<str>) -> Self {
+        self.error = Change::Set(Arc::from(error.as_ref()));
+        self
+    }
+
+    /// Forgets the error.
+    pub fn clear_error(mut self) -> Self {
+        self.error = Change::Clear;
+        self
+    }
+
+    /// Forgets the row count.
+    pub fn clear_row_count(mut self) -> Self {
+        self.row_count = Change::Clear;
+        self
+    }
+
+    /// Forgets the fingerprint.
+    pub fn clear_fingerprint(mut self) -> Self {
+        self.fingerprint = Change::Clear;
+        self
+    }
+
+    /// How far an incremental source was read.
+    pub fn watermark(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        self.watermarks.push((Arc::from(name.as_ref()), Some(RawJson::string(value.as_ref()))));
+        self
+    }
+
+    /// Sets a note.
+    pub fn metadata(mut self, key: impl AsRef<str>, value: impl Into<serde_json::Value>) -> Self {
+        self.metadata.push((Arc::from(key.as_ref()), Some(RawJson::from(&value.into()))));
+        self
+    }
+
+    /// Removes a note.
+    pub fn remove_metadata(mut self, key: impl AsRef<str>) -> Self {
+        self.metadata.push((Arc::from(key.as_ref()), None));
+        self
+    }
+
+    /// About how many bytes this takes.
+    fn weight(&self) -> usize {
+        let text = |change: &Change<Arc<str>>| if let Change::Set(text) = change { text.len() } else { 0 };
+        let fingerprint = if let Change::Set(print) = &self.fingerprint { print.as_raw().as_str().len() } else { 0 };
+        text(&self.error) + fingerprint + notes_weight(&self.watermarks) + notes_weight(&self.metadata)
+    }
+}
+
+fn notes_weight(notes: &NoteChanges) -> usize {
+    notes.iter().map(|(key, value)| 48 + key.len() + value.as_ref().map_or(0, |v| v.as_str().len())).sum()
+}
+
+/// How a new run begins.
+///
+/// ```
+/// use seeknal_state::NewRun;
+/// let run = NewRun::running().metadata("trigger", "cron");
+/// # let _ = run;
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[must_use]
+pub struct NewRun {
+    pub(crate) status: RunStatus,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) started_at: Option<DateTime<Utc>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) worker: Option<ProcessInfo>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) metadata: NoteChanges,
+}
+
+impl NewRun {
+    /// A run in a status.
+    pub fn status(status: RunStatus) -> Self {
+        Self { status, started_at: None, worker: None, metadata: Vec::new() }
+    }
+
+    /// A run that waits to be started.
+    pub fn pending() -> Self {
+        Self::status(RunStatus::Pending)
+    }
+
+    /// A run that this process works on from now on.
+    pub fn running() -> Self {
+        Self::status(RunStatus::Running)
+    }
+
+    /// When it started, instead of the time of the call. Cut to whole microseconds.
+    pub fn started_at(mut self, stamp: DateTime<Utc>) -> Self {
+        self.started_at = Some(to_micros(stamp));
+        self
+    }
+
+    /// Sets a note.
+    pub fn metadata(mut self, key: impl AsRef<str>, value: impl Into<serde_json::Value>) -> Self {
+        self.metadata.push((Arc::from(key.as_ref()), Some(RawJson::from(&value.into()))));
+        self
+    }
+}
+
+/// What to change in a run. What is not given is kept. Moving to `running` stamps `started_at` if it has none, clears `finished_at` and
+/// makes this process its worker; moving to an end (success, failed, cancelled) stamps `finished_at` unless it is given, and frees
+/// the run's locks and its nodes'.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[must_use]
+pub struct RunUpdate {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) status: Option<RunStatus>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    pub(crate) started_at: Change<DateTime<Utc>>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    pub(crate) finished_at: Change<DateTime<Utc>>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    pub(crate) worker: Change<ProcessInfo>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) metadata: NoteChanges,
+}
+
+impl RunUpdate {
+    /// Changes nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Moves to a status.
+    pub fn status(status: RunStatus) -> Self {
+        Self { status: Some(status), ..Self::default() }
+    }
+
+    /// Moves to `running`.
+    pub fn running() -> Self {
+        Self::status(RunStatus::Running)
+    }
+
+    /// Moves to `success`.
+    pub fn success() -> Self {
+        Self::status(RunStatus::Success)
+    }
+
+    /// Moves to `failed`.
+    pub fn failed() -> Self {
+        Self::status(RunStatus::Failed)
+    }
+
+    /// Moves to `cancelled`.
+    pub fn cancelled() -> Self {
+        Self::status(RunStatus::Cancelled)
+    }
+
+    /// When it started. Cut to whole microseconds.
+    pub fn started_at(mut self, stamp: DateTime<Utc>) -> Self {
+        self.started_at = Change::Set(to_micros(stamp));
+        self
+    }
+
+    /// When it ended. Cut to whole microseconds.
+    pub fn finished_at(mut self, stamp: DateTime<Utc>) -> Self {
+        self.finished_at = Change::Set(to_micros(stamp));
+        self
+    }
+
+    /// Sets a note.
+    pub fn metadata(mut self, key: impl AsRef<str>, value: impl Into<serde_json::Value>) -> Self {
+        self.metadata.push((Arc::from(key.as_ref()), Some(RawJson::from(&value.into()))));
+        self
+    }
+
+    /// Removes a note.
+    pub fn remove_metadata(mut self, key: impl AsRef<str>) -> Self {
+        self.metadata.push((Arc::from(key.as_ref()), None));
+        self
+    }
+
+    /// Whether this ends the run, and so frees its locks.
+    pub fn ends_run(&self) -> bool {
+        self.status.as_ref().is_some_and(RunStatus::is_ended)
+    }
+}
+
+/// A whole run from elsewhere: another backend, an export, a foreign file. Its stamps and counters are kept, its versions are not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunImport {
+    /// Its header; `version` in it means nothing.
+    pub header: RunHeader,
+    /// Its nodes; `version` in them means nothing.
+    pub nodes: BTreeMap<NodeId, Arc<NodeState>>,
+}
+
+/// One change of one run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Mutation {
+    /// Makes the run; refused if it is there.
+    Create {
+        /// How it begins.
+        run: NewRun,
+        /// When.
+        at: DateTime<Utc>,
+    },
+    /// Makes the run as it was elsewhere; refused if it is there.
+    Import(Box<RunImport>),
+    /// Changes the run's header.
+    Update {
+        /// What.
+        update: RunUpdate,
+        /// When.
+        at: DateTime<Utc>,
+    },
+    /// Deletes the run. Nothing may follow in the same entry.
+    Delete {
+        /// Whether its nodes' completed intervals and partitions join the coverage, and their last success stays readable.
+        keep_coverage: bool,
+    },
+    /// Changes a node, or makes it.
+    SetNode {
+        /// Which.
+        node: NodeId,
+        /// What.
+        update: Box<NodeUpdate>,
+        /// When.
+        at: DateTime<Utc>,
+    },
+    /// Deletes a node; refused if it is not there.
+    DeleteNode {
+        /// Which.
+        node: NodeId,
+    },
+    /// Marks a stretch of time as complete; a node that is not there is made, pending.
+    AddInterval {
+        /// For which node.
+        node: NodeId,
+        /// Which time.
+        interval: Interval,
+    },
+    /// Marks a stretch of time as not complete (a restatement).
+    RemoveInterval {
+        /// For which node.
+        node: NodeId,
+        /// Which time.
+        interval: Interval,
+    },
+    /// Marks a partition as complete; a node that is not there is made, pending.
+    AddPartition {
+        /// For which node.
+        node: NodeId,
+        /// Which one.
+        partition: PartitionKey,
+    },
+    /// Marks a partition as not complete.
+    RemovePartition {
+        /// For which node.
+        node: NodeId,
+        /// Which one.
+        partition: PartitionKey,
+    },
+}
+
+impl Mutation {
+    /// The node that this changes; none for the run's header or the whole run.
+    pub fn node(&self) -> Option<&NodeId> {
+        match self {
+            Self::SetNode { node, .. }
+            | Self::DeleteNode { node }
+            | Self::AddInterval { node, .. }
+            | Self::RemoveInterval { node, .. }
+            | Self::AddPartition { node, .. }
+            | Self::RemovePartition { node, .. } => Some(node),
+            Self::Create { .. } | Self::Import(_) | Self::Update { .. } | Self::Delete { .. } => None,
+        }
+    }
+
+    /// Whether this makes the run.
+    pub fn creates_run(&self) -> bool {
+        matches!(self, Self::Create { .. } | Self::Import(_))
+    }
+
+    /// Whether this changes the run's header.
+    pub fn touches_header(&self) -> bool {
+        self.node().is_none()
+    }
+
+    /// Whether this ends or deletes the run, and so frees its locks.
+    pub fn frees_locks(&self) -> bool {
+        match self {
+            Self::Update { update, .. } => update.ends_run(),
+            Self::Delete { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// About how many bytes this takes in memory and on disk; admission is bounded by the sum.
+    pub fn weight(&self) -> usize {
+        const FIXED: usize = 128;
+        FIXED
+            + self.node().map_or(0, |node| node.as_str().len())
+            + match self {
+                Self::SetNode { update, .. } => update.weight(),
+                Self::Create { run, .. } => notes_weight(&run.metadata),
+                Self::Update { update, .. } => notes_weight(&update.metadata),
+                Self::Import(run) => {
+                    let extra = |extra: &Option<RawJson>| extra.as_ref().map_or(0, |raw| raw.as_str().len());
+                    extra(&run.header.extra)
+                        + run
+                            .nodes
+                            .iter()
+                            .map(|(id, node)| {
+                                512 + id.as_str().len()
+                                    + extra(&node.extra)
+                                    + node.metadata.weight()
+                                    + node.intervals.len() * 64
+                                    + node.partitions.iter().map(|p| p.as_str().len() + 32).sum::<usize>()
+                            })
+                            .sum::<usize>()
+                }
+                Self::AddPartition { partition, .. } | Self::RemovePartition { partition, .. } => partition.as_str().len(),
+                Self::Delete { .. } | Self::DeleteNode { .. } | Self::AddInterval { .. } | Self::RemoveInterval { .. } => 0,
+            }
+    }
+}

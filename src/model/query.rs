@@ -1,0 +1,162 @@
+//! Questions about many runs: filters, keyset pages, summaries.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::id::RunId;
+use super::run::{RunHeader, RunState, Version};
+use super::status::{NodeStatus, RunStatus};
+
+/// Which runs are asked for. Everything that is given must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RunFilter {
+    /// One of these statuses; empty means any.
+    pub statuses: Vec<RunStatus>,
+    /// Created at this time or later.
+    pub created_from: Option<DateTime<Utc>>,
+    /// Created before this time.
+    pub created_before: Option<DateTime<Utc>>,
+    /// The id starts with this text.
+    pub id_prefix: Option<String>,
+}
+
+impl RunFilter {
+    /// All runs.
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Also runs in this status.
+    pub fn status(mut self, status: RunStatus) -> Self {
+        self.statuses.push(status);
+        self
+    }
+
+    /// Only runs created at this time or later.
+    pub fn created_from(mut self, from: DateTime<Utc>) -> Self {
+        self.created_from = Some(from);
+        self
+    }
+
+    /// Only runs created before this time.
+    pub fn created_before(mut self, before: DateTime<Utc>) -> Self {
+        self.created_before = Some(before);
+        self
+    }
+
+    /// Only runs whose id starts with this text.
+    pub fn id_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.id_prefix = Some(prefix.into());
+        self
+    }
+
+    /// Whether a run is asked for.
+    pub fn matches(&self, id: &RunId, header: &RunHeader) -> bool {
+        (self.statuses.is_empty() || self.statuses.contains(&header.status))
+            && self.created_from.is_none_or(|from| header.created_at >= from)
+            && self.created_before.is_none_or(|before| header.created_at < before)
+            && self.id_prefix.as_deref().is_none_or(|prefix| id.as_str().starts_with(prefix))
+    }
+}
+
+/// The place after which the next page begins.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RunCursor {
+    /// When the last run of the page was created.
+    pub created_at: DateTime<Utc>,
+    /// Its id.
+    pub run_id: RunId,
+}
+
+/// One page of runs, newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RunQuery {
+    /// Which runs.
+    pub filter: RunFilter,
+    /// Begin after this place; `None` is the first page.
+    pub after: Option<RunCursor>,
+    /// How many runs at most, 1 to 1,000; 100 by default.
+    pub limit: usize,
+}
+
+impl Default for RunQuery {
+    fn default() -> Self {
+        Self { filter: RunFilter::all(), after: None, limit: 100 }
+    }
+}
+
+impl RunQuery {
+    /// The first page of the runs that a filter asks for.
+    pub fn new(filter: RunFilter) -> Self {
+        Self { filter, ..Self::default() }
+    }
+
+    /// Begins after a place.
+    pub fn after(mut self, cursor: Option<RunCursor>) -> Self {
+        self.after = cursor;
+        self
+    }
+
+    /// At most this many runs (clamped to 1 to 1,000).
+    pub fn limit(mut self, limit: usize) -> Self {
+        self.limit = limit.clamp(1, 1000);
+        self
+    }
+}
+
+/// A run in a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RunSummary {
+    /// Its name.
+    pub run_id: RunId,
+    /// Its version.
+    pub version: Version,
+    /// What is known of it as a whole.
+    #[serde(flatten)]
+    pub header: RunHeader,
+    /// How many nodes stand where.
+    pub nodes: BTreeMap<NodeStatus, u64>,
+}
+
+impl RunSummary {
+    /// A summary from its parts.
+    pub fn new(run_id: RunId, version: Version, header: RunHeader, nodes: BTreeMap<NodeStatus, u64>) -> Self {
+        Self { run_id, version, header, nodes }
+    }
+
+    /// The summary of a run.
+    pub fn of(run: &RunState) -> Self {
+        let mut nodes = BTreeMap::new();
+        for (_, node) in run.nodes() {
+            *nodes.entry(node.status.clone()).or_default() += 1;
+        }
+        Self::new(run.id().clone(), run.version(), run.header().clone(), nodes)
+    }
+
+    /// Where this run stands in the order of runs.
+    pub fn cursor(&self) -> RunCursor {
+        RunCursor { created_at: self.header.created_at, run_id: self.run_id.clone() }
+    }
+}
+
+/// One page of runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RunPage {
+    /// The runs, newest first.
+    pub runs: Vec<RunSummary>,
+    /// Where the next page begins; `None` if this was the last one.
+    pub next: Option<RunCursor>,
+}
+
+impl RunPage {
+    /// A page from its parts.
+    pub fn new(runs: Vec<RunSummary>, next: Option<RunCursor>) -> Self {
+        Self { runs, next }
+    }
+}

@@ -1,0 +1,247 @@
+//! The state of a run: its header and its nodes, as one immutable value that is cheap to clone.
+
+use std::fmt;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use rpds::RedBlackTreeMapSync;
+use serde::{Deserialize, Serialize};
+
+use super::id::{NodeId, RunId};
+use super::json::RawJson;
+use super::metadata::Metadata;
+use super::node::NodeState;
+use super::process::ProcessInfo;
+use super::status::RunStatus;
+
+/// The version of a run: it grows by one with every committed entry, and is never used twice, not even after delete and re-creation.
+/// Zero means: there is no such run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Version(pub u64);
+
+impl Version {
+    /// No such run.
+    pub const NONE: Self = Self(0);
+
+    /// The version after this one.
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The place of a committed entry in the order of the whole store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CommitSeq(pub u64);
+
+impl fmt::Display for CommitSeq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is known of a run as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RunHeader {
+    /// Where it stands.
+    pub status: RunStatus,
+    /// When it was created. Runs are ordered by this stamp, then by id; it never changes.
+    pub created_at: DateTime<Utc>,
+    /// When it started to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<DateTime<Utc>>,
+    /// The process that works on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<ProcessInfo>,
+    /// Free notes.
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    pub metadata: Metadata,
+    /// For a run that came from a foreign file: the members of that file's top level, as they were, without its nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra: Option<RawJson>,
+    /// The run's version that last changed this header.
+    #[serde(default)]
+    pub version: Version,
+}
+
+impl RunHeader {
+    /// The header of a run that was just created.
+    pub fn new(status: RunStatus, created_at: DateTime<Utc>) -> Self {
+        Self {
+            status,
+            created_at,
+            started_at: None,
+            finished_at: None,
+            worker: None,
+            metadata: Metadata::new(),
+            extra: None,
+            version: Version::NONE,
+        }
+    }
+}
+
+/// A run at one version: header and nodes. Immutable for readers; a clone shares all of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RunState {
+    id: RunId,
+    version: Version,
+    created_version: Version,
+    header: Arc<RunHeader>,
+    nodes: RedBlackTreeMapSync<NodeId, Arc<NodeState>>,
+}
+
+impl RunState {
+    /// A run without nodes, at the version that created it.
+    pub fn new(id: RunId, header: RunHeader, version: Version) -> Self {
+        let header = RunHeader { version, ..header };
+        Self { id, version, created_version: version, header: Arc::new(header), nodes: RedBlackTreeMapSync::new_sync() }
+    }
+
+    /// A run as a backend found it in its storage.
+    pub fn from_parts(
+        id: RunId,
+        header: RunHeader,
+        version: Version,
+        created_version: Version,
+        nodes: impl IntoIterator<Item = (NodeId, NodeState)>,
+    ) -> Self {
+        let nodes = nodes.into_iter().map(|(id, node)| (id, Arc::new(node))).collect();
+        Self { id, version, created_version, header: Arc::new(header), nodes }
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &RunId {
+        &self.id
+    }
+
+    /// Its version.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The version at which it was created: anything older belongs to an earlier run of the same name.
+    pub fn created_version(&self) -> Version {
+        self.created_version
+    }
+
+    /// What is known of it as a whole.
+    pub fn header(&self) -> &RunHeader {
+        &self.header
+    }
+
+    /// One node.
+    pub fn node(&self, node: &str) -> Option<&NodeState> {
+        self.nodes.get(node).map(|state| &**state)
+    }
+
+    /// One node, shared.
+    pub fn node_shared(&self, node: &str) -> Option<Arc<NodeState>> {
+        self.nodes.get(node).cloned()
+    }
+
+    /// All nodes in order of their ids.
+    pub fn nodes(&self) -> impl ExactSizeIterator<Item = (&NodeId, &NodeState)> {
+        self.nodes.iter().map(|(id, state)| (id, &**state))
+    }
+
+    /// How many nodes it has.
+    pub fn node_count(&self) -> usize {
+        self.nodes.size()
+    }
+
+    /// The key by which runs are ordered.
+    pub fn order_key(&self) -> (DateTime<Utc>, RunId) {
+        (self.header.created_at, self.id.clone())
+    }
+
+    /// The newest stamp of the run or one of its nodes: the end of a foreign run that has none of its own.
+    pub fn newest_stamp(&self) -> Option<DateTime<Utc>> {
+        let header = [self.header.started_at, self.header.finished_at];
+        let nodes = self.nodes.values().flat_map(|node| [node.started_at, node.finished_at]);
+        header.into_iter().chain(nodes).flatten().max()
+    }
+
+    /// The same run with its version, and the stamps of the rows that `base` had not seen, moved to where they really are.
+    pub(crate) fn restamped(&self, base: Version, actual: Version, created: bool) -> Self {
+        let mut state = self.clone();
+        if state.header.version > base || created {
+            Arc::make_mut(&mut state.header).version = actual;
+        }
+        let moved: Vec<NodeId> =
+            self.nodes.iter().filter(|(_, node)| node.version > base || created).map(|(id, _)| id.clone()).collect();
+        for id in moved {
+            if let Some(node) = state.nodes.get(&id) {
+                let mut node = NodeState::clone(node);
+                node.version = actual;
+                state.nodes.insert_mut(id, Arc::new(node));
+            }
+        }
+        state.version = actual;
+        if created {
+            state.created_version = actual;
+        }
+        state
+    }
+
+    pub(super) fn set_version(&mut self, version: Version) {
+        self.version = version;
+    }
+
+    pub(super) fn header_mut(&mut self) -> &mut RunHeader {
+        Arc::make_mut(&mut self.header)
+    }
+
+    pub(super) fn put_node(&mut self, id: NodeId, node: NodeState) {
+        self.nodes.insert_mut(id, Arc::new(node));
+    }
+
+    pub(super) fn drop_node(&mut self, id: &NodeId) -> bool {
+        self.nodes.remove_mut(id)
+    }
+}
+
+impl fmt::Debug for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunState")
+            .field("id", &self.id)
+            .field("version", &self.version)
+            .field("header", &self.header)
+            .field("nodes", &self.nodes.iter().map(|(id, node)| (id, &**node)).collect::<std::collections::BTreeMap<_, _>>())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A run as it is written in journals and exports: everything, versions included.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    run_id: RunId,
+    version: Version,
+    created_version: Version,
+    #[serde(flatten)]
+    header: RunHeader,
+    nodes: std::collections::BTreeMap<NodeId, Arc<NodeState>>,
+}
+
+impl Serialize for RunState {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Written {
+            run_id: self.id.clone(),
+            version: self.version,
+            created_version: self.created_version,
+            header: (*self.header).clone(),
+            nodes: self.nodes.iter().map(|(id, node)| (id.clone(), Arc::clone(node))).collect(),
+        }
+        .serialize(serializer)
+    }
+}

@@ -1,0 +1,130 @@
+//! Errors of storage: what happened, where, what to do, and whether anything was written.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+/// What kind of fault it is; callers decide by it, people read the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StoreErrorKind {
+    /// Somebody else has it: a second writer, a held lock, a busy database. Trying again may help.
+    Busy,
+    /// It may only be read: a read-only folder, mount, token or opening.
+    ReadOnly,
+    /// No space is left. Nothing is lost; the service goes on when there is space again.
+    Full,
+    /// The system refused or failed to read or write.
+    Io,
+    /// What is stored is damaged. It was left as it is.
+    Corrupt,
+    /// What is stored was written by a newer version. It was left as it is.
+    NewerFormat,
+    /// What is stored belongs to another program. It was left as it is.
+    Foreign,
+    /// Something that was asked for is not there.
+    NotFound,
+    /// The value, path, name or setting makes no sense.
+    Input,
+    /// This backend or this build cannot do it.
+    Unsupported,
+    /// After a failure that cannot be healed while it is open, this opening refuses to write. Open it anew.
+    Poisoned,
+    /// It was closed.
+    Closed,
+    /// It cannot be reached now.
+    Unavailable,
+}
+
+/// A fault of storage. Cheap to clone: one failed flush answers every waiter.
+#[derive(Debug, Clone)]
+pub struct StoreError {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    kind: StoreErrorKind,
+    unknown: bool,
+    message: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl StoreError {
+    /// A fault after which nothing of what was asked has happened. The message names the place and the mend.
+    pub fn not_applied(kind: StoreErrorKind, message: impl Into<String>) -> Self {
+        Self { inner: Arc::new(Inner { kind, unknown: false, message: message.into(), source: None }) }
+    }
+
+    /// A fault after which nobody knows whether it has happened.
+    pub fn unknown(kind: StoreErrorKind, message: impl Into<String>) -> Self {
+        Self { inner: Arc::new(Inner { kind, unknown: true, message: message.into(), source: None }) }
+    }
+
+    /// A fault of the operating system at a place; nothing has happened. Says what usually mends it.
+    pub fn io(place: impl fmt::Display, error: std::io::Error) -> Self {
+        use std::io::ErrorKind as K;
+        let (kind, mend) = match error.kind() {
+            K::StorageFull | K::QuotaExceeded | K::FileTooLarge => (StoreErrorKind::Full, "free some space; nothing is lost"),
+            K::PermissionDenied => (StoreErrorKind::ReadOnly, "check the permissions of the file and its folder"),
+            K::ReadOnlyFilesystem => (StoreErrorKind::ReadOnly, "the file system is mounted read-only"),
+            K::NotFound => (StoreErrorKind::NotFound, "check the path"),
+            _ => (StoreErrorKind::Io, "check the disk and the system's log"),
+        };
+        let message = format!("{place}: {error}; {mend}");
+        Self { inner: Arc::new(Inner { kind, unknown: false, message, source: Some(Box::new(error)) }) }
+    }
+
+    /// A backend was asked for something that it cannot do.
+    pub fn unsupported(backend: &str, what: &str) -> Self {
+        Self::not_applied(StoreErrorKind::Unsupported, format!("the {backend} backend does not support {what}"))
+    }
+
+    /// The backend was closed.
+    pub fn closed() -> Self {
+        Self::not_applied(StoreErrorKind::Closed, "the state was closed; open it again")
+    }
+
+    /// The same fault with the error that it came from.
+    pub fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
+        let Inner { kind, unknown, message, .. } = &*self.inner;
+        Self { inner: Arc::new(Inner { kind: *kind, unknown: *unknown, message: message.clone(), source: Some(Box::new(source)) }) }
+    }
+
+    /// The same fault, after which nobody knows whether it has happened.
+    pub fn into_unknown(self) -> Self {
+        let Inner { kind, message, .. } = &*self.inner;
+        Self { inner: Arc::new(Inner { kind: *kind, unknown: true, message: message.clone(), source: Some(Box::new(self.clone())) }) }
+    }
+
+    /// What kind of fault it is.
+    pub fn kind(&self) -> StoreErrorKind {
+        self.inner.kind
+    }
+
+    /// Whether nobody knows if what was asked has happened.
+    pub fn is_unknown_outcome(&self) -> bool {
+        self.inner.unknown
+    }
+
+    /// Whether the same call may succeed later without anybody's help.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self.inner.kind, StoreErrorKind::Busy | StoreErrorKind::Full | StoreErrorKind::Unavailable)
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.inner.message)?;
+        if self.inner.unknown {
+            f.write_str(" (whether it was written is not known)")?;
+        }
+        Ok(())
+    }
+}
+
+impl StdError for StoreError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.inner.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}

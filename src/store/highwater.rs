@@ -1,0 +1,100 @@
+//! A small file beside the state that remembers how far numbers were given out, so that no restored backup brings old ones back.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{StoreError, StoreErrorKind};
+use crate::model::ProcessInfo;
+
+/// What the file says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct HighWater {
+    /// The highest fencing token that may have been given out.
+    pub(super) token: u64,
+    /// The highest commit sequence that may have been given out.
+    pub(super) seq: u64,
+    /// The process that holds the lock on this file; of meaning only while it is locked.
+    pub(super) holder: Option<ProcessInfo>,
+}
+
+/// The open file. It is never renamed and never deleted: the operating system's lock on it is the lock on the state.
+#[derive(Debug)]
+pub(super) struct HighWaterFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl HighWaterFile {
+    /// Opens the file, and makes it (durably) if it is not there.
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let fail = |error| StoreError::io(path.display(), error);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(fail)?;
+        if file.metadata().map_err(fail)?.len() == 0 {
+            file.sync_all().map_err(fail)?;
+            if let Some(folder) = path.parent() {
+                let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+                File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)?;
+            }
+        }
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Takes the exclusive lock; `false` if somebody else has it.
+    pub(super) fn try_lock(&self) -> Result<bool, StoreError> {
+        match self.file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(false),
+            Err(std::fs::TryLockError::Error(error)) => Err(StoreError::io(self.path.display(), error)),
+        }
+    }
+
+    /// Waits for the exclusive lock.
+    pub(super) fn lock(&self) -> Result<(), StoreError> {
+        self.file.lock().map_err(|error| StoreError::io(self.path.display(), error))
+    }
+
+    /// Gives the lock back.
+    pub(super) fn unlock(&self) -> Result<(), StoreError> {
+        self.file.unlock().map_err(|error| StoreError::io(self.path.display(), error))
+    }
+
+    /// What the file says; an empty one says zero.
+    pub(super) fn read(&mut self) -> Result<HighWater, StoreError> {
+        let fail = |error| StoreError::io(self.path.display(), error);
+        let mut text = String::new();
+        self.file.seek(SeekFrom::Start(0)).map_err(fail)?;
+        // The file is a line of a few hundred bytes; whatever is longer is not ours.
+        (&self.file).take(64 * 1024).read_to_string(&mut text).map_err(fail)?;
+        let line = text.trim_end_matches(['\0', ' ', '\n']);
+        if line.is_empty() {
+            return Ok(HighWater::default());
+        }
+        serde_json::from_str(line).map_err(|error| {
+            StoreError::not_applied(
+                StoreErrorKind::Corrupt,
+                format!(
+                    "{}: it does not say how far tokens were given out ({error}); write {{\"token\":N,\"seq\":N}} into it with numbers higher than any in use",
+                    self.path.display()
+                ),
+            )
+        })
+    }
+
+    /// Writes it in place and syncs. The text is padded to one length, so that one small write replaces all of it.
+    pub(super) fn write(&mut self, value: &HighWater) -> Result<(), StoreError> {
+        const LENGTH: usize = 512;
+        let fail = |error| StoreError::io(self.path.display(), error);
+        let mut line = serde_json::to_string(value).map_err(|error| fail(error.into()))?;
+        while line.len() + 1 < LENGTH {
+            line.push(' ');
+        }
+        line.push('\n');
+        self.file.seek(SeekFrom::Start(0)).map_err(fail)?;
+        self.file.write_all(line.as_bytes()).map_err(fail)?;
+        self.file.sync_all().map_err(fail)
+    }
+}

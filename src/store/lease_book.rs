@@ -1,0 +1,97 @@
+//! The leases of a storage where one process writes: granted by the lock manager, asked about by the backend's commits.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use crate::model::{Fence, FenceCheck, FencingToken, LeaseKey, LeaseRecord, NodeId, RunId};
+
+/// The leases that are held now. The lock manager writes it; the backend reads it while it decides a batch, so that a write which is fenced by a
+/// lost lease is refused in the same breath in which others are accepted.
+#[derive(Debug)]
+pub struct LeaseBook {
+    held: Mutex<HashMap<RunId, HashMap<Option<NodeId>, Held>>>,
+    changes: AtomicU64,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    record: LeaseRecord,
+    /// `None`: kept alive as long as its guard lives.
+    deadline: Option<Instant>,
+}
+
+impl Held {
+    fn is_live(&self, now: Instant) -> bool {
+        self.deadline.is_none_or(|deadline| now < deadline)
+    }
+}
+
+impl Default for LeaseBook {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl LeaseBook {
+    /// No leases.
+    pub fn new() -> Self {
+        Self { held: Mutex::new(HashMap::new()), changes: AtomicU64::new(0) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RunId, HashMap<Option<NodeId>, Held>>> {
+        // Every change of the map is a single call, so that a panicking holder leaves it whole.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a grant, or a renewal under the same token. Without a deadline it is held until it is taken out.
+    pub fn put(&self, record: LeaseRecord, deadline: Option<Instant>) {
+        let LeaseKey { run, node } = record.key.clone();
+        self.lock().entry(run).or_default().insert(node, Held { record, deadline });
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes a lease out, if it is still held under this token.
+    pub fn remove(&self, key: &LeaseKey, token: FencingToken) {
+        let mut held = self.lock();
+        let Some(of_run) = held.get_mut(&key.run) else { return };
+        if of_run.get(&key.node).is_some_and(|lease| lease.record.token == token) {
+            of_run.remove(&key.node);
+            if of_run.is_empty() {
+                held.remove(&key.run);
+            }
+            self.changes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// All leases that are held and not expired.
+    pub fn list(&self) -> Vec<LeaseRecord> {
+        let now = Instant::now();
+        let mut all: Vec<LeaseRecord> =
+            self.lock().values().flat_map(HashMap::values).filter(|held| held.is_live(now)).map(|held| held.record.clone()).collect();
+        all.sort_by_key(|record| record.token);
+        all
+    }
+
+    /// Grows with every change: a backend that writes leases down for others to list sees by it whether there is news.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+}
+
+impl FenceCheck for LeaseBook {
+    fn holds(&self, fence: &Fence) -> bool {
+        let now = Instant::now();
+        self.lock()
+            .get(&fence.key.run)
+            .and_then(|of_run| of_run.get(&fence.key.node))
+            .is_some_and(|held| held.record.token == fence.token && held.is_live(now))
+    }
+
+    fn holder(&self, run: &RunId) -> Option<String> {
+        let now = Instant::now();
+        self.lock().get(run)?.values().find(|held| held.is_live(now)).map(|held| held.record.owner.to_string())
+    }
+}

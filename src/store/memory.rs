@@ -1,0 +1,121 @@
+//! State that lives as long as its process: for tests, and for pipelines that need no history.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::{AnswerLog, BoxFuture, LeaseBook, LeaseStore, OpenReport, StateBackend, StoreError, StoreErrorKind};
+use crate::model::{
+    Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, Ledger, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage,
+    RunQuery, RunState, SystemClock,
+};
+
+/// A backend in memory. Nothing is durable; every other contract holds. Clones share one store, so that a store can be opened
+/// again after a coordinator was closed.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryBackend {
+    shared: Arc<Shared>,
+    process: Arc<OnceLock<ProcessInfo>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    store: Mutex<Store>,
+    tokens: AtomicU64,
+    leases: Arc<LeaseBook>,
+}
+
+#[derive(Debug, Default)]
+struct Store {
+    ledger: Ledger,
+    answers: AnswerLog,
+}
+
+impl MemoryBackend {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn store(&self) -> Result<MutexGuard<'_, Store>, StoreError> {
+        let poisoned = |_: PoisonError<_>| {
+            StoreError::not_applied(StoreErrorKind::Poisoned, "the state in memory was left by a panic in mid-change; open it anew")
+        };
+        self.shared.store.lock().map_err(poisoned)
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Ledger) -> T) -> BoxFuture<'_, Result<T, StoreError>>
+    where
+        T: Send + 'static,
+    {
+        let found = self.store().map(|store| read(&store.ledger));
+        Box::pin(async move { found })
+    }
+}
+
+impl StateBackend for MemoryBackend {
+    fn name(&self) -> &str {
+        "memory"
+    }
+
+    fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
+        self.process.get_or_init(|| ProcessInfo::current(SystemClock.now()));
+        Box::pin(async { Ok(OpenReport::new()) })
+    }
+
+    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
+        Box::pin(async move {
+            let mut store = self.store()?;
+            if let Some(answer) = store.answers.get(batch.id) {
+                return Ok(answer.clone());
+            }
+            let answer = store.ledger.commit(&batch.entries, &*self.shared.leases);
+            store.answers.put(batch.id, answer.clone());
+            Ok(answer)
+        })
+    }
+
+    fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        self.read(|ledger| ledger.run(run.as_str()).cloned())
+    }
+
+    fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
+        self.read(|ledger| ledger.list(query))
+    }
+
+    fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
+        Box::pin(async { Ok(self.shared.leases.list()) })
+    }
+
+    fn lease_store(&self) -> LeaseStore {
+        LeaseStore::Book(Arc::clone(&self.shared.leases))
+    }
+
+    fn reserve_tokens(&self, count: u64) -> BoxFuture<'_, Result<Range<u64>, StoreError>> {
+        let start = self.shared.tokens.fetch_add(count, Ordering::Relaxed).saturating_add(1);
+        Box::pin(async move { Ok(start..start.saturating_add(count)) })
+    }
+
+    fn process(&self) -> Option<ProcessInfo> {
+        self.process.get().cloned()
+    }
+
+    fn latest_node<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Option<(RunId, NodeState)>, StoreError>> {
+        self.read(|ledger| {
+            let run = ledger.runs_of_node(node.as_str()).next()?;
+            Some((run.id().clone(), run.node(node.as_str())?.clone()))
+        })
+    }
+
+    fn last_success<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Option<LastSuccess>, StoreError>> {
+        self.read(|ledger| ledger.last_success(node.as_str()))
+    }
+
+    fn coverage<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<NodeCoverage, StoreError>> {
+        self.read(|ledger| ledger.coverage(node.as_str()))
+    }
+
+    fn retained(&self) -> BoxFuture<'_, Result<Vec<(NodeId, Retained)>, StoreError>> {
+        self.read(|ledger| ledger.retained().into_iter().collect())
+    }
+}

@@ -1,0 +1,284 @@
+//! Where batches come to rest: the [`StateBackend`] trait, the registry, and the backends themselves.
+//!
+//! A backend is asked for six things: open, commit a batch, load a run, list runs, list leases, and its name. Everything beyond has a correct, slower
+//! default. It is asynchronous and dyn-compatible; a backend that blocks owns a thread and hides it.
+
+mod answers;
+mod error;
+mod lease_book;
+mod memory;
+mod registry;
+
+#[cfg(any(feature = "conformance", test))]
+pub mod conformance;
+#[cfg(feature = "file")]
+pub mod file;
+#[cfg(any(feature = "file", feature = "sqlite"))]
+mod highwater;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::model::{
+    Batch, BatchAnswer, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage, RunQuery,
+    RunState, Version,
+};
+
+pub use answers::AnswerLog;
+pub use error::{StoreError, StoreErrorKind};
+pub use lease_book::LeaseBook;
+pub use memory::MemoryBackend;
+pub use registry::{BackendOptions, StateBackendFactory, create_state_backend};
+
+/// A future of a backend's method.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What opening found, beyond the state itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct OpenReport {
+    /// What an operator should know: a torn record that was cut, a journal that was set aside, a document that somebody else rewrote.
+    pub notices: Vec<String>,
+}
+
+impl OpenReport {
+    /// Nothing to tell.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a line for the operator.
+    pub fn notice(&mut self, line: impl Into<String>) {
+        self.notices.push(line.into());
+    }
+}
+
+/// How a backend keeps leases.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum LeaseStore {
+    /// One process writes: leases live in this book, which the backend asks about fences; they die with the process.
+    Book(Arc<LeaseBook>),
+    /// Many processes write: leases are rows, and [`Entry::leases`](crate::model::Entry::leases) is decided in the batch's transaction.
+    Rows,
+}
+
+/// Another opening of the same state, as far as it can be known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct OpenProcess {
+    /// Who.
+    pub process: ProcessInfo,
+    /// Whether it lives; `None` if that cannot be known from here.
+    pub alive: Option<bool>,
+}
+
+impl OpenProcess {
+    /// An opening and whether it lives.
+    pub fn new(process: ProcessInfo, alive: Option<bool>) -> Self {
+        Self { process, alive }
+    }
+}
+
+/// What a check of the storage found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// What was looked at, for people.
+    pub checked: Vec<String>,
+    /// What is wrong; empty means sound.
+    pub problems: Vec<String>,
+}
+
+impl VerifyReport {
+    /// Nothing checked yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// A place where state comes to rest.
+///
+/// # Contract
+/// - [`commit`](Self::commit) is atomic for every entry and durable when it answers; it decides guards, fences, versions and existence of runs itself,
+///   in the same transaction; one refused entry (and the later ones of its runs) never takes others along. The same batch id is applied
+///   once, and answered the same way when it is sent again.
+/// - An error of `commit` says whether nothing happened ([`StoreError::not_applied`]) or nobody knows ([`StoreError::unknown`]). While it is unknown
+///   the caller sends the same batch again.
+/// - A new run begins at a version that no earlier run of the same name had.
+/// - Batches of one run are sent one after another; batches of different runs may be sent at the same time.
+/// - Dropping a future of `commit` does not stop the work.
+///
+/// [`Ledger`](crate::model::Ledger) implements all rules in memory; a backend that keeps the whole state in memory is that ledger with a place to rest.
+/// The feature `conformance` has the test kit (`seeknal_state::store::conformance`).
+pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
+    /// A short name for people: `file`, `sqlite`, ….
+    fn name(&self) -> &str;
+
+    /// Where the state is, for people and error messages; never with a secret in it.
+    fn location(&self) -> String {
+        self.name().to_owned()
+    }
+
+    /// Opens the storage: makes it if it is not there, recovers after a crash, checks formats.
+    fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>>;
+
+    /// Applies a batch; see the contract above. Answers with one outcome for every entry.
+    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>>;
+
+    /// One run, as it is in stable storage.
+    fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>>;
+
+    /// One page of runs, newest first.
+    fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>>;
+
+    /// All leases that are held and not expired.
+    fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>>;
+
+    /// How leases are kept. The default says rows, which are refused by a backend that does not know them: override it.
+    fn lease_store(&self) -> LeaseStore {
+        LeaseStore::Rows
+    }
+
+    /// Reserves fencing tokens, durably: never given out before, never again, over restarts and restored backups. Needed with [`LeaseStore::Book`].
+    fn reserve_tokens(&self, count: u64) -> BoxFuture<'_, Result<Range<u64>, StoreError>> {
+        let _unused = count;
+        Box::pin(async { Err(StoreError::unsupported(self.name(), "reserving fencing tokens")) })
+    }
+
+    /// Whether other processes may write to the same storage while this one has it open.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Whether this opening may only read.
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    /// The identity of this opening, known after [`initialize`](Self::initialize).
+    fn process(&self) -> Option<ProcessInfo> {
+        None
+    }
+
+    /// All openings of this state that can be known, this one included.
+    fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
+        Box::pin(async { Ok(self.process().map(|process| OpenProcess::new(process, Some(true))).into_iter().collect()) })
+    }
+
+    /// A run again, after others wrote to it; `since` is the version that the caller has. A backend may use it to read less.
+    fn reload_run<'a>(&'a self, have: &'a RunState) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        self.load_run(have.id())
+    }
+
+    /// The version of a run that is in storage now; `None` if there is no such run.
+    fn run_version<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<Version>, StoreError>> {
+        Box::pin(async move { Ok(self.load_run(run).await?.map(|state| state.version())) })
+    }
+
+    /// The state of a node in the newest run that has it.
+    fn latest_node<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Option<(RunId, NodeState)>, StoreError>> {
+        Box::pin(async move { find_newest(self, |run| run.node(node.as_str()).map(|state| (run.id().clone(), state.clone()))).await })
+    }
+
+    /// The last success of a node over all runs, also those that cleanup deleted.
+    fn last_success<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Option<LastSuccess>, StoreError>> {
+        Box::pin(async move {
+            let live = find_newest(self, |run| LastSuccess::of(run, run.node(node.as_str())?)).await?;
+            let kept = self.retained().await?.into_iter().find(|(id, _)| id == node).and_then(|(_, retained)| retained.last_success);
+            Ok(match (live, kept) {
+                (Some(live), Some(kept)) if kept.is_newer_than(&live) => Some(kept),
+                (live, kept) => live.or(kept),
+            })
+        })
+    }
+
+    /// What a node completed, over all runs and what outlives them.
+    fn coverage<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<NodeCoverage, StoreError>> {
+        Box::pin(async move {
+            let mut coverage = NodeCoverage::default();
+            for (id, retained) in self.retained().await? {
+                if id == *node {
+                    coverage = retained.coverage;
+                }
+            }
+            let _none = find_newest(self, |run| {
+                if let Some(state) = run.node(node.as_str()) {
+                    coverage.absorb(state);
+                }
+                None::<()>
+            })
+            .await?;
+            Ok(coverage)
+        })
+    }
+
+    /// Every node id that a run or the coverage knows, sorted.
+    fn node_ids(&self) -> BoxFuture<'_, Result<BTreeSet<NodeId>, StoreError>> {
+        Box::pin(async move {
+            let mut ids: BTreeSet<NodeId> = self.retained().await?.into_iter().map(|(id, _)| id).collect();
+            let _none = find_newest(self, |run| {
+                ids.extend(run.nodes().map(|(id, _)| id.clone()));
+                None::<()>
+            })
+            .await?;
+            Ok(ids)
+        })
+    }
+
+    /// Everything that outlives deleted runs, by node. A backend that keeps nothing refuses deletions that ask for it.
+    fn retained(&self) -> BoxFuture<'_, Result<Vec<(NodeId, Retained)>, StoreError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// Brings the storage into the form that others read (the file backend's document); cheap if it is.
+    fn checkpoint(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Checks the storage from end to end, reading only.
+    fn verify(&self) -> BoxFuture<'_, Result<VerifyReport, StoreError>> {
+        Box::pin(async { Ok(VerifyReport::new()) })
+    }
+
+    /// Closes: checkpoints, gives up locks, ends threads. Commits after it are refused as closed. May be called twice.
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// Goes through all runs, newest first, until something is found: the slow way that every backend can go.
+async fn find_newest<B, T>(backend: &B, mut find: impl FnMut(&RunState) -> Option<T> + Send) -> Result<Option<T>, StoreError>
+where
+    B: StateBackend + ?Sized,
+    T: Send,
+{
+    let mut query = RunQuery::default().limit(1000);
+    loop {
+        let page = backend.list_runs(&query).await?;
+        for summary in &page.runs {
+            if let Some(run) = backend.load_run(&summary.run_id).await? {
+                if let Some(found) = find(&run) {
+                    return Ok(Some(found));
+                }
+            }
+        }
+        if page.next.is_none() {
+            return Ok(None);
+        }
+        query = query.after(page.next);
+    }
+}

@@ -1,0 +1,189 @@
+//! Backends by name: the built-in ones, and those that an embedder registers.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
+
+use super::{MemoryBackend, StateBackend, StoreError, StoreErrorKind};
+
+/// What a backend is made from. Every backend takes what it needs and ignores the rest.
+#[derive(Clone, Default)]
+#[must_use]
+pub struct BackendOptions {
+    base_path: Option<PathBuf>,
+    db_path: Option<PathBuf>,
+    database_url: Option<String>,
+    read_only: bool,
+    extra: BTreeMap<String, String>,
+}
+
+impl BackendOptions {
+    /// No options: everything is at its default.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The folder that holds `run_state.json` and `state.db`; `target` by default.
+    pub fn base_path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.base_path = Some(path.into());
+        self
+    }
+
+    /// The SQLite file; `state.db` in the base path by default.
+    pub fn db_path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.db_path = Some(path.into());
+        self
+    }
+
+    /// The URL of a remote database. It may hold a secret: it is never printed.
+    pub fn database_url(mut self, url: impl Into<String>) -> Self {
+        self.database_url = Some(url.into());
+        self
+    }
+
+    /// Opens for reading only: nothing is made, recovered or changed, and a live writer is not disturbed.
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    /// Sets an option of a custom backend.
+    pub fn set(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.extra.insert(key.into(), value.into());
+        self
+    }
+
+    /// An option of a custom backend.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.extra.get(key).map(String::as_str)
+    }
+
+    /// The folder that holds the state.
+    pub fn base(&self) -> &Path {
+        self.base_path.as_deref().unwrap_or(Path::new("target"))
+    }
+
+    /// The SQLite file.
+    pub fn db(&self) -> PathBuf {
+        self.db_path.clone().unwrap_or_else(|| self.base().join("state.db"))
+    }
+
+    /// The URL of a remote database.
+    pub fn url(&self) -> Option<&str> {
+        self.database_url.as_deref()
+    }
+
+    /// Whether only reading is wanted.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+}
+
+impl fmt::Debug for BackendOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendOptions")
+            .field("base_path", &self.base_path)
+            .field("db_path", &self.db_path)
+            .field("database_url", &self.database_url.as_ref().map(|_| "(not shown)"))
+            .field("read_only", &self.read_only)
+            .field("extra", &self.extra.keys())
+            .finish()
+    }
+}
+
+type MakeBackend = Arc<dyn Fn(&BackendOptions) -> Result<Arc<dyn StateBackend>, StoreError> + Send + Sync>;
+
+static REGISTERED: LazyLock<RwLock<BTreeMap<String, MakeBackend>>> = LazyLock::new(RwLock::default);
+
+/// The registry of backends.
+#[derive(Debug)]
+pub struct StateBackendFactory;
+
+impl StateBackendFactory {
+    /// The names that this build knows by itself.
+    const BUILT_IN: &'static [&'static str] = &[
+        #[cfg(feature = "sqlite")]
+        "database",
+        #[cfg(feature = "file")]
+        "file",
+        "memory",
+    ];
+
+    /// Makes a backend known under a name, for [`create_state_backend`] and for `state_backend:` in a project's settings. Registering a
+    /// name again replaces what it meant.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Input`] if the name is empty, not plain (letters, digits, `-`, `_`), or one of the built-in ones.
+    pub fn register<F>(name: &str, make: F) -> Result<(), StoreError>
+    where
+        F: Fn(&BackendOptions) -> Result<Arc<dyn StateBackend>, StoreError> + Send + Sync + 'static,
+    {
+        let refuse = |why: &str| Err(StoreError::not_applied(StoreErrorKind::Input, format!("backend name {name:?}: {why}")));
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
+            return refuse("use letters, digits, `-` and `_`");
+        }
+        if ["database", "file", "memory"].contains(&name) {
+            return refuse("this name is built in; choose another one");
+        }
+        REGISTERED.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Arc::new(make));
+        Ok(())
+    }
+
+    /// All names that [`create_state_backend`] knows now, sorted.
+    pub fn names() -> Vec<String> {
+        let mut names: Vec<String> = Self::BUILT_IN.iter().map(|name| (*name).to_owned()).collect();
+        names.extend(REGISTERED.read().unwrap_or_else(PoisonError::into_inner).keys().cloned());
+        names.sort();
+        names
+    }
+}
+
+/// Makes a backend by name: `file` (folder `base_path`), `database` (SQLite file `db_path`, or `database_url`), `memory`, or one that was
+/// [registered](StateBackendFactory::register). Nothing is opened yet: that is [`Coordinator::open`](crate::Coordinator::open)'s work.
+///
+/// # Errors
+/// [`StoreErrorKind::Input`] if the name is not known (the known ones are listed) or an option makes no sense; [`StoreErrorKind::Unsupported`] if this
+/// build lacks the feature for it.
+pub fn create_state_backend(name: &str, options: &BackendOptions) -> Result<Arc<dyn StateBackend>, StoreError> {
+    match name {
+        #[cfg(feature = "file")]
+        "file" => Ok(Arc::new(super::file::FileBackend::new(options))),
+        "database" => database(options),
+        "memory" => Ok(Arc::new(MemoryBackend::new())),
+        _ => {
+            let make = REGISTERED.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+            match make {
+                Some(make) => make(options),
+                None => Err(StoreError::not_applied(
+                    StoreErrorKind::Input,
+                    format!("unknown state backend {name:?}; known are: {}", StateBackendFactory::names().join(", ")),
+                )),
+            }
+        }
+    }
+}
+
+fn database(options: &BackendOptions) -> Result<Arc<dyn StateBackend>, StoreError> {
+    if let Some(url) = options.url() {
+        let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+        let needs = |feature: &str| {
+            StoreError::not_applied(
+                StoreErrorKind::Unsupported,
+                format!("database_url with {scheme}:// needs the feature `{feature}`, which is not compiled into this build; remove database_url to use the SQLite file"),
+            )
+        };
+        return Err(match scheme {
+            "postgres" | "postgresql" => needs("postgres"),
+            "libsql" | "http" | "https" | "ws" | "wss" => needs("libsql"),
+            _ => StoreError::not_applied(
+                StoreErrorKind::Input,
+                "database_url has an unknown scheme; known are libsql://, http://, https:// and postgres://",
+            ),
+        });
+    }
+    #[cfg(feature = "sqlite")]
+    return Ok(Arc::new(super::sqlite::SqliteBackend::new(options)));
+    #[cfg(not(feature = "sqlite"))]
+    Err(StoreError::not_applied(StoreErrorKind::Unsupported, "the database backend needs the feature `sqlite`"))
+}
