@@ -159,6 +159,11 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
         Box::pin(async { Err(StoreError::unsupported(self.name(), "reserving fencing tokens")) })
     }
 
+    /// How many batches the backend takes at once (1 to 64). Batches of one run are never sent at the same time.
+    fn flush_shards(&self) -> usize {
+        1
+    }
+
     /// Whether other processes may write to the same storage while this one has it open.
     fn is_shared(&self) -> bool {
         false

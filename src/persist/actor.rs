@@ -1,0 +1,218 @@
+//! The persistence actor: carries what the queue decides.
+//!
+//! A flush runs in a task of its own and answers by a message, so that the mailbox is always served. The answer of a flush first starts the next one
+//! and is then told to the runs: the disk never waits for them.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::queue::{FlushQueue, Settlement, Sink, Submission};
+use super::stats::PersistStats;
+use crate::model::{Batch, BatchAnswer};
+use crate::store::{StateBackend, StoreError, StoreErrorKind};
+
+/// How long waiters wait for an unknown outcome to be settled before they are told that it is unknown.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+/// Pauses between attempts to settle an unknown outcome.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+pub(super) enum Msg<S> {
+    Submit(Submission<S>),
+    Barrier(oneshot::Sender<()>),
+    Done { answer: Result<BatchAnswer, StoreError>, took: Duration },
+    Retry,
+    /// Answered when everything is settled; entries that come later are refused as closed.
+    Close(oneshot::Sender<()>),
+}
+
+pub(super) struct PersistActor<S>(PhantomData<fn() -> S>);
+
+impl<S> PersistActor<S> {
+    pub(super) fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+pub(super) struct Arguments {
+    pub(super) backend: Arc<dyn StateBackend>,
+    pub(super) stats: Arc<PersistStats>,
+}
+
+struct Current<S> {
+    batch: Arc<Batch>,
+    sinks: Vec<(S, u64)>,
+    barriers: Vec<oneshot::Sender<()>>,
+    /// Since when the outcome is unknown; a flush that is merely slow is not.
+    unknown_since: Option<Instant>,
+    pause: Duration,
+}
+
+pub(super) struct State<S> {
+    backend: Arc<dyn StateBackend>,
+    stats: Arc<PersistStats>,
+    queue: FlushQueue<S, oneshot::Sender<()>>,
+    current: Option<Current<S>>,
+    /// Set while a batch whose waiters were told "unknown" is still not settled: nothing new is taken in.
+    stuck: Option<StoreError>,
+    closing: Vec<oneshot::Sender<()>>,
+    closed: bool,
+}
+
+impl<S: Sink> Actor for PersistActor<S> {
+    type Msg = Msg<S>;
+    type State = State<S>;
+    type Arguments = Arguments;
+
+    async fn pre_start(&self, _: ActorRef<Msg<S>>, args: Arguments) -> Result<State<S>, ActorProcessingErr> {
+        let Arguments { backend, stats } = args;
+        Ok(State { backend, stats, queue: FlushQueue::new(), current: None, stuck: None, closing: Vec::new(), closed: false })
+    }
+
+    async fn handle(&self, myself: ActorRef<Msg<S>>, message: Msg<S>, state: &mut State<S>) -> Result<(), ActorProcessingErr> {
+        match message {
+            Msg::Submit(submission) => state.submit(submission),
+            Msg::Barrier(reply) => state.queue.push_barrier(reply),
+            Msg::Done { answer, took } => state.done(&myself, answer, took),
+            Msg::Retry => state.send_current(&myself),
+            Msg::Close(reply) => {
+                state.closed = true;
+                state.closing.push(reply);
+            }
+        }
+        state.flush_next(&myself);
+        if state.closed && state.current.is_none() && state.queue.is_empty() {
+            for reply in state.closing.drain(..) {
+                let _closer_gone = reply.send(());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<S: Sink> State<S> {
+    fn submit(&mut self, submission: Submission<S>) {
+        let refusal = if self.closed { Some(StoreError::closed()) } else { self.stuck.clone() };
+        if let Some(error) = refusal {
+            S::settle(vec![(submission.sink, Settlement::NotApplied(error))]);
+        } else if let Some(returned) = self.queue.push(submission) {
+            S::settle(vec![returned]);
+        }
+        self.stats.waiting.store(u64::try_from(self.queue.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn flush_next(&mut self, myself: &ActorRef<Msg<S>>) {
+        while self.current.is_none() {
+            let Some((entries, flight)) = self.queue.next_batch() else { return };
+            if entries.is_empty() {
+                for barrier in flight.barriers {
+                    let _waiter_gone = barrier.send(());
+                }
+                continue;
+            }
+            let batch = Arc::new(Batch::new(entries));
+            self.current =
+                Some(Current { batch, sinks: flight.sinks, barriers: flight.barriers, unknown_since: None, pause: FIRST_PAUSE });
+            self.send_current(myself);
+        }
+    }
+
+    fn send_current(&mut self, myself: &ActorRef<Msg<S>>) {
+        let Some(current) = &self.current else { return };
+        let (backend, batch) = (Arc::clone(&self.backend), Arc::clone(&current.batch));
+        let mut report = Report { to: Some(myself.clone()), started: Instant::now() };
+        drop(tokio::spawn(async move {
+            let span = tracing::debug_span!("flush", backend = backend.name(), entries = batch.entries.len(), batch = %batch.id);
+            let answer = tracing::Instrument::instrument(backend.commit(batch), span).await;
+            report.send(answer);
+        }));
+    }
+
+    fn done(&mut self, myself: &ActorRef<Msg<S>>, answer: Result<BatchAnswer, StoreError>, took: Duration) {
+        let Some(mut current) = self.current.take() else { return };
+        self.stats.flushed(current.batch.entries.len(), took);
+        let settled = match answer {
+            Ok(answer) => {
+                self.stuck = None;
+                self.queue.answered(&current.batch.entries, std::mem::take(&mut current.sinks), answer)
+            }
+            Err(error) if current.unknown_since.is_none() && !error.is_unknown_outcome() => {
+                self.stats.failed_flushes.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%error, entries = current.batch.entries.len(), "a flush failed; nothing of it was written");
+                self.queue.failed(&current.batch.entries, std::mem::take(&mut current.sinks), &error)
+            }
+            Err(error) => {
+                self.unknown(myself, current, error);
+                return;
+            }
+        };
+        for (_, settlement) in &settled {
+            let counter = if matches!(settlement, Settlement::Applied(_)) { &self.stats.applied } else { &self.stats.refused };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        // The next flush goes down before the runs hear of this one.
+        self.flush_next(myself);
+        S::settle(settled);
+        for barrier in current.barriers {
+            let _waiter_gone = barrier.send(());
+        }
+    }
+
+    /// Nobody knows whether the batch was applied: the same batch, with the same id, is sent until an answer settles it. An error of a repetition does
+    /// not: it speaks of the repetition only.
+    fn unknown(&mut self, myself: &ActorRef<Msg<S>>, mut current: Current<S>, error: StoreError) {
+        self.stats.unknown_flushes.fetch_add(1, Ordering::Relaxed);
+        let since = *current.unknown_since.get_or_insert_with(Instant::now);
+        let hopeless = matches!(error.kind(), StoreErrorKind::Poisoned | StoreErrorKind::Closed);
+        if hopeless || since.elapsed() >= GIVE_UP_AFTER {
+            let error = error.into_unknown();
+            tracing::error!(%error, batch = %current.batch.id, "the outcome of a flush is unknown");
+            let mut settled = self.queue.failed(&current.batch.entries, std::mem::take(&mut current.sinks), &error);
+            if hopeless {
+                for barrier in current.barriers {
+                    let _waiter_gone = barrier.send(());
+                }
+                S::settle(settled);
+                return;
+            }
+            let busy = StoreError::not_applied(StoreErrorKind::Unavailable, format!("storage does not settle an earlier batch: {error}"));
+            settled.extend(self.queue.reject_waiting(&busy));
+            self.stuck = Some(busy);
+            S::settle(settled);
+        }
+        let pause = current.pause;
+        current.pause = (pause * 2).min(LONGEST_PAUSE);
+        self.current = Some(current);
+        let myself = myself.clone();
+        drop(tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let _actor_gone = myself.cast(Msg::Retry);
+        }));
+    }
+}
+
+/// Reports the end of a flush to the actor, also when the backend panicked.
+struct Report<S: Sink> {
+    to: Option<ActorRef<Msg<S>>>,
+    started: Instant,
+}
+
+impl<S: Sink> Report<S> {
+    fn send(&mut self, answer: Result<BatchAnswer, StoreError>) {
+        if let Some(actor) = self.to.take() {
+            let _actor_gone = actor.cast(Msg::Done { answer, took: self.started.elapsed() });
+        }
+    }
+}
+
+impl<S: Sink> Drop for Report<S> {
+    fn drop(&mut self) {
+        self.send(Err(StoreError::unknown(StoreErrorKind::Poisoned, "the backend stopped in the middle of a batch; its code panicked")));
+    }
+}

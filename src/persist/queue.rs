@@ -1,0 +1,318 @@
+//! What waits to be flushed, what is on its way, and which chains are broken. Pure: it decides, the actor carries.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::model::{BatchAnswer, Entry, Outcome, Receipt, Refusal, RunId};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// What became of an entry, as its run learns it.
+#[derive(Debug)]
+pub(crate) enum Settlement {
+    /// It is in stable storage.
+    Applied(Receipt),
+    /// It was judged and refused; nothing of it was written.
+    Refused(Refusal),
+    /// It was not judged: it, or what it stood on, met a state that its run's actor had not seen. It comes back to be checked again. The flag says
+    /// whether that state has to be loaded first.
+    Recheck(Entry, bool),
+    /// Storage failed before anything of it was written.
+    NotApplied(StoreError),
+    /// Nobody knows, and waiting any longer helps nobody.
+    Unknown(StoreError),
+}
+
+/// Who learns what became of an entry.
+pub(crate) trait Sink: Send + Sized + 'static {
+    /// Tells all outcomes of one flush, in the order of the batch.
+    fn settle(outcomes: Vec<(Self, Settlement)>);
+}
+
+/// An entry on its way down.
+#[derive(Debug)]
+pub(crate) struct Submission<S> {
+    pub(crate) entry: Entry,
+    /// About how many bytes it takes.
+    pub(crate) weight: usize,
+    /// The chain that it stands on, by run: when one entry of a chain fails, all later ones of the same chain do.
+    pub(crate) chain: u64,
+    pub(crate) sink: S,
+}
+
+/// Limits of one batch. A larger one would hold up those who come after it for longer than it saves.
+const MAX_BATCH_ENTRIES: usize = 4096;
+const MAX_BATCH_BYTES: usize = 8 << 20;
+
+#[derive(Debug)]
+enum Item<S, B> {
+    Entry(Submission<S>),
+    /// Answered when everything before it is settled.
+    Barrier(B),
+}
+
+/// What a batch leaves behind to be answered.
+#[derive(Debug)]
+pub(super) struct Flight<S, B> {
+    pub(super) sinks: Vec<(S, u64)>,
+    pub(super) barriers: Vec<B>,
+}
+
+/// The queue of one persistence actor.
+#[derive(Debug)]
+pub(super) struct FlushQueue<S, B> {
+    waiting: VecDeque<Item<S, B>>,
+    broken: HashMap<RunId, u64>,
+}
+
+impl<S, B> FlushQueue<S, B> {
+    pub(super) fn new() -> Self {
+        Self { waiting: VecDeque::new(), broken: HashMap::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Takes in an entry. One that stands on a broken chain comes back at once.
+    pub(super) fn push(&mut self, submission: Submission<S>) -> Option<(S, Settlement)> {
+        if !self.broken.is_empty() && self.stands_on_broken(&submission) {
+            return Some((submission.sink, Settlement::Recheck(submission.entry, false)));
+        }
+        self.waiting.push_back(Item::Entry(submission));
+        None
+    }
+
+    pub(super) fn push_barrier(&mut self, barrier: B) {
+        self.waiting.push_back(Item::Barrier(barrier));
+    }
+
+    fn stands_on_broken(&mut self, submission: &Submission<S>) -> bool {
+        let mut broken = false;
+        for part in &submission.entry.parts {
+            match self.broken.get(&part.run) {
+                Some(chain) if submission.chain <= *chain => broken = true,
+                // The run's actor has learned of the break and begun a new chain.
+                Some(_) => {
+                    self.broken.remove(&part.run);
+                }
+                None => {}
+            }
+        }
+        broken
+    }
+
+    /// The next batch: everything that waits, in order, up to the limits of a batch.
+    pub(super) fn next_batch(&mut self) -> Option<(Vec<Entry>, Flight<S, B>)> {
+        if self.waiting.is_empty() {
+            return None;
+        }
+        let room = self.waiting.len().min(MAX_BATCH_ENTRIES);
+        let mut entries = Vec::with_capacity(room);
+        let mut flight = Flight { sinks: Vec::with_capacity(room), barriers: Vec::new() };
+        let mut bytes = 0_usize;
+        while entries.len() < MAX_BATCH_ENTRIES {
+            let full = match self.waiting.front() {
+                None => break,
+                Some(Item::Entry(next)) => !entries.is_empty() && bytes.saturating_add(next.weight) > MAX_BATCH_BYTES,
+                Some(Item::Barrier(_)) => false,
+            };
+            if full {
+                break;
+            }
+            match self.waiting.pop_front() {
+                Some(Item::Entry(next)) => {
+                    bytes = bytes.saturating_add(next.weight);
+                    entries.push(next.entry);
+                    flight.sinks.push((next.sink, next.chain));
+                }
+                Some(Item::Barrier(barrier)) => flight.barriers.push(barrier),
+                None => break,
+            }
+        }
+        Some((entries, flight))
+    }
+
+    /// Takes out everything that waits and answers it with a fault; barriers stay.
+    pub(super) fn reject_waiting(&mut self, error: &StoreError) -> Vec<(S, Settlement)> {
+        let mut rejected = Vec::new();
+        let mut kept = VecDeque::new();
+        for item in self.waiting.drain(..) {
+            match item {
+                Item::Entry(submission) => rejected.push((submission.sink, Settlement::NotApplied(error.clone()))),
+                Item::Barrier(barrier) => kept.push_back(Item::Barrier(barrier)),
+            }
+        }
+        self.waiting = kept;
+        rejected
+    }
+
+    /// Settles a flush that was answered, and whatever in the queue stood on what was refused.
+    pub(super) fn answered(&mut self, entries: &[Entry], flight: Vec<(S, u64)>, answer: BatchAnswer) -> Vec<(S, Settlement)> {
+        if answer.outcomes.len() != entries.len() {
+            let error = StoreError::unknown(
+                StoreErrorKind::Poisoned,
+                format!("the backend answered {} outcomes for {} entries", answer.outcomes.len(), entries.len()),
+            );
+            return self.failed(entries, flight, &error);
+        }
+        let mut settled = Vec::with_capacity(flight.len());
+        let mut any_refused = false;
+        for ((sink, chain), (entry, outcome)) in flight.into_iter().zip(entries.iter().zip(answer.outcomes)) {
+            let settlement = match outcome {
+                Outcome::Applied(receipt) => Settlement::Applied(receipt),
+                Outcome::Refused(refusal) => {
+                    any_refused = true;
+                    self.break_chains(entry, chain);
+                    match refusal {
+                        Refusal::Stale { .. } => Settlement::Recheck(entry.clone(), true),
+                        Refusal::Chained { .. } => Settlement::Recheck(entry.clone(), false),
+                        refusal => Settlement::Refused(refusal),
+                    }
+                }
+            };
+            settled.push((sink, settlement));
+        }
+        if any_refused {
+            self.take_broken(&mut settled);
+        }
+        settled
+    }
+
+    /// Settles a flush that failed: its entries with the fault, and what stood on them comes back to be checked again.
+    pub(super) fn failed(&mut self, entries: &[Entry], flight: Vec<(S, u64)>, error: &StoreError) -> Vec<(S, Settlement)> {
+        let mut settled = Vec::with_capacity(flight.len());
+        for ((sink, chain), entry) in flight.into_iter().zip(entries) {
+            self.break_chains(entry, chain);
+            let settlement =
+                if error.is_unknown_outcome() { Settlement::Unknown(error.clone()) } else { Settlement::NotApplied(error.clone()) };
+            settled.push((sink, settlement));
+        }
+        self.take_broken(&mut settled);
+        settled
+    }
+
+    fn break_chains(&mut self, entry: &Entry, chain: u64) {
+        for part in &entry.parts {
+            let broken = self.broken.entry(part.run.clone()).or_insert(chain);
+            *broken = (*broken).max(chain);
+        }
+    }
+
+    fn take_broken(&mut self, settled: &mut Vec<(S, Settlement)>) {
+        let mut kept = VecDeque::with_capacity(self.waiting.len());
+        for item in std::mem::take(&mut self.waiting) {
+            match item {
+                Item::Entry(submission) if self.stands_on_broken(&submission) => {
+                    settled.push((submission.sink, Settlement::Recheck(submission.entry, false)));
+                }
+                item => kept.push_back(item),
+            }
+        }
+        self.waiting = kept;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{CommitSeq, RunPart, RunReceipt, Version};
+
+    fn entry(run: &str) -> Entry {
+        let run = RunId::new(run).unwrap();
+        let part = RunPart { run, base: Version(1), expect: Version(1), guards: vec![], mutations: vec![], after: None };
+        Entry { parts: vec![part], ..Entry::default() }
+    }
+
+    fn submission(run: &str, chain: u64, sink: u32) -> Submission<u32> {
+        Submission { entry: entry(run), weight: 100, chain, sink }
+    }
+
+    fn applied(run: &str) -> Outcome {
+        let runs = vec![RunReceipt { run: RunId::new(run).unwrap(), before: Version(1), after: Version(2) }];
+        Outcome::Applied(Receipt { seq: CommitSeq(1), runs, grants: vec![] })
+    }
+
+    fn names(settled: &[(u32, Settlement)]) -> Vec<(u32, &'static str)> {
+        settled
+            .iter()
+            .map(|(sink, settlement)| {
+                let name = match settlement {
+                    Settlement::Applied(_) => "applied",
+                    Settlement::Refused(_) => "refused",
+                    Settlement::Recheck(_, true) => "reload",
+                    Settlement::Recheck(_, false) => "recheck",
+                    Settlement::NotApplied(_) => "not applied",
+                    Settlement::Unknown(_) => "unknown",
+                };
+                (*sink, name)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_refused_entry_takes_back_its_own_chain_and_nobody_elses() {
+        let mut queue: FlushQueue<u32, ()> = FlushQueue::new();
+        for (run, sink) in [("a", 1), ("b", 2)] {
+            assert!(queue.push(submission(run, 7, sink)).is_none());
+        }
+        let (entries, flight) = queue.next_batch().unwrap();
+        for (run, sink) in [("a", 3), ("b", 4)] {
+            assert!(queue.push(submission(run, 7, sink)).is_none());
+        }
+        let refusal = Refusal::RunNotFound { run: RunId::new("a").unwrap() };
+        let answer = BatchAnswer { outcomes: vec![Outcome::Refused(refusal), applied("b")] };
+        let settled = queue.answered(&entries, flight.sinks, answer);
+        assert_eq!(names(&settled), [(1, "refused"), (2, "applied"), (3, "recheck")]);
+        // What the actor sent before it learned of the break comes back too, the new chain goes through.
+        assert_eq!(names(&[queue.push(submission("a", 7, 5)).unwrap()]), [(5, "recheck")]);
+        assert!(queue.push(submission("a", 8, 6)).is_none());
+        let (_, flight) = queue.next_batch().unwrap();
+        assert_eq!(flight.sinks, [(4, 7), (6, 8)]);
+    }
+
+    #[test]
+    fn a_failed_flush_fails_its_entries_and_takes_back_what_stood_on_them() {
+        let mut queue: FlushQueue<u32, ()> = FlushQueue::new();
+        assert!(queue.push(submission("a", 1, 1)).is_none());
+        let (entries, flight) = queue.next_batch().unwrap();
+        assert!(queue.push(submission("a", 1, 2)).is_none());
+        assert!(queue.push(submission("b", 1, 3)).is_none());
+        let error = StoreError::not_applied(StoreErrorKind::Full, "full");
+        assert_eq!(names(&queue.failed(&entries, flight.sinks, &error)), [(1, "not applied"), (2, "recheck")]);
+        assert_eq!(queue.len(), 1);
+    }
+
+    #[test]
+    fn a_wrong_number_of_outcomes_is_unknown_for_all() {
+        let mut queue: FlushQueue<u32, ()> = FlushQueue::new();
+        assert!(queue.push(submission("a", 1, 1)).is_none());
+        let (entries, flight) = queue.next_batch().unwrap();
+        let settled = queue.answered(&entries, flight.sinks, BatchAnswer { outcomes: vec![] });
+        assert_eq!(names(&settled), [(1, "unknown")]);
+    }
+
+    #[test]
+    fn batches_are_bounded_and_keep_the_order() {
+        let mut queue: FlushQueue<u32, u32> = FlushQueue::new();
+        let total = u32::try_from(MAX_BATCH_ENTRIES).unwrap() + 10;
+        for sink in 0..total {
+            assert!(queue.push(submission(&format!("r{sink}"), 1, sink)).is_none());
+        }
+        queue.push_barrier(99);
+        let (first, flight) = queue.next_batch().unwrap();
+        assert_eq!(first.len(), MAX_BATCH_ENTRIES);
+        assert!(flight.barriers.is_empty());
+        let (second, rest) = queue.next_batch().unwrap();
+        assert_eq!(second.len(), 10);
+        assert_eq!(rest.barriers, [99]);
+        let order: Vec<u32> = flight.sinks.into_iter().chain(rest.sinks).map(|(sink, _)| sink).collect();
+        assert_eq!(order, (0..total).collect::<Vec<_>>());
+        let heavy = Submission { weight: MAX_BATCH_BYTES, ..submission("x", 1, 1) };
+        assert!(queue.push(heavy).is_none());
+        assert!(queue.push(submission("y", 1, 2)).is_none());
+        assert_eq!(queue.next_batch().unwrap().0.len(), 1);
+    }
+}
