@@ -1,6 +1,16 @@
 //! The state coordinator of data pipelines.
+
+pub mod coordinator;
+mod error;
+mod lease;
 pub mod model;
 mod persist;
+mod run;
 pub mod store;
+
+pub use coordinator::*;
+pub use error::Error;
+pub use lease::{Lease, LeaseError, LockOptions, LostReason};
 pub use model::*;
+pub use run::DeferredLoss;
 pub use store::*;

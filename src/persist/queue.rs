@@ -33,7 +33,7 @@ pub(crate) struct Submission<S> {
     pub(crate) entry: Entry,
     /// About how many bytes it takes.
     pub(crate) weight: usize,
-    /// The chain that it stands on, by run: when one entry of a chain fails, all later ones of the same chain do.
+    /// The chain that it stands on, by run: when one entry of a chain fails, all later ones of the same chain do. Zero: it stands alone.
     pub(crate) chain: u64,
     pub(crate) sink: S,
 }
@@ -90,6 +90,9 @@ impl<S, B> FlushQueue<S, B> {
     }
 
     fn stands_on_broken(&mut self, submission: &Submission<S>) -> bool {
+        if submission.chain == 0 {
+            return false;
+        }
         let mut broken = false;
         for part in &submission.entry.parts {
             match self.broken.get(&part.run) {
@@ -195,6 +198,9 @@ impl<S, B> FlushQueue<S, B> {
     }
 
     fn break_chains(&mut self, entry: &Entry, chain: u64) {
+        if chain == 0 {
+            return;
+        }
         for part in &entry.parts {
             let broken = self.broken.entry(part.run.clone()).or_insert(chain);
             *broken = (*broken).max(chain);

@@ -1,0 +1,175 @@
+//! Settings of a coordinator, with their units, defaults and limits.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use super::directory::Directory;
+use super::doors::Doors;
+use super::events::Events;
+use super::{Coordinator, Core, Durability, Engine, supervisor};
+use crate::error::Error;
+use crate::lease::LeaseHandle;
+use crate::model::{Clock, InputError, ProcessInfo, SystemClock};
+use crate::persist::Persist;
+use crate::run::{Admission, RunContext};
+use crate::store::StateBackend;
+
+/// Bounds of what is kept in memory.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    pub(crate) entries_in_flight: usize,
+    pub(crate) bytes_in_flight: usize,
+    pub(crate) idle_after: Duration,
+    pub(crate) resident_runs: usize,
+    pub(crate) event_backlog: usize,
+    pub(crate) entry_bytes: usize,
+}
+
+/// Settings for opening a store.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// use std::time::Duration;
+/// use seeknal_state::{BackendOptions, Coordinator, create_state_backend};
+///
+/// let state = Coordinator::builder()
+///     .max_in_flight(1_024)
+///     .idle_after(Duration::from_secs(10))
+///     .open(create_state_backend("memory", &BackendOptions::new())?)
+///     .await?;
+/// # state.close().await }).unwrap();
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct CoordinatorBuilder {
+    limits: Limits,
+    clock: Arc<dyn Clock>,
+}
+
+impl Default for CoordinatorBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl CoordinatorBuilder {
+    /// Everything at its default.
+    pub fn new() -> Self {
+        Self {
+            limits: Limits {
+                entries_in_flight: 16_384,
+                bytes_in_flight: 64 << 20,
+                idle_after: Duration::from_secs(60),
+                resident_runs: 10_000,
+                event_backlog: 4_096,
+                entry_bytes: 16 << 20,
+            },
+            clock: Arc::new(SystemClock),
+        }
+    }
+
+    /// How many writes may be on their way at once; more callers wait. Default 16,384, at least 1.
+    pub fn max_in_flight(mut self, entries: usize) -> Self {
+        self.limits.entries_in_flight = entries;
+        self
+    }
+
+    /// How many bytes the writes on their way may take together; more callers wait. Default 64 MiB.
+    pub fn max_bytes_in_flight(mut self, bytes: usize) -> Self {
+        self.limits.bytes_in_flight = bytes;
+        self
+    }
+
+    /// How large one transaction may be, in bytes. Default 16 MiB.
+    pub fn max_transaction_bytes(mut self, bytes: usize) -> Self {
+        self.limits.entry_bytes = bytes;
+        self
+    }
+
+    /// After how long an unused run gives its memory back: after this time at the earliest, after twice this time at the latest. Default 60 s, at
+    /// least 1 ms.
+    pub fn idle_after(mut self, idle: Duration) -> Self {
+        self.limits.idle_after = idle;
+        self
+    }
+
+    /// How many runs may be resident; beyond, those that were not used since the last sweep are sent to sleep first. Default 10,000.
+    pub fn max_resident_runs(mut self, runs: usize) -> Self {
+        self.limits.resident_runs = runs;
+        self
+    }
+
+    /// How many events a subscriber may lag behind before it misses the oldest ones. Default 4,096.
+    pub fn event_backlog(mut self, events: usize) -> Self {
+        self.limits.event_backlog = events;
+        self
+    }
+
+    /// Where stored stamps come from. Default: the wall clock.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Opens the store.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if a limit is zero; [`Error::Store`] if the storage cannot be opened.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes what was opened so far.
+    pub async fn open(self, backend: Arc<dyn StateBackend>) -> Result<Coordinator, Error> {
+        let Self { limits, clock } = self;
+        let bounds = [
+            ("max_in_flight", limits.entries_in_flight),
+            ("max_bytes_in_flight", limits.bytes_in_flight),
+            ("max_transaction_bytes", limits.entry_bytes),
+            ("max_resident_runs", limits.resident_runs),
+            ("event_backlog", limits.event_backlog),
+        ];
+        if let Some((name, _)) = bounds.iter().find(|(_, bound)| *bound == 0) {
+            return Err(InputError::new(*name, "it is zero; give it at least 1").into());
+        }
+        if limits.idle_after < Duration::from_millis(1) {
+            return Err(InputError::new("idle_after", "it is shorter than 1 ms").into());
+        }
+        let report = backend.initialize().await?;
+        for notice in &report.notices {
+            tracing::warn!(backend = backend.name(), "{notice}");
+        }
+        let process = backend.process().unwrap_or_else(|| ProcessInfo::current(clock.now()));
+        let closed = |_| Error::Closed;
+        let persist = Persist::start(&backend).await.map_err(closed)?;
+        let (supervisor, _) = supervisor::start().await.map_err(|_| Error::Closed)?;
+        let events = Arc::new(Events::new(limits.event_backlog));
+        let directory = Arc::new(Directory::new(Arc::clone(&events), supervisor.get_cell()));
+        let context = Arc::new(RunContext {
+            backend: Arc::clone(&backend),
+            persist: persist.clone(),
+            clock: Arc::clone(&clock),
+            surroundings: Arc::clone(&directory) as Arc<dyn crate::run::Surroundings>,
+            deferred_runs: AtomicUsize::new(0),
+        });
+        directory.set_context(&context);
+        let doors = Doors::new(persist, Arc::clone(&directory), Arc::clone(&context));
+        let leases = LeaseHandle::start(Arc::clone(&backend), Arc::new(doors), Arc::clone(&clock), process).await?;
+        let engine = Arc::new(Engine {
+            admission: Admission::new(limits.entries_in_flight, limits.bytes_in_flight),
+            backend,
+            context,
+            directory,
+            leases,
+            events,
+            limits,
+            report,
+            publications: RwLock::new(()),
+            supervisor,
+            last_creation: std::sync::atomic::AtomicI64::new(0),
+            closed: AtomicBool::new(false),
+        });
+        supervisor::watch(&engine);
+        let core = Arc::new(Core { engine, runtime: tokio::runtime::Handle::current() });
+        Ok(Coordinator { core, fences: None, durability: Durability::default() })
+    }
+}

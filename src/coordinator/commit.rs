@@ -1,0 +1,292 @@
+//! The ways down: one run through its actor, several runs by holding their actors.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::{Coordinator, Durability, Engine};
+use crate::error::Error;
+use crate::model::{
+    CommitSeq, Entry, Fence, Guard, InputError, LeaseMutation, Mutation, Receipt, Refusal, RunId, RunReceipt, RunState, Version,
+};
+use crate::persist::Submission;
+use crate::run::{ChangeSeed, CommitError, Committed, FlushSink, HoldGrant, NotCommitted, OneSink, Op, Permit, Release, Sent, plan};
+
+/// How often a transaction over several runs is tried while others change what it touches.
+const MAX_ATTEMPTS: u32 = 32;
+
+/// What a committed transaction became.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Commit {
+    /// Its place in the order of the whole store; `None` for a deferred write, which has none yet.
+    pub seq: Option<CommitSeq>,
+    /// The runs that it changed, with their versions before and after, in the order of their ids.
+    pub runs: Vec<RunReceipt>,
+}
+
+impl Commit {
+    /// The version of the (first) run after it; [`Version::NONE`] if no run changed.
+    pub fn version(&self) -> Version {
+        self.runs.first().map_or(Version::NONE, |run| run.after)
+    }
+}
+
+impl From<Committed> for Commit {
+    fn from(committed: Committed) -> Self {
+        Self { seq: committed.seq, runs: committed.runs }
+    }
+}
+
+/// What a transaction does to one run, before it is checked.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub(super) mutations: Vec<Mutation>,
+    pub(super) guards: Vec<Guard>,
+}
+
+/// A whole transaction before it is checked.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pub(super) runs: BTreeMap<RunId, Draft>,
+    pub(super) fences: Vec<Fence>,
+    pub(super) leases: Vec<LeaseMutation>,
+    /// Refuse at once instead of waiting for a permit.
+    pub(super) now: bool,
+}
+
+impl Coordinator {
+    /// Commits one mutation of one run: the way of most writes.
+    pub(super) async fn write(&self, run: RunId, mutation: Mutation) -> Result<Commit, Error> {
+        let mut work = Work::default();
+        work.runs.insert(run, Draft { mutations: vec![mutation], guards: Vec::new() });
+        self.commit_work(work).await
+    }
+
+    pub(super) async fn commit_work(&self, mut work: Work) -> Result<Commit, Error> {
+        let engine = self.engine();
+        if engine.is_closed() {
+            return Err(Error::Closed);
+        }
+        if let Some(fences) = &self.fences {
+            for fence in fences.iter() {
+                if !work.fences.contains(fence) {
+                    work.fences.push(fence.clone());
+                }
+            }
+        }
+        let ended: Vec<RunId> = work
+            .runs
+            .iter()
+            .filter(|(_, draft)| draft.mutations.iter().any(Mutation::frees_locks))
+            .map(|(run, _)| run.clone())
+            .collect();
+        let several = work.runs.len() != 1;
+        let committed = if several {
+            engine.commit_several(work).await?
+        } else {
+            let Work { runs, fences, leases, now } = work;
+            let Some((run, Draft { mutations, guards })) = runs.into_iter().next() else { return Err(Error::Closed) };
+            let deferred = self.durability == Durability::Deferred;
+            engine.commit_one(run, Op { mutations, guards, fences, leases, deferred, ..Op::default() }, now).await?
+        };
+        for run in &ended {
+            engine.leases.free_run(run);
+        }
+        Ok(committed.into())
+    }
+}
+
+impl Engine {
+    async fn admit(&self, weight: usize, now: bool) -> Result<Permit, Error> {
+        if weight > self.limits.entry_bytes {
+            let why = format!("it takes about {weight} bytes, the limit is {}; split it", self.limits.entry_bytes);
+            return Err(InputError::new("transaction", why).into());
+        }
+        let permit = if now { self.admission.try_acquire(weight) } else { self.admission.acquire(weight).await };
+        Ok(permit?)
+    }
+
+    async fn commit_one(&self, run: RunId, mut op: Op, now: bool) -> Result<Committed, Error> {
+        let creates = op.creates_run();
+        let mut permit = self.admit(op.weight(), now).await?;
+        loop {
+            let handle = match self.directory.get(run.as_str()).filter(crate::run::RunHandle::is_alive) {
+                Some(resident) => resident,
+                None if creates => self.directory.any(&run).await?,
+                None => self.directory.existing(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?,
+            };
+            match handle.commit(op, permit).await {
+                Sent::Answered(answer) => return Ok(answer?),
+                Sent::Bounced(back, its_permit) => {
+                    if self.is_closed() {
+                        return Err(Error::Closed);
+                    }
+                    (op, permit) = (back, its_permit);
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+
+    /// Commits over several runs in a task of its own, so that a caller that goes away leaves no run held.
+    async fn commit_several(self: &Arc<Self>, work: Work) -> Result<Committed, Error> {
+        if work.runs.is_empty() && work.leases.is_empty() {
+            return Ok(Committed { seq: None, runs: Vec::new(), grants: Vec::new() });
+        }
+        let engine = Arc::clone(self);
+        match tokio::spawn(async move { engine.several(work).await }).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::Closed),
+        }
+    }
+
+    async fn several(self: Arc<Self>, work: Work) -> Result<Committed, Error> {
+        let mut ops: BTreeMap<RunId, Op> = work
+            .runs
+            .into_iter()
+            .map(|(run, Draft { mutations, guards })| (run, Op { mutations, guards, ..Op::default() }))
+            .collect();
+        let weight = ops.values().map(Op::weight).sum();
+        let mut permit = Some(self.admit(weight, work.now).await?);
+        for op in ops.values_mut() {
+            op.stamp(|| self.context.clock.now());
+        }
+        let (mut fresh, mut verified) = (false, false);
+        for attempt in 1..=MAX_ATTEMPTS {
+            let held = self.hold_all(&ops, fresh).await?;
+            let planned = match plan_all(&ops, &held) {
+                Ok(planned) => planned,
+                // Others may have changed since what it was refused on.
+                Err(_) if self.backend.is_shared() && !verified => {
+                    (fresh, verified) = (true, true);
+                    continue;
+                }
+                Err(refusal) => return Err(refusal.into()),
+            };
+            let (parts, after): (Vec<_>, Vec<_>) = planned.into_iter().map(|planned| (planned.part, planned.after)).unzip();
+            let bases: Vec<Version> = parts.iter().map(|part| part.expect).collect();
+            let entry = Entry { parts, leases: work.leases.clone(), fences: work.fences.clone(), ..Entry::default() };
+            let (reply, answer) = oneshot::channel();
+            let sink = FlushSink::One(OneSink { reply, permit: permit.take() });
+            self.context.persist.submit(Submission { entry, weight, chain: 0, sink });
+            let reload = |held: Vec<HoldGrant>| held.into_iter().for_each(|grant| grant.release(Release::Reload));
+            match answer.await {
+                Ok(Ok(receipt)) => {
+                    self.publish_all(held, &ops, &bases, after, &receipt);
+                    return Ok(Committed::durable(receipt));
+                }
+                Ok(Err(NotCommitted::Refused(refusal))) => {
+                    if self.backend.is_shared() {
+                        reload(held);
+                    }
+                    return Err(refusal.into());
+                }
+                Ok(Err(NotCommitted::Store(error))) => {
+                    if error.is_unknown_outcome() {
+                        reload(held);
+                    }
+                    return Err(error.into());
+                }
+                Ok(Err(NotCommitted::Recheck)) => {
+                    reload(held);
+                    verified = false;
+                    tokio::time::sleep(Duration::from_micros(u64::from(attempt) * 500)).await;
+                }
+                Err(_) => {
+                    reload(held);
+                    let run = ops.into_keys().next();
+                    return Err(run.map_or(Error::Closed, |run| CommitError::Unknown(run).into()));
+                }
+            }
+            permit = Some(self.admit(weight, false).await?);
+        }
+        let run = ops.into_keys().next();
+        Err(run.map_or(Error::Closed, |run| Error::Contended { run, attempts: MAX_ATTEMPTS }))
+    }
+
+    /// Holds the runs in the order of their ids, so that two such transactions never wait for one another.
+    async fn hold_all(self: &Arc<Self>, ops: &BTreeMap<RunId, Op>, fresh: bool) -> Result<Vec<HoldGrant>, Error> {
+        let mut held = Vec::with_capacity(ops.len());
+        for (run, op) in ops {
+            loop {
+                let handle = if op.creates_run() {
+                    self.directory.any(run).await?
+                } else {
+                    self.directory.existing(run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?
+                };
+                if let Some(grant) = handle.hold(fresh).await {
+                    held.push(grant);
+                    break;
+                }
+                if self.is_closed() {
+                    return Err(Error::Closed);
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(held)
+    }
+
+    /// Publishes all runs as one, then lets their actors go on.
+    fn publish_all(
+        &self,
+        held: Vec<HoldGrant>,
+        ops: &BTreeMap<RunId, Op>,
+        bases: &[Version],
+        after: Vec<Option<RunState>>,
+        receipt: &Receipt,
+    ) {
+        let mut releases = Vec::with_capacity(held.len());
+        let publication = self.publications.write().unwrap_or_else(PoisonError::into_inner);
+        for (((grant, state), versions), base) in held.into_iter().zip(after).zip(&receipt.runs).zip(bases) {
+            if versions.before != *base {
+                // Others wrote in between: what they wrote is loaded before anything is published.
+                releases.push((grant, Release::Reload));
+                continue;
+            }
+            let state = state.map(|state| {
+                if state.version() == versions.after { state } else { state.restamped(Version::NONE, versions.after, true) }
+            });
+            grant.cell().publish(state.as_ref(), versions.after);
+            releases.push((grant, Release::Moved(state)));
+        }
+        drop(publication);
+        if self.events.has_subscribers() {
+            for ((grant, release), versions) in releases.iter().zip(&receipt.runs) {
+                if let (Release::Moved(state), Some(op)) = (release, ops.get(grant.cell().id())) {
+                    self.events.changed(change(versions, receipt.seq, op, state.clone()));
+                }
+            }
+        }
+        for (grant, release) in releases {
+            grant.release(release);
+        }
+    }
+}
+
+fn plan_all(ops: &BTreeMap<RunId, Op>, held: &[HoldGrant]) -> Result<Vec<crate::run::Planned>, Refusal> {
+    ops.iter()
+        .zip(held)
+        .map(|((run, op), grant)| {
+            let base = grant.state().map_or(Version::NONE, RunState::version);
+            plan(run, base, grant.state(), op.mutations.clone(), op.guards.clone()).map_err(|refused| refused.refusal)
+        })
+        .collect()
+}
+
+fn change(versions: &RunReceipt, seq: CommitSeq, op: &Op, state: Option<RunState>) -> ChangeSeed {
+    let touched = crate::run::touched(&op.mutations);
+    ChangeSeed {
+        run: versions.run.clone(),
+        before: versions.before,
+        after: versions.after,
+        seq: Some(seq),
+        nodes: touched.nodes,
+        header: touched.header,
+        deleted: state.is_none(),
+        state,
+    }
+}

@@ -1,0 +1,184 @@
+//! Which runs are resident, and where. "Get, else start" under any number of callers starts one actor.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use dashmap::{DashMap, DashSet};
+use ractor::{ActorCell, ActorId};
+use tokio::sync::OnceCell;
+
+use super::events::Events;
+use crate::error::Error;
+use crate::model::{RunId, RunState};
+use crate::run::{ChangeSeed, DeferredLoss, RunContext, RunHandle, Surroundings};
+use crate::store::StoreError;
+
+type Slot = Arc<OnceCell<RunHandle>>;
+
+/// The resident runs.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    runs: DashMap<RunId, Slot>,
+    by_actor: DashMap<ActorId, RunId>,
+    /// Runs whose actor died: the next one loads behind whatever the dead one had sent down.
+    crashed: DashSet<RunId>,
+    events: Arc<Events>,
+    supervisor: ActorCell,
+    context: OnceLock<Weak<RunContext>>,
+}
+
+impl Directory {
+    pub(super) fn new(events: Arc<Events>, supervisor: ActorCell) -> Self {
+        Self {
+            runs: DashMap::new(),
+            by_actor: DashMap::new(),
+            crashed: DashSet::new(),
+            events,
+            supervisor,
+            context: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn set_context(&self, context: &Arc<RunContext>) {
+        // Set once, while the coordinator is opened.
+        let _first = self.context.set(Arc::downgrade(context));
+    }
+
+    /// A run's handle if it is resident.
+    pub(crate) fn get(&self, run: &str) -> Option<RunHandle> {
+        self.runs.get(run).and_then(|slot| slot.get().cloned())
+    }
+
+    /// A run's handle, for a run that is there; `None` if it is not.
+    pub(super) async fn existing(self: &Arc<Self>, run: &RunId) -> Result<Option<RunHandle>, Error> {
+        self.open(run, false).await
+    }
+
+    /// A run's handle, also for a run that is not there yet.
+    pub(super) async fn any(self: &Arc<Self>, run: &RunId) -> Result<RunHandle, Error> {
+        self.open(run, true).await?.ok_or(Error::Closed)
+    }
+
+    async fn open(self: &Arc<Self>, run: &RunId, missing_too: bool) -> Result<Option<RunHandle>, Error> {
+        loop {
+            if let Some(handle) = self.get(run.as_str()) {
+                if handle.is_alive() {
+                    return Ok(Some(handle));
+                }
+                self.died(run, handle.actor_id());
+                continue;
+            }
+            // A task of its own: a caller that goes away does not leave an actor that nobody knows.
+            let (directory, id) = (Arc::clone(self), run.clone());
+            let started = tokio::spawn(async move { directory.start(id, missing_too).await }).await;
+            match started.unwrap_or(Err(Error::Closed))? {
+                Started::Here(handle) => return Ok(Some(handle)),
+                Started::Missing => return Ok(None),
+                Started::Again => {}
+            }
+        }
+    }
+
+    async fn start(&self, run: RunId, missing_too: bool) -> Result<Started, Error> {
+        let slot = self.runs.entry(run.clone()).or_default().clone();
+        let started = slot.get_or_try_init(|| self.load_and_start(&run, missing_too)).await;
+        match started {
+            Ok(handle) => {
+                let current = self.runs.get(&run).is_some_and(|now| Arc::ptr_eq(now.value(), &slot));
+                if current {
+                    return Ok(Started::Here(handle.clone()));
+                }
+                // The slot was taken out while it was filled: whoever finds the new one must not meet this actor.
+                handle.passivate();
+                Ok(Started::Again)
+            }
+            Err(stop) => {
+                self.runs.remove_if(&run, |_, now| Arc::ptr_eq(now, &slot) && !now.initialized());
+                match stop {
+                    Stop::Missing => Ok(Started::Missing),
+                    Stop::Failed(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    async fn load_and_start(&self, run: &RunId, missing_too: bool) -> Result<RunHandle, Stop> {
+        let context = self.context.get().and_then(Weak::upgrade).ok_or(Stop::Failed(Error::Closed))?;
+        if self.crashed.remove(run).is_some() && context.persist.barrier(run).await.is_err() {
+            return Err(Stop::Failed(Error::Closed));
+        }
+        let state: Option<RunState> = context.backend.load_run(run).await.map_err(|error: StoreError| Stop::Failed(error.into()))?;
+        if state.is_none() && !missing_too {
+            return Err(Stop::Missing);
+        }
+        let handle = RunHandle::start(context, run.clone(), state, self.supervisor.clone())
+            .await
+            .map_err(|_| Stop::Failed(Error::Closed))?;
+        self.by_actor.insert(handle.actor_id(), run.clone());
+        Ok(handle)
+    }
+
+    /// All resident runs now.
+    pub(crate) fn resident(&self) -> Vec<RunHandle> {
+        self.runs.iter().filter_map(|slot| slot.get().cloned()).collect()
+    }
+
+    /// How many runs are resident.
+    pub(crate) fn len(&self) -> usize {
+        self.runs.len()
+    }
+
+    fn forget(&self, run: &RunId, actor: ActorId) {
+        self.by_actor.remove(&actor);
+        self.runs.remove_if(run, |_, slot| slot.get().is_some_and(|handle| handle.actor_id() == actor));
+    }
+
+    fn died(&self, run: &RunId, actor: ActorId) {
+        self.crashed.insert(run.clone());
+        self.forget(run, actor);
+    }
+
+    /// The supervisor saw an actor die; says which run it was.
+    pub(super) fn crashed(&self, actor: ActorId) -> Option<RunId> {
+        let run = self.by_actor.get(&actor).map(|run| run.value().clone())?;
+        self.died(&run, actor);
+        Some(run)
+    }
+
+    /// Ends all actors; everything is settled.
+    pub(super) fn end(&self) {
+        for handle in self.resident() {
+            handle.end();
+        }
+        self.runs.clear();
+        self.by_actor.clear();
+    }
+}
+
+enum Started {
+    Here(RunHandle),
+    Missing,
+    Again,
+}
+
+enum Stop {
+    Missing,
+    Failed(Error),
+}
+
+impl Surroundings for Directory {
+    fn retire(&self, run: &RunId, actor: ActorId) {
+        self.forget(run, actor);
+    }
+
+    fn wants_changes(&self) -> bool {
+        self.events.has_subscribers()
+    }
+
+    fn changed(&self, change: ChangeSeed) {
+        self.events.changed(change);
+    }
+
+    fn lost(&self, loss: &DeferredLoss) {
+        self.events.lost(loss);
+    }
+}

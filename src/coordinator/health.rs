@@ -1,0 +1,90 @@
+//! How it stands: counters, histograms, losses.
+
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+
+use super::Coordinator;
+use crate::persist::Histogram;
+use crate::run::DeferredLoss;
+
+/// What a coordinator counted since it was opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Entries that reached storage.
+    pub applied: u64,
+    /// Entries that did not: refused, or failed with their batch.
+    pub refused: u64,
+    /// Flushes that failed; nothing of them was written.
+    pub failed_flushes: u64,
+    /// Answers that left open whether a flush was written; the same batch was sent again.
+    pub unknown_flushes: u64,
+    /// Entries that wait for a flush now.
+    pub waiting: u64,
+    /// How many more writes would be admitted now.
+    pub permits_available: usize,
+    /// Runs in memory now.
+    pub resident_runs: usize,
+    /// Entries in a flush.
+    pub batch_entries: Histogram,
+    /// Microseconds of a flush.
+    pub flush_micros: Histogram,
+}
+
+/// Whether it works.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Health {
+    /// Whether writes are taken.
+    pub open: bool,
+    /// Whether this opening may only read.
+    pub read_only: bool,
+    /// The backend's name.
+    pub backend: String,
+    /// Where the state is; never with a secret in it.
+    pub location: String,
+    /// Deferred writes that were lost, and of which nobody was told yet.
+    pub lost: Vec<DeferredLoss>,
+    /// What opening found, for the operator.
+    pub notices: Vec<String>,
+}
+
+impl Health {
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.open && self.lost.is_empty()
+    }
+}
+
+impl Coordinator {
+    /// Counters and histograms since the coordinator was opened. Cheap: it reads atomics.
+    pub fn stats(&self) -> Stats {
+        let engine = self.engine();
+        let stats = engine.context.persist.stats();
+        Stats {
+            applied: stats.applied.load(Ordering::Relaxed),
+            refused: stats.refused.load(Ordering::Relaxed),
+            failed_flushes: stats.failed_flushes.load(Ordering::Relaxed),
+            unknown_flushes: stats.unknown_flushes.load(Ordering::Relaxed),
+            waiting: stats.waiting.load(Ordering::Relaxed),
+            permits_available: engine.admission.available(),
+            resident_runs: engine.directory.len(),
+            batch_entries: stats.batch_entries.read(),
+            flush_micros: stats.flush_micros.read(),
+        }
+    }
+
+    /// Whether it works, and what was lost. Telling a loss here does not count as told.
+    pub fn health(&self) -> Health {
+        let engine = self.engine();
+        Health {
+            open: !engine.is_closed(),
+            read_only: engine.backend.is_read_only(),
+            backend: engine.backend.name().to_owned(),
+            location: engine.backend.location(),
+            lost: engine.directory.resident().iter().filter_map(|handle| handle.cell().peek_loss()).collect(),
+            notices: engine.report.notices.clone(),
+        }
+    }
+}

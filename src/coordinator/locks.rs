@@ -1,0 +1,86 @@
+//! Locks at the front door.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Coordinator;
+use crate::error::Error;
+use crate::lease::{Lease, LockOptions};
+use crate::model::{FencingToken, IntoNodeId, IntoRunId, LeaseKey, LeaseRecord};
+
+impl Coordinator {
+    /// Locks a run (and so all its nodes), waiting for it at most this long; `None` if the time was up. Zero tries once. The lease lasts 30 s and is
+    /// kept alive by its guard; dropping the guard releases it.
+    ///
+    /// Locks are advisory between callers who do not fence: write through [`with_lease`](Self::with_lease), and a write under a lease that was
+    /// lost is refused.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a bad id; [`Error::Lease`]; [`Error::Store`] if storage failed.
+    ///
+    /// # Cancel safety
+    /// A caller that goes away, at whatever instant, leaves its place in the queue or gives the lock back.
+    pub async fn acquire_lock(&self, run: impl IntoRunId, wait: Duration) -> Result<Option<Lease>, Error> {
+        self.acquire(LeaseKey::run(run.into_run_id()?), LockOptions::new(), wait).await
+    }
+
+    /// Locks one node of a run; a lock on the whole run excludes it. Else as [`acquire_lock`](Self::acquire_lock).
+    ///
+    /// # Errors
+    /// As [`acquire_lock`](Self::acquire_lock).
+    ///
+    /// # Cancel safety
+    /// As [`acquire_lock`](Self::acquire_lock).
+    pub async fn acquire_node_lock(&self, run: impl IntoRunId, node: impl IntoNodeId, wait: Duration) -> Result<Option<Lease>, Error> {
+        let (run, node) = super::write::ids(run, node)?;
+        self.acquire(LeaseKey::node(run, node), LockOptions::new(), wait).await
+    }
+
+    /// Locks a run or a node with options: owner, purpose, TTL, renewal, re-entry.
+    ///
+    /// # Errors
+    /// As [`acquire_lock`](Self::acquire_lock); [`Error::Lease`] for a re-entry that was not asked for and for a wait that would close a cycle.
+    ///
+    /// # Cancel safety
+    /// As [`acquire_lock`](Self::acquire_lock).
+    pub async fn acquire(&self, key: LeaseKey, options: LockOptions, wait: Duration) -> Result<Option<Lease>, Error> {
+        if self.is_closed() {
+            return Err(Error::Closed);
+        }
+        Ok(self.engine().leases.acquire(key, options, wait).await?)
+    }
+
+    /// The same coordinator, whose writes are refused once the lease is lost: decided by its fencing token, inside the commit. The lease itself
+    /// stays with the caller.
+    pub fn with_lease(&self, lease: &Lease) -> Self {
+        let mut fences: Vec<_> = self.fences.iter().flat_map(|fences| fences.iter().cloned()).collect();
+        let fence = lease.fence();
+        if !fences.contains(&fence) {
+            fences.push(fence);
+        }
+        Self { fences: Some(Arc::from(fences)), ..self.clone() }
+    }
+
+    /// All leases that are held, with owner, purpose, since, until and token, in the order of their tokens.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if storage failed.
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn list_locks(&self) -> Result<Vec<LeaseRecord>, Error> {
+        Ok(self.engine().leases.list().await?)
+    }
+
+    /// Takes a lease away from its holder, by its token (a stale list frees nothing else). The holder learns of it; its fenced writes are refused
+    /// from now on. Answers with the lease as it was.
+    ///
+    /// # Errors
+    /// [`Error::Lease`] (`NotFound`) if no lease is held under this token.
+    ///
+    /// # Cancel safety
+    /// Dropped before it was sent it changes nothing; after, the lease is taken away or not.
+    pub async fn force_unlock(&self, token: FencingToken) -> Result<LeaseRecord, Error> {
+        Ok(self.engine().leases.force_unlock(token).await?)
+    }
+}

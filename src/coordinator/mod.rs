@@ -1,0 +1,240 @@
+//! The front door: open a store, hand out runs, build transactions, ask, listen, close.
+
+mod builder;
+mod commit;
+mod directory;
+mod doors;
+mod events;
+mod health;
+mod locks;
+mod query;
+mod resume;
+mod supervisor;
+mod transact;
+mod transaction;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use builder::CoordinatorBuilder;
+pub use commit::Commit;
+pub use events::{Change, ChangeStream, Event, StreamError};
+pub use health::{Health, Stats};
+pub use resume::AbandonedRun;
+pub use transact::{NeedsRun, RunView, TransactError, View};
+pub use transaction::Transaction;
+pub use write::OnDelete;
+
+use self::builder::Limits;
+use self::directory::Directory;
+use self::events::Events;
+use crate::error::Error;
+use crate::lease::LeaseHandle;
+use crate::model::Fence;
+use crate::run::{Admission, RunContext};
+use crate::store::{OpenReport, StateBackend};
+
+/// What an acknowledgement of a write means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Durability {
+    /// `Ok` means: in stable storage. The default.
+    #[default]
+    Durable,
+    /// `Ok` means: visible in this process's snapshots, on its way to storage. [`Coordinator::flush`] makes it durable; a later loss is told by
+    /// `flush`, `health`, an event, and the next write on that run. Writes with guards, a fence, or over several runs are durable all the same.
+    Deferred,
+}
+
+/// The state coordinator. A cheap handle: clone it into as many tasks as there are.
+///
+/// Every `.await` of a write that returns `Ok` means: on disk, whole, in order (see [`Durability`] for the exception that one can ask for).
+/// Every method is cancel-safe: a future that is dropped before it was sent changes nothing; after, the write happens or not, as a whole, and nobody
+/// else is disturbed.
+///
+/// Dropping the last handle closes as far as a drop can (in the background, while the runtime lives); [`close`](Self::close) does it whole and tells
+/// what went wrong.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Coordinator {
+    pub(super) core: Arc<Core>,
+    /// Writes through this handle are refused unless these leases are held.
+    pub(super) fences: Option<Arc<[Fence]>>,
+    pub(super) durability: Durability,
+}
+
+/// Closes when the last handle is dropped.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) engine: Arc<Engine>,
+    runtime: tokio::runtime::Handle,
+}
+
+/// Everything that runs behind the front door.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) backend: Arc<dyn StateBackend>,
+    pub(crate) context: Arc<RunContext>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) admission: Admission,
+    pub(crate) leases: LeaseHandle,
+    pub(crate) events: Arc<Events>,
+    pub(crate) limits: Limits,
+    pub(crate) report: OpenReport,
+    /// Held for writing while several runs are published as one; see `Coordinator::snapshots`.
+    pub(crate) publications: std::sync::RwLock<()>,
+    supervisor: ractor::ActorRef<supervisor::Msg>,
+    /// Microseconds of the last creation stamp that was given.
+    last_creation: std::sync::atomic::AtomicI64,
+    closed: AtomicBool,
+}
+
+impl Coordinator {
+    /// Opens a store with default settings. See [`Coordinator::builder`] for others.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, create_state_backend};
+    ///
+    /// let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// state.create_run("run_1", NewRun::running()).await?;
+    /// state.set_node_state("run_1", "node1", NodeUpdate::success().row_count(1_000)).await?;
+    /// assert_eq!(state.get_node_state("run_1", "node1").await?.unwrap().row_count, Some(1_000));
+    /// state.close().await?;
+    /// # Ok::<(), seeknal_state::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the storage cannot be opened: held by another process, damaged, of a newer format, not ours.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes what was opened so far.
+    pub async fn open(backend: Arc<dyn StateBackend>) -> Result<Self, Error> {
+        Self::builder().open(backend).await
+    }
+
+    /// Settings for opening a store.
+    pub fn builder() -> CoordinatorBuilder {
+        CoordinatorBuilder::new()
+    }
+
+    /// The same coordinator, whose writes ask for this durability.
+    pub fn with_durability(&self, durability: Durability) -> Self {
+        Self { durability, ..self.clone() }
+    }
+
+    /// What opening found, beyond the state itself: lines for the operator.
+    pub fn open_report(&self) -> &OpenReport {
+        &self.core.engine.report
+    }
+
+    /// The backend that this coordinator is the front of.
+    pub fn backend(&self) -> &Arc<dyn StateBackend> {
+        &self.core.engine.backend
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.core.engine
+    }
+
+    /// Makes every deferred write durable.
+    ///
+    /// # Errors
+    /// [`Error::DeferredLost`] if some of them were lost (each loss is told once).
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the waiting, not the writing.
+    pub async fn flush(&self) -> Result<(), Error> {
+        self.engine().flush().await
+    }
+
+    /// Stops taking writes, flushes and answers everybody, releases all leases, brings the storage into the form that others read, and gives it up.
+    /// A second call, also through another clone, does nothing.
+    ///
+    /// # Errors
+    /// [`Error::DeferredLost`] if deferred writes were lost, [`Error::Store`] if the storage could not be closed in order. All is closed all
+    /// the same.
+    ///
+    /// # Cancel safety
+    /// Closing goes on in the background if the future is dropped.
+    pub async fn close(&self) -> Result<(), Error> {
+        let engine = Arc::clone(self.engine());
+        match tokio::spawn(async move { engine.close().await }).await {
+            Ok(closed) => closed,
+            Err(_) => Err(Error::Closed),
+        }
+    }
+
+    /// Whether it was closed.
+    pub fn is_closed(&self) -> bool {
+        self.engine().closed.load(Ordering::Acquire)
+    }
+}
+
+impl Engine {
+    pub(crate) async fn flush(&self) -> Result<(), Error> {
+        let mut told = Ok(());
+        for handle in self.directory.resident() {
+            let cell = handle.cell();
+            if cell.has_deferred() || cell.peek_loss().is_some() {
+                if let Err(loss) = handle.flush().await {
+                    told = told.and(Err(Error::DeferredLost(loss)));
+                }
+            }
+        }
+        told
+    }
+
+    /// Waits until deferred writes are in storage, if there are any: questions that storage answers must see them. Losses stay to be told.
+    pub(crate) async fn settle_deferred(&self) {
+        if self.context.deferred_runs.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        for handle in self.directory.resident() {
+            if handle.cell().has_deferred() {
+                handle.settle().await;
+            }
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Runs first, then locks, then the writer.
+    async fn close(&self) -> Result<(), Error> {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.admission.close();
+        let mut told = Ok(());
+        for handle in self.directory.resident() {
+            if let Err(loss) = handle.flush().await {
+                told = told.and(Err(Error::DeferredLost(loss)));
+            }
+        }
+        self.leases.close().await;
+        self.context.persist.close().await;
+        self.directory.end();
+        self.supervisor.stop(None);
+        let closed = self.backend.close().await.map_err(Error::from);
+        self.events.close();
+        told.and(closed)
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if self.engine.is_closed() {
+            return;
+        }
+        // On a runtime that ended the task is dropped at once; then the backend closes by its own drop.
+        let engine = Arc::clone(&self.engine);
+        drop(self.runtime.spawn(async move {
+            if let Err(error) = engine.close().await {
+                tracing::error!(%error, "the coordinator was dropped without close, and closing it failed");
+            }
+        }));
+    }
+}

@@ -1,0 +1,250 @@
+//! Questions: runs, nodes, intervals, partitions, over one run and over all.
+
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
+
+use chrono::{DateTime, Utc};
+
+use super::{ChangeStream, Coordinator, Engine};
+use crate::error::Error;
+use crate::model::{
+    Interval, IntervalSet, IntoInterval, IntoNodeId, IntoRunId, LastSuccess, NodeCoverage, NodeId, NodeState, PartitionKey, RunId, RunPage,
+    RunQuery, Snapshot, Version,
+};
+
+impl Coordinator {
+    /// A run as it is now; `None` if there is no such run. Of a run that is resident it is a copy of a pointer: it waits for nobody.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a bad id; [`Error::Store`] if a run that is not resident could not be loaded.
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn get_run(&self, run: impl IntoRunId) -> Result<Option<Snapshot>, Error> {
+        self.engine().snapshot(&run.into_run_id()?).await
+    }
+
+    /// A run as it is now, if it is resident: without waiting, from any thread.
+    pub fn snapshot(&self, run: impl AsRef<str>) -> Option<Snapshot> {
+        self.engine().directory.get(run.as_ref())?.cell().snapshot()
+    }
+
+    /// Several runs as they were at one moment, in the order of the names: no transaction is there in part, and nothing is seen without what came
+    /// before it.
+    ///
+    /// # Errors
+    /// As [`get_run`](Self::get_run).
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn snapshots<R>(&self, runs: &[R]) -> Result<Vec<Option<Snapshot>>, Error>
+    where
+        R: AsRef<str>,
+    {
+        let ids: Vec<RunId> = runs.iter().map(|run| RunId::new(run.as_ref())).collect::<Result<_, _>>()?;
+        self.engine().snapshots(&ids).await
+    }
+
+    /// A node of a run as it is now; `None` if there is no such run or node.
+    ///
+    /// # Errors
+    /// As [`get_run`](Self::get_run).
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn get_node_state(&self, run: impl IntoRunId, node: impl IntoNodeId) -> Result<Option<NodeState>, Error> {
+        let (run, node) = super::write::ids(run, node)?;
+        Ok(self.engine().snapshot(&run).await?.and_then(|run| run.node(node.as_str()).cloned()))
+    }
+
+    /// The stretches of time that a node completed in a run, in order; empty if there is no such run or node.
+    ///
+    /// # Errors
+    /// As [`get_run`](Self::get_run).
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn get_completed_intervals(&self, run: impl IntoRunId, node: impl IntoNodeId) -> Result<IntervalSet, Error> {
+        Ok(self.get_node_state(run, node).await?.map(|node| (*node.intervals).clone()).unwrap_or_default())
+    }
+
+    /// The partitions that a node completed in a run, sorted; empty if there is no such run or node.
+    ///
+    /// # Errors
+    /// As [`get_run`](Self::get_run).
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn list_completed_partitions(&self, run: impl IntoRunId, node: impl IntoNodeId) -> Result<BTreeSet<PartitionKey>, Error> {
+        Ok(self.get_node_state(run, node).await?.map(|node| (*node.partitions).clone()).unwrap_or_default())
+    }
+
+    /// One page of runs, newest first. Pages are cut by key: runs that come or go meanwhile make nobody else appear twice or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if storage failed.
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn list_runs(&self, query: &RunQuery) -> Result<RunPage, Error> {
+        self.engine().settle_deferred().await;
+        Ok(self.engine().backend.list_runs(query).await?)
+    }
+
+    /// The state of a node in the newest run that has it, with that run's id.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a bad id; [`Error::Store`] if storage failed.
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn latest_node_state(&self, node: impl IntoNodeId) -> Result<Option<(RunId, NodeState)>, Error> {
+        let node = node.into_node_id()?;
+        self.engine().settle_deferred().await;
+        Ok(self.engine().backend.latest_node(&node).await?)
+    }
+
+    /// The last success of a node over all runs, also those that cleanup deleted: its fingerprint, row count, watermarks and run.
+    ///
+    /// # Errors
+    /// As [`latest_node_state`](Self::latest_node_state).
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn last_success(&self, node: impl IntoNodeId) -> Result<Option<LastSuccess>, Error> {
+        let node = node.into_node_id()?;
+        self.engine().settle_deferred().await;
+        Ok(self.engine().backend.last_success(&node).await?)
+    }
+
+    /// What a node completed over all runs, also those that cleanup deleted.
+    ///
+    /// # Errors
+    /// As [`latest_node_state`](Self::latest_node_state).
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn coverage(&self, node: impl IntoNodeId) -> Result<NodeCoverage, Error> {
+        let node = node.into_node_id()?;
+        self.engine().settle_deferred().await;
+        Ok(self.engine().backend.coverage(&node).await?)
+    }
+
+    /// The parts of a stretch of time that a node has not completed in any run, in order: what is still to do.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an inverted or empty range; else as [`latest_node_state`](Self::latest_node_state).
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn pending(&self, node: impl IntoNodeId, within: impl IntoInterval) -> Result<Vec<Interval>, Error> {
+        let within = within.into_interval()?;
+        Ok(self.coverage(node).await?.intervals.gaps(within))
+    }
+
+    /// Every node that some run or the coverage knows, sorted.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if storage failed.
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn node_ids(&self) -> Result<BTreeSet<NodeId>, Error> {
+        self.engine().settle_deferred().await;
+        Ok(self.engine().backend.node_ids().await?)
+    }
+
+    /// Listens to committed changes from now on. A subscriber that lags misses the oldest events, and is told how many.
+    pub fn subscribe(&self) -> ChangeStream {
+        self.engine().events.subscribe()
+    }
+}
+
+impl Engine {
+    pub(super) async fn snapshot(&self, run: &RunId) -> Result<Option<Snapshot>, Error> {
+        if let Some(handle) = self.directory.get(run.as_str()) {
+            // Of a run that is not there somebody else may have made one since.
+            let snapshot = handle.cell().snapshot();
+            if snapshot.is_some() || !self.backend.is_shared() {
+                return Ok(snapshot);
+            }
+            handle.passivate();
+        }
+        if self.is_closed() {
+            return Err(Error::Closed);
+        }
+        match self.directory.existing(run).await? {
+            Some(handle) => Ok(handle.cell().snapshot()),
+            None => Ok(None),
+        }
+    }
+
+    async fn snapshots(&self, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
+        /// How often two readings in a row may differ before the runs are held.
+        const READINGS: usize = 32;
+        let mut before = self.read_all(runs).await?;
+        for _ in 0..READINGS {
+            let again = self.read_all(runs).await?;
+            if versions(&before) == versions(&again) {
+                return Ok(again);
+            }
+            before = again;
+        }
+        let mut ids: Vec<&RunId> = runs.iter().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let mut held = Vec::with_capacity(ids.len());
+        for id in ids {
+            if let Some(handle) = self.directory.existing(id).await? {
+                held.extend(handle.hold(false).await);
+            }
+        }
+        self.read_all(runs).await
+    }
+
+    /// All runs, each as it is now, and no publication of several runs in part.
+    async fn read_all(&self, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
+        for run in runs {
+            self.snapshot(run).await?;
+        }
+        let mut missing = Vec::new();
+        {
+            let _no_publication = self.publications.read().unwrap_or_else(PoisonError::into_inner);
+            let resident: Vec<_> = runs.iter().map(|run| self.directory.get(run.as_str())).collect();
+            if resident.iter().all(Option::is_some) {
+                return Ok(resident.into_iter().flatten().map(|handle| handle.cell().snapshot()).collect());
+            }
+            for (run, handle) in runs.iter().zip(resident) {
+                missing.push((run, handle));
+            }
+        }
+        // Some are not there, or went to sleep just now.
+        let mut all = Vec::with_capacity(runs.len());
+        for (run, handle) in missing {
+            all.push(match handle {
+                Some(handle) => handle.cell().snapshot(),
+                None => self.snapshot(run).await?,
+            });
+        }
+        Ok(all)
+    }
+
+    /// The stamp of a new run: later than that of every run that this coordinator made before, so that runs order as they were made.
+    pub(super) fn next_creation_stamp(&self) -> DateTime<Utc> {
+        use std::sync::atomic::Ordering;
+        let now = crate::model::time::micros(self.context.clock.now());
+        let previous = self
+            .last_creation
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(now.max(last.saturating_add(1))))
+            .unwrap_or(now);
+        let stamp = now.max(previous.saturating_add(1));
+        crate::model::time::from_micros(stamp).unwrap_or(DateTime::UNIX_EPOCH)
+    }
+}
+
+fn versions(snapshots: &[Option<Snapshot>]) -> Vec<(Version, Version)> {
+    snapshots
+        .iter()
+        .map(|run| run.as_ref().map_or((Version::NONE, Version::NONE), |run| (run.created_version(), run.version())))
+        .collect()
+}

@@ -1,0 +1,93 @@
+//! Runs whose process is gone, and how another one takes them over.
+
+use super::{Coordinator, Transaction};
+use crate::error::Error;
+use crate::model::{IntoRunId, ProcessInfo, RunFilter, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot};
+use crate::store::OpenProcess;
+
+/// A running run that nobody works on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AbandonedRun {
+    /// The run.
+    pub summary: RunSummary,
+    /// Who worked on it; `None` if nobody ever said so (a run from a foreign file).
+    pub worker: Option<ProcessInfo>,
+}
+
+impl Coordinator {
+    /// The running runs whose process is gone, newest first. A process counts as gone if it had this state open on this host and has not any
+    /// more; of processes on other hosts nothing is claimed, unless the storage admits one process at a time.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if storage failed.
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn abandoned_runs(&self) -> Result<Vec<AbandonedRun>, Error> {
+        let processes = self.engine().backend.processes().await?;
+        let mut abandoned = Vec::new();
+        let mut query = RunQuery::new(RunFilter::all().status(RunStatus::Running)).limit(1000);
+        loop {
+            let page = self.list_runs(&query).await?;
+            for summary in page.runs {
+                let worker = summary.header.worker.clone();
+                if self.is_gone(worker.as_ref(), &processes) {
+                    abandoned.push(AbandonedRun { summary, worker });
+                }
+            }
+            if page.next.is_none() {
+                return Ok(abandoned);
+            }
+            query = query.after(page.next);
+        }
+    }
+
+    fn is_gone(&self, worker: Option<&ProcessInfo>, processes: &[OpenProcess]) -> bool {
+        let backend = &self.engine().backend;
+        let (Some(worker), Some(me)) = (worker, backend.process()) else { return !backend.is_shared() };
+        if worker.id == me.id {
+            return false;
+        }
+        if !backend.is_shared() {
+            return true;
+        }
+        match processes.iter().find(|open| open.process.id == worker.id) {
+            Some(open) => open.alive == Some(false),
+            None => worker.host == me.host,
+        }
+    }
+
+    /// Takes over a run whose process is gone: from now on this process is its worker. Its nodes stay as they are: what was running was not
+    /// finished, and is the caller's to start again.
+    ///
+    /// # Errors
+    /// [`Error::RunInUse`] if its process lives (or cannot be known to be gone), [`Error::RunNotFound`], [`Error::Conflict`] if the run is not running any
+    /// more or another one was faster.
+    ///
+    /// # Cancel safety
+    /// Dropped before it was sent it changes nothing; after, the run is taken over or not.
+    pub async fn resume_run(&self, run: impl IntoRunId) -> Result<Snapshot, Error> {
+        let run = run.into_run_id()?;
+        let snapshot = self.get_run(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
+        let worker = snapshot.header().worker.clone();
+        if snapshot.header().status == RunStatus::Running && worker.as_ref().map(|w| &w.id) != self.worker().as_ref().map(|me| &me.id) {
+            let processes = self.engine().backend.processes().await?;
+            if !self.is_gone(worker.as_ref(), &processes) {
+                if let Some(worker) = worker {
+                    return Err(Error::RunInUse { run, worker });
+                }
+            }
+            let mut tx: Transaction = self.transaction();
+            tx.expect_version(&run, snapshot.version());
+            tx.update_run(&run, RunUpdate::running());
+            tx.commit().await?;
+        } else if snapshot.header().status != RunStatus::Running {
+            let mut tx: Transaction = self.transaction();
+            tx.expect_run_status(&run, [RunStatus::Running]);
+            tx.update_run(&run, RunUpdate::running());
+            tx.commit().await?;
+        }
+        self.get_run(&run).await?.ok_or(Error::RunNotFound(run))
+    }
+}

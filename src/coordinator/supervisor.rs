@@ -1,0 +1,91 @@
+//! The supervisor of the run actors, and the sweep that sends idle runs to sleep.
+//!
+//! ```text
+//! run actor ──(dies)──► supervisor ──► directory forgets it, a successor loads behind what it had sent down
+//! sweep ──Passivate──► run actors that were not used since the last sweep
+//! ```
+
+use std::sync::{Arc, Weak};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+
+use super::Engine;
+use super::directory::Directory;
+
+#[derive(Debug)]
+pub(crate) enum Msg {
+    Watch(Weak<Directory>),
+}
+
+struct Supervisor;
+
+pub(super) async fn start() -> Result<(ActorRef<Msg>, tokio::task::JoinHandle<()>), SpawnErr> {
+    Actor::spawn(None, Supervisor, ()).await
+}
+
+impl Actor for Supervisor {
+    type Msg = Msg;
+    type State = Weak<Directory>;
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<Msg>, (): ()) -> Result<Weak<Directory>, ActorProcessingErr> {
+        Ok(Weak::new())
+    }
+
+    async fn handle(&self, _: ActorRef<Msg>, message: Msg, state: &mut Weak<Directory>) -> Result<(), ActorProcessingErr> {
+        let Msg::Watch(directory) = message;
+        *state = directory;
+        Ok(())
+    }
+
+    // The default would end the supervisor, and all runs with it, when one actor dies.
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<Msg>,
+        event: SupervisionEvent,
+        state: &mut Weak<Directory>,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(actor, error) = event {
+            if let Some(directory) = state.upgrade() {
+                if let Some(run) = directory.crashed(actor.get_id()) {
+                    tracing::error!(%run, %error, "the actor of a run died; it is started again from what is in storage");
+                    drop(tokio::spawn(async move {
+                        if let Err(error) = directory.existing(&run).await {
+                            tracing::error!(%run, %error, "a run could not be started again; the next use tries once more");
+                        }
+                    }));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Begins to watch the runs of an engine, until it is dropped or closed.
+pub(super) fn watch(engine: &Arc<Engine>) {
+    let _watching = engine.supervisor.cast(Msg::Watch(Arc::downgrade(&engine.directory)));
+    let (engine, pause) = (Arc::downgrade(engine), engine.limits.idle_after);
+    drop(tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(pause).await;
+            let Some(engine) = engine.upgrade() else { return };
+            if engine.is_closed() {
+                return;
+            }
+            sweep(&engine);
+        }
+    }));
+}
+
+/// Sends the runs to sleep that were not used since the last sweep, and if there are too many, also used ones.
+fn sweep(engine: &Engine) {
+    let mut spare = engine.directory.len().saturating_sub(engine.limits.resident_runs);
+    let (used, idle): (Vec<_>, Vec<_>) = engine.directory.resident().into_iter().partition(|handle| handle.cell().was_used());
+    for handle in &idle {
+        handle.passivate();
+    }
+    spare = spare.saturating_sub(idle.len());
+    for handle in used.iter().take(spare) {
+        handle.passivate();
+    }
+}

@@ -1,0 +1,200 @@
+//! Read, decide, commit; again on conflict.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::{Commit, Coordinator, Transaction};
+use crate::error::Error;
+use crate::model::{Guard, IntoRunId, NodeId, NodeState, RunHeader, RunId, Snapshot, Version};
+
+/// How often a transaction is tried before its caller is told that the run is contended.
+const MAX_ATTEMPTS: u32 = 64;
+
+/// What the closure of [`Coordinator::transact`] may end with.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum TransactError {
+    /// It asked for a run that is not loaded yet; `transact` loads it and calls the closure again. Pass it on with `?`.
+    NeedsRun(NeedsRun),
+    /// It gives up: nothing is written, and `transact` ends with this error.
+    Abort(Error),
+}
+
+/// A run that has to be loaded before the closure can read it.
+#[derive(Debug)]
+pub struct NeedsRun(RunId);
+
+impl From<NeedsRun> for TransactError {
+    fn from(needs: NeedsRun) -> Self {
+        Self::NeedsRun(needs)
+    }
+}
+
+impl From<Error> for TransactError {
+    fn from(error: Error) -> Self {
+        Self::Abort(error)
+    }
+}
+
+impl From<crate::model::InputError> for TransactError {
+    fn from(error: crate::model::InputError) -> Self {
+        Self::Abort(error.into())
+    }
+}
+
+/// What the closure reads. Whatever it looks at becomes a guard of the transaction.
+#[derive(Debug)]
+pub struct View {
+    runs: BTreeMap<RunId, Option<Snapshot>>,
+    read: RefCell<BTreeSet<(RunId, Read)>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Read {
+    All,
+    Node(NodeId),
+}
+
+/// One run as the closure sees it.
+#[derive(Debug)]
+pub struct RunView<'v> {
+    view: &'v View,
+    snapshot: &'v Snapshot,
+}
+
+impl View {
+    /// A run; `None` if there is no such run (which is no guard: creating it is one).
+    ///
+    /// # Errors
+    /// [`TransactError::NeedsRun`] the first time: pass it on with `?`. [`TransactError::Abort`] for a bad id.
+    pub fn run(&self, run: impl IntoRunId) -> Result<Option<RunView<'_>>, TransactError> {
+        let run = run.into_run_id()?;
+        match self.runs.get(&run) {
+            None => Err(NeedsRun(run).into()),
+            Some(snapshot) => Ok(snapshot.as_ref().map(|snapshot| RunView { view: self, snapshot })),
+        }
+    }
+}
+
+impl<'v> RunView<'v> {
+    fn note(&self, read: Read) {
+        self.view.read.borrow_mut().insert((self.snapshot.id().clone(), read));
+    }
+
+    /// One node. The transaction conflicts if it is changed (or made) before the commit.
+    pub fn node(&self, node: &str) -> Option<&'v NodeState> {
+        match NodeId::new(node) {
+            Ok(id) => self.note(Read::Node(id)),
+            // No such node can ever be.
+            Err(_) => return None,
+        }
+        self.snapshot.node(node)
+    }
+
+    /// All nodes. The transaction conflicts if anything in the run is changed before the commit.
+    pub fn nodes(&self) -> impl Iterator<Item = (&'v NodeId, &'v NodeState)> {
+        self.note(Read::All);
+        self.snapshot.state().nodes()
+    }
+
+    /// The header. The transaction conflicts if anything in the run is changed before the commit.
+    pub fn header(&self) -> &'v RunHeader {
+        self.note(Read::All);
+        self.snapshot.state().header()
+    }
+
+    /// The version. The transaction conflicts if anything in the run is changed before the commit.
+    pub fn version(&self) -> Version {
+        self.note(Read::All);
+        self.snapshot.version()
+    }
+}
+
+impl Coordinator {
+    /// Reads, decides and commits as one: the closure reads runs through the view and puts what follows into the transaction; what it read is
+    /// guarded, and if it was changed before the commit the closure is called again on the new state, at most 64 times. The closure must
+    /// be free of side effects. If it writes nothing, nothing is committed.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// # use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, create_state_backend};
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// # state.create_run("run_1", NewRun::running()).await?;
+    /// let (rows, _commit) = state
+    ///     .transact(|view, tx| {
+    ///         let run = view.run("run_1")?;
+    ///         let rows = run.and_then(|run| run.node("total")?.row_count).unwrap_or(0) + 10;
+    ///         tx.set_node_state("run_1", "total", NodeUpdate::running().row_count(rows));
+    ///         Ok(rows)
+    ///     })
+    ///     .await?;
+    /// assert_eq!(rows, 10);
+    /// # state.close().await }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// The closure's own; [`Error::Contended`] after 64 conflicts; else as [`Transaction::commit`].
+    ///
+    /// # Cancel safety
+    /// Dropped before the commit was sent it changes nothing; after, all of it happens or nothing.
+    pub async fn transact<T>(
+        &self,
+        mut decide: impl FnMut(&View, &mut Transaction) -> Result<T, TransactError>,
+    ) -> Result<(T, Commit), Error> {
+        let mut wanted: BTreeSet<RunId> = BTreeSet::new();
+        let mut conflicts = 0;
+        loop {
+            let names: Vec<&RunId> = wanted.iter().collect();
+            let snapshots = self.snapshots(&names).await?;
+            let view = View { runs: wanted.iter().cloned().zip(snapshots).collect(), read: RefCell::default() };
+            let mut tx = self.transaction();
+            let value = match decide(&view, &mut tx) {
+                Ok(value) => value,
+                Err(TransactError::NeedsRun(NeedsRun(run))) => {
+                    wanted.insert(run);
+                    continue;
+                }
+                Err(TransactError::Abort(error)) => return Err(error),
+            };
+            if !tx.writes() {
+                return Ok((value, Commit { seq: None, runs: Vec::new() }));
+            }
+            view.guard(&mut tx);
+            drop(view);
+            match tx.commit().await {
+                Ok(commit) => return Ok((value, commit)),
+                Err(error @ (Error::Conflict(_) | Error::Contended { .. } | Error::RunExists(_))) => {
+                    conflicts += 1;
+                    if conflicts >= MAX_ATTEMPTS {
+                        return Err(match (error, wanted.into_iter().next()) {
+                            (Error::Conflict(_), Some(run)) => Error::Contended { run, attempts: conflicts },
+                            (error, _) => error,
+                        });
+                    }
+                    let pause = u64::from(conflicts.min(20)) * 100;
+                    tokio::time::sleep(Duration::from_micros(pause)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl View {
+    /// Puts what was read into the transaction as guards.
+    fn guard(&self, tx: &mut Transaction) {
+        let read = self.read.borrow();
+        for (run, read) in read.iter() {
+            let Some(Some(snapshot)) = self.runs.get(run) else { continue };
+            let guard = match read {
+                Read::All => Guard::RunVersion(snapshot.version()),
+                Read::Node(node) => Guard::NodeVersion {
+                    node: node.clone(),
+                    version: snapshot.node(node.as_str()).map_or(Version::NONE, |state| state.version),
+                },
+            };
+            tx.guard(run.clone(), guard);
+        }
+    }
+}

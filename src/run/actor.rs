@@ -1,0 +1,504 @@
+//! The actor of one run: carries what the chain decides.
+//!
+//! Modes: *ready* takes ops; *recovering* waits until nothing is on its way, loads the run if others wrote to it, and checks again what came
+//! back; *held* belongs to a transaction over several runs. Whatever arrives meanwhile is stashed, in order.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::oneshot;
+
+use super::admission::Permit;
+use super::chain::{Chain, Progress, Touched, touched};
+use super::handle::{HoldGrant, Release, RunCell};
+use super::op::{Ack, ChangeSeed, CommitError, Committed, DeferredLoss, Envelope, Op};
+use super::sink::{FlushSink, Outcomes, RunSink};
+use crate::model::{Clock, Receipt, RunId, RunReceipt, RunState, Version};
+use crate::persist::{Persist, Settlement, Submission};
+use crate::store::{StateBackend, StoreError};
+
+/// How often an op is checked again before its caller is told that the run is contended.
+const MAX_ATTEMPTS: u32 = 32;
+/// How often loading a run is tried before its actor gives up and ends.
+const LOAD_ATTEMPTS: u32 = 5;
+
+/// What a run's actor needs to know of the world above it.
+pub(crate) trait Surroundings: Send + Sync + fmt::Debug + 'static {
+    /// The actor ends, settled: the next use of the run starts a new one.
+    fn retire(&self, run: &RunId, actor: ractor::ActorId);
+    /// Whether anybody listens to changes.
+    fn wants_changes(&self) -> bool;
+    /// Something was committed.
+    fn changed(&self, change: ChangeSeed);
+    /// Deferred writes were lost.
+    fn lost(&self, loss: &DeferredLoss);
+}
+
+/// What all runs share.
+#[derive(Debug)]
+pub(crate) struct RunContext {
+    pub(crate) backend: Arc<dyn StateBackend>,
+    pub(crate) persist: Persist<FlushSink>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) surroundings: Arc<dyn Surroundings>,
+    /// How many runs have deferred writes on their way.
+    pub(crate) deferred_runs: AtomicUsize,
+}
+
+#[derive(Debug)]
+pub(crate) enum Msg {
+    Commit(Envelope),
+    Settled(Outcomes),
+    Hold { fresh: bool, reply: oneshot::Sender<HoldGrant> },
+    Release(Release),
+    Flush(oneshot::Sender<()>),
+    Passivate,
+    Loaded(Result<Option<RunState>, StoreError>),
+}
+
+#[derive(Debug)]
+pub(super) struct RunActor;
+
+pub(super) struct Arguments {
+    pub(super) context: Arc<RunContext>,
+    pub(super) cell: Arc<RunCell>,
+    pub(super) state: Option<RunState>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Ready,
+    Recovering { reload: bool, loading: bool },
+    Held,
+    Retired,
+}
+
+enum Stashed {
+    Commit(Envelope),
+    Hold { fresh: bool, reply: oneshot::Sender<HoldGrant> },
+    Flush(oneshot::Sender<()>),
+}
+
+/// An op with whom to answer (nobody, for a deferred write that was acknowledged).
+struct Job {
+    op: Op,
+    ack: Option<Ack>,
+    permit: Permit,
+}
+
+pub(super) struct State {
+    context: Arc<RunContext>,
+    cell: Arc<RunCell>,
+    myself: ActorRef<Msg>,
+    chain: Chain,
+    mode: Mode,
+    stash: VecDeque<Stashed>,
+    /// What came back from storage to be checked again; older than everything in `unsent`.
+    returned: VecDeque<Job>,
+    /// What the actor refused on a state that was not settled (or not fresh), to be checked again.
+    unsent: VecDeque<Job>,
+    /// Deferred writes that are not acknowledged yet, because durable ones are on their way before them.
+    deferred: HashMap<u64, Ack>,
+    /// What is in storage, to be acknowledged when the run is loaded.
+    overtaken: Vec<(Ack, Committed)>,
+    /// A hold that waits for a fresh load.
+    fresh_hold: Option<oneshot::Sender<HoldGrant>>,
+}
+
+impl Actor for RunActor {
+    type Msg = Msg;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(&self, myself: ActorRef<Msg>, args: Arguments) -> Result<State, ActorProcessingErr> {
+        let Arguments { context, cell, state } = args;
+        Ok(State {
+            chain: Chain::new(cell.id().clone(), state),
+            context,
+            cell,
+            myself,
+            mode: Mode::Ready,
+            stash: VecDeque::new(),
+            returned: VecDeque::new(),
+            unsent: VecDeque::new(),
+            deferred: HashMap::new(),
+            overtaken: Vec::new(),
+            fresh_hold: None,
+        })
+    }
+
+    async fn handle(&self, _: ActorRef<Msg>, message: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        match message {
+            Msg::Commit(envelope) => state.take_in(Stashed::Commit(envelope)),
+            Msg::Hold { fresh, reply } => state.take_in(Stashed::Hold { fresh, reply }),
+            Msg::Flush(reply) => state.take_in(Stashed::Flush(reply)),
+            Msg::Settled(outcomes) => state.settled(outcomes),
+            Msg::Release(release) => state.released(release),
+            Msg::Loaded(loaded) => state.loaded(loaded),
+            Msg::Passivate => state.passivate(),
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn take_in(&mut self, item: Stashed) {
+        if self.mode == Mode::Retired {
+            // Dropped, it goes back to its sender, who finds the successor.
+            drop(item);
+            return;
+        }
+        self.cell.touch();
+        self.stash.push_back(item);
+        self.go_on();
+    }
+
+    /// Does whatever can be done now, in order.
+    fn go_on(&mut self) {
+        loop {
+            if let Mode::Recovering { reload, loading } = self.mode {
+                if loading || !self.chain.is_settled() {
+                    return;
+                }
+                if reload {
+                    self.load();
+                    return;
+                }
+                self.chain.reset();
+                self.mode = Mode::Ready;
+            }
+            if self.mode != Mode::Ready || self.chain.has_barrier() {
+                return;
+            }
+            if let Some(job) = self.returned.pop_front().or_else(|| self.unsent.pop_front()) {
+                self.decide(job);
+                continue;
+            }
+            match self.stash.front() {
+                None => return,
+                Some(Stashed::Commit(_)) => {}
+                Some(Stashed::Hold { .. } | Stashed::Flush(_)) if self.chain.is_settled() => {}
+                Some(_) => return,
+            }
+            match self.stash.pop_front() {
+                Some(Stashed::Commit(envelope)) => {
+                    if let Some((op, permit, ack)) = envelope.open() {
+                        match self.cell.take_loss() {
+                            Some(loss) => ack.answer(Err(CommitError::Lost(loss))),
+                            None => self.decide(Job { op, ack: Some(ack), permit }),
+                        }
+                    }
+                }
+                Some(Stashed::Flush(reply)) => {
+                    let _caller_gone = reply.send(());
+                }
+                Some(Stashed::Hold { fresh, reply }) => {
+                    if fresh {
+                        self.fresh_hold = Some(reply);
+                        self.recover(true);
+                    } else {
+                        self.hold(reply);
+                    }
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn hold(&mut self, reply: oneshot::Sender<HoldGrant>) {
+        self.mode = Mode::Held;
+        let grant = HoldGrant::new(self.chain.committed().cloned(), Arc::clone(&self.cell), self.myself.clone());
+        // A grant that nobody takes releases itself as it is dropped.
+        drop(reply.send(grant));
+    }
+
+    fn released(&mut self, release: Release) {
+        if self.mode != Mode::Held {
+            return;
+        }
+        self.mode = Mode::Ready;
+        match release {
+            Release::Unchanged => {}
+            Release::Moved(state) => {
+                self.chain.reload(state);
+                self.publish();
+            }
+            Release::Reload => self.recover(true),
+        }
+        self.go_on();
+    }
+
+    /// Checks an op against the tip, and sends it down or refuses it.
+    fn decide(&mut self, job: Job) {
+        let Job { mut op, ack, permit } = job;
+        if op.attempts > MAX_ATTEMPTS {
+            self.give_up(ack, CommitError::Contended(self.cell.id().clone(), op.attempts));
+            return;
+        }
+        let context = &self.context;
+        op.stamp(|| context.clock.now());
+        let (deferred, weight) = (op.is_deferred(), op.weight());
+        match self.chain.decide(&mut op, context.surroundings.wants_changes()) {
+            Ok((ticket, entry)) => {
+                let mut sink = RunSink { actor: self.myself.clone(), ticket, ack, attempts: op.attempts, permit };
+                if deferred {
+                    self.cell.set_deferred(true, &self.context.deferred_runs);
+                    if let Some(ack) = sink.ack.take() {
+                        self.deferred.insert(ticket, ack);
+                    }
+                    self.show_deferred();
+                }
+                self.context.persist.submit(Submission { entry, weight, chain: self.chain.number(), sink: FlushSink::Run(sink) });
+            }
+            // What it was refused on may never be committed, or others may have changed it since: it is checked once more on what is.
+            Err(_) if !op.verified && (!self.chain.is_settled() || self.context.backend.is_shared()) => {
+                op.verified = true;
+                let reload = self.context.backend.is_shared();
+                self.unsent.push_back(Job { op, ack, permit });
+                self.recover(reload);
+            }
+            Err(refusal) => self.give_up(ack, CommitError::Refused(refusal)),
+        }
+    }
+
+    /// Answers a caller with an error; a deferred write that was acknowledged is lost.
+    fn give_up(&mut self, ack: Option<Ack>, error: CommitError) {
+        match ack {
+            Some(ack) => ack.answer(Err(error)),
+            None => {
+                let cause = match &error {
+                    CommitError::Refused(refusal) => refusal.to_string(),
+                    CommitError::Store(error) => error.to_string(),
+                    _ => "others changed the run again and again".to_owned(),
+                };
+                let loss = self.cell.note_loss(1, &cause);
+                tracing::error!(run = %loss.run, lost = loss.lost, cause = %loss.cause, "deferred writes were lost");
+                self.context.surroundings.lost(&loss);
+            }
+        }
+    }
+
+    /// Shows and acknowledges the deferred writes that stand directly on what is committed.
+    fn show_deferred(&mut self) {
+        if self.deferred.is_empty() {
+            return;
+        }
+        let seen: Vec<(u64, Version)> =
+            self.chain.visible_deferred().filter(|(ticket, _)| self.deferred.contains_key(ticket)).collect();
+        if seen.is_empty() {
+            return;
+        }
+        self.publish();
+        for (ticket, before) in seen {
+            if let Some(ack) = self.deferred.remove(&ticket) {
+                let receipt = RunReceipt { run: self.cell.id().clone(), before, after: before.next() };
+                ack.answer(Ok(Committed { seq: None, runs: vec![receipt], grants: Vec::new() }));
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let durable = self.chain.committed().map_or(Version::NONE, RunState::version);
+        self.cell.publish(self.chain.visible(), durable);
+    }
+
+    fn recover(&mut self, reload: bool) {
+        self.mode = match self.mode {
+            Mode::Recovering { reload: before, loading } => Mode::Recovering { reload: before || reload, loading },
+            _ => Mode::Recovering { reload, loading: false },
+        };
+    }
+
+    fn settled(&mut self, outcomes: Outcomes) {
+        let mut acks = Vec::new();
+        for (sink, settlement) in outcomes.take() {
+            let RunSink { ticket, ack, attempts, permit, .. } = sink;
+            // A deferred write that is settled before it was acknowledged is answered like any other.
+            let was_deferred = ack.is_none();
+            let ack = ack.or_else(|| self.deferred.remove(&ticket));
+            match settlement {
+                Settlement::Applied(receipt) => {
+                    drop(permit);
+                    match self.chain.applied(ticket, receipt.runs.first()) {
+                        Progress::Moved(touched) => {
+                            self.tell(&receipt, touched);
+                            acks.extend(ack.map(|ack| (ack, Committed::durable(receipt))));
+                        }
+                        Progress::Overtaken => {
+                            self.overtaken.extend(ack.map(|ack| (ack, Committed::durable(receipt))));
+                            self.recover(true);
+                        }
+                    }
+                }
+                Settlement::Recheck(entry, reload) => {
+                    self.chain.fell(ticket);
+                    let op = Op::again(entry, attempts + 1, was_deferred);
+                    self.returned.push_back(Job { op, ack, permit });
+                    self.recover(reload);
+                }
+                Settlement::Refused(refusal) => {
+                    self.chain.fell(ticket);
+                    self.give_up(ack, CommitError::Refused(refusal));
+                    self.recover(self.context.backend.is_shared());
+                }
+                Settlement::NotApplied(error) => {
+                    self.chain.fell(ticket);
+                    self.give_up(ack, CommitError::Store(error));
+                    self.recover(false);
+                }
+                Settlement::Unknown(error) => {
+                    self.chain.fell(ticket);
+                    self.give_up(ack, CommitError::Store(error));
+                    self.recover(true);
+                }
+            }
+        }
+        if self.chain.is_settled() && self.mode != Mode::Ready {
+            // What was deferred and came back is not on its way: readers see what is committed until it is again.
+            self.chain.reset();
+        }
+        // An overtaken run is published when it is loaded: a snapshot never carries a number whose commits it lacks.
+        if !matches!(self.mode, Mode::Recovering { reload: true, .. }) {
+            self.publish();
+        }
+        self.cell.set_deferred(self.chain.has_deferred() || !self.returned.is_empty(), &self.context.deferred_runs);
+        for (ack, committed) in acks {
+            ack.answer(Ok(committed));
+        }
+        self.show_deferred();
+        self.go_on();
+    }
+
+    fn tell(&self, receipt: &Receipt, touched: Option<Touched>) {
+        let (Some(touched), Some(versions)) = (touched, receipt.runs.first()) else { return };
+        let state = self.chain.committed().cloned();
+        self.context.surroundings.changed(ChangeSeed {
+            run: versions.run.clone(),
+            before: versions.before,
+            after: versions.after,
+            seq: Some(receipt.seq),
+            nodes: touched.nodes,
+            header: touched.header,
+            deleted: state.is_none(),
+            state,
+        });
+    }
+
+    /// Loads the run behind everything that was sent down for it.
+    fn load(&mut self) {
+        self.mode = Mode::Recovering { reload: true, loading: true };
+        let (context, have, myself) = (Arc::clone(&self.context), self.chain.committed().cloned(), self.myself.clone());
+        let id = self.cell.id().clone();
+        let attempts = self.returned.iter().map(|job| job.op.attempts).max().unwrap_or(0);
+        drop(tokio::spawn(async move {
+            if attempts > 1 {
+                tokio::time::sleep(jitter(attempts)).await;
+            }
+            let mut answer = Err(StoreError::closed());
+            for attempt in 0..LOAD_ATTEMPTS {
+                if context.persist.barrier(&id).await.is_err() {
+                    break;
+                }
+                answer = match &have {
+                    Some(have) => context.backend.reload_run(have).await,
+                    None => context.backend.load_run(&id).await,
+                };
+                match &answer {
+                    Err(error) if error.is_retryable() => tokio::time::sleep(jitter(attempt + 1)).await,
+                    _ => break,
+                }
+            }
+            let _actor_gone = myself.cast(Msg::Loaded(answer));
+        }));
+    }
+
+    fn loaded(&mut self, loaded: Result<Option<RunState>, StoreError>) {
+        match loaded {
+            Ok(state) => {
+                self.tell_net_change(state.as_ref());
+                self.chain.reload(state);
+                self.mode = Mode::Ready;
+                self.publish();
+                for (ack, committed) in self.overtaken.drain(..) {
+                    ack.answer(Ok(committed));
+                }
+                if let Some(reply) = self.fresh_hold.take() {
+                    self.hold(reply);
+                }
+                self.go_on();
+            }
+            Err(error) => {
+                tracing::error!(run = %self.cell.id(), %error, "a run could not be loaded again; its actor ends");
+                // They are in storage, whatever can be read of it now.
+                for (ack, committed) in self.overtaken.drain(..) {
+                    ack.answer(Ok(committed));
+                }
+                let jobs: Vec<Job> = self.returned.drain(..).chain(self.unsent.drain(..)).collect();
+                for job in jobs {
+                    self.give_up(job.ack, CommitError::Store(error.clone()));
+                }
+                self.retire();
+            }
+        }
+    }
+
+    /// Of what others committed subscribers learn the net change of every row.
+    fn tell_net_change(&self, state: Option<&RunState>) {
+        if !self.context.surroundings.wants_changes() {
+            return;
+        }
+        let known = self.chain.committed();
+        let before = known.map_or(Version::NONE, RunState::version);
+        let after = state.map_or(Version::NONE, RunState::version);
+        if before == after {
+            return;
+        }
+        let mut changed = touched(&[]);
+        if let Some(state) = state {
+            changed.header = state.header().version > before;
+            changed.nodes = state.nodes().filter(|(_, node)| node.version > before).map(|(id, _)| id.clone()).collect();
+        }
+        if let Some(known) = known {
+            let gone = known.nodes().map(|(id, _)| id).filter(|id| state.is_none_or(|state| state.node(id.as_str()).is_none()));
+            changed.nodes.extend(gone.cloned());
+        }
+        self.context.surroundings.changed(ChangeSeed {
+            run: self.cell.id().clone(),
+            before,
+            after,
+            seq: None,
+            nodes: changed.nodes,
+            header: changed.header,
+            deleted: state.is_none(),
+            state: state.cloned(),
+        });
+    }
+
+    /// Ends if there is nothing to do and nothing to tell.
+    fn passivate(&mut self) {
+        let idle = self.mode == Mode::Ready && self.chain.is_settled() && self.stash.is_empty() && self.returned.is_empty();
+        if idle && self.unsent.is_empty() && self.cell.peek_loss().is_none() {
+            self.retire();
+        }
+    }
+
+    fn retire(&mut self) {
+        self.mode = Mode::Retired;
+        self.context.surroundings.retire(self.cell.id(), self.myself.get_id());
+        // What is queued behind this message, or stashed, goes back to its senders as it is dropped.
+        self.stash.clear();
+        self.myself.stop(None);
+    }
+}
+
+/// A pause that grows with the attempts and differs between processes.
+fn jitter(attempts: u32) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let longest = 500_u64 << attempts.min(8);
+    Duration::from_micros(RandomState::new().hash_one(attempts) % longest)
+}
+

@@ -1,0 +1,232 @@
+//! The two states of a run and the chain of entries between them. Pure: it decides, the actor carries.
+
+use std::collections::VecDeque;
+
+use super::op::Op;
+use crate::model::{Entry, Mutation, NodeId, Refusal, RunId, RunPart, RunReceipt, RunState, Version, apply_all, check_guards};
+
+/// An entry that passed its checks: what goes down, and the run as it will be.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    pub(crate) part: RunPart,
+    pub(crate) after: Option<RunState>,
+}
+
+/// Checks mutations and guards against a state and says what the entry is.
+pub(crate) fn plan(
+    id: &RunId,
+    base: Version,
+    tip: Option<&RunState>,
+    mutations: Vec<Mutation>,
+    guards: Vec<crate::model::Guard>,
+) -> Result<Planned, Refused> {
+    let refuse = |refusal, mutations, guards| Err(Refused { refusal, mutations, guards });
+    let expect = tip.map_or(Version::NONE, RunState::version);
+    if tip.is_none() && !mutations.first().is_some_and(Mutation::creates_run) {
+        return refuse(Refusal::RunNotFound { run: id.clone() }, mutations, guards);
+    }
+    if let Some(run) = tip {
+        if let Some((guard, found)) = check_guards(run, &guards) {
+            let refusal = Refusal::Guard { run: id.clone(), guard: guard.clone(), found };
+            return refuse(refusal, mutations, guards);
+        }
+    }
+    let mut after = tip.cloned();
+    // A new run's version is the backend's to give; one is what stands in for it until then.
+    if let Err(refusal) = apply_all(&mut after, id, &mutations, expect.next()) {
+        return refuse(refusal, mutations, guards);
+    }
+    let part = RunPart { run: id.clone(), base, expect, guards, mutations, after: after.clone() };
+    Ok(Planned { part, after })
+}
+
+/// A plan that was refused, with what it was made from, to be checked again.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) refusal: Refusal,
+    mutations: Vec<Mutation>,
+    guards: Vec<crate::model::Guard>,
+}
+
+/// An entry on its way.
+#[derive(Debug)]
+struct InFlight {
+    ticket: u64,
+    expect: Version,
+    after: Option<RunState>,
+    barrier: bool,
+    deferred: bool,
+    touched: Option<Touched>,
+}
+
+/// What an entry changes, for subscribers; noted only if there are any.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Touched {
+    pub(crate) nodes: Vec<NodeId>,
+    pub(crate) header: bool,
+}
+
+/// What an applied entry means for the run.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// `committed` moved to the entry's own state.
+    Moved(Option<Touched>),
+    /// Somebody else wrote in between: the run has to be loaded before it can be published.
+    Overtaken,
+}
+
+/// One run as its actor knows it.
+#[derive(Debug)]
+pub(super) struct Chain {
+    id: RunId,
+    committed: Option<RunState>,
+    tip: Option<RunState>,
+    in_flight: VecDeque<InFlight>,
+    /// Which chain this is: what is broken is followed by a new one.
+    number: u64,
+    tickets: u64,
+    durable_in_flight: usize,
+    /// Whether the tip stands on something that fell: nothing of it may be seen.
+    broken: bool,
+}
+
+impl Chain {
+    pub(super) fn new(id: RunId, committed: Option<RunState>) -> Self {
+        Self { id, tip: committed.clone(), committed, in_flight: VecDeque::new(), number: 1, tickets: 0, durable_in_flight: 0, broken: false }
+    }
+
+    pub(super) fn id(&self) -> &RunId {
+        &self.id
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(super) fn committed(&self) -> Option<&RunState> {
+        self.committed.as_ref()
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.in_flight.is_empty()
+    }
+
+    /// Whether the run is coming or going: what follows cannot be decided yet.
+    pub(super) fn has_barrier(&self) -> bool {
+        self.in_flight.back().is_some_and(|last| last.barrier)
+    }
+
+    /// Whether any deferred write is on its way.
+    pub(super) fn has_deferred(&self) -> bool {
+        self.in_flight.len() > self.durable_in_flight
+    }
+
+    /// Checks an op against the tip and puts it on the chain.
+    pub(super) fn decide(&mut self, op: &mut Op, note: bool) -> Result<(u64, Entry), Refusal> {
+        let base = self.committed.as_ref().map_or(Version::NONE, RunState::version);
+        let (barrier, deferred) = (op.is_barrier(), op.is_deferred());
+        let touched = note.then(|| touched(&op.mutations));
+        let planned = plan(&self.id, base, self.tip.as_ref(), std::mem::take(&mut op.mutations), std::mem::take(&mut op.guards));
+        let Planned { part, after } = planned.map_err(|refused| {
+            op.mutations = refused.mutations;
+            op.guards = refused.guards;
+            refused.refusal
+        })?;
+        self.tickets += 1;
+        let ticket = self.tickets;
+        self.tip.clone_from(&after);
+        self.durable_in_flight += usize::from(!deferred);
+        self.in_flight.push_back(InFlight { ticket, expect: part.expect, after, barrier, deferred, touched });
+        let entry = Entry {
+            parts: vec![part],
+            leases: std::mem::take(&mut op.leases),
+            fences: std::mem::take(&mut op.fences),
+            ..Entry::default()
+        };
+        Ok((ticket, entry))
+    }
+
+    fn take(&mut self, ticket: u64) -> Option<InFlight> {
+        // Outcomes come in the order of the chain, so that this is the first one.
+        let at = self.in_flight.iter().position(|entry| entry.ticket == ticket)?;
+        let entry = self.in_flight.remove(at)?;
+        self.durable_in_flight -= usize::from(!entry.deferred);
+        Some(entry)
+    }
+
+    /// An entry is in storage.
+    pub(super) fn applied(&mut self, ticket: u64, receipt: Option<&RunReceipt>) -> Progress {
+        let Some(entry) = self.take(ticket) else { return Progress::Overtaken };
+        let Some(receipt) = receipt.filter(|receipt| receipt.before == entry.expect) else { return Progress::Overtaken };
+        self.committed = match entry.after {
+            Some(after) if after.version() != receipt.after => {
+                let after = after.restamped(Version::NONE, receipt.after, entry.expect == Version::NONE);
+                if self.in_flight.is_empty() {
+                    self.tip = Some(after.clone());
+                }
+                Some(after)
+            }
+            after => after,
+        };
+        Progress::Moved(entry.touched)
+    }
+
+    /// An entry is not in storage. The chain is broken: what stood on it comes back.
+    pub(super) fn fell(&mut self, ticket: u64) {
+        let _settled = self.take(ticket);
+        self.number += 1;
+        self.broken = true;
+    }
+
+    /// Begins anew from what is committed, after a break, when nothing is on its way any more.
+    pub(super) fn reset(&mut self) {
+        self.tip.clone_from(&self.committed);
+        self.broken = false;
+    }
+
+    /// Begins anew from a state that was loaded.
+    pub(super) fn reload(&mut self, state: Option<RunState>) {
+        self.committed = state;
+        self.reset();
+    }
+
+    /// What readers may see: what is committed, and the deferred writes that stand directly on it.
+    pub(super) fn visible(&self) -> Option<&RunState> {
+        if self.broken {
+            return self.committed.as_ref();
+        }
+        if self.durable_in_flight == 0 {
+            return self.tip.as_ref();
+        }
+        let deferred = self.in_flight.iter().take_while(|entry| entry.deferred).last();
+        match deferred {
+            Some(entry) => entry.after.as_ref(),
+            None => self.committed.as_ref(),
+        }
+    }
+
+    /// The deferred writes that stand directly on what is committed, with the versions that they expect before them.
+    pub(super) fn visible_deferred(&self) -> impl Iterator<Item = (u64, Version)> + '_ {
+        self.in_flight.iter().take_while(|entry| entry.deferred && !self.broken).map(|entry| (entry.ticket, entry.expect))
+    }
+}
+
+/// What mutations change.
+pub(crate) fn touched(mutations: &[Mutation]) -> Touched {
+    let mut touched = Touched::default();
+    for mutation in mutations {
+        match (mutation.node(), mutation) {
+            (Some(node), _) => {
+                if !touched.nodes.contains(node) {
+                    touched.nodes.push(node.clone());
+                }
+            }
+            (None, Mutation::Import(run)) => {
+                touched.header = true;
+                touched.nodes.extend(run.nodes.keys().cloned());
+            }
+            (None, _) => touched.header = true,
+        }
+    }
+    touched
+}

@@ -1,0 +1,238 @@
+//! The doors of a run: its cell, which readers use without asking anybody, and its actor's handle.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwapOption;
+use ractor::{Actor, ActorCell, ActorId, ActorRef, MessagingErr};
+use tokio::sync::oneshot;
+
+use super::actor::{Arguments, Msg, RunActor, RunContext};
+use super::admission::Permit;
+use super::op::{Committed, CommitError, DeferredLoss, Envelope, Op, Reply};
+use crate::model::{RunId, RunState, Snapshot, Version};
+
+/// What readers see of a run, shared with its actor. Reading never waits for a writer.
+#[derive(Debug)]
+pub(crate) struct RunCell {
+    id: RunId,
+    snapshot: ArcSwapOption<Snapshot>,
+    /// Set by every use, cleared by the sweep that looks for idle runs.
+    used: AtomicBool,
+    /// Deferred writes on their way.
+    deferred: AtomicBool,
+    loss: Mutex<Option<DeferredLoss>>,
+}
+
+impl RunCell {
+    pub(crate) fn new(id: RunId, state: Option<&RunState>) -> Self {
+        let cell = Self {
+            id,
+            snapshot: ArcSwapOption::empty(),
+            used: AtomicBool::new(true),
+            deferred: AtomicBool::new(false),
+            loss: Mutex::new(None),
+        };
+        cell.publish(state, state.map_or(Version::NONE, RunState::version));
+        cell
+    }
+
+    pub(crate) fn id(&self) -> &RunId {
+        &self.id
+    }
+
+    /// The run as it is now; `None` if there is no such run.
+    pub(crate) fn snapshot(&self) -> Option<Snapshot> {
+        self.touch();
+        self.snapshot.load().as_deref().cloned()
+    }
+
+    pub(crate) fn publish(&self, state: Option<&RunState>, durable: Version) {
+        self.snapshot.store(state.map(|state| Arc::new(Snapshot::new(state.clone(), durable))));
+    }
+
+    pub(super) fn touch(&self) {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it was used since the last call.
+    pub(crate) fn was_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
+    }
+
+    pub(super) fn set_deferred(&self, any: bool, runs: &AtomicUsize) {
+        if self.deferred.swap(any, Ordering::AcqRel) != any {
+            if any {
+                runs.fetch_add(1, Ordering::AcqRel);
+            } else {
+                runs.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Whether deferred writes are on their way.
+    pub(crate) fn has_deferred(&self) -> bool {
+        self.deferred.load(Ordering::Acquire)
+    }
+
+    pub(super) fn note_loss(&self, lost: u64, cause: &str) -> DeferredLoss {
+        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = loss.get_or_insert_with(|| DeferredLoss { run: self.id.clone(), lost: 0, cause: cause.to_owned() });
+        known.lost += lost;
+        known.clone()
+    }
+
+    /// Takes the loss that was not told yet.
+    pub(crate) fn take_loss(&self) -> Option<DeferredLoss> {
+        self.loss.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The loss that was not told yet, without taking it.
+    pub(crate) fn peek_loss(&self) -> Option<DeferredLoss> {
+        self.loss.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A cheap handle on a run's actor.
+#[derive(Debug, Clone)]
+pub(crate) struct RunHandle {
+    cell: Arc<RunCell>,
+    actor: ActorRef<Msg>,
+}
+
+/// What became of sending an op.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    /// The actor answered.
+    Answered(Result<Committed, CommitError>),
+    /// The actor had ended; nothing happened.
+    Bounced(Op, Permit),
+}
+
+impl RunHandle {
+    /// Starts the actor of a run from what storage has of it.
+    pub(crate) async fn start(
+        context: Arc<RunContext>,
+        id: RunId,
+        state: Option<RunState>,
+        supervisor: ActorCell,
+    ) -> Result<Self, ractor::SpawnErr> {
+        let cell = Arc::new(RunCell::new(id, state.as_ref()));
+        let args = Arguments { context, cell: Arc::clone(&cell), state };
+        let (actor, _) = Actor::spawn_linked(None, RunActor, args, supervisor).await?;
+        Ok(Self { cell, actor })
+    }
+
+    pub(crate) fn cell(&self) -> &Arc<RunCell> {
+        &self.cell
+    }
+
+    pub(crate) fn actor_id(&self) -> ActorId {
+        self.actor.get_id()
+    }
+
+    /// Sends an op and waits for its answer.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is polled it changes nothing; after, the op happens or not, as a whole, and its permit comes back when it is settled.
+    pub(crate) async fn commit(&self, op: Op, permit: Permit) -> Sent {
+        let (envelope, answer) = Envelope::new(op, permit);
+        // If the actor is gone the envelope is dropped here, and comes back by its own answer.
+        drop(self.actor.cast(Msg::Commit(envelope)));
+        match answer.await {
+            Ok(Reply::Done(answer)) => Sent::Answered(answer),
+            Ok(Reply::Bounced(op, permit)) => Sent::Bounced(op, permit),
+            Err(_) => Sent::Answered(Err(CommitError::Unknown(self.cell.id().clone()))),
+        }
+    }
+
+    /// Waits until the run is settled and holds it: its actor decides nothing until the grant is released or dropped. With `fresh` it is loaded
+    /// from storage first. `None`: the actor ended.
+    pub(crate) async fn hold(&self, fresh: bool) -> Option<HoldGrant> {
+        let (reply, grant) = oneshot::channel();
+        self.actor.cast(Msg::Hold { fresh, reply }).ok()?;
+        grant.await.ok()
+    }
+
+    /// Waits until everything that was sent before is settled.
+    pub(crate) async fn settle(&self) {
+        let (reply, settled) = oneshot::channel();
+        if self.actor.cast(Msg::Flush(reply)).is_ok() {
+            // An actor that ended was settled, or its waiters were answered by the persistence actor.
+            let _settled = settled.await;
+        }
+    }
+
+    /// Waits until everything that was sent before is settled, and tells the loss of deferred writes, once.
+    pub(crate) async fn flush(&self) -> Result<(), DeferredLoss> {
+        self.settle().await;
+        match self.cell.take_loss() {
+            Some(loss) => Err(loss),
+            None => Ok(()),
+        }
+    }
+
+    /// Asks the actor to end if it is idle.
+    pub(crate) fn passivate(&self) {
+        let _actor_gone = self.actor.cast(Msg::Passivate);
+    }
+
+    /// Ends the actor; everything is settled and nothing more is admitted.
+    pub(crate) fn end(&self) {
+        self.actor.stop(None);
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        !matches!(self.actor.get_status(), ractor::ActorStatus::Stopping | ractor::ActorStatus::Stopped)
+    }
+}
+
+/// How a held run goes on.
+#[derive(Debug)]
+pub(crate) enum Release {
+    /// As it was.
+    Unchanged,
+    /// With this state, which is committed.
+    Moved(Option<RunState>),
+    /// With whatever storage has.
+    Reload,
+}
+
+/// A held run. Dropped it is released as it was.
+#[derive(Debug)]
+pub(crate) struct HoldGrant {
+    state: Option<RunState>,
+    cell: Arc<RunCell>,
+    actor: Option<ActorRef<Msg>>,
+}
+
+impl HoldGrant {
+    pub(super) fn new(state: Option<RunState>, cell: Arc<RunCell>, actor: ActorRef<Msg>) -> Self {
+        Self { state, cell, actor: Some(actor) }
+    }
+
+    /// The run as it is committed.
+    pub(crate) fn state(&self) -> Option<&RunState> {
+        self.state.as_ref()
+    }
+
+    pub(crate) fn cell(&self) -> &RunCell {
+        &self.cell
+    }
+
+    pub(crate) fn release(mut self, release: Release) {
+        if let Some(actor) = self.actor.take() {
+            let _actor_gone: Result<(), MessagingErr<Msg>> = actor.cast(Msg::Release(release));
+        }
+    }
+}
+
+impl Drop for HoldGrant {
+    fn drop(&mut self) {
+        if let Some(actor) = self.actor.take() {
+            let _actor_gone: Result<(), MessagingErr<Msg>> = actor.cast(Msg::Release(Release::Unchanged));
+        }
+    }
+}

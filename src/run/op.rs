@@ -1,0 +1,173 @@
+//! What a client asks of a run, and what it is answered.
+
+use chrono::{DateTime, Utc};
+use tokio::sync::oneshot;
+
+use super::admission::Permit;
+use crate::model::{CommitSeq, Entry, Fence, Guard, LeaseMutation, Mutation, NodeId, Receipt, Refusal, RunId, RunReceipt, Version};
+use crate::store::StoreError;
+
+/// One transaction on one run, before it is checked.
+#[derive(Debug, Default)]
+pub(crate) struct Op {
+    pub(crate) mutations: Vec<Mutation>,
+    pub(crate) guards: Vec<Guard>,
+    pub(crate) fences: Vec<Fence>,
+    pub(crate) leases: Vec<LeaseMutation>,
+    /// Whether the caller is answered from memory.
+    pub(crate) deferred: bool,
+    /// How often it was sent down and came back.
+    pub(crate) attempts: u32,
+    /// Whether a refusal by the actor was checked against storage already; only where others write too.
+    pub(crate) verified: bool,
+    /// Whether its stamps are set.
+    pub(crate) stamped: bool,
+}
+
+impl Op {
+    /// Only what asks for nothing but to be written can be answered before storage was asked.
+    pub(crate) fn is_deferred(&self) -> bool {
+        self.deferred && self.guards.is_empty() && self.fences.is_empty() && self.leases.is_empty() && !self.is_barrier()
+    }
+
+    /// Whether the run comes or goes with it, so that what follows cannot be decided before it is settled.
+    pub(crate) fn is_barrier(&self) -> bool {
+        self.mutations.iter().any(|m| m.creates_run() || matches!(m, Mutation::Delete { .. }))
+    }
+
+    pub(crate) fn creates_run(&self) -> bool {
+        self.mutations.first().is_some_and(Mutation::creates_run)
+    }
+
+    pub(crate) fn weight(&self) -> usize {
+        const FIXED: usize = 256;
+        FIXED + self.mutations.iter().map(Mutation::weight).sum::<usize>() + self.guards.len() * 64
+    }
+
+    /// Sets the stamps of all mutations, once.
+    pub(crate) fn stamp(&mut self, now: impl FnOnce() -> DateTime<Utc>) {
+        if self.stamped {
+            return;
+        }
+        self.stamped = true;
+        let now = now();
+        for mutation in &mut self.mutations {
+            match mutation {
+                Mutation::SetNode { at, .. } | Mutation::Update { at, .. } => *at = now,
+                _ => {}
+            }
+        }
+    }
+
+    /// The op that an entry over one run was made from.
+    pub(crate) fn again(entry: Entry, attempts: u32, deferred: bool) -> Self {
+        let mut op = Self { fences: entry.fences, leases: entry.leases, deferred, attempts, stamped: true, ..Self::default() };
+        if let Some(part) = entry.parts.into_iter().next() {
+            op.mutations = part.mutations;
+            op.guards = part.guards;
+        }
+        op
+    }
+}
+
+/// What a committed transaction became.
+#[derive(Debug, Clone)]
+pub(crate) struct Committed {
+    /// Not known for a deferred write: it has no place in the order of the store yet.
+    pub(crate) seq: Option<CommitSeq>,
+    pub(crate) runs: Vec<RunReceipt>,
+    pub(crate) grants: Vec<crate::model::LeaseGrant>,
+}
+
+impl Committed {
+    pub(crate) fn durable(receipt: Receipt) -> Self {
+        Self { seq: Some(receipt.seq), runs: receipt.runs, grants: receipt.grants }
+    }
+}
+
+/// Deferred writes that were acknowledged from memory and did not reach storage.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{lost} deferred write(s) of run {run:?} were lost: {cause}")]
+#[non_exhaustive]
+pub struct DeferredLoss {
+    /// The run.
+    pub run: RunId,
+    /// How many writes.
+    pub lost: u64,
+    /// Why, in words.
+    pub cause: String,
+}
+
+/// Why a transaction was not committed.
+#[derive(Debug, Clone)]
+pub(crate) enum CommitError {
+    /// It was judged and refused.
+    Refused(Refusal),
+    /// Storage failed, or the outcome is unknown (the error says which).
+    Store(StoreError),
+    /// Earlier deferred writes were lost; told once, nothing of this was written.
+    Lost(DeferredLoss),
+    /// Others changed what it touches again and again.
+    Contended(RunId, u32),
+    /// The coordinator was closed before it was sent.
+    Closed,
+    /// Its actor ended in mid-flight: nobody knows.
+    Unknown(RunId),
+}
+
+/// The answer of a run's actor.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Done(Result<Committed, CommitError>),
+    /// The actor ended before it looked at it: nothing happened, it can be sent to its successor.
+    Bounced(Op, Permit),
+}
+
+/// An op on its way to its actor. Dropped unread (the actor ended first) it goes back to its sender.
+#[derive(Debug)]
+pub(crate) struct Envelope {
+    content: Option<(Op, Permit, oneshot::Sender<Reply>)>,
+}
+
+impl Envelope {
+    pub(crate) fn new(op: Op, permit: Permit) -> (Self, oneshot::Receiver<Reply>) {
+        let (reply, answer) = oneshot::channel();
+        (Self { content: Some((op, permit, reply)) }, answer)
+    }
+
+    pub(crate) fn open(mut self) -> Option<(Op, Permit, Ack)> {
+        self.content.take().map(|(op, permit, reply)| (op, permit, Ack(reply)))
+    }
+}
+
+impl Drop for Envelope {
+    fn drop(&mut self) {
+        if let Some((op, permit, reply)) = self.content.take() {
+            let _caller_gone = reply.send(Reply::Bounced(op, permit));
+        }
+    }
+}
+
+/// The right to answer a caller. Dropped unanswered the caller learns that the outcome is unknown.
+#[derive(Debug)]
+pub(crate) struct Ack(oneshot::Sender<Reply>);
+
+impl Ack {
+    pub(crate) fn answer(self, answer: Result<Committed, CommitError>) {
+        // A caller that went away is no fault: the mutation happened or not, as it was settled.
+        let _caller_gone = self.0.send(Reply::Done(answer));
+    }
+}
+
+/// What changed with a commit, before it is told to subscribers.
+#[derive(Debug, Clone)]
+pub(crate) struct ChangeSeed {
+    pub(crate) run: RunId,
+    pub(crate) before: Version,
+    pub(crate) after: Version,
+    pub(crate) seq: Option<CommitSeq>,
+    pub(crate) nodes: Vec<NodeId>,
+    pub(crate) header: bool,
+    pub(crate) deleted: bool,
+    pub(crate) state: Option<crate::model::RunState>,
+}

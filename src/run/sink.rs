@@ -1,0 +1,110 @@
+//! Where outcomes go: to the actor of the run, or to a task that waits.
+
+use std::collections::HashMap;
+
+use ractor::ActorRef;
+use tokio::sync::oneshot;
+
+use super::actor::Msg;
+use super::admission::Permit;
+use super::op::{Ack, CommitError, Committed};
+use crate::model::{Entry, Receipt, Refusal};
+use crate::persist::{Settlement, Sink};
+use crate::store::StoreError;
+
+/// Who learns what became of an entry.
+#[derive(Debug)]
+pub(crate) enum FlushSink {
+    /// The actor of the run that the entry is on.
+    Run(RunSink),
+    /// A task: entries over several runs, entries of leases.
+    One(OneSink),
+}
+
+/// The outcome of an entry goes to its run's actor.
+#[derive(Debug)]
+pub(crate) struct RunSink {
+    pub(super) actor: ActorRef<Msg>,
+    pub(super) ticket: u64,
+    /// None for a deferred write: its caller is answered by the actor.
+    pub(super) ack: Option<Ack>,
+    pub(super) attempts: u32,
+    pub(super) permit: Permit,
+}
+
+/// The outcome of an entry goes to a task.
+#[derive(Debug)]
+pub(crate) struct OneSink {
+    pub(crate) reply: oneshot::Sender<Result<Receipt, NotCommitted>>,
+    pub(crate) permit: Option<Permit>,
+}
+
+/// Why an entry of a task was not committed.
+#[derive(Debug)]
+pub(crate) enum NotCommitted {
+    Refused(Refusal),
+    /// It has to be checked again.
+    Recheck,
+    Store(StoreError),
+}
+
+/// Outcomes on their way to a run's actor. If the actor ends first, whoever waits is answered from here.
+#[derive(Debug)]
+pub(super) struct Outcomes(Vec<(RunSink, Settlement)>);
+
+impl Outcomes {
+    pub(super) fn take(mut self) -> Vec<(RunSink, Settlement)> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for Outcomes {
+    fn drop(&mut self) {
+        for (sink, settlement) in self.0.drain(..) {
+            if let Some(ack) = sink.ack {
+                match settlement {
+                    Settlement::Applied(receipt) => ack.answer(Ok(Committed::durable(receipt))),
+                    Settlement::Refused(refusal) => ack.answer(Err(CommitError::Refused(refusal))),
+                    Settlement::NotApplied(error) | Settlement::Unknown(error) => ack.answer(Err(CommitError::Store(error))),
+                    // It was never written, and there is nobody left to check it again.
+                    Settlement::Recheck(entry, _) => {
+                        let run = entry.parts.into_iter().next().map(|part| part.run);
+                        ack.answer(Err(run.map_or(CommitError::Closed, |run| CommitError::Contended(run, sink.attempts))));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Sink for FlushSink {
+    fn settle(outcomes: Vec<(Self, Settlement)>) {
+        let mut by_run: HashMap<ractor::ActorId, Vec<(RunSink, Settlement)>> = HashMap::new();
+        for (sink, settlement) in outcomes {
+            match sink {
+                FlushSink::Run(sink) => by_run.entry(sink.actor.get_id()).or_default().push((sink, settlement)),
+                FlushSink::One(sink) => sink.answer(settlement),
+            }
+        }
+        for outcomes in by_run.into_values() {
+            let actor = outcomes.first().map(|(sink, _)| sink.actor.clone());
+            if let Some(actor) = actor {
+                // If the actor is gone the message comes back and answers as it is dropped.
+                drop(actor.cast(Msg::Settled(Outcomes(outcomes))));
+            }
+        }
+    }
+}
+
+impl OneSink {
+    fn answer(self, settlement: Settlement) {
+        drop(self.permit);
+        let answer = match settlement {
+            Settlement::Applied(receipt) => Ok(receipt),
+            Settlement::Refused(refusal) => Err(NotCommitted::Refused(refusal)),
+            Settlement::Recheck(Entry { .. }, _) => Err(NotCommitted::Recheck),
+            Settlement::NotApplied(error) | Settlement::Unknown(error) => Err(NotCommitted::Store(error)),
+        };
+        let _task_gone = self.reply.send(answer);
+    }
+}
