@@ -1,4 +1,47 @@
-//! The state coordinator of data pipelines.
+//! **seeknal-state** is the state coordinator that orchestrators written in async Rust embed: it remembers, safely, which run exists, where
+//! each of its nodes stands, which time intervals and partitions are complete, and who holds which lock.
+//!
+//! It is no scheduler and no queue: it starts nothing and decides nothing. It keeps what many executors say at once, atomically and durably, in
+//! `target/run_state.json` (file backend, the default), in `target/state.db` (SQLite), in memory, or in a backend of your own.
+//!
+//! ```
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! use std::time::Duration;
+//! use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, create_state_backend};
+//!
+//! # let folder = tempfile::tempdir()?;
+//! # let target = folder.path().join("target");
+//! let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new().base_path(&target))?).await?;
+//! state.create_run("run_1", NewRun::running()).await?;
+//! state.set_node_state("run_1", "node1", NodeUpdate::success().row_count(1_000)).await?;
+//! state.add_completed_interval("run_1", "node1", ("2024-01-01", "2024-01-02")).await?;
+//!
+//! let mut tx = state.transaction();
+//! tx.set_node_state("run_1", "node1", NodeUpdate::success());
+//! tx.set_node_state("run_1", "node2", NodeUpdate::success());
+//! tx.commit().await?; // both or neither; dropped: neither
+//!
+//! if let Some(lease) = state.acquire_lock("run_1", Duration::from_millis(5_000)).await? {
+//!     let fenced = state.with_lease(&lease); // every method, refused once the lease is lost
+//!     fenced.set_node_state("run_1", "node1", NodeUpdate::running()).await?;
+//! } // released here
+//! state.close().await?;
+//! # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+//! ```
+//!
+//! # What an acknowledgement means
+//!
+//! | backend | `Ok` from a write means | survives a killed process | survives a power cut |
+//! |---|---|---|---|
+//! | `file` | in the journal, `fdatasync` done | yes | yes |
+//! | `database` (SQLite) | committed, WAL with `synchronous=FULL` | yes | yes |
+//! | `memory` | in memory | no | no |
+//! | any, [`Durability::Deferred`] | in memory, on its way | what was flushed | what was flushed |
+//!
+//! # The rooms, from the ground up
+//!
+//! [`model`] is plain data and pure logic; [`store`] is where batches come to rest; above them the persistence actors, the run actors and the lock
+//! manager, which are private; [`coordinator`] is the front door. Most users need only the names at the crate's root.
 
 pub mod coordinator;
 mod error;
@@ -8,9 +51,20 @@ mod persist;
 mod run;
 pub mod store;
 
-pub use coordinator::*;
+pub use coordinator::{
+    AbandonedRun, Change, ChangeStream, Commit, Coordinator, CoordinatorBuilder, Durability, Event, Health, OnDelete, RunView, Stats,
+    StreamError, TransactError, Transaction, View,
+};
 pub use error::Error;
 pub use lease::{Lease, LeaseError, LockOptions, LostReason};
-pub use model::*;
+pub use model::{
+    Clock, CommitSeq, Fence, FencingToken, Fingerprint, InputError, Interval, IntervalSet, IntoInterval, IntoNodeId, IntoRunId,
+    LastSuccess, LeaseKey, LeaseOwner, LeaseRecord, Metadata, NewRun, NodeCoverage, NodeId, NodeState, NodeStatus, NodeUpdate,
+    PartitionKey, ProcessInfo, RawJson, RunCursor, RunFilter, RunHeader, RunId, RunPage, RunQuery, RunReceipt, RunState, RunStatus,
+    RunSummary, RunUpdate, Snapshot, SystemClock, Version,
+};
+pub use persist::Histogram;
 pub use run::DeferredLoss;
-pub use store::*;
+pub use store::{
+    BackendOptions, MemoryBackend, OpenReport, StateBackend, StateBackendFactory, StoreError, StoreErrorKind, create_state_backend,
+};

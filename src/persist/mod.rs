@@ -14,7 +14,6 @@ mod handle;
 mod queue;
 mod stats;
 
-pub(crate) use handle::{Persist, PersistClosed};
+pub(crate) use handle::Persist;
 pub(crate) use queue::{Settlement, Sink, Submission};
 pub use stats::Histogram;
-pub(crate) use stats::PersistStats;

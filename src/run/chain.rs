@@ -95,10 +95,6 @@ impl Chain {
         Self { id, tip: committed.clone(), committed, in_flight: VecDeque::new(), number: 1, tickets: 0, durable_in_flight: 0, broken: false }
     }
 
-    pub(super) fn id(&self) -> &RunId {
-        &self.id
-    }
-
     pub(super) fn number(&self) -> u64 {
         self.number
     }

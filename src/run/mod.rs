@@ -19,7 +19,7 @@ mod sink;
 pub(crate) use actor::{RunContext, Surroundings};
 pub(crate) use admission::{Admission, Overloaded, Permit};
 pub(crate) use chain::{Planned, plan, touched};
-pub(crate) use handle::{HoldGrant, Release, RunCell, RunHandle, Sent};
+pub(crate) use handle::{HoldGrant, Release, RunHandle, Sent};
 pub use op::DeferredLoss;
 pub(crate) use op::{ChangeSeed, CommitError, Committed, Op};
 pub(crate) use sink::{FlushSink, NotCommitted, OneSink};
