@@ -1,0 +1,331 @@
+//! Storage that fails, lies and panics; actors that die; others that write. Through the front door and the public backend trait.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use chrono::{DateTime, Utc};
+use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart};
+use seeknal_state::{
+    Clock, Coordinator, Durability, Error, Event, MemoryBackend, NewRun, NodeId, NodeStatus, NodeUpdate, RunId, StateBackend, SystemClock,
+    Version,
+};
+use support::{Lie, LyingBackend};
+
+async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
+    let state = Coordinator::open(Arc::clone(backend) as Arc<dyn StateBackend>).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    state
+}
+
+async fn rows(state: &Coordinator, node: &str) -> Option<u64> {
+    state.get_node_state("r", node).await.unwrap().and_then(|node| node.row_count)
+}
+
+/// What another process does: writes a row of the run, on whatever version it is.
+async fn write_as_another(backend: &LyingBackend, node: &str, update: NodeUpdate) {
+    let run = RunId::new("r").unwrap();
+    let now = backend.inner.load_run(&run).await.unwrap().unwrap();
+    let mutation = Mutation::SetNode { node: NodeId::new(node).unwrap(), update: Box::new(update), at: SystemClock.now() };
+    let part = RunPart { run, base: now.version(), expect: now.version(), guards: vec![], mutations: vec![mutation], after: None };
+    let answer = backend.inner.commit(Arc::new(Batch::new(vec![Entry { parts: vec![part], ..Entry::default() }]))).await.unwrap();
+    assert!(matches!(answer.outcomes[0], Outcome::Applied(_)), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_settled_by_the_same_batch() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    let before = state.get_run("r").await.unwrap().unwrap().version();
+    backend.tell([Lie::AnswerLost, Lie::NeverArrived, Lie::NeverArrived]);
+    let commit = state.set_node_state("r", "n", NodeUpdate::running().row_count(1)).await.unwrap();
+    assert_eq!(commit.version(), before.next(), "applied once, though it was sent four times");
+    let sent = backend.sent.lock().unwrap().clone();
+    let last = sent[sent.len() - 1];
+    assert_eq!(sent.iter().filter(|id| **id == last).count(), 4, "the same batch under the same id");
+    assert_eq!(state.stats().unknown_flushes, 3);
+    assert_eq!(state.get_run("r").await.unwrap().unwrap().version(), before.next());
+}
+
+#[tokio::test]
+async fn a_failed_flush_fails_its_writes_and_nothing_else() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    backend.close_gate();
+    backend.tell([Lie::Full]);
+    let first = tokio::spawn({
+        let state = state.clone();
+        async move { state.set_node_state("r", "a", NodeUpdate::running().row_count(1)).await }
+    });
+    backend.arrived(2).await;
+    // These were checked against a tip that is about to fall.
+    let queued: Vec<_> = (0..10_u64)
+        .map(|n| {
+            let state = state.clone();
+            tokio::spawn(async move { state.set_node_state("r", format!("b{n}"), NodeUpdate::running().row_count(n)).await })
+        })
+        .collect();
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+    backend.open_gate();
+    let error = first.await.unwrap().unwrap_err();
+    assert!(error.is_retryable() && !error.is_unknown_outcome(), "{error}");
+    for task in queued {
+        task.await.unwrap().unwrap();
+    }
+    assert_eq!(rows(&state, "a").await, None, "what failed is not there");
+    for n in 0..10 {
+        assert_eq!(rows(&state, &format!("b{n}")).await, Some(n));
+    }
+    state.set_node_state("r", "a", NodeUpdate::running().row_count(2)).await.unwrap();
+    let run = state.get_run("r").await.unwrap().unwrap();
+    assert_eq!(backend.inner.load_run(run.id()).await.unwrap().unwrap(), *run.state());
+}
+
+#[tokio::test]
+async fn readers_never_see_what_is_not_committed() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    backend.close_gate();
+    let write = tokio::spawn({
+        let state = state.clone();
+        async move { state.set_node_state("r", "n", NodeUpdate::running()).await }
+    });
+    backend.arrived(2).await;
+    assert!(state.get_node_state("r", "n").await.unwrap().is_none());
+    let deferred = state.with_durability(Durability::Deferred);
+    let behind = tokio::spawn(async move { deferred.set_node_state("r", "d", NodeUpdate::running()).await });
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!behind.is_finished(), "a deferred write behind a durable one waits for it");
+    backend.open_gate();
+    write.await.unwrap().unwrap();
+    behind.await.unwrap().unwrap();
+    assert!(state.get_node_state("r", "n").await.unwrap().is_some());
+    state.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lost_deferred_write_is_told() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    let mut events = state.subscribe();
+    let deferred = state.with_durability(Durability::Deferred);
+    backend.tell([Lie::Full]);
+    deferred.set_node_state("r", "n", NodeUpdate::running().row_count(1)).await.unwrap();
+    let error = state.flush().await.unwrap_err();
+    assert!(matches!(&error, Error::DeferredLost(loss) if loss.lost == 1), "{error}");
+    assert_eq!(rows(&state, "n").await, None);
+    assert!(matches!(events.next().await.unwrap(), Event::DeferredLost(_)));
+    state.flush().await.unwrap();
+
+    backend.tell([Lie::Full]);
+    deferred.set_node_state("r", "n", NodeUpdate::running().row_count(2)).await.unwrap();
+    while state.health().is_sound() {
+        tokio::task::yield_now().await;
+    }
+    let error = state.set_node_state("r", "n", NodeUpdate::running().row_count(3)).await.unwrap_err();
+    assert!(matches!(error, Error::DeferredLost(_)), "{error}");
+    state.set_node_state("r", "n", NodeUpdate::running().row_count(4)).await.unwrap();
+    assert!(state.health().is_sound());
+    assert_eq!(rows(&state, "n").await, Some(4));
+}
+
+#[tokio::test]
+async fn a_backend_that_panics_or_miscounts_leaves_an_unknown_outcome_and_a_working_coordinator() {
+    for lie in [Lie::Panic, Lie::TooFew] {
+        let backend = LyingBackend::new(false);
+        let state = open(&backend).await;
+        backend.tell([lie]);
+        let error = state.set_node_state("r", "n", NodeUpdate::running().row_count(1)).await.unwrap_err();
+        assert!(error.is_unknown_outcome(), "{lie:?}: {error}");
+        state.set_node_state("r", "n", NodeUpdate::running().row_count(2)).await.unwrap();
+        assert_eq!(rows(&state, "n").await, Some(2));
+        state.close().await.unwrap();
+    }
+}
+
+/// A clock that panics on demand: the only code of the embedder that runs inside a run's actor.
+#[derive(Debug, Default)]
+struct Faulty(Arc<AtomicBool>);
+
+impl Clock for Faulty {
+    fn now(&self) -> DateTime<Utc> {
+        assert!(!self.0.swap(false, Ordering::SeqCst), "the clock's own fault");
+        SystemClock.now()
+    }
+}
+
+#[tokio::test]
+async fn an_actor_that_dies_is_started_again_and_waiters_learn_what_became_of_their_writes() {
+    let backend = LyingBackend::new(false);
+    let fault = Arc::new(AtomicBool::new(false));
+    let state = Coordinator::builder()
+        .clock(Faulty(Arc::clone(&fault)))
+        .open(Arc::clone(&backend) as Arc<dyn StateBackend>)
+        .await
+        .unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    backend.close_gate();
+    let in_flight = tokio::spawn({
+        let state = state.clone();
+        async move { state.set_node_state("r", "in_flight", NodeUpdate::running().row_count(1)).await }
+    });
+    backend.arrived(2).await;
+    fault.store(true, Ordering::SeqCst);
+    let error = state.set_node_state("r", "victim", NodeUpdate::running()).await.unwrap_err();
+    assert!(error.is_unknown_outcome(), "{error}");
+    // The successor loads behind what the dead one had sent down.
+    let next = tokio::spawn({
+        let state = state.clone();
+        async move { state.set_node_state("r", "next", NodeUpdate::running().row_count(2)).await }
+    });
+    backend.open_gate();
+    in_flight.await.unwrap().expect("what was sent down is settled, and told");
+    let commit = next.await.unwrap().unwrap();
+    let run = state.get_run("r").await.unwrap().unwrap();
+    assert_eq!(run.version(), commit.version());
+    assert_eq!(run.node("in_flight").unwrap().row_count, Some(1));
+    assert!(run.node("victim").is_none(), "nothing of the one that died in mid-transaction was applied");
+    assert_eq!(commit.runs[0].before.0 - run.created_version().0, 1);
+}
+
+#[tokio::test]
+async fn foreign_commits_on_other_rows_are_no_conflict_and_are_seen_before_the_acknowledgement() {
+    let backend = LyingBackend::new(true);
+    let state = open(&backend).await;
+    state.set_node_state("r", "mine", NodeUpdate::running().row_count(1)).await.unwrap();
+    write_as_another(&backend, "theirs", NodeUpdate::running().row_count(7)).await;
+    let commit = state.set_node_state("r", "mine", NodeUpdate::running().row_count(2)).await.unwrap();
+    let run = state.snapshot("r").unwrap();
+    assert_eq!(run.version(), commit.version());
+    assert_eq!(run.node("theirs").unwrap().row_count, Some(7), "a snapshot never carries a number whose commits it lacks");
+    assert_eq!(run.node("mine").unwrap().row_count, Some(2));
+}
+
+#[tokio::test]
+async fn foreign_commits_on_the_same_row_are_merged_per_field() {
+    let backend = LyingBackend::new(true);
+    let state = open(&backend).await;
+    state.set_node_state("r", "n", NodeUpdate::running().row_count(1)).await.unwrap();
+    write_as_another(&backend, "n", NodeUpdate::new().fingerprint("theirs")).await;
+    state.set_node_state("r", "n", NodeUpdate::new().row_count(2)).await.unwrap();
+    let node = state.get_node_state("r", "n").await.unwrap().unwrap();
+    assert_eq!(node.row_count, Some(2));
+    assert_eq!(node.fingerprint.unwrap().content_hash().as_deref(), Some("theirs"));
+}
+
+#[tokio::test]
+async fn a_conflict_is_told_only_where_the_guard_no_longer_holds() {
+    let backend = LyingBackend::new(true);
+    let state = open(&backend).await;
+    state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+    write_as_another(&backend, "n", NodeUpdate::success()).await;
+    // By what this process knows the guard does not hold; by what is there it does.
+    let mut tx = state.transaction();
+    tx.expect_status("r", "n", [NodeStatus::Success]).set_node_state("r", "after", NodeUpdate::running());
+    tx.commit().await.unwrap();
+    // And the other way round.
+    write_as_another(&backend, "n", NodeUpdate::failed("theirs")).await;
+    let mut tx = state.transaction();
+    tx.expect_status("r", "n", [NodeStatus::Success]).set_node_state("r", "never", NodeUpdate::running());
+    assert!(tx.commit().await.unwrap_err().is_conflict());
+    assert!(state.get_node_state("r", "never").await.unwrap().is_none());
+    // Over two runs likewise.
+    state.create_run("s", NewRun::running()).await.unwrap();
+    write_as_another(&backend, "n", NodeUpdate::running()).await;
+    let mut tx = state.transaction();
+    tx.expect_status("r", "n", [NodeStatus::Running]).set_node_state("s", "n", NodeUpdate::running());
+    tx.commit().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn foreign_writers_and_lies_together_lose_nothing() {
+    let backend = LyingBackend::new(true);
+    let state = open(&backend).await;
+    let foreign = tokio::spawn({
+        let backend = Arc::clone(&backend);
+        async move {
+            for step in 1..=100_u64 {
+                write_as_another(&backend, "theirs", NodeUpdate::running().row_count(step)).await;
+                if step % 10 == 0 && backend.lies.lock().unwrap().is_empty() {
+                    backend.tell([Lie::AnswerLost, Lie::NeverArrived]);
+                }
+                // Side by side with the coordinator, not all before it; its last commits are met by nobody.
+                let seen = backend.commits.load(Ordering::SeqCst);
+                while step < 90 && backend.commits.load(Ordering::SeqCst) == seen {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    });
+    let tasks: Vec<_> = (0..8)
+        .map(|task| {
+            let state = state.clone();
+            tokio::spawn(async move {
+                let mut last = Version::NONE;
+                for step in 1..=25_u64 {
+                    let commit = state.set_node_state("r", format!("n{task}"), NodeUpdate::running().row_count(step)).await.unwrap();
+                    assert!(commit.version() > last);
+                    last = commit.version();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    foreign.await.unwrap();
+    let run = backend.inner.load_run(&RunId::new("r").unwrap()).await.unwrap().unwrap();
+    assert_eq!(run.version().0 - run.created_version().0, 8 * 25 + 100, "every commit once");
+    assert_eq!(run.node("theirs").unwrap().row_count, Some(100));
+    assert!((0..8).all(|task| run.node(&format!("n{task}")).unwrap().row_count == Some(25)));
+}
+
+#[tokio::test]
+async fn close_answers_everybody_and_drop_closes_too() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    backend.close_gate();
+    let writes: Vec<_> = (0..20_u64)
+        .map(|n| {
+            let state = state.clone();
+            tokio::spawn(async move { state.set_node_state("r", format!("n{n}"), NodeUpdate::running()).await })
+        })
+        .collect();
+    backend.arrived(2).await;
+    let closing = tokio::spawn({
+        let state = state.clone();
+        async move { state.close().await }
+    });
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    backend.open_gate();
+    closing.await.unwrap().unwrap();
+    let mut applied = 0;
+    for write in writes {
+        match write.await.unwrap() {
+            Ok(_) => applied += 1,
+            Err(error) => assert!(matches!(error, Error::Closed), "{error}"),
+        }
+    }
+    let run = backend.inner.load_run(&RunId::new("r").unwrap()).await.unwrap().unwrap();
+    assert_eq!(run.node_count(), applied);
+
+    let inner = MemoryBackend::new();
+    let state = Coordinator::open(Arc::new(inner.clone())).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let deferred = state.with_durability(Durability::Deferred);
+    for n in 0..50_u64 {
+        deferred.set_node_state("r", "n", NodeUpdate::running().row_count(n)).await.unwrap();
+    }
+    drop((state, deferred));
+    let id = RunId::new("r").unwrap();
+    while inner.load_run(&id).await.unwrap().unwrap().node("n").and_then(|node| node.row_count) != Some(49) {
+        tokio::task::yield_now().await;
+    }
+}
