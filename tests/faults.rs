@@ -246,17 +246,18 @@ async fn a_conflict_is_told_only_where_the_guard_no_longer_holds() {
 async fn foreign_writers_and_lies_together_lose_nothing() {
     let backend = LyingBackend::new(true);
     let state = open(&backend).await;
+    let done = Arc::new(AtomicBool::new(false));
     let foreign = tokio::spawn({
-        let backend = Arc::clone(&backend);
+        let (backend, done) = (Arc::clone(&backend), Arc::clone(&done));
         async move {
             for step in 1..=100_u64 {
                 write_as_another(&backend, "theirs", NodeUpdate::running().row_count(step)).await;
                 if step % 10 == 0 && backend.lies.lock().unwrap().is_empty() {
                     backend.tell([Lie::AnswerLost, Lie::NeverArrived]);
                 }
-                // Side by side with the coordinator, not all before it; its last commits are met by nobody.
+                // Side by side with the coordinator, not all before it.
                 let seen = backend.commits.load(Ordering::SeqCst);
-                while step < 90 && backend.commits.load(Ordering::SeqCst) == seen {
+                while !done.load(Ordering::SeqCst) && backend.commits.load(Ordering::SeqCst) == seen {
                     tokio::task::yield_now().await;
                 }
             }
@@ -278,6 +279,7 @@ async fn foreign_writers_and_lies_together_lose_nothing() {
     for task in tasks {
         task.await.unwrap();
     }
+    done.store(true, Ordering::SeqCst);
     foreign.await.unwrap();
     let run = backend.inner.load_run(&RunId::new("r").unwrap()).await.unwrap().unwrap();
     assert_eq!(run.version().0 - run.created_version().0, 8 * 25 + 100, "every commit once");
