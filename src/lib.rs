@@ -1,4 +1,5 @@
 //! The state coordinator of data pipelines.
+mod lease;
 pub mod model;
 pub mod store;
 pub use model::*;
