@@ -207,7 +207,9 @@ impl LeaseTable {
             (false, Some(until)) => Phase::Waiting { until },
         };
         if let (false, Some(owner)) = (admitted, &ask.owner) {
-            if let Some(cycle) = cycle::find(self, owner, &ask.key) {
+            // Who shares with an earlier request of its own waits for that one alone, and that one was checked.
+            let shares = self.owners.get(owner).is_some_and(|own| own.contains_key(&ask.key));
+            if let Some(cycle) = if shares { None } else { cycle::find(self, owner, &ask.key) } {
                 return Asked::Deadlock { cycle };
             }
         }

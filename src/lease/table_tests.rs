@@ -107,6 +107,7 @@ impl Oracle {
     }
 
     fn ask(&mut self, ask: &Ask) -> Asked {
+        let mut shares = false;
         if let Some(owner) = &ask.owner {
             let own: Vec<&Item> = self
                 .items
@@ -116,6 +117,7 @@ impl Oracle {
             if own.iter().any(|item| !ask.reentrant || item.key != ask.key) {
                 return Asked::Reentrant { own: ask.key.clone() };
             }
+            shares = !own.is_empty();
             let ticket = own.iter().find(|item| matches!(item.phase, Phase::Held { .. })).map(|item| item.ticket);
             if let Some(ticket) = ticket {
                 let item = self.items.iter_mut().find(|item| item.ticket == ticket).unwrap();
@@ -131,7 +133,7 @@ impl Oracle {
             (false, Some(until)) => Phase::Waiting { until },
         };
         if let (false, Some(owner)) = (free, &ask.owner) {
-            if self.closes_cycle(owner, &ask.key) {
+            if !shares && self.closes_cycle(owner, &ask.key) {
                 return Asked::Deadlock { cycle: Vec::new() };
             }
         }
