@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use crate::model::{LeaseKey, NodeId, RunId};
 
-use super::table::{Arrival, LeaseTable, Phase, Ticket};
+use super::locks::Arrival;
+use super::table::{LeaseTable, Phase, Ticket};
 
 /// Somebody in the graph of waits. Who gave no name is one request and nothing else, but others may wait behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -97,20 +98,20 @@ fn behind<'a>(table: &'a LeaseTable, place: Ticket, scanned: &mut HashMap<Lane<'
         Phase::Waiting { .. } => slot.arrival.saturating_add(1),
         _ => 0,
     };
-    let mut look = |lane: Lane<'a>, queue: &std::collections::BTreeMap<Arrival, Ticket>| {
+    // What is left to look at in a part of the queue.
+    let mut unseen = |lane: Lane<'a>| {
         let until = scanned.entry(lane).or_insert(Arrival::MAX);
-        if from < *until {
-            found.extend(queue.range(from..*until).map(|(_, ticket)| *ticket));
-            *until = from;
-        }
+        let left = from.min(*until)..*until;
+        *until = left.start;
+        left
     };
     let run = &slot.key.run;
-    look(Lane::Wholes(run), &locks.whole_waiters);
+    found.extend(locks.whole_waiters.range(unseen(Lane::Wholes(run))).map(|(_, ticket)| *ticket));
     match &slot.key.node {
-        None => look(Lane::Nodes(run), &locks.node_order),
+        None => found.extend(locks.node_order.range(unseen(Lane::Nodes(run))).map(|(_, (_, ticket))| *ticket)),
         Some(node) => {
             if let Some(queue) = locks.node_waiters.get(node) {
-                look(Lane::Node(run, node), queue);
+                found.extend(queue.range(unseen(Lane::Node(run, node))).map(|(_, ticket)| *ticket));
             }
         }
     }

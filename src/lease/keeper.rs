@@ -19,7 +19,7 @@ use super::actor::Message;
 use super::error::LostReason;
 use super::guard::Grant;
 use super::rows::Context;
-use super::trust::margin;
+use super::trust::trusted;
 
 enum Command {
     Keep(Arc<Grant>),
@@ -135,7 +135,7 @@ impl Rounds {
             return self.tell(&grant);
         };
         // The attempt to get it may have taken a while: the first renewal counts from when trust began.
-        let due = end.saturating_sub(grant.ttl - margin(grant.ttl)).saturating_add(grant.ttl / 3).max(now);
+        let due = end.saturating_sub(trusted(grant.ttl)).saturating_add(grant.ttl / 3).max(now);
         self.due.insert((due, token));
         self.ends.insert((end, token));
         self.kept.insert(token, Kept { grant, due: Some(due), end });
@@ -219,7 +219,7 @@ impl Rounds {
             let grant = Arc::clone(&kept.grant);
             let next = match outcome {
                 Some(Outcome::Applied(_)) => {
-                    let until = flight.start.saturating_add(grant.ttl - margin(grant.ttl));
+                    let until = flight.start.saturating_add(trusted(grant.ttl));
                     if grant.trust.extend(until).is_ok() {
                         grant.trust.set_renewing(false);
                     }

@@ -1,5 +1,7 @@
 //! What the lock manager does with each message: the table decides, this carries.
 
+mod ends;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,9 +20,9 @@ use super::guard::{Grant, Lease};
 use super::keeper::Keeper;
 use super::options::Terms;
 use super::rows::{self, Attempt, Context, Departure};
-use super::table::{Ask, Asked, LeaseTable, Released, Ticket};
+use super::table::{Ask, Asked, LeaseTable, Ticket};
 use super::tokens::{self, Tokens};
-use super::trust::{Trust, margin};
+use super::trust::{Trust, trusted};
 
 /// A request that is waiting or claimed.
 struct Pending {
@@ -191,7 +193,7 @@ impl Manager {
         let until = match (rows, terms.keep_alive) {
             (false, true) => None,
             (false, false) => Some(start.saturating_add(ttl)),
-            (true, _) => Some(start.saturating_add(ttl - margin(ttl))),
+            (true, _) => Some(start.saturating_add(trusted(ttl))),
         };
         let record =
             LeaseRecord::new(key.clone(), token, owner.clone(), terms.purpose.clone(), self.context.clock.now(), terms.ttl_ms);
@@ -232,7 +234,7 @@ impl Manager {
         match result {
             Ok(token) => {
                 let ttl = Duration::from_millis(pending.terms.ttl_ms);
-                let too_late = now >= start.saturating_add(ttl - margin(ttl));
+                let too_late = now >= start.saturating_add(trusted(ttl));
                 if too_late {
                     let message = format!(
                         "the storage took longer to grant the lock on {} than the lock would last ({ttl:?}); ask for a longer ttl",
@@ -302,145 +304,6 @@ impl Manager {
         }
     }
 
-    pub(super) fn release(&mut self, token: FencingToken, reply: Option<Reply<()>>) {
-        match self.table.release(token) {
-            Released::Leaving(ticket) => self.depart(ticket, None, reply),
-            Released::Shared => answer(reply, Ok(())),
-            Released::Unknown => answer(reply, Err(LeaseError::NotFound { token })),
-        }
-    }
-
-    pub(super) fn lost(&mut self, token: FencingToken, reason: LostReason) {
-        if let Some(ticket) = self.table.force(token) {
-            self.depart(ticket, Some(reason), None);
-        }
-    }
-
-    pub(super) fn force(&mut self, token: FencingToken, reply: Reply<LeaseRecord>) {
-        let ticket = self.table.force(token);
-        let record = ticket.and_then(|ticket| self.held.get(&ticket)).map(|held| held.record.clone());
-        if let Some(ticket) = ticket {
-            self.depart(ticket, Some(LostReason::Forced), None);
-        }
-        answer(Some(reply), record.ok_or(LeaseError::NotFound { token }));
-    }
-
-    /// Sees a lease off that has left its holder: what its run has not made durable is flushed, its row is given back, then its place is free.
-    fn depart(&mut self, ticket: Ticket, lost: Option<LostReason>, reply: Option<Reply<()>>) {
-        let Some(Holding { grant, .. }) = self.held.remove(&ticket) else { return };
-        let (key, token) = (grant.key.clone(), grant.token);
-        if let Some(reason) = lost {
-            grant.trust.lose(reason);
-            tracing::warn!(%key, %token, %reason, "a lock was lost");
-        }
-        let flush = self.context.door.has_deferred(&key.run);
-        let row = match &self.store {
-            Store::Book { book, .. } => {
-                // What a holder wrote before it released is still covered by its fence.
-                if lost.is_some() || !flush {
-                    book.remove(&key, token);
-                }
-                None
-            }
-            Store::Rows { keeper, .. } => {
-                if grant.keep_alive {
-                    keeper.forget(token);
-                }
-                Some(token)
-            }
-        };
-        let leaving = Leaving { key: key.clone(), token, replies: reply.into_iter().collect() };
-        if flush || row.is_some() {
-            rows::depart(&self.context, &self.myself, Departure { ticket, key, flush, row });
-            self.leaving.insert(ticket, leaving);
-        } else {
-            self.vacate(ticket, leaving, Ok(()));
-        }
-    }
-
-    pub(super) fn left(&mut self, ticket: Ticket, result: Result<(), LeaseError>) {
-        let Some(leaving) = self.leaving.remove(&ticket) else { return };
-        if let Store::Book { book, .. } = &self.store {
-            book.remove(&leaving.key, leaving.token);
-        }
-        self.vacate(ticket, leaving, result);
-    }
-
-    fn vacate(&mut self, ticket: Ticket, leaving: Leaving, result: Result<(), LeaseError>) {
-        for reply in leaving.replies {
-            answer(Some(reply), result.clone());
-        }
-        let next = self.table.vacate(ticket);
-        self.claim(next);
-    }
-
-    pub(super) fn renew(&mut self, token: FencingToken, reply: Reply<()>) {
-        self.catch_up();
-        let Some(held) = self.table.holder(token).and_then(|ticket| self.held.get_mut(&ticket)) else {
-            return answer(Some(reply), Err(LeaseError::NotFound { token }));
-        };
-        let grant = &held.grant;
-        match &self.store {
-            Store::Rows { .. } => {
-                rows::renew(&self.context, &self.myself, grant.key.clone(), token, held.record.ttl_ms, reply);
-            }
-            Store::Book { book, .. } => {
-                let now = self.context.time.now();
-                let until = now.saturating_add(grant.ttl);
-                let renewed = grant.trust.extend(until).is_ok() && self.table.renew(token, until, now);
-                if renewed {
-                    held.record = held.record.clone().renewed(self.context.clock.now());
-                    let deadline = (!grant.keep_alive).then(|| self.context.time.instant(until));
-                    book.put(held.record.clone(), deadline);
-                }
-                answer(Some(reply), if renewed { Ok(()) } else { Err(LeaseError::NotFound { token }) });
-            }
-        }
-    }
-
-    pub(super) fn renewed(&mut self, token: FencingToken, start: Duration, result: Result<(), DoorError>, reply: Reply<()>) {
-        let now = self.now();
-        let gone = Err(LeaseError::NotFound { token });
-        let Some(held) = self.table.holder(token).and_then(|ticket| self.held.get_mut(&ticket)) else {
-            return answer(Some(reply), gone);
-        };
-        let result = match result {
-            Ok(()) => {
-                let until = start.saturating_add(held.grant.ttl - margin(held.grant.ttl));
-                if held.grant.trust.extend(until).is_ok() && self.table.renew(token, until, now) { Ok(()) } else { gone }
-            }
-            Err(DoorError::Refused(Refusal::LeaseGone { .. })) => {
-                self.lost(token, LostReason::Forced);
-                gone
-            }
-            Err(error) => Err(error.into()),
-        };
-        answer(Some(reply), result);
-    }
-
-    pub(super) fn free_run(&mut self, run: &RunId) {
-        self.clear(run, LostReason::RunEnded, |key| LeaseError::RunEnded { key });
-    }
-
-    fn clear(&mut self, run: &RunId, reason: LostReason, why: impl Fn(LeaseKey) -> LeaseError) {
-        let cleared = self.table.clear_run(run);
-        for ticket in cleared.waiting {
-            if let Some(mut pending) = self.pending.remove(&ticket) {
-                let error = why(pending.key.clone());
-                pending.answer(Err(error));
-            }
-        }
-        for ticket in cleared.claimed {
-            let Some(pending) = self.pending.get_mut(&ticket) else { continue };
-            let error = why(pending.key.clone());
-            pending.answer(Err(error));
-            self.cancel(ticket);
-        }
-        for ticket in cleared.held {
-            self.depart(ticket, Some(reason), None);
-        }
-    }
-
     /// The leases that are held, where they are kept in this process.
     pub(super) fn list(&mut self, reply: Reply<Vec<LeaseRecord>>) {
         self.catch_up();
@@ -452,26 +315,6 @@ impl Manager {
         let mut records: Vec<LeaseRecord> = self.held.values().map(present).collect();
         records.sort_by_key(|record| record.token);
         answer(Some(reply), Ok(records));
-    }
-
-    pub(super) fn close(&mut self, reply: Option<oneshot::Sender<()>>) {
-        self.closing.get_or_insert_default().extend(reply);
-        for run in self.table.run_ids().cloned().collect::<Vec<_>>() {
-            self.clear(&run, LostReason::Closed, |_| LeaseError::Closed);
-        }
-    }
-
-    /// Whether all is closed that was to be closed; then those who waited for it know.
-    pub(super) fn finish_closing(&mut self) -> bool {
-        match &mut self.closing {
-            Some(waiting) if self.table.is_empty() => {
-                for reply in waiting.drain(..) {
-                    let _caller_gone = reply.send(());
-                }
-                true
-            }
-            _ => false,
-        }
     }
 
     pub(super) fn tick(&mut self) {

@@ -17,6 +17,7 @@ mod error;
 mod guard;
 mod handle;
 mod keeper;
+mod locks;
 mod manager;
 mod options;
 mod rows;

@@ -21,16 +21,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{FencingToken, LeaseKey, NodeId, RunId};
+use crate::model::{FencingToken, LeaseKey, RunId};
 
 use super::cycle;
+use super::locks::{Arrival, Moved, RunLocks};
 
 /// The name of one request, chosen by the caller and never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Ticket(pub(super) u64);
-
-/// The order of arrival, over the whole table.
-pub(super) type Arrival = u64;
 
 /// A request for a lease.
 #[derive(Debug, Clone)]
@@ -79,83 +77,6 @@ pub(super) struct Slot {
     pub(super) phase: Phase,
 }
 
-/// The locks and the queue of one run.
-#[derive(Debug, Default)]
-pub(super) struct RunLocks {
-    /// Who has the whole run (claimed, held or leaving).
-    whole: Option<Ticket>,
-    /// Who has which node.
-    nodes: HashMap<NodeId, Ticket>,
-    /// Who waits for the whole run, in order of arrival.
-    pub(super) whole_waiters: BTreeMap<Arrival, Ticket>,
-    /// Who waits for each node.
-    pub(super) node_waiters: HashMap<NodeId, BTreeMap<Arrival, Ticket>>,
-    /// All who wait for some node, in order of arrival.
-    pub(super) node_order: BTreeMap<Arrival, Ticket>,
-}
-
-impl RunLocks {
-    fn is_free(&self) -> bool {
-        self.whole.is_none() && self.nodes.is_empty() && self.whole_waiters.is_empty() && self.node_order.is_empty()
-    }
-
-    /// Whether a newcomer gets the key at once.
-    fn admits(&self, node: Option<&NodeId>) -> bool {
-        match node {
-            None => self.is_free(),
-            Some(node) => {
-                self.whole.is_none()
-                    && self.whole_waiters.is_empty()
-                    && !self.nodes.contains_key(node)
-                    && !self.node_waiters.contains_key(node)
-            }
-        }
-    }
-
-    fn occupy(&mut self, node: Option<&NodeId>, ticket: Ticket) {
-        match node {
-            None => self.whole = Some(ticket),
-            Some(node) => {
-                self.nodes.insert(node.clone(), ticket);
-            }
-        }
-    }
-
-    fn enqueue(&mut self, node: Option<&NodeId>, arrival: Arrival, ticket: Ticket) {
-        match node {
-            None => {
-                self.whole_waiters.insert(arrival, ticket);
-            }
-            Some(node) => {
-                self.node_waiters.entry(node.clone()).or_default().insert(arrival, ticket);
-                self.node_order.insert(arrival, ticket);
-            }
-        }
-    }
-
-    fn dequeue(&mut self, node: Option<&NodeId>, arrival: Arrival) {
-        let Some(node) = node else {
-            self.whole_waiters.remove(&arrival);
-            return;
-        };
-        self.node_order.remove(&arrival);
-        if let Some(lane) = self.node_waiters.get_mut(node) {
-            lane.remove(&arrival);
-            if lane.is_empty() {
-                self.node_waiters.remove(node);
-            }
-        }
-    }
-}
-
-/// What was taken out of the way of a queue.
-enum Moved<'a> {
-    /// A node's lock, or a waiter of a node.
-    Node(&'a NodeId),
-    /// The whole run's lock, or a waiter for the whole run: node waiters from this arrival on may be next.
-    Whole { from: Arrival },
-}
-
 /// What the end of a run, or of everything, takes from whom.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Cleared {
@@ -194,10 +115,8 @@ pub(super) struct LeaseTable {
 impl LeaseTable {
     /// Asks for a lease.
     pub(super) fn ask(&mut self, ask: Ask) -> Asked {
-        if let Some(owner) = &ask.owner {
-            if let Some(answer) = self.ask_as_owner(owner, &ask) {
-                return answer;
-            }
+        if let Some(answer) = ask.owner.as_ref().and_then(|owner| self.ask_as_owner(owner, &ask)) {
+            return answer;
         }
         let node = ask.key.node.as_ref();
         let admitted = self.runs.get(&ask.key.run).is_none_or(|locks| locks.admits(node));
@@ -311,15 +230,10 @@ impl LeaseTable {
                 let Some(slot) = self.slots.remove(&ticket) else { return Vec::new() };
                 self.forget_owner(&slot, ticket);
                 let Some(locks) = self.runs.get_mut(&slot.key.run) else { return Vec::new() };
+                locks.leave(slot.key.node.as_ref());
                 match &slot.key.node {
-                    Some(node) => {
-                        locks.nodes.remove(node);
-                        self.settle(&slot.key.run, &Moved::Node(node))
-                    }
-                    None => {
-                        locks.whole = None;
-                        self.settle(&slot.key.run, &Moved::Whole { from: 0 })
-                    }
+                    Some(node) => self.settle(&slot.key.run, &Moved::Node(node)),
+                    None => self.settle(&slot.key.run, &Moved::Whole { from: 0 }),
                 }
             }
         }
@@ -353,37 +267,8 @@ impl LeaseTable {
 
     /// Claims for whoever is next after something moved out of the way.
     fn settle(&mut self, run: &RunId, moved: &Moved<'_>) -> Vec<Ticket> {
-        let mut next = Vec::new();
-        let Some(locks) = self.runs.get_mut(run) else { return next };
-        if locks.whole.is_none() {
-            let barrier = locks.whole_waiters.first_key_value().map_or(Arrival::MAX, |(arrival, _)| *arrival);
-            let candidates: Vec<(Arrival, Ticket)> = match moved {
-                Moved::Node(node) => {
-                    let front = locks.node_waiters.get(*node).and_then(BTreeMap::first_key_value);
-                    front.into_iter().filter(|(arrival, _)| **arrival < barrier).map(|(a, t)| (*a, *t)).collect()
-                }
-                // Each waiter is looked at here at most once: from now on nobody who waits for the whole run is ahead of it.
-                Moved::Whole { from } if *from < barrier => {
-                    locks.node_order.range(*from..barrier).map(|(a, t)| (*a, *t)).collect()
-                }
-                Moved::Whole { .. } => Vec::new(),
-            };
-            for (arrival, ticket) in candidates {
-                let Some(node) = self.slots.get(&ticket).and_then(|slot| slot.key.node.clone()) else { continue };
-                if !locks.nodes.contains_key(&node) {
-                    locks.dequeue(Some(&node), arrival);
-                    locks.occupy(Some(&node), ticket);
-                    next.push(ticket);
-                }
-            }
-            let first_node = locks.node_order.first_key_value().map_or(Arrival::MAX, |(arrival, _)| *arrival);
-            if locks.nodes.is_empty() && barrier < first_node {
-                if let Some((_, ticket)) = locks.whole_waiters.pop_first() {
-                    locks.occupy(None, ticket);
-                    next.push(ticket);
-                }
-            }
-        }
+        let Some(locks) = self.runs.get_mut(run) else { return Vec::new() };
+        let next = locks.admit_next(moved);
         if locks.is_free() {
             self.runs.remove(run);
         }
@@ -415,11 +300,11 @@ impl LeaseTable {
     /// Gives a lease back; an old token changes nothing.
     pub(super) fn release(&mut self, token: FencingToken) -> Released {
         let Some(ticket) = self.tokens.get(&token).copied() else { return Released::Unknown };
-        if let Some(Slot { phase: Phase::Held { count, .. }, .. }) = self.slots.get_mut(&ticket) {
-            if *count > 1 {
-                *count -= 1;
-                return Released::Shared;
-            }
+        if let Some(Slot { phase: Phase::Held { count, .. }, .. }) = self.slots.get_mut(&ticket)
+            && *count > 1
+        {
+            *count -= 1;
+            return Released::Shared;
         }
         self.leave(ticket);
         Released::Leaving(ticket)
@@ -483,9 +368,8 @@ impl LeaseTable {
     /// Ends everything on a run: waiters go, holders leave, claims stay until they are vacated.
     pub(super) fn clear_run(&mut self, run: &RunId) -> Cleared {
         let Some(locks) = self.runs.get(run) else { return Cleared::default() };
-        let places = locks.whole.iter().chain(locks.nodes.values());
-        let mut cleared = Cleared { waiting: locks.waiters().collect(), ..Cleared::default() };
-        for ticket in places.copied().collect::<Vec<_>>() {
+        let mut cleared = Cleared { waiting: locks.waiters(), ..Cleared::default() };
+        for ticket in locks.occupants() {
             match self.slots.get(&ticket).map(|slot| slot.phase) {
                 Some(Phase::Claimed) => cleared.claimed.push(ticket),
                 Some(Phase::Held { .. }) => {
@@ -518,15 +402,6 @@ impl LeaseTable {
     /// Whether nothing is held, claimed, leaving or awaited.
     pub(super) fn is_empty(&self) -> bool {
         self.slots.is_empty()
-    }
-}
-
-impl RunLocks {
-    /// Everybody who waits, in order of arrival.
-    fn waiters(&self) -> impl Iterator<Item = Ticket> {
-        let mut all: Vec<(Arrival, Ticket)> = self.whole_waiters.iter().chain(&self.node_order).map(|(a, t)| (*a, *t)).collect();
-        all.sort_unstable();
-        all.into_iter().map(|(_, ticket)| ticket)
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::NodeId;
 
 fn run(name: &str) -> RunId {
     RunId::new(name).unwrap()
@@ -132,10 +133,8 @@ impl Oracle {
             (false, None) => return Asked::Busy,
             (false, Some(until)) => Phase::Waiting { until },
         };
-        if let (false, Some(owner)) = (free, &ask.owner) {
-            if !shares && self.closes_cycle(owner, &ask.key) {
-                return Asked::Deadlock { cycle: Vec::new() };
-            }
+        if !free && !shares && ask.owner.as_ref().is_some_and(|owner| self.closes_cycle(owner, &ask.key)) {
+            return Asked::Deadlock { cycle: Vec::new() };
         }
         self.items.push(Item { ticket: ask.ticket, key: ask.key.clone(), owner: ask.owner.clone(), phase });
         if free { Asked::Claimed } else { Asked::Queued }
@@ -330,7 +329,9 @@ fn apply(table: &mut LeaseTable, oracle: &mut Oracle, now: &mut u64, number: u64
             let held = of_run(|p| matches!(p, Phase::Held { .. }));
             assert_eq!(set(cleared.held), held);
             oracle.items.retain(|item| !waiting.contains(&item.ticket));
-            held.into_iter().for_each(|ticket| phase(oracle, ticket, Phase::Leaving));
+            for ticket in held {
+                phase(oracle, ticket, Phase::Leaving);
+            }
         }
     }
 }

@@ -186,7 +186,8 @@ impl Trust {
     }
 }
 
-/// How much earlier than the lease itself a holder stops to trust it.
-pub(super) fn margin(ttl: Duration) -> Duration {
-    (ttl / 10).clamp(Duration::from_millis(10), Duration::from_secs(2)).min(ttl / 2)
+/// How long a holder trusts a lease that lasts this long: less than all of it, by a tenth, 10 ms to 2 s.
+pub(super) fn trusted(ttl: Duration) -> Duration {
+    let margin = (ttl / 10).clamp(Duration::from_millis(10), Duration::from_secs(2)).min(ttl / 2);
+    ttl.saturating_sub(margin)
 }

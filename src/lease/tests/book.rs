@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, advance, timeout};
 
-use super::super::{LeaseError, LeaseHandle, LockOptions, LostReason};
 use super::world::{Door, ms, node, run, start, whole};
+use crate::lease::{Lease, LeaseError, LeaseHandle, LockOptions, LostReason};
 use crate::model::*;
 use crate::store::*;
 
@@ -21,7 +21,7 @@ async fn memory() -> (LeaseHandle, Arc<Door>, MemoryBackend) {
     (handle, door, backend)
 }
 
-async fn get(locks: &LeaseHandle, key: LeaseKey) -> super::super::Lease {
+async fn get(locks: &LeaseHandle, key: LeaseKey) -> Lease {
     locks.acquire(key, LockOptions::new(), LONG).await.unwrap().unwrap()
 }
 
@@ -113,6 +113,31 @@ async fn a_caller_that_goes_while_it_waits_leaves_nothing_behind() {
     }
     drop(held);
     assert!(timeout(ms(1), next).await.expect("the next one in the queue has it").unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_goes_while_it_waits_is_in_nobodys_way() {
+    let (locks, _, _) = memory().await;
+    let _held = get(&locks, node("r", "a")).await;
+    let mut behind = pin!(locks.acquire(node("r", "b"), LockOptions::new(), LONG));
+    {
+        let mut gone = pin!(locks.acquire(whole("r"), LockOptions::new(), LONG));
+        queued(&mut gone, &locks).await;
+        queued(&mut behind, &locks).await;
+    }
+    assert!(timeout(ms(1), behind).await.expect("nobody is ahead any more").unwrap().is_some());
+}
+
+#[test]
+fn a_lease_and_its_futures_go_from_thread_to_thread() {
+    fn is_send_and_sync<T: Send + Sync>() {}
+    fn is_send<T: Send>(_: T) {}
+    is_send_and_sync::<(Lease, LeaseHandle, LeaseError, LockOptions)>();
+    let _unused = |lease: Lease, locks: LeaseHandle| {
+        is_send(locks.acquire(whole("r"), LockOptions::new(), LONG));
+        is_send((lease.lost(), lease.renew()));
+        is_send(lease.release());
+    };
 }
 
 #[tokio::test(start_paused = true)]
@@ -352,7 +377,7 @@ struct NoTokens {
 }
 
 impl StateBackend for NoTokens {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "no tokens"
     }
     fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {

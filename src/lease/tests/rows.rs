@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::super::{Lease, LeaseError, LeaseHandle, LockOptions, LostReason};
 use super::world::{Rows, ms, node, start, until, whole};
+use crate::lease::{Lease, LeaseError, LeaseHandle, LockOptions, LostReason};
 use crate::store::StateBackend;
 
 const LONG: Duration = Duration::from_secs(600);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::super::{DoorError, LeaseHandle, LeaseStoreDoor};
+use crate::lease::{DoorError, LeaseHandle, LeaseStoreDoor};
 use crate::model::*;
 use crate::store::*;
 
@@ -172,7 +172,7 @@ impl Rows {
 }
 
 impl StateBackend for Rows {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "rows"
     }
 
