@@ -10,7 +10,7 @@ use super::events::Events;
 use super::{Coordinator, Core, Durability, Engine, supervisor};
 use crate::error::Error;
 use crate::lease::LeaseHandle;
-use crate::model::{Clock, InputError, ProcessInfo, SystemClock};
+use crate::model::{Clock, InputError, SystemClock};
 use crate::persist::Persist;
 use crate::run::{Admission, RunContext};
 use crate::store::StateBackend;
@@ -138,7 +138,6 @@ impl CoordinatorBuilder {
         for notice in &report.notices {
             tracing::warn!(backend = backend.name(), "{notice}");
         }
-        let process = backend.process().unwrap_or_else(|| ProcessInfo::current(clock.now()));
         let closed = |_| Error::Closed;
         let persist = Persist::start(&backend).await.map_err(closed)?;
         let (supervisor, _) = supervisor::start().await.map_err(|_| Error::Closed)?;
@@ -152,8 +151,9 @@ impl CoordinatorBuilder {
             deferred_runs: AtomicUsize::new(0),
         });
         directory.set_context(&context);
-        let doors = Doors::new(persist, Arc::clone(&directory), Arc::clone(&context));
-        let leases = LeaseHandle::start(Arc::clone(&backend), Arc::new(doors), Arc::clone(&clock), process).await?;
+        let doors = Doors::new(persist, &directory, &context);
+        let leases = LeaseHandle::start(Arc::clone(&backend), Arc::new(doors), Arc::clone(&clock)).await?;
+        directory.set_leases(leases.clone());
         let engine = Arc::new(Engine {
             admission: Admission::new(limits.entries_in_flight, limits.bytes_in_flight),
             backend,

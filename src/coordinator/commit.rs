@@ -77,12 +77,6 @@ impl Coordinator {
                 }
             }
         }
-        let ended: Vec<RunId> = work
-            .runs
-            .iter()
-            .filter(|(_, draft)| draft.mutations.iter().any(Mutation::frees_locks))
-            .map(|(run, _)| run.clone())
-            .collect();
         let several = work.runs.len() != 1;
         let committed = if several {
             engine.commit_several(work).await?
@@ -92,9 +86,6 @@ impl Coordinator {
             let deferred = self.durability == Durability::Deferred;
             engine.commit_one(run, Op { mutations, guards, fences, leases, deferred, ..Op::default() }, now).await?
         };
-        for run in &ended {
-            engine.leases.free_run(run);
-        }
         Ok(committed.into())
     }
 }
@@ -175,6 +166,9 @@ impl Engine {
             let reload = |held: Vec<HoldGrant>| held.into_iter().for_each(|grant| grant.release(Release::Reload));
             match answer.await {
                 Ok(Ok(receipt)) => {
+                    for (run, _) in ops.iter().filter(|(_, op)| op.mutations.iter().any(Mutation::frees_locks)) {
+                        self.leases.free_run(run);
+                    }
                     self.publish_all(held, &ops, &bases, after, &receipt);
                     return Ok(Committed::durable(receipt));
                 }

@@ -8,6 +8,7 @@ use tokio::sync::OnceCell;
 
 use super::events::Events;
 use crate::error::Error;
+use crate::lease::LeaseHandle;
 use crate::model::{RunId, RunState};
 use crate::run::{ChangeSeed, DeferredLoss, RunContext, RunHandle, Surroundings};
 use crate::store::StoreError;
@@ -24,6 +25,7 @@ pub(crate) struct Directory {
     events: Arc<Events>,
     supervisor: ActorCell,
     context: OnceLock<Weak<RunContext>>,
+    leases: OnceLock<LeaseHandle>,
 }
 
 impl Directory {
@@ -35,12 +37,18 @@ impl Directory {
             events,
             supervisor,
             context: OnceLock::new(),
+            leases: OnceLock::new(),
         }
     }
 
     pub(super) fn set_context(&self, context: &Arc<RunContext>) {
         // Set once, while the coordinator is opened.
         let _first = self.context.set(Arc::downgrade(context));
+    }
+
+    pub(super) fn set_leases(&self, leases: LeaseHandle) {
+        // Set once, while the coordinator is opened.
+        let _first = self.leases.set(leases);
     }
 
     /// A run's handle if it is resident.
@@ -168,6 +176,12 @@ enum Stop {
 impl Surroundings for Directory {
     fn retire(&self, run: &RunId, actor: ActorId) {
         self.forget(run, actor);
+    }
+
+    fn ended(&self, run: &RunId) {
+        if let Some(leases) = self.leases.get() {
+            leases.free_run(run);
+        }
     }
 
     fn wants_changes(&self) -> bool {

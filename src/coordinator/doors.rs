@@ -1,6 +1,7 @@
 //! What the lock manager is given of the rooms beside it.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::oneshot;
 
@@ -8,7 +9,7 @@ use super::directory::Directory;
 use crate::lease::{DoorError, LeaseStoreDoor};
 use crate::model::{Entry, Receipt, RunId};
 use crate::persist::{Persist, Submission};
-use crate::run::{FlushSink, NotCommitted, OneSink, RunContext};
+use crate::run::{FlushSink, NotCommitted, OneSink, RunContext, RunHandle};
 use crate::store::{BoxFuture, StoreError, StoreErrorKind};
 
 /// About what an entry of leases takes.
@@ -17,13 +18,18 @@ const WEIGHT: usize = 512;
 #[derive(Debug)]
 pub(super) struct Doors {
     persist: Persist<FlushSink>,
-    directory: Arc<Directory>,
-    context: Arc<RunContext>,
+    // Weak: the directory knows the lock manager, which knows these doors.
+    directory: Weak<Directory>,
+    context: Weak<RunContext>,
 }
 
 impl Doors {
-    pub(super) fn new(persist: Persist<FlushSink>, directory: Arc<Directory>, context: Arc<RunContext>) -> Self {
-        Self { persist, directory, context }
+    pub(super) fn new(persist: Persist<FlushSink>, directory: &Arc<Directory>, context: &Arc<RunContext>) -> Self {
+        Self { persist, directory: Arc::downgrade(directory), context: Arc::downgrade(context) }
+    }
+
+    fn resident(&self, run: &RunId) -> Option<RunHandle> {
+        self.directory.upgrade()?.get(run.as_str())
     }
 }
 
@@ -48,13 +54,13 @@ impl LeaseStoreDoor for Doors {
     }
 
     fn has_deferred(&self, run: &RunId) -> bool {
-        self.context.deferred_runs.load(std::sync::atomic::Ordering::Acquire) > 0
-            && self.directory.get(run.as_str()).is_some_and(|handle| handle.cell().has_deferred())
+        let any = self.context.upgrade().is_some_and(|context| context.deferred_runs.load(Ordering::Acquire) > 0);
+        any && self.resident(run).is_some_and(|handle| handle.cell().has_deferred())
     }
 
     fn flush_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
-            if let Some(handle) = self.directory.get(run.as_str()) {
+            if let Some(handle) = self.resident(run) {
                 // A loss stays to be told to whoever wrote: it is not the lock's.
                 handle.settle().await;
             }

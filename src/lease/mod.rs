@@ -1,23 +1,67 @@
-//! stub
-use crate::model::*; use crate::store::*; use std::sync::Arc; use std::time::Duration;
+//! Timed locks with fencing tokens: a pure table of who holds and who waits, the actor around it, and the guard that users hold.
+//!
+//! ```text
+//! LeaseHandle ── Acquire, Release, Renew, Force, FreeRun, Close ──► lock manager (table) ──► LeaseBook      one writing process
+//!      ▲                                                              │   ▲      └────────► door ► storage  leases as rows
+//!      └── the guard, inside the reply ───────────────────────────────┘   └── Lost ── keeper thread ► storage
+//! ```
+//!
+//! The manager decides in memory and never awaits storage: what it wants from there is asked by tasks that answer by message. Two ways to
+//! keep leases, as the backend says: in a book in this process, with tokens from blocks reserved ahead; or as rows that many processes
+//! share, where the local queue decides who of this process asks next, and the storage decides between processes. There a waiter behind
+//! another process asks again every 50 to 100 ms, and cycles over several processes end by the wait's timeout.
+
+mod actor;
+mod cycle;
+mod error;
+mod guard;
+mod handle;
+mod keeper;
+mod locks;
+mod manager;
+mod options;
+mod rows;
+mod table;
+mod tokens;
+mod trust;
+
+#[cfg(test)]
+mod tests;
+
+use crate::model::{Entry, Receipt, Refusal, RunId};
+use crate::store::{BoxFuture, StoreError};
+
+pub use error::{LeaseError, LostReason};
+pub use guard::Lease;
+pub(crate) use handle::LeaseHandle;
+pub use options::LockOptions;
+
+/// What the lock manager needs of those who write: the way of entries to the storage, and the flush of a run before its lock goes on.
 pub(crate) trait LeaseStoreDoor: Send + Sync + 'static {
+    /// Sends an entry on the way that all entries go, and answers when it is decided.
     fn commit(&self, entry: Entry) -> BoxFuture<'_, Result<Receipt, DoorError>>;
+
+    /// Whether writes of this run were accepted that are not settled yet.
     fn has_deferred(&self, run: &RunId) -> bool;
+
+    /// Waits until everything that was accepted for the run so far is settled.
     fn flush_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), StoreError>>;
 }
+
+/// Why an entry was not applied.
 #[derive(Debug, Clone)]
-pub(crate) enum DoorError { Refused(Refusal), Store(StoreError) }
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum LeaseError { #[error("x")] NotFound{token: FencingToken}, #[error("y")] Closed }
-#[derive(Debug)] pub struct Lease; impl Lease { pub fn fence(&self) -> Fence { loop {} } }
-#[derive(Debug, Default)] pub struct LockOptions; impl LockOptions { pub fn new() -> Self { Self } }
-#[derive(Debug)] pub enum LostReason {}
-#[derive(Debug, Clone)] pub(crate) struct LeaseHandle;
-impl LeaseHandle {
-  pub(crate) async fn start(_b: Arc<dyn StateBackend>, _d: Arc<dyn LeaseStoreDoor>, _c: Arc<dyn Clock>, _p: ProcessInfo) -> Result<Self, LeaseError> { Ok(Self) }
-  pub(crate) async fn acquire(&self, _k: LeaseKey, _o: LockOptions, _w: Duration) -> Result<Option<Lease>, LeaseError> { Ok(None) }
-  pub(crate) async fn list(&self) -> Result<Vec<LeaseRecord>, StoreError> { Ok(vec![]) }
-  pub(crate) async fn force_unlock(&self, token: FencingToken) -> Result<LeaseRecord, LeaseError> { Err(LeaseError::NotFound{token}) }
-  pub(crate) fn free_run(&self, _r: &RunId) {}
-  pub(crate) async fn close(&self) {}
+pub(crate) enum DoorError {
+    /// It was refused; nothing of it was applied.
+    Refused(Refusal),
+    /// The storage failed.
+    Store(StoreError),
+}
+
+impl From<DoorError> for LeaseError {
+    fn from(error: DoorError) -> Self {
+        match error {
+            DoorError::Refused(refusal) => Self::Refused(refusal),
+            DoorError::Store(error) => Self::Store(error),
+        }
+    }
 }

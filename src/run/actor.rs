@@ -30,6 +30,8 @@ const LOAD_ATTEMPTS: u32 = 5;
 pub(crate) trait Surroundings: Send + Sync + fmt::Debug + 'static {
     /// The actor ends, settled: the next use of the run starts a new one.
     fn retire(&self, run: &RunId, actor: ractor::ActorId);
+    /// The run ended or was deleted: its locks and its nodes' are free.
+    fn ended(&self, run: &RunId);
     /// Whether anybody listens to changes.
     fn wants_changes(&self) -> bool;
     /// Something was committed.
@@ -323,7 +325,11 @@ impl State {
             match settlement {
                 Settlement::Applied(receipt) => {
                     drop(permit);
-                    match self.chain.applied(ticket, receipt.runs.first()) {
+                    let (progress, frees_locks) = self.chain.applied(ticket, receipt.runs.first());
+                    if frees_locks {
+                        self.context.surroundings.ended(self.cell.id());
+                    }
+                    match progress {
                         Progress::Moved(touched) => {
                             self.tell(&receipt, touched);
                             acks.extend(ack.map(|ack| (ack, Committed::durable(receipt))));

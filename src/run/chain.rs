@@ -56,6 +56,8 @@ struct InFlight {
     after: Option<RunState>,
     barrier: bool,
     deferred: bool,
+    /// Whether the run's locks are free when this is in storage.
+    frees_locks: bool,
     touched: Option<Touched>,
 }
 
@@ -122,6 +124,7 @@ impl Chain {
         let base = self.committed.as_ref().map_or(Version::NONE, RunState::version);
         let (barrier, deferred) = (op.is_barrier(), op.is_deferred());
         let touched = note.then(|| touched(&op.mutations));
+        let frees_locks = op.mutations.iter().any(Mutation::frees_locks);
         let planned = plan(&self.id, base, self.tip.as_ref(), std::mem::take(&mut op.mutations), std::mem::take(&mut op.guards));
         let Planned { part, after } = planned.map_err(|refused| {
             op.mutations = refused.mutations;
@@ -132,7 +135,7 @@ impl Chain {
         let ticket = self.tickets;
         self.tip.clone_from(&after);
         self.durable_in_flight += usize::from(!deferred);
-        self.in_flight.push_back(InFlight { ticket, expect: part.expect, after, barrier, deferred, touched });
+        self.in_flight.push_back(InFlight { ticket, expect: part.expect, after, barrier, deferred, frees_locks, touched });
         let entry = Entry {
             parts: vec![part],
             leases: std::mem::take(&mut op.leases),
@@ -150,10 +153,12 @@ impl Chain {
         Some(entry)
     }
 
-    /// An entry is in storage.
-    pub(super) fn applied(&mut self, ticket: u64, receipt: Option<&RunReceipt>) -> Progress {
-        let Some(entry) = self.take(ticket) else { return Progress::Overtaken };
-        let Some(receipt) = receipt.filter(|receipt| receipt.before == entry.expect) else { return Progress::Overtaken };
+    /// An entry is in storage. Says also whether it frees the run's locks.
+    pub(super) fn applied(&mut self, ticket: u64, receipt: Option<&RunReceipt>) -> (Progress, bool) {
+        let Some(entry) = self.take(ticket) else { return (Progress::Overtaken, false) };
+        let Some(receipt) = receipt.filter(|receipt| receipt.before == entry.expect) else {
+            return (Progress::Overtaken, entry.frees_locks);
+        };
         self.committed = match entry.after {
             Some(after) if after.version() != receipt.after => {
                 let after = after.restamped(Version::NONE, receipt.after, entry.expect == Version::NONE);
@@ -164,7 +169,7 @@ impl Chain {
             }
             after => after,
         };
-        Progress::Moved(entry.touched)
+        (Progress::Moved(entry.touched), entry.frees_locks)
     }
 
     /// An entry is not in storage. The chain is broken: what stood on it comes back.

@@ -1,0 +1,148 @@
+//! The guard that a holder keeps: it releases the lease when it goes.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::ActorRef;
+use tokio::sync::oneshot;
+
+use crate::model::{Fence, FencingToken, LeaseKey, RunId};
+
+use super::actor::Message;
+use super::error::{LeaseError, LostReason};
+use super::trust::Trust;
+
+/// What the holder, the manager and the keeper know of one grant.
+#[derive(Debug)]
+pub(super) struct Grant {
+    pub(super) key: LeaseKey,
+    pub(super) token: FencingToken,
+    pub(super) ttl: Duration,
+    pub(super) keep_alive: bool,
+    pub(super) trust: Trust,
+}
+
+impl Grant {
+    pub(super) fn lost_error(&self, reason: LostReason) -> LeaseError {
+        LeaseError::Lost { key: self.key.clone(), token: self.token, reason }
+    }
+}
+
+/// A lock that is held. Dropping it releases it, also outside of a runtime; what its run has not yet made durable is flushed before the lock
+/// goes to the next one.
+///
+/// Locks are advisory: they keep out those who ask for them. A write that must not happen once the lock is lost has to be fenced by it
+/// (see [`fence`](Self::fence)).
+#[must_use = "a lease that is dropped is released at once"]
+pub struct Lease {
+    grant: Arc<Grant>,
+    manager: ActorRef<Message>,
+    /// Whether dropping this gives the lease back.
+    armed: bool,
+}
+
+impl Lease {
+    pub(super) fn new(grant: Arc<Grant>, manager: ActorRef<Message>) -> Self {
+        Self { grant, manager, armed: true }
+    }
+
+    /// What it is on.
+    pub fn key(&self) -> &LeaseKey {
+        &self.grant.key
+    }
+
+    /// The run that it is on, or whose node it is on.
+    pub fn run_id(&self) -> &RunId {
+        &self.grant.key.run
+    }
+
+    /// Its fencing token: higher than that of every earlier grant of the store.
+    pub fn token(&self) -> FencingToken {
+        self.grant.token
+    }
+
+    /// The condition that this lease is held, for transactions: it is decided in the commit itself.
+    pub fn fence(&self) -> Fence {
+        Fence { key: self.grant.key.clone(), token: self.grant.token }
+    }
+
+    /// How long the holder may rely on it without another renewal; zero once it is lost. For a lease that cannot expire as long as this
+    /// guard lives it is always the whole TTL.
+    pub fn remaining(&self) -> Duration {
+        self.grant.trust.remaining().unwrap_or(self.grant.ttl)
+    }
+
+    /// Whether it is not held any more. Once lost it stays lost.
+    pub fn is_lost(&self) -> bool {
+        self.grant.trust.state().is_err()
+    }
+
+    /// Waits until the lease is lost, and says why.
+    ///
+    /// # Cancel safety
+    /// Safe: dropping the future changes nothing. Any number of tasks may wait.
+    pub async fn lost(&self) -> LostReason {
+        self.grant.trust.lost().await
+    }
+
+    /// Renews the lease by hand: from now on it lasts its whole TTL again. Needed only with `keep_alive(false)`.
+    ///
+    /// # Errors
+    /// [`LeaseError::Lost`] if it is not held any more; [`LeaseError::Store`] if the storage failed, then it lasts as long as before.
+    ///
+    /// # Cancel safety
+    /// Once polled, the renewal happens or not, whether or not the future is dropped.
+    pub async fn renew(&self) -> Result<(), LeaseError> {
+        self.check()?;
+        self.ask(|reply| Message::Renew { token: self.grant.token, reply }).await
+    }
+
+    /// Releases the lease and waits until it is free: what its run has not yet made durable is flushed before.
+    ///
+    /// # Errors
+    /// [`LeaseError::Lost`] if it was lost before; [`LeaseError::Store`] if the flush or the release failed. The lease is gone in any case.
+    ///
+    /// # Cancel safety
+    /// The lease is released, whether or not the future is dropped.
+    pub async fn release(mut self) -> Result<(), LeaseError> {
+        self.check()?;
+        let token = self.grant.token;
+        self.armed = false;
+        self.ask(|reply| Message::Release { token, reply: Some(reply) }).await
+    }
+
+    fn check(&self) -> Result<(), LeaseError> {
+        self.grant.trust.state().map(drop).map_err(|reason| self.grant.lost_error(reason))
+    }
+
+    async fn ask(&self, message: impl FnOnce(oneshot::Sender<Result<(), LeaseError>>) -> Message) -> Result<(), LeaseError> {
+        let (reply, answer) = oneshot::channel();
+        self.manager.send_message(message(reply)).map_err(|_| LeaseError::Closed)?;
+        match answer.await.unwrap_or(Err(LeaseError::Closed)) {
+            // The token is void: the guard knows why, or will in a moment.
+            Err(LeaseError::NotFound { .. }) => {
+                Err(self.grant.lost_error(self.grant.trust.state().err().unwrap_or(LostReason::Expired)))
+            }
+            answer => answer,
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.armed {
+            let _manager_gone = self.manager.send_message(Message::Release { token: self.grant.token, reply: None });
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("key", &self.grant.key)
+            .field("token", &self.grant.token)
+            .field("remaining", &self.remaining())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,185 @@
+//! How leases are renewed, and how they end.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::lease::DoorError;
+use crate::lease::actor::Reply;
+use crate::lease::error::{LeaseError, LostReason};
+use crate::lease::rows::{self, Departure};
+use crate::lease::table::{Released, Ticket};
+use crate::lease::trust::trusted;
+use crate::model::{FencingToken, LeaseKey, LeaseRecord, Refusal, RunId};
+
+use super::{Holding, Leaving, Manager, Store, answer};
+
+impl Manager {
+    pub(in crate::lease) fn release(&mut self, token: FencingToken, reply: Option<Reply<()>>) {
+        match self.table.release(token) {
+            Released::Leaving(ticket) => self.depart(ticket, None, reply),
+            Released::Shared => answer(reply, Ok(())),
+            Released::Unknown => answer(reply, Err(LeaseError::NotFound { token })),
+        }
+    }
+
+    pub(in crate::lease) fn lost(&mut self, token: FencingToken, reason: LostReason) {
+        if let Some(ticket) = self.table.force(token) {
+            self.depart(ticket, Some(reason), None);
+        }
+    }
+
+    pub(in crate::lease) fn force(&mut self, token: FencingToken, reply: Reply<LeaseRecord>) {
+        let ticket = self.table.force(token);
+        let record = ticket.and_then(|ticket| self.held.get(&ticket)).map(|held| held.record.clone());
+        if let Some(ticket) = ticket {
+            self.depart(ticket, Some(LostReason::Forced), None);
+        }
+        answer(Some(reply), record.ok_or(LeaseError::NotFound { token }));
+    }
+
+    /// Sees a lease off that has left its holder: what its run has not made durable is flushed, its row is given back, then its place is free.
+    pub(super) fn depart(&mut self, ticket: Ticket, lost: Option<LostReason>, reply: Option<Reply<()>>) {
+        let Some(Holding { grant, .. }) = self.held.remove(&ticket) else { return };
+        let (key, token) = (grant.key.clone(), grant.token);
+        if let Some(reason) = lost {
+            grant.trust.lose(reason);
+            match reason {
+                LostReason::RunEnded | LostReason::Closed => tracing::debug!(%key, %token, %reason, "a lock has ended"),
+                _ => tracing::warn!(%key, %token, %reason, "a lock was lost"),
+            }
+        }
+        let flush = self.context.door.has_deferred(&key.run);
+        let row = match &self.store {
+            Store::Book { book, .. } => {
+                // What a holder wrote before it released is still covered by its fence.
+                if lost.is_some() || !flush {
+                    book.remove(&key, token);
+                }
+                None
+            }
+            Store::Rows { keeper, .. } => {
+                if grant.keep_alive {
+                    keeper.forget(token);
+                }
+                Some(token)
+            }
+        };
+        let leaving = Leaving { key: key.clone(), token, replies: reply.into_iter().collect() };
+        if flush || row.is_some() {
+            rows::depart(&self.context, &self.myself, Departure { ticket, key, flush, row });
+            self.leaving.insert(ticket, leaving);
+        } else {
+            self.vacate(ticket, leaving, Ok(()));
+        }
+    }
+
+    pub(in crate::lease) fn left(&mut self, ticket: Ticket, result: Result<(), LeaseError>) {
+        let Some(leaving) = self.leaving.remove(&ticket) else { return };
+        if let Store::Book { book, .. } = &self.store {
+            book.remove(&leaving.key, leaving.token);
+        }
+        self.vacate(ticket, leaving, result);
+    }
+
+    fn vacate(&mut self, ticket: Ticket, leaving: Leaving, result: Result<(), LeaseError>) {
+        for reply in leaving.replies {
+            answer(Some(reply), result.clone());
+        }
+        let next = self.table.vacate(ticket);
+        self.claim(next);
+    }
+
+    pub(in crate::lease) fn renew(&mut self, token: FencingToken, reply: Reply<()>) {
+        self.catch_up();
+        let Some(held) = self.table.holder(token).and_then(|ticket| self.held.get_mut(&ticket)) else {
+            return answer(Some(reply), Err(LeaseError::NotFound { token }));
+        };
+        let grant = &held.grant;
+        match &self.store {
+            Store::Rows { .. } => {
+                rows::renew(&self.context, &self.myself, grant.key.clone(), token, held.record.ttl_ms, reply);
+            }
+            Store::Book { book, .. } => {
+                let now = self.context.time.now();
+                let until = now.saturating_add(grant.ttl);
+                let renewed = grant.trust.extend(until).is_ok() && self.table.renew(token, until, now);
+                if renewed {
+                    held.record = held.record.clone().renewed(self.context.clock.now());
+                    let deadline = (!grant.keep_alive).then(|| self.context.time.instant(until));
+                    book.put(held.record.clone(), deadline);
+                }
+                answer(Some(reply), if renewed { Ok(()) } else { Err(LeaseError::NotFound { token }) });
+            }
+        }
+    }
+
+    pub(in crate::lease) fn renewed(
+        &mut self,
+        token: FencingToken,
+        start: Duration,
+        result: Result<(), DoorError>,
+        reply: Reply<()>,
+    ) {
+        let now = self.now();
+        let gone = Err(LeaseError::NotFound { token });
+        let Some(held) = self.table.holder(token).and_then(|ticket| self.held.get_mut(&ticket)) else {
+            return answer(Some(reply), gone);
+        };
+        let result = match result {
+            Ok(()) => {
+                let until = start.saturating_add(trusted(held.grant.ttl));
+                if held.grant.trust.extend(until).is_ok() && self.table.renew(token, until, now) { Ok(()) } else { gone }
+            }
+            Err(DoorError::Refused(Refusal::LeaseGone { .. })) => {
+                self.lost(token, LostReason::Forced);
+                gone
+            }
+            Err(error) => Err(error.into()),
+        };
+        answer(Some(reply), result);
+    }
+
+    pub(in crate::lease) fn free_run(&mut self, run: &RunId) {
+        self.clear(run, LostReason::RunEnded, |key| LeaseError::RunEnded { key });
+    }
+
+    fn clear(&mut self, run: &RunId, reason: LostReason, why: impl Fn(LeaseKey) -> LeaseError) {
+        let cleared = self.table.clear_run(run);
+        for ticket in cleared.waiting {
+            if let Some(mut pending) = self.pending.remove(&ticket) {
+                let error = why(pending.key.clone());
+                pending.answer(Err(error));
+            }
+        }
+        for ticket in cleared.claimed {
+            let Some(pending) = self.pending.get_mut(&ticket) else { continue };
+            let error = why(pending.key.clone());
+            pending.answer(Err(error));
+            self.cancel(ticket);
+        }
+        for ticket in cleared.held {
+            self.depart(ticket, Some(reason), None);
+        }
+    }
+
+    pub(in crate::lease) fn close(&mut self, reply: Option<oneshot::Sender<()>>) {
+        self.closing.get_or_insert_default().extend(reply);
+        for run in self.table.run_ids().cloned().collect::<Vec<_>>() {
+            self.clear(&run, LostReason::Closed, |_| LeaseError::Closed);
+        }
+    }
+
+    /// Whether all is closed that was to be closed; then those who waited for it know.
+    pub(in crate::lease) fn finish_closing(&mut self) -> bool {
+        match &mut self.closing {
+            Some(waiting) if self.table.is_empty() => {
+                for reply in waiting.drain(..) {
+                    let _caller_gone = reply.send(());
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What the lock manager asks of the storage, in tasks that answer it by message.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{ActorRef, MessagingErr};
+
+use crate::model::{Clock, Entry, FencingToken, LeaseKey, LeaseMutation, LeaseOwner, Receipt, Refusal};
+use crate::store::{StateBackend, StoreError, StoreErrorKind};
+
+use super::actor::{Message, Reply};
+use super::error::LeaseError;
+use super::table::Ticket;
+use super::trust::LeaseTime;
+use super::{DoorError, LeaseStoreDoor};
+
+/// How often a release is tried again while the storage is busy; after that the lease ends by its expiry.
+const RELEASE_TRIES: u32 = 5;
+const RELEASE_PAUSE: Duration = Duration::from_millis(200);
+
+/// What everybody in this room works with.
+pub(super) struct Context {
+    pub(super) backend: Arc<dyn StateBackend>,
+    pub(super) door: Arc<dyn LeaseStoreDoor>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) time: Arc<LeaseTime>,
+}
+
+impl Context {
+    async fn change(&self, lease: LeaseMutation) -> Result<Receipt, DoorError> {
+        self.door.commit(Entry { leases: vec![lease], ..Entry::default() }).await
+    }
+
+    pub(super) async fn force(&self, token: FencingToken) -> Result<(), LeaseError> {
+        match self.change(LeaseMutation::Force { token }).await {
+            Ok(_) => Ok(()),
+            Err(DoorError::Refused(Refusal::LeaseGone { .. })) => Err(LeaseError::NotFound { token }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn give_back(&self, key: &LeaseKey, token: FencingToken) -> Result<(), LeaseError> {
+        let mut tries = 1;
+        loop {
+            match self.change(LeaseMutation::Release { key: key.clone(), token }).await {
+                Ok(_) | Err(DoorError::Refused(Refusal::LeaseGone { .. })) => return Ok(()),
+                Err(DoorError::Store(error)) if error.is_retryable() && tries < RELEASE_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(RELEASE_PAUSE).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%key, %token, error = %LeaseError::from(error.clone()), "a lock was not given back; it ends by its expiry");
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+
+    /// Nobody knows whether the grant has happened: if it has, it is found by its owner and given back. (The key is claimed by this
+    /// request in this process, so that nobody else here can have it.)
+    async fn give_back_orphan(&self, key: &LeaseKey, owner: &LeaseOwner) {
+        let Ok(leases) = self.backend.list_leases().await else { return };
+        for lease in leases.iter().filter(|lease| lease.key == *key && lease.owner == *owner) {
+            // It ends by its expiry if this fails too.
+            let _told_in_the_log = self.give_back(key, lease.token).await;
+        }
+    }
+}
+
+/// Reserves the next block of tokens.
+pub(super) fn reserve(context: &Arc<Context>, manager: &ActorRef<Message>, count: u64) {
+    let (context, manager) = (Arc::clone(context), manager.clone());
+    tokio::spawn(async move {
+        let block: Result<Range<u64>, StoreError> = context.backend.reserve_tokens(count).await;
+        let _manager_gone = manager.send_message(Message::Tokens(block));
+    });
+}
+
+/// What is asked for where leases are rows.
+pub(super) struct Attempt {
+    pub(super) ticket: Ticket,
+    pub(super) key: LeaseKey,
+    pub(super) owner: LeaseOwner,
+    pub(super) purpose: Option<Arc<str>>,
+    pub(super) ttl_ms: u64,
+}
+
+/// Asks the storage for a lease.
+pub(super) fn attempt(context: &Arc<Context>, manager: &ActorRef<Message>, attempt: Attempt) {
+    let (context, manager) = (Arc::clone(context), manager.clone());
+    tokio::spawn(async move {
+        let Attempt { ticket, key, owner, purpose, ttl_ms } = attempt;
+        // Taken before the entry is sent: the lease cannot have begun earlier.
+        let start = context.time.now();
+        let at = context.clock.now();
+        let asked = context.change(LeaseMutation::Grant { key: key.clone(), owner: owner.clone(), purpose, at, ttl_ms }).await;
+        let result = match asked {
+            Ok(receipt) => receipt.grants.first().map(|grant| grant.token).ok_or_else(|| {
+                let message = format!(
+                    "{}: it granted the lock on {key} without a token; this backend breaks its contract",
+                    context.backend.name()
+                );
+                DoorError::Store(StoreError::unknown(StoreErrorKind::Corrupt, message))
+            }),
+            Err(error) => Err(error),
+        };
+        if matches!(&result, Err(DoorError::Store(error)) if error.is_unknown_outcome()) {
+            context.give_back_orphan(&key, &owner).await;
+        }
+        let answer = manager.send_message(Message::Attempted { ticket, start, result });
+        if let Err(MessagingErr::SendErr(Message::Attempted { result: Ok(token), .. })) = answer {
+            let _told_in_the_log = context.give_back(&key, token).await;
+        }
+    });
+}
+
+/// A lease on its way out.
+pub(super) struct Departure {
+    pub(super) ticket: Ticket,
+    pub(super) key: LeaseKey,
+    pub(super) flush: bool,
+    /// The row to give back, where leases are rows.
+    pub(super) row: Option<FencingToken>,
+}
+
+/// Flushes what the holder of a lease left behind, and gives its row back.
+pub(super) fn depart(context: &Arc<Context>, manager: &ActorRef<Message>, departure: Departure) {
+    let (context, manager) = (Arc::clone(context), manager.clone());
+    tokio::spawn(async move {
+        let Departure { ticket, key, flush, row } = departure;
+        let flushed = if flush { context.door.flush_run(&key.run).await.map_err(LeaseError::from) } else { Ok(()) };
+        let given_back = match row {
+            Some(token) => context.give_back(&key, token).await,
+            None => Ok(()),
+        };
+        let _manager_gone = manager.send_message(Message::Left { ticket, result: flushed.and(given_back) });
+    });
+}
+
+/// Renews a lease by hand.
+pub(super) fn renew(
+    context: &Arc<Context>,
+    manager: &ActorRef<Message>,
+    key: LeaseKey,
+    token: FencingToken,
+    ttl_ms: u64,
+    reply: Reply<()>,
+) {
+    let (context, manager) = (Arc::clone(context), manager.clone());
+    tokio::spawn(async move {
+        let start = context.time.now();
+        let at = context.clock.now();
+        let result = context.change(LeaseMutation::Renew { key, token, at, ttl_ms }).await.map(drop);
+        let _manager_gone = manager.send_message(Message::Renewed { token, start, result, reply });
+    });
+}

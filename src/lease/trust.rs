@@ -1,0 +1,193 @@
+//! How long a holder may believe that it holds its lease: one word that only ever ends.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::error::LostReason;
+
+/// A sleeping machine stops tokio's clock: nobody sleeps longer than this before looking at the time again.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// Time as leases see it: it counts from the start of the lock manager, never goes back, and goes on while the machine sleeps.
+#[derive(Debug)]
+pub(super) struct LeaseTime {
+    start: Instant,
+    boot_start: Duration,
+}
+
+impl LeaseTime {
+    pub(super) fn new() -> Self {
+        Self { start: Instant::now(), boot_start: boot_time() }
+    }
+
+    /// Tokio's clock follows a test's virtual time but stands still while the machine sleeps; the boot clock does the opposite.
+    pub(super) fn now(&self) -> Duration {
+        self.start.elapsed().max(boot_time().saturating_sub(self.boot_start))
+    }
+
+    /// The same moment on tokio's clock, as far as that clock can tell.
+    pub(super) fn instant(&self, at: Duration) -> Instant {
+        let now = Instant::now();
+        now.checked_add(at.saturating_sub(self.now())).unwrap_or(now)
+    }
+
+    /// Sleeps until then, or for a second at most.
+    pub(super) async fn doze(&self, until: Duration) {
+        tokio::time::sleep(until.saturating_sub(self.now()).min(LONGEST_SLEEP)).await;
+    }
+
+    /// Sleeps until then.
+    pub(super) async fn sleep_until(&self, until: Option<Duration>) {
+        let Some(until) = until else { return pending().await };
+        while self.now() < until {
+            self.doze(until).await;
+        }
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const BOOT_CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const BOOT_CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
+
+fn boot_time() -> Duration {
+    Duration::try_from(rustix::time::clock_gettime(BOOT_CLOCK)).unwrap_or_default()
+}
+
+/// Until when to trust, in microseconds; the last few values say that it is over, and why.
+const FOREVER: u64 = u64::MAX - 16;
+
+fn lost_word(reason: LostReason) -> u64 {
+    u64::MAX
+        - match reason {
+            LostReason::Expired => 0,
+            LostReason::Forced => 1,
+            LostReason::Storage => 2,
+            LostReason::RunEnded => 3,
+            LostReason::Closed => 4,
+        }
+}
+
+fn lost_reason(word: u64) -> Option<LostReason> {
+    [LostReason::Expired, LostReason::Forced, LostReason::Storage, LostReason::RunEnded, LostReason::Closed]
+        .into_iter()
+        .find(|reason| lost_word(*reason) == word)
+}
+
+fn word_of(until: Option<Duration>) -> u64 {
+    until.map_or(FOREVER, |until| u64::try_from(until.as_micros()).unwrap_or(FOREVER).min(FOREVER))
+}
+
+/// A holder's trust in its lease. Once it has ended it stays so, whoever looks and whatever answer comes late.
+#[derive(Debug)]
+pub(super) struct Trust {
+    word: AtomicU64,
+    /// A renewal is due or under way: if trust ends now, the storage is to blame.
+    renewing: AtomicBool,
+    ended: Notify,
+    time: Arc<LeaseTime>,
+}
+
+impl Trust {
+    /// Trust until then; without an end it lasts until it is taken.
+    pub(super) fn new(time: Arc<LeaseTime>, until: Option<Duration>) -> Self {
+        Self { word: AtomicU64::new(word_of(until)), renewing: AtomicBool::new(false), ended: Notify::new(), time }
+    }
+
+    /// The end of trust (`None`: open), or why it is over.
+    pub(super) fn state(&self) -> Result<Option<Duration>, LostReason> {
+        loop {
+            let word = self.word.load(Ordering::Acquire);
+            if let Some(reason) = lost_reason(word) {
+                return Err(reason);
+            }
+            if word == FOREVER {
+                return Ok(None);
+            }
+            let until = Duration::from_micros(word);
+            if self.time.now() < until {
+                return Ok(Some(until));
+            }
+            // Whoever sees the end makes it final, so that a renewal answered a moment later cannot take it back.
+            self.swap(word, self.overdue());
+        }
+    }
+
+    fn overdue(&self) -> LostReason {
+        if self.renewing.load(Ordering::Acquire) { LostReason::Storage } else { LostReason::Expired }
+    }
+
+    fn swap(&self, word: u64, reason: LostReason) -> bool {
+        let swapped = self.word.compare_exchange(word, lost_word(reason), Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if swapped {
+            self.ended.notify_waiters();
+        }
+        swapped
+    }
+
+    /// Ends trust; the first reason stays.
+    pub(super) fn lose(&self, reason: LostReason) {
+        loop {
+            let word = self.word.load(Ordering::Acquire);
+            if lost_reason(word).is_some() || self.swap(word, reason) {
+                return;
+            }
+        }
+    }
+
+    /// Moves the end of trust, unless it has passed. An earlier end than the known one changes nothing.
+    pub(super) fn extend(&self, until: Duration) -> Result<(), LostReason> {
+        loop {
+            let Some(known) = self.state()? else { return Ok(()) };
+            if known >= until {
+                return Ok(());
+            }
+            let (from, to) = (word_of(Some(known)), word_of(Some(until)));
+            if self.word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Notes whether a renewal is wanted from the storage.
+    pub(super) fn set_renewing(&self, renewing: bool) {
+        self.renewing.store(renewing, Ordering::Release);
+    }
+
+    /// Waits for the end. Cancel-safe, for any number of waiters.
+    pub(super) async fn lost(&self) -> LostReason {
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            // Registered before the look, so that no end falls between.
+            ended.as_mut().enable();
+            match self.state() {
+                Err(reason) => return reason,
+                Ok(None) => ended.await,
+                Ok(Some(until)) => tokio::select! {
+                    () = ended => {}
+                    () = self.time.doze(until) => {}
+                },
+            }
+        }
+    }
+
+    /// How long trust lasts from now on (`None`: open).
+    pub(super) fn remaining(&self) -> Option<Duration> {
+        match self.state() {
+            Ok(until) => until.map(|until| until.saturating_sub(self.time.now())),
+            Err(_) => Some(Duration::ZERO),
+        }
+    }
+}
+
+/// How long a holder trusts a lease that lasts this long: less than all of it, by a tenth, 10 ms to 2 s.
+pub(super) fn trusted(ttl: Duration) -> Duration {
+    let margin = (ttl / 10).clamp(Duration::from_millis(10), Duration::from_secs(2)).min(ttl / 2);
+    ttl.saturating_sub(margin)
+}
