@@ -129,7 +129,12 @@ impl Ledger {
     }
 
     /// The states after the entry, without changing anything yet.
-    fn decide(&self, entry: &Entry, fences: &dyn FenceCheck, batch: &InBatch) -> Result<Vec<(Option<RunState>, Version)>, Refusal> {
+    fn decide(
+        &self,
+        entry: &Entry,
+        fences: &dyn FenceCheck,
+        batch: &InBatch,
+    ) -> Result<Vec<(Option<RunState>, Version)>, Refusal> {
         if let Some(fence) = entry.fences.iter().find(|fence| !fences.holds(fence)) {
             return Err(Refusal::Fenced { fence: fence.clone() });
         }
@@ -146,7 +151,12 @@ impl Ledger {
         Ok(states)
     }
 
-    fn decide_part(&self, part: &RunPart, fences: &dyn FenceCheck, batch: &InBatch) -> Result<(Option<RunState>, Version), Refusal> {
+    fn decide_part(
+        &self,
+        part: &RunPart,
+        fences: &dyn FenceCheck,
+        batch: &InBatch,
+    ) -> Result<(Option<RunState>, Version), Refusal> {
         let current = self.runs.get(&part.run);
         let creates = part.mutations.first().is_some_and(Mutation::creates_run);
         let version = match current {
@@ -379,7 +389,8 @@ impl Ledger {
 /// is not seen: one process writes here, so that only what bypassed the run's actor can be newer at all.
 fn is_stale(part: &RunPart, run: &RunState, batch: &InBatch) -> bool {
     let newer = |version: Version| version > part.base && !batch.is_own(&part.run, version);
-    let header = part.mutations.iter().any(Mutation::touches_header) || part.guards.iter().any(|g| matches!(g, Guard::RunStatus(_)));
+    let header =
+        part.mutations.iter().any(Mutation::touches_header) || part.guards.iter().any(|g| matches!(g, Guard::RunStatus(_)));
     let nodes = part.mutations.iter().filter_map(Mutation::node).chain(part.guards.iter().filter_map(Guard::node));
     (header && newer(run.header().version))
         || nodes.into_iter().any(|node| run.node(node.as_str()).is_some_and(|state| newer(state.version)))

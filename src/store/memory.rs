@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{AnswerLog, BoxFuture, LeaseBook, LeaseStore, OpenReport, StateBackend, StoreError, StoreErrorKind};
 use crate::model::{
-    Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, Ledger, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage,
-    RunQuery, RunState, SystemClock,
+    Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, Ledger, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId,
+    RunPage, RunQuery, RunState, SystemClock,
 };
 
 /// A backend in memory. Nothing is durable; every other contract holds. A clone is another opening of the same store, so that a store can
@@ -58,7 +58,10 @@ impl MemoryBackend {
 
     fn store(&self) -> Result<MutexGuard<'_, Store>, StoreError> {
         let poisoned = |_: PoisonError<_>| {
-            StoreError::not_applied(StoreErrorKind::Poisoned, "the state in memory was left by a panic in mid-change; open it anew")
+            StoreError::not_applied(
+                StoreErrorKind::Poisoned,
+                "the state in memory was left by a panic in mid-change; open it anew",
+            )
         };
         self.shared.store.lock().map_err(poisoned)
     }
