@@ -278,8 +278,10 @@ impl Ledger {
         }
     }
 
-    /// Puts in a run as it was stored, versions included.
+    /// Puts in a run as it was stored, versions included. The sequence is raised to its version, so that a run which is made again under its
+    /// name begins above it, whatever the stored sequence said.
     pub fn restore_run(&mut self, run: RunState) {
+        self.raise_seq(CommitSeq(run.version().0));
         if let Some(old) = self.runs.get(run.id()).cloned() {
             self.unindex_run(&old);
         }
