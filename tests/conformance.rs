@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use seeknal_state::store::conformance::{Harness, cases, run_all, run_case};
-use seeknal_state::{BoxFuture, MemoryBackend, StateBackend, StoreError};
+use seeknal_state::store::{BoxFuture, MemoryBackend, StateBackend, StoreError};
 
 /// Clones of a memory backend are openings of one store.
 #[derive(Default)]

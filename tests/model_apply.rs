@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
-use seeknal_state::model::{apply, apply_all, time};
-use seeknal_state::{
+use seeknal_state::model::{
     Fingerprint, Interval, Metadata, Mutation, NewRun, NodeId, NodeState, NodeStatus, NodeUpdate, PartitionKey, ProcessInfo,
-    RawJson, Refusal, RunHeader, RunId, RunImport, RunState, RunStatus, RunUpdate, Version,
+    RawJson, Refusal, RunHeader, RunId, RunImport, RunState, RunStatus, RunUpdate, Version, apply, apply_all, time,
 };
 
 fn at(seconds: i64) -> DateTime<Utc> {

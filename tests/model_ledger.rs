@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
-use seeknal_state::model::{apply_all, time};
-use seeknal_state::{
+use seeknal_state::model::{
     BatchAnswer, CommitSeq, Entry, Fence, FenceCheck, FencingToken, Guard, Interval, LastSuccess, LeaseKey, Ledger, Mutation,
     NewRun, NoFences, NodeCoverage, NodeId, NodeStatus, NodeUpdate, Outcome, PartitionKey, Receipt, Refusal, Retained, RunFilter,
-    RunId, RunPart, RunQuery, RunState, RunStatus, RunUpdate, Version,
+    RunId, RunPart, RunQuery, RunState, RunStatus, RunUpdate, Version, apply_all, time,
 };
 
 fn at(seconds: i64) -> DateTime<Utc> {
@@ -151,6 +150,37 @@ fn a_batch_is_decided_in_order() {
         .collect();
     assert_eq!(seqs, [Some(3), None, Some(4)]);
     assert_eq!(ledger.seq(), CommitSeq(4));
+}
+
+/// A run that is made and written in one batch: the entries behind the creation cannot know its version.
+#[test]
+fn a_chain_may_begin_with_the_creation() {
+    let mut ledger = Ledger::new();
+    write(&mut ledger, "before", vec![create(0)]);
+    let chain = |mutations: Vec<Mutation>, base: Version, expect: u64| {
+        let part = RunPart { run: r("run"), base, expect: Version(expect), guards: Vec::new(), mutations, after: None };
+        Entry { parts: vec![part], ..Entry::default() }
+    };
+    let mut base = Version::NONE;
+    for round in 0..2 {
+        let mut entries = vec![
+            chain(vec![create(round)], base, 0),
+            chain(vec![set("n", NodeUpdate::running())], base, 1),
+            chain(vec![set("n", NodeUpdate::success())], base, 2),
+        ];
+        if round > 0 {
+            entries.insert(0, chain(vec![Mutation::Delete { keep_coverage: false }], base, base.0));
+        }
+        let answer = ledger.commit(&entries, &NoFences);
+        assert!(answer.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Applied(_))), "{answer:?}");
+        let run = ledger.run("run").unwrap();
+        assert_eq!(run.node("n").unwrap().status, NodeStatus::Success);
+        assert_eq!(run.node("n").unwrap().version, run.version());
+        base = run.version();
+    }
+    // In another batch the same entry belongs to a run that is gone.
+    let late = chain(vec![set("n", NodeUpdate::running())], Version::NONE, 1);
+    assert_eq!(send(&mut ledger, late), Outcome::Refused(Refusal::RunNotFound { run: r("run") }));
 }
 
 #[test]

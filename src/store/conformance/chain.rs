@@ -3,11 +3,12 @@
 use crate::model::{Entry, Guard, Mutation, Refusal, RunId, RunPart, RunState, Version, apply_all};
 
 /// The entries of one run that are in flight. Its base is the committed state it began with; its tip is that state plus every entry it made,
-/// at the versions that they will get if nobody else writes.
+/// at the versions that they will get if nobody else writes. The version of a new run is the backend's to give: run actors send nothing behind
+/// an entry that makes or deletes a run before it is answered.
 ///
 /// ```
+/// use seeknal_state::model::{Mutation, NewRun, RunId};
 /// use seeknal_state::store::conformance::Chain;
-/// use seeknal_state::{Mutation, NewRun, RunId};
 ///
 /// let mut chain = Chain::of_new(RunId::new("run_1")?);
 /// let at = seeknal_state::model::time::parse("2024-01-10T12:00:00Z")?;

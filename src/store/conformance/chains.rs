@@ -38,35 +38,6 @@ pub(super) async fn a_chain_is_applied_in_order(harness: &dyn Harness) -> Result
     Ok(())
 }
 
-pub(super) async fn a_chain_may_begin_with_the_creation(harness: &dyn Harness) -> Result<(), Fault> {
-    let bench = Bench::open(harness).await?;
-    bench.create("something before", 0).await?;
-    // Twice, the second time behind a deletion in the same batch.
-    let mut chain = Chain::of_new(run_id("run")?);
-    for round in 0..2 {
-        let mut entries = Vec::new();
-        if round > 0 {
-            chain = bench.chain("run").await?;
-            entries.push(chain.entry(vec![Mutation::Delete { keep_coverage: false }])?);
-        }
-        entries.push(chain.entry(vec![create(round)])?);
-        entries.push(chain.entry(vec![set("n", NodeUpdate::running())?])?);
-        entries.push(chain.entry(vec![set("n", NodeUpdate::success())?])?);
-        let mut last = None;
-        for (index, outcome) in bench.send(entries).await?.into_iter().enumerate() {
-            let receipt =
-                applied(outcome).map_err(|fault| Fault::new(format!("round {round}, entry {index}: {}", fault.into_text())))?;
-            last = Some(versions(&receipt)?);
-        }
-        let run = bench.state("run").await?;
-        ensure_eq!(run.version().0, run.created_version().0 + 2, "two entries behind the creation");
-        ensure_eq!(last.map(|(_, after)| after), Some(run.version()), "the last receipt");
-        ensure_eq!(node(&run, "n")?.version, run.version(), "a row carries its real version, not the predicted one");
-        ensure_eq!(node(&run, "n")?.status, NodeStatus::Success, "the last entry of the chain");
-    }
-    Ok(())
-}
-
 pub(super) async fn a_refusal_chains_its_own_run_only(harness: &dyn Harness) -> Result<(), Fault> {
     let bench = Bench::open(harness).await?;
     let (one, two) = (bench.create("one", 0).await?, bench.create("two", 1).await?);

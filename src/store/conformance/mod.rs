@@ -187,7 +187,6 @@ suite! { $
         a_refused_entry_changes_nothing;
     chains:
         a_chain_is_applied_in_order,
-        a_chain_may_begin_with_the_creation,
         a_refusal_chains_its_own_run_only,
         a_newer_row_makes_stale,
         other_rows_do_not_disturb,

@@ -201,10 +201,8 @@ fn islands(spans: &[(i64, i64)]) -> Result<IntervalSet, Fault> {
 }
 
 fn coverage_of(spans: &[(i64, i64)], partitions: &[&str]) -> Result<NodeCoverage, Fault> {
-    let mut coverage = NodeCoverage::default();
-    coverage.intervals = islands(spans)?;
-    coverage.partitions = partitions.iter().map(|key| partition(key)).collect::<Result<_, _>>()?;
-    Ok(coverage)
+    let partitions = partitions.iter().map(|key| partition(key)).collect::<Result<_, _>>()?;
+    Ok(NodeCoverage { intervals: islands(spans)?, partitions })
 }
 
 pub(super) async fn coverage_is_the_union_over_runs(harness: &dyn Harness) -> Result<(), Fault> {
@@ -285,9 +283,7 @@ pub(super) async fn retained_history_joins(harness: &dyn Harness) -> Result<(), 
         Ok(state.and_then(|run| LastSuccess::of(run, run.node("n")?)))
     };
     let carry = |coverage: NodeCoverage, last_success: Option<LastSuccess>| -> Result<Entry, Fault> {
-        let mut retained = Retained::default();
-        retained.coverage = coverage;
-        retained.last_success = last_success;
+        let retained = Retained { coverage, last_success };
         Ok(Entry { retained: vec![(node_id("n")?, retained)], ..Entry::default() })
     };
     bench.applied(carry(coverage_of(&[(0, 10)], &["a"])?, success("gone 2", 20, 2)?)?).await?;
