@@ -1,4 +1,5 @@
 //! The one function that changes a run: each rule of a transition, refusals, versions, and that nothing but the input decides.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are tests")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

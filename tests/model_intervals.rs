@@ -1,4 +1,5 @@
 //! Interval sets against a naive oracle: a bit for every instant of a short time line.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests are tests")]
 
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;

@@ -1,4 +1,5 @@
 //! The ledger: indexes, pages, the two ways a part is applied, what outlives deletions, and the order inside a batch.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
