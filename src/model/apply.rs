@@ -12,10 +12,11 @@ use super::mutation::{Change, Mutation, NewRun, NoteChanges, NodeUpdate, RunImpo
 use super::node::NodeState;
 use super::run::{RunHeader, RunState, Version};
 use super::status::{NodeStatus, RunStatus};
+use super::time::to_micros;
 
 /// Applies one mutation to a run (`None`: there is no such run) and stamps what it changes with `version`.
 ///
-/// On refusal the state is untouched. Pure: the same input gives the same output, wherever it runs.
+/// On refusal the state is untouched. Stamps are cut to whole microseconds, whatever clock they came from: no store keeps more. Pure: the same input gives the same output, wherever it runs.
 ///
 /// # Errors
 /// [`Refusal`] if the run or node that the mutation needs is missing, or is there and must not be.
@@ -26,7 +27,7 @@ pub fn apply(state: &mut Option<RunState>, id: &RunId, mutation: &Mutation, vers
         }
         *state = Some(match mutation {
             Mutation::Import(run) => imported(id, run, version),
-            Mutation::Create { run, at } => RunState::new(id.clone(), created(run, *at), version),
+            Mutation::Create { run, at } => RunState::new(id.clone(), created(run, to_micros(*at)), version),
             _ => return Err(Refusal::RunNotFound { run: id.clone() }),
         });
         return Ok(());
@@ -45,7 +46,7 @@ pub fn apply(state: &mut Option<RunState>, id: &RunId, mutation: &Mutation, vers
         } else {
             let mut node = run.node(node_id.as_str()).cloned().unwrap_or_else(|| NodeState::new(NodeStatus::Pending));
             match mutation {
-                Mutation::SetNode { update, at, .. } => update_node(&mut node, update, *at),
+                Mutation::SetNode { update, at, .. } => update_node(&mut node, update, to_micros(*at)),
                 Mutation::AddInterval { interval, .. } => Arc::make_mut(&mut node.intervals).insert(*interval),
                 Mutation::RemoveInterval { interval, .. } => Arc::make_mut(&mut node.intervals).remove(*interval),
                 Mutation::AddPartition { partition, .. } => {
@@ -61,7 +62,7 @@ pub fn apply(state: &mut Option<RunState>, id: &RunId, mutation: &Mutation, vers
         }
     } else if let Mutation::Update { update, at } = mutation {
         let header = run.header_mut();
-        update_run(header, update, *at);
+        update_run(header, update, to_micros(*at));
         header.version = version;
     }
     run.set_version(version);

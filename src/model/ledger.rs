@@ -1,7 +1,7 @@
 //! A whole store as one pure value: every run, the order of runs, coverage, last successes, and the rules by which entries are
 //! accepted or refused. The memory and file backends are this ledger with a place to rest; for database backends it is the oracle.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -40,6 +40,23 @@ impl FenceCheck for NoFences {
 }
 
 type OrderKey = (DateTime<Utc>, RunId);
+
+/// What the entries of one batch have done so far.
+#[derive(Debug, Default)]
+struct InBatch {
+    /// The runs of which an entry was refused: what comes later stands on it.
+    refused: HashSet<RunId>,
+    /// The runs that were written, with the version they had before the batch. What is newer was written by their own chain: all entries of one
+    /// run in one batch stand on one another.
+    began: HashMap<RunId, Version>,
+}
+
+impl InBatch {
+    /// Whether an earlier entry of the same chain wrote this version.
+    fn is_own(&self, run: &RunId, version: Version) -> bool {
+        self.began.get(run).is_some_and(|began| version > *began)
+    }
+}
 
 /// A whole store as one value. A clone shares everything, so that a change is made on a copy and put in place when it is durable.
 #[derive(Debug, Clone)]
@@ -83,18 +100,19 @@ impl Ledger {
 
     /// Decides every entry of a batch in order, and applies what is accepted.
     pub fn commit(&mut self, entries: &[Entry], fences: &dyn FenceCheck) -> BatchAnswer {
-        let mut refused = HashSet::new();
-        let outcomes = entries.iter().map(|entry| self.commit_entry(entry, fences, &mut refused)).collect();
+        let mut batch = InBatch::default();
+        let outcomes = entries.iter().map(|entry| self.commit_entry(entry, fences, &mut batch)).collect();
         BatchAnswer { outcomes }
     }
 
-    fn commit_entry(&mut self, entry: &Entry, fences: &dyn FenceCheck, refused: &mut HashSet<RunId>) -> Outcome {
-        match self.decide(entry, fences, refused) {
+    fn commit_entry(&mut self, entry: &Entry, fences: &dyn FenceCheck, batch: &mut InBatch) -> Outcome {
+        match self.decide(entry, fences, batch) {
             Ok(after) => {
                 self.seq = CommitSeq(self.seq.0.saturating_add(1));
                 let mut runs = Vec::with_capacity(after.len());
                 for (part, (state, version)) in entry.parts.iter().zip(after) {
                     let before = self.runs.get(&part.run).map_or(Version::NONE, RunState::version);
+                    batch.began.entry(part.run.clone()).or_insert(before);
                     self.install(part, state);
                     runs.push(RunReceipt { run: part.run.clone(), before, after: version });
                 }
@@ -104,45 +122,57 @@ impl Ledger {
                 Outcome::Applied(Receipt { seq: self.seq, runs, grants: Vec::new() })
             }
             Err(refusal) => {
-                refused.extend(entry.parts.iter().map(|part| part.run.clone()));
+                batch.refused.extend(entry.parts.iter().map(|part| part.run.clone()));
                 Outcome::Refused(refusal)
             }
         }
     }
 
     /// The states after the entry, without changing anything yet.
-    fn decide(&self, entry: &Entry, fences: &dyn FenceCheck, refused: &HashSet<RunId>) -> Result<Vec<(Option<RunState>, Version)>, Refusal> {
+    fn decide(
+        &self,
+        entry: &Entry,
+        fences: &dyn FenceCheck,
+        batch: &InBatch,
+    ) -> Result<Vec<(Option<RunState>, Version)>, Refusal> {
         if let Some(fence) = entry.fences.iter().find(|fence| !fences.holds(fence)) {
             return Err(Refusal::Fenced { fence: fence.clone() });
         }
         let mut states = Vec::with_capacity(entry.parts.len());
         for (index, part) in entry.parts.iter().enumerate() {
-            if !refused.is_empty() && refused.contains(&part.run) {
+            if !batch.refused.is_empty() && batch.refused.contains(&part.run) {
                 return Err(Refusal::Chained { run: part.run.clone() });
             }
             if entry.parts.iter().take(index).any(|earlier| earlier.run == part.run) {
                 return Err(Refusal::Input(InputError::new(format!("entry on run {:?}", part.run), "it names the run twice")));
             }
-            states.push(self.decide_part(part, fences)?);
+            states.push(self.decide_part(part, fences, batch)?);
         }
         Ok(states)
     }
 
-    fn decide_part(&self, part: &RunPart, fences: &dyn FenceCheck) -> Result<(Option<RunState>, Version), Refusal> {
+    fn decide_part(
+        &self,
+        part: &RunPart,
+        fences: &dyn FenceCheck,
+        batch: &InBatch,
+    ) -> Result<(Option<RunState>, Version), Refusal> {
         let current = self.runs.get(&part.run);
+        let creates = part.mutations.first().is_some_and(Mutation::creates_run);
         let version = match current {
             Some(run) => {
-                let creates = part.mutations.first().is_some_and(Mutation::creates_run);
                 if !creates {
-                    if part.base < run.created_version() {
+                    if part.base < run.created_version() && !batch.is_own(&part.run, run.created_version()) {
                         return Err(Refusal::RunNotFound { run: part.run.clone() });
                     }
-                    if run.version() != part.expect && self.is_stale(part, run) {
+                    if run.version() != part.expect && is_stale(part, run, batch) {
                         return Err(Refusal::Stale { run: part.run.clone() });
                     }
                 }
                 run.version().next()
             }
+            // Also a part that only guards: nothing can be said of a run that is not there.
+            None if !creates => return Err(Refusal::RunNotFound { run: part.run.clone() }),
             None => Version(self.seq.0.saturating_add(1)),
         };
         if let Some(run) = current {
@@ -164,16 +194,6 @@ impl Ledger {
         let mut state = current.cloned();
         apply_all(&mut state, &part.run, &part.mutations, version)?;
         Ok((state, version))
-    }
-
-    /// Whether a row that the part writes or guards on is newer than its base. One process writes here, so that only what bypassed
-    /// the run's actor can be.
-    #[expect(clippy::unused_self, reason = "the rule belongs to the ledger")]
-    fn is_stale(&self, part: &RunPart, run: &RunState) -> bool {
-        let header = part.mutations.iter().any(Mutation::touches_header) || part.guards.iter().any(|g| matches!(g, Guard::RunStatus(_)));
-        let nodes = part.mutations.iter().filter_map(Mutation::node).chain(part.guards.iter().filter_map(Guard::node));
-        (header && run.header().version > part.base)
-            || nodes.into_iter().any(|node| run.node(node.as_str()).is_some_and(|state| state.version > part.base))
     }
 
     /// Puts a decided state in place and keeps the indexes.
@@ -258,8 +278,10 @@ impl Ledger {
         }
     }
 
-    /// Puts in a run as it was stored, versions included.
+    /// Puts in a run as it was stored, versions included. The sequence is raised to its version, so that a run which is made again under its
+    /// name begins above it, whatever the stored sequence said.
     pub fn restore_run(&mut self, run: RunState) {
+        self.raise_seq(CommitSeq(run.version().0));
         if let Some(old) = self.runs.get(run.id()).cloned() {
             self.unindex_run(&old);
         }
@@ -363,4 +385,15 @@ impl Ledger {
         }
         coverage
     }
+}
+
+/// Whether a row that the part writes or guards on is newer than its base, and not written by its own chain. A node that was deleted since
+/// is not seen: one process writes here, so that only what bypassed the run's actor can be newer at all.
+fn is_stale(part: &RunPart, run: &RunState, batch: &InBatch) -> bool {
+    let newer = |version: Version| version > part.base && !batch.is_own(&part.run, version);
+    let header =
+        part.mutations.iter().any(Mutation::touches_header) || part.guards.iter().any(|g| matches!(g, Guard::RunStatus(_)));
+    let nodes = part.mutations.iter().filter_map(Mutation::node).chain(part.guards.iter().filter_map(Guard::node));
+    (header && newer(run.header().version))
+        || nodes.into_iter().any(|node| run.node(node.as_str()).is_some_and(|state| newer(state.version)))
 }

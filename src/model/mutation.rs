@@ -51,6 +51,24 @@ impl<T> Change<T> {
 /// Notes to set (`Some`) or to remove (`None`), by key.
 pub(crate) type NoteChanges = Vec<(Arc<str>, Option<RawJson>)>;
 
+/// Notes are written as `["key",[value]]` or `["key",[]]`: a note may be `null`, which must not read as a removal.
+mod notes {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::{NoteChanges, RawJson};
+
+    pub(super) fn serialize<S: Serializer>(notes: &NoteChanges, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(notes.iter().map(|(key, value)| (key, value.as_slice())))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NoteChanges, D::Error> {
+        let written = Vec::<(Arc<str>, Vec<RawJson>)>::deserialize(deserializer)?;
+        Ok(written.into_iter().map(|(key, value)| (key, value.into_iter().next())).collect())
+    }
+}
+
 /// What to change in a node. What is not given is kept.
 ///
 /// Moving to `running` clears `error`, `finished_at` and `duration_ms`, stamps `started_at`, and raises `attempt` if the node had
@@ -81,9 +99,9 @@ pub struct NodeUpdate {
     pub(crate) fingerprint: Change<Fingerprint>,
     #[serde(skip_serializing_if = "Change::is_keep")]
     pub(crate) error: Change<Arc<str>>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", with = "notes")]
     pub(crate) watermarks: NoteChanges,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", with = "notes")]
     pub(crate) metadata: NoteChanges,
 }
 
@@ -238,7 +256,7 @@ pub struct NewRun {
     pub(crate) started_at: Option<DateTime<Utc>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) worker: Option<ProcessInfo>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "notes")]
     pub(crate) metadata: NoteChanges,
 }
 
@@ -286,7 +304,7 @@ pub struct RunUpdate {
     pub(crate) finished_at: Change<DateTime<Utc>>,
     #[serde(skip_serializing_if = "Change::is_keep")]
     pub(crate) worker: Change<ProcessInfo>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", with = "notes")]
     pub(crate) metadata: NoteChanges,
 }
 

@@ -3,13 +3,13 @@
 //! A microsecond is what PostgreSQL and Python keep, and what every backend here keeps exactly. Stamps without a zone mean UTC: the real
 //! Seeknal writes such stamps, and chrono reads RFC 3339 only with a zone.
 
-use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, SubsecRound, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, Utc};
 
 use super::id::{InputError, excerpt};
 
-/// Cuts a stamp to whole microseconds (towards the past).
+/// Cuts a stamp to whole microseconds (towards the past). A leap second becomes the second after it: no store keeps a sixty-first one.
 pub fn to_micros(stamp: DateTime<Utc>) -> DateTime<Utc> {
-    stamp.trunc_subsecs(6)
+    DateTime::from_timestamp_micros(stamp.timestamp_micros()).unwrap_or(stamp)
 }
 
 /// Whether a stamp can be stored exactly: whole microseconds, years 1 to 9999.
@@ -29,11 +29,12 @@ pub fn parse(text: &str) -> Result<DateTime<Utc>, InputError> {
 pub(crate) fn parse_styled(text: &str) -> Result<(DateTime<Utc>, bool), InputError> {
     let refuse = |why: &str| InputError::new(format!("stamp {}", excerpt(text)), why);
     let (stamp, zoned) = read(text).ok_or_else(|| refuse("write it as 2024-01-31, 2024-01-31T12:00:00 or 2024-01-31T12:00:00Z"))?;
+    if stamp.timestamp_subsec_nanos() % 1_000 != 0 {
+        return Err(refuse("it is finer than a microsecond; cut it to six digits after the second"));
+    }
+    let stamp = to_micros(stamp);
     if !(1..=9999).contains(&stamp.year()) {
         return Err(refuse("its year is outside of 1 to 9999"));
-    }
-    if to_micros(stamp) != stamp {
-        return Err(refuse("it is finer than a microsecond; cut it to six digits after the second"));
     }
     Ok((stamp, zoned))
 }

@@ -2,20 +2,35 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{AnswerLog, BoxFuture, LeaseBook, LeaseStore, OpenReport, StateBackend, StoreError, StoreErrorKind};
 use crate::model::{
-    Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, Ledger, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage,
-    RunQuery, RunState, SystemClock,
+    Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, Ledger, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId,
+    RunPage, RunQuery, RunState, SystemClock,
 };
 
-/// A backend in memory. Nothing is durable; every other contract holds. Clones share one store, so that a store can be opened
-/// again after a coordinator was closed.
-#[derive(Debug, Clone, Default)]
+/// A backend in memory. Nothing is durable; every other contract holds. A clone is another opening of the same store, so that a store can
+/// be opened again after a coordinator was closed.
+#[derive(Debug, Default)]
 pub struct MemoryBackend {
     shared: Arc<Shared>,
-    process: Arc<OnceLock<ProcessInfo>>,
+    opening: Mutex<Opening>,
+}
+
+/// How far this opening is. One that was never initialised may be used all the same: there is nothing to recover.
+#[derive(Debug, Clone, Default)]
+enum Opening {
+    #[default]
+    New,
+    Open(ProcessInfo),
+    Closed,
+}
+
+impl Clone for MemoryBackend {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), opening: Mutex::default() }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -37,9 +52,16 @@ impl MemoryBackend {
         Self::default()
     }
 
+    fn opening(&self) -> MutexGuard<'_, Opening> {
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn store(&self) -> Result<MutexGuard<'_, Store>, StoreError> {
         let poisoned = |_: PoisonError<_>| {
-            StoreError::not_applied(StoreErrorKind::Poisoned, "the state in memory was left by a panic in mid-change; open it anew")
+            StoreError::not_applied(
+                StoreErrorKind::Poisoned,
+                "the state in memory was left by a panic in mid-change; open it anew",
+            )
         };
         self.shared.store.lock().map_err(poisoned)
     }
@@ -59,12 +81,20 @@ impl StateBackend for MemoryBackend {
     }
 
     fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
-        self.process.get_or_init(|| ProcessInfo::current(SystemClock.now()));
-        Box::pin(async { Ok(OpenReport::new()) })
+        Box::pin(async {
+            let mut opening = self.opening();
+            if !matches!(*opening, Opening::Open(_)) {
+                *opening = Opening::Open(ProcessInfo::current(SystemClock.now()));
+            }
+            Ok(OpenReport::new())
+        })
     }
 
     fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
         Box::pin(async move {
+            if matches!(*self.opening(), Opening::Closed) {
+                return Err(StoreError::closed());
+            }
             let mut store = self.store()?;
             if let Some(answer) = store.answers.get(batch.id) {
                 return Ok(answer.clone());
@@ -97,7 +127,10 @@ impl StateBackend for MemoryBackend {
     }
 
     fn process(&self) -> Option<ProcessInfo> {
-        self.process.get().cloned()
+        match &*self.opening() {
+            Opening::Open(process) => Some(process.clone()),
+            Opening::New | Opening::Closed => None,
+        }
     }
 
     fn latest_node<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Option<(RunId, NodeState)>, StoreError>> {
@@ -117,5 +150,11 @@ impl StateBackend for MemoryBackend {
 
     fn retained(&self) -> BoxFuture<'_, Result<Vec<(NodeId, Retained)>, StoreError>> {
         self.read(|ledger| ledger.retained().into_iter().collect())
+    }
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async {
+            *self.opening() = Opening::Closed;
+            Ok(())
+        })
     }
 }

@@ -1,0 +1,151 @@
+//! Callers that come at the same time, go away in the middle, or come too late.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::kit::{Bench, Fault, add_interval, at, create, ensure, ensure_eq, ensure_matches, node, run_id, set};
+use super::{Chain, Harness};
+use crate::model::{Batch, Mutation, NodeStatus, NodeUpdate, Outcome, Refusal, RunUpdate};
+use crate::store::StoreErrorKind;
+
+pub(super) async fn runs_do_not_disturb_one_another(harness: &dyn Harness) -> Result<(), Fault> {
+    const RUNS: usize = 16;
+    const STEPS: u64 = 12;
+    let bench = Bench::open(harness).await?;
+    let mut tasks: JoinSet<Result<(usize, Chain), Fault>> = JoinSet::new();
+    for index in 0..RUNS {
+        let backend = Arc::clone(&bench.backend);
+        tasks.spawn(async move {
+            let id = run_id(&format!("run {index}"))?;
+            let outcome = backend.commit(Arc::new(Batch::new(vec![Chain::of_new(id.clone()).entry(vec![create(0)])?]))).await?;
+            ensure_matches!(outcome.outcomes.as_slice(), [Outcome::Applied(_)], "run {index} is made");
+            let run = backend.load_run(&id).await?.ok_or_else(|| Fault::new("a run that was made is missing"))?;
+            let mut chain = Chain::on(&run);
+            for step in 0..STEPS {
+                // Two entries a batch, one of which reads what the other wrote.
+                let entries = vec![
+                    chain.entry(vec![set("n", NodeUpdate::running())?])?,
+                    chain.entry(vec![
+                        set("n", NodeUpdate::success().row_count(step))?,
+                        set(&format!("n{}", step % 3), NodeUpdate::running())?,
+                    ])?,
+                ];
+                let answer = backend.commit(Arc::new(Batch::new(entries))).await?;
+                ensure_matches!(
+                    answer.outcomes.as_slice(),
+                    [Outcome::Applied(_), Outcome::Applied(_)],
+                    "run {index}, step {step}"
+                );
+                let found = backend.load_run(&id).await?;
+                ensure_eq!(found.as_ref(), chain.tip(), "run {index} reads its own write of step {step}");
+            }
+            Ok((index, chain))
+        });
+    }
+    let mut chains = Vec::new();
+    while let Some(joined) = tasks.join_next().await {
+        chains.push(joined.map_err(|error| Fault::new(format!("a task of the case ended badly: {error}")))??);
+    }
+    ensure_eq!(chains.len(), RUNS, "every task ended");
+    let bench = bench.reopen().await?;
+    for (index, chain) in chains {
+        ensure_eq!(bench.load(&format!("run {index}")).await?.as_ref(), chain.tip(), "run {index} after reopening");
+    }
+    Ok(())
+}
+
+pub(super) async fn a_dropped_commit_leaves_the_store_whole(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    bench.write("run", vec![create(0), set("a", NodeUpdate::running())?, set("b", NodeUpdate::running())?]).await?;
+    for round in 0..24_u64 {
+        let rows = NodeUpdate::success().row_count(round);
+        let mut chain = bench.chain("run").await?;
+        let entry = chain.entry(vec![set("a", rows.clone())?, set("b", rows)?])?;
+        let batch = Arc::new(Batch::new(vec![entry]));
+        let commit = bench.backend.commit(Arc::clone(&batch));
+        if round % 3 == 0 {
+            drop(commit);
+        } else {
+            // Dropped after its first step, or a little later; it may also be done.
+            let patience = Duration::from_micros(if round % 3 == 1 { 0 } else { 50 * round });
+            if let Ok(answer) = tokio::time::timeout(patience, commit).await {
+                answer?;
+            }
+        }
+        let seen = bench.state("run").await?;
+        ensure_eq!(
+            node(&seen, "a")?.row_count,
+            node(&seen, "b")?.row_count,
+            "round {round}: a dropped commit is whole or not at all"
+        );
+        // Whatever became of it: the same batch sent again settles it, once.
+        let answer = bench.backend.commit(Arc::clone(&batch)).await?;
+        ensure_matches!(answer.outcomes.as_slice(), [Outcome::Applied(_)], "round {round}: the batch, sent again");
+        let run = bench.state("run").await?;
+        ensure_eq!(Some(&run), chain.tip(), "round {round}: a batch that was dropped and sent again is applied once");
+        ensure_eq!(bench.backend.commit(batch).await?, answer, "round {round}: the answer stays");
+    }
+    let before = bench.state("run").await?;
+    let bench = bench.reopen().await?;
+    ensure_eq!(bench.state("run").await?, before, "after reopening");
+    Ok(())
+}
+
+pub(super) async fn a_closed_store_refuses(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    let run = bench.create("run", 0).await?;
+    bench.backend.close().await?;
+    let batch = Arc::new(Batch::new(vec![Chain::on(&run).entry(vec![set("n", NodeUpdate::running())?])?]));
+    match bench.backend.commit(Arc::clone(&batch)).await {
+        Ok(answer) => return Err(Fault::new(format!("a commit after close must be refused, found {answer:?}"))),
+        Err(error) => {
+            ensure_eq!(error.kind(), StoreErrorKind::Closed, "a commit after close");
+            ensure!(!error.is_unknown_outcome(), "a commit after close has not happened, and says so");
+        }
+    }
+    bench.backend.close().await.map_err(|error| Fault::new(format!("closing twice: {error}")))?;
+    let bench = bench.reopen().await?;
+    ensure_eq!(bench.state("run").await?, run, "what was stored before the close");
+    ensure_matches!(
+        bench.backend.commit(batch).await?.outcomes.as_slice(),
+        [Outcome::Applied(_)],
+        "a commit after opening again"
+    );
+    Ok(())
+}
+
+pub(super) async fn sound_and_checkpointed(harness: &dyn Harness) -> Result<(), Fault> {
+    let mut bench = Bench::open(harness).await?;
+    for round in 0..4_i64 {
+        let name = format!("run {round}");
+        bench.write(&name, vec![create(round), set("n", NodeUpdate::running())?, add_interval("n", 0, 5)?]).await?;
+        bench.backend.checkpoint().await?;
+        bench
+            .write(&name, vec![set("n", NodeUpdate::success())?, Mutation::Update { update: RunUpdate::success(), at: at(90) }])
+            .await?;
+        if round == 2 {
+            bench.write(&name, vec![Mutation::Delete { keep_coverage: true }]).await?;
+            ensure_eq!(
+                bench.refused(Chain::of_new(run_id("run 1")?).entry(vec![create(0)])?).await?,
+                Refusal::RunExists { run: run_id("run 1")? },
+                "a run that is there"
+            );
+        }
+        let (before, retained) = (bench.everything().await?, bench.backend.retained().await?);
+        bench.backend.checkpoint().await?;
+        bench.backend.checkpoint().await?;
+        ensure_eq!(bench.everything().await?, before, "a checkpoint changes nothing");
+        let report = bench.backend.verify().await?;
+        ensure!(report.is_sound(), "a store that nobody damaged is sound, found {:?}", report.problems);
+        if round % 2 == 1 {
+            bench = bench.reopen().await?;
+            ensure_eq!(bench.everything().await?, before, "after a checkpoint and reopening");
+            ensure_eq!(bench.backend.retained().await?, retained, "what is retained, after a checkpoint and reopening");
+        }
+    }
+    let run = bench.state("run 3").await?;
+    ensure_eq!(node(&run, "n")?.status, NodeStatus::Success, "the last write");
+    Ok(())
+}

@@ -1,0 +1,396 @@
+//! What was written is what is read: foreign text, large numbers, awkward names, many islands, and all of it after reopening.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::Harness;
+use super::kit::{
+    Bench, Fault, add_interval, add_partition, at, create, ensure, ensure_eq, node, node_id, partition, run_id, set, span,
+};
+use super::lifecycle::rich_import;
+use crate::model::{
+    Fingerprint, Interval, IntervalSet, MAX_ID_BYTES, Metadata, Mutation, NewRun, NodeState, NodeStatus, NodeUpdate, RawJson,
+    RunHeader, RunImport, RunQuery, RunStatus, RunUpdate, time,
+};
+
+/// JSON whose tokens a parser would round, reorder or spell anew.
+const FOREIGN: &str = concat!(
+    r#"{"z":1e-300,"a":9007199254740993,"m":0.12366771697998047,"nul":"\u0000","esc":"\u65e5\/x","dup":1,"#,
+    r#""big":123456789012345678901234567890,"neg":-0.0,"exp":1E+2,"last_run":"","list":[[],{},null,true],"":{"":""},"#,
+    r#""quote":"'; DROP TABLE runs; --","text":"日本語 🎉 \\ \" \t"}"#
+);
+
+pub(super) async fn foreign_text_is_kept_token_for_token(harness: &dyn Harness) -> Result<(), Fault> {
+    let mut bench = Bench::open(harness).await?;
+    let raw = RawJson::parse(FOREIGN)?;
+    let notes = Metadata::from_raw(&raw).ok_or_else(|| Fault::new("the case is wrong: no object"))?;
+    let mut header = RunHeader::new(RunStatus::Success, at(0));
+    header.metadata = notes.clone();
+    header.extra = Some(raw.clone());
+    let mut node_state = NodeState::new(NodeStatus::Success);
+    node_state.metadata = notes.clone();
+    node_state.watermarks = notes.clone();
+    node_state.extra = Some(raw.clone());
+    node_state.fingerprint = Some(Fingerprint::from_raw(raw.clone())?);
+    node_state.error = Some(Arc::from("\u{0}\u{1}\u{7f} \r\n\t 🎉"));
+    let mut odd = NodeState::new(NodeStatus::Cached);
+    odd.fingerprint = Some(Fingerprint::from_raw(RawJson::parse(r#""\u0041bc""#)?)?);
+    odd.extra = Some(RawJson::parse("[1.0, 1.00]")?);
+    let nodes: BTreeMap<_, _> = [(node_id("n")?, Arc::new(node_state)), (node_id("odd")?, Arc::new(odd))].into();
+    bench.write("run", vec![Mutation::Import(Box::new(RunImport { header, nodes: nodes.clone() }))]).await?;
+    for round in 0..3 {
+        let run = bench.state("run").await?;
+        let text = |found: Option<&RawJson>| found.map(|raw| raw.as_str().to_owned());
+        let whole = Some(FOREIGN.to_owned());
+        ensure_eq!(text(run.header().extra.as_ref()), whole, "round {round}: the foreign members of a run");
+        ensure_eq!(run.header().metadata.get("z").map(RawJson::as_str), Some("1e-300"), "round {round}: a note of a run");
+        let found = node(&run, "n")?;
+        ensure_eq!(text(found.extra.as_ref()), whole, "round {round}: the foreign members of a node");
+        ensure_eq!(text(found.fingerprint.as_ref().map(Fingerprint::as_raw)), whole, "round {round}: a fingerprint");
+        for (id, expected) in &nodes {
+            ensure_eq!(node(&run, id.as_str())?.without_version(), **expected, "round {round}: node {id:?}");
+        }
+        let listed = bench.list(RunQuery::default()).await?;
+        ensure_eq!(listed.first().map(|summary| &summary.header), Some(run.header()), "round {round}: the header in a listing");
+        // A change of something else leaves the foreign text alone.
+        bench
+            .write(
+                "run",
+                vec![
+                    Mutation::Update { update: RunUpdate::new(), at: at(1) },
+                    set("beside", NodeUpdate::new().row_count(round))?,
+                ],
+            )
+            .await?;
+        bench = bench.reopen().await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn large_numbers_are_exact(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    let mut mutations = vec![create(0)];
+    let numbers = [0, 1, u64::from(u32::MAX) + 1, (1 << 53) + 1, u64::MAX >> 1, (u64::MAX >> 1) + 1, u64::MAX - 1, u64::MAX];
+    for (index, number) in numbers.into_iter().enumerate() {
+        let update = NodeUpdate::success().row_count(number).duration_ms(number).attempt(u32::MAX).metadata("n", number);
+        mutations.push(set(&format!("n{index}"), update)?);
+    }
+    bench.write("run", mutations).await?;
+    let bench = bench.reopen().await?;
+    let run = bench.state("run").await?;
+    for (index, number) in numbers.into_iter().enumerate() {
+        let found = node(&run, &format!("n{index}"))?;
+        ensure_eq!(
+            (found.row_count, found.duration_ms, found.attempt),
+            (Some(number), Some(number), u32::MAX),
+            "numbers of node {index}"
+        );
+        ensure_eq!(found.metadata.get("n").map(RawJson::as_str), Some(number.to_string().as_str()), "a number in a note");
+    }
+    bench.write("run", vec![Mutation::Delete { keep_coverage: true }]).await?;
+    let last = bench.backend.last_success(&node_id("n7")?).await?;
+    ensure_eq!(last.and_then(|success| success.row_count), Some(u64::MAX), "the largest row count, after its run was deleted");
+    Ok(())
+}
+
+pub(super) async fn unknown_statuses_are_kept(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    let found = ["upstream_failed", "", "SUCCESS", "success ", "日本", "a\"b", "null"];
+    for (index, status) in found.into_iter().enumerate() {
+        let run = Mutation::Create { run: NewRun::status(RunStatus::parse(status)), at: at(0) };
+        bench.write(&format!("run {index}"), vec![run, set("n", NodeUpdate::status(NodeStatus::parse(status)))?]).await?;
+    }
+    let bench = bench.reopen().await?;
+    for (index, status) in found.into_iter().enumerate() {
+        let run = bench.state(&format!("run {index}")).await?;
+        ensure_eq!(run.header().status.as_str(), status, "a run's status");
+        ensure_eq!(node(&run, "n")?.status.as_str(), status, "a node's status");
+    }
+    Ok(())
+}
+
+/// Names that are fine as data, and that careless storage mixes up, cuts, escapes or executes.
+fn awkward() -> Vec<String> {
+    let long = "x".repeat(MAX_ID_BYTES);
+    let almost = format!("{}y", "x".repeat(MAX_ID_BYTES - 1));
+    let wide = "é".repeat(MAX_ID_BYTES / 2);
+    [
+        "../x",
+        "..",
+        ".",
+        "/",
+        "//",
+        "a/b",
+        "ab",
+        "a",
+        "b",
+        "a:b",
+        "a:",
+        ":b",
+        ":",
+        "b:",
+        "/b",
+        "a/",
+        "C:\\x",
+        "\\",
+        "'",
+        "\"",
+        "`",
+        "''",
+        "\"\"",
+        "'; DROP TABLE runs; --",
+        "%",
+        "_",
+        "*",
+        "?",
+        "[a]",
+        "$1",
+        "?1",
+        ":id",
+        "@id",
+        "{}",
+        "${HOME}",
+        "#",
+        "A",
+        "a ",
+        " a",
+        " ",
+        "  ",
+        "é",
+        "e\u{301}",
+        "É",
+        "ß",
+        "SS",
+        "日本語",
+        "🎉",
+        "\u{feff}a",
+        "\u{200b}",
+        "\u{202e}abc",
+        "0",
+        "00",
+        "1",
+        "1.0",
+        "1e3",
+        "-1",
+        "0x1",
+        "null",
+        "NULL",
+        "true",
+        "NaN",
+        "run_id",
+        "nodes",
+        "seeknal_state",
+        "\u{10ffff}",
+        "\u{d7ff}",
+        "\u{e000}",
+    ]
+    .into_iter()
+    .map(str::to_owned)
+    .chain([long, almost, wide])
+    .collect()
+}
+
+pub(super) async fn awkward_ids_are_data(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    let names = awkward();
+    let count = |index: usize| u64::try_from(index).unwrap_or(0);
+    // Every name as a run; every name as a node and as a partition of one of them.
+    let mut entries = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        let mut chain = super::Chain::of_new(run_id(name)?);
+        entries.push(chain.entry(vec![create(0), set("n", NodeUpdate::new().row_count(count(index)))?])?);
+    }
+    let mut chain = super::Chain::of_new(run_id("all nodes")?);
+    let mut mutations = vec![create(1)];
+    for (index, name) in names.iter().enumerate() {
+        mutations.push(set(name, NodeUpdate::success().row_count(count(index)).metadata(name, name.as_str()))?);
+        mutations.push(add_partition("partitioned", name)?);
+        mutations.push(add_partition(name, name)?);
+    }
+    entries.push(chain.entry(mutations)?);
+    for outcome in bench.send(entries).await? {
+        super::kit::applied(outcome)?;
+    }
+    let bench = bench.reopen().await?;
+    let all = bench.state("all nodes").await?;
+    ensure_eq!(all.node_count(), names.len() + 1, "every name is a node of its own");
+    let keys: BTreeSet<_> = names.iter().map(|name| partition(name)).collect::<Result<_, _>>()?;
+    ensure_eq!(*node(&all, "partitioned")?.partitions, keys, "every name is a partition of its own");
+    for (index, name) in names.iter().enumerate() {
+        let run = bench.state(name).await?;
+        ensure_eq!(run.id().as_str(), name.as_str(), "the name of a run");
+        ensure_eq!(node(&run, "n")?.row_count, Some(count(index)), "run {name:?}");
+        let found = node(&all, name)?;
+        ensure_eq!(found.row_count, Some(count(index)), "node {name:?}");
+        ensure_eq!(
+            found.metadata.get(name).and_then(RawJson::as_text).as_deref(),
+            Some(name.as_str()),
+            "a note with the key {name:?}"
+        );
+        let of_one: BTreeSet<_> = [partition(name)?].into();
+        ensure_eq!(*found.partitions, of_one, "the partition of node {name:?}");
+        let latest = bench.backend.latest_node(&node_id(name)?).await?;
+        ensure_eq!(latest.and_then(|(_, state)| state.row_count), Some(count(index)), "the latest state of node {name:?}");
+    }
+    let mut listed: Vec<String> =
+        bench.list(RunQuery::default().limit(10)).await?.iter().map(|run| run.run_id.to_string()).collect();
+    ensure_eq!(listed.first().map(String::as_str), Some("all nodes"), "the newest run");
+    listed.remove(0);
+    let mut sorted = names.clone();
+    sorted.sort();
+    sorted.reverse();
+    ensure_eq!(listed, sorted, "runs of one stamp, by the bytes of their names, downwards");
+    // Deleting one takes no other along.
+    for name in names.iter().step_by(2) {
+        bench.write(name, vec![Mutation::Delete { keep_coverage: false }]).await?;
+        bench.write("all nodes", vec![Mutation::DeleteNode { node: node_id(name)? }]).await?;
+    }
+    let all = bench.state("all nodes").await?;
+    for (index, name) in names.iter().enumerate() {
+        let gone = index % 2 == 0;
+        ensure_eq!(bench.load(name).await?.is_none(), gone, "run {name:?} is gone");
+        ensure_eq!(all.node(name).is_none(), gone, "node {name:?} is gone");
+    }
+    Ok(())
+}
+
+pub(super) async fn ids_never_run_together(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    // A run and a node whose names, put in one line, read the same as another pair's.
+    let pairs = [
+        ("a", "b/c"),
+        ("a/b", "c"),
+        ("ab", "c"),
+        ("a", "bc"),
+        ("a:b", "c"),
+        ("a", "b:c"),
+        ("a\u{1f389}", "b"),
+        ("a", "\u{1f389}b"),
+        ("a:", "b"),
+        ("a", ":b"),
+    ];
+    for (index, (run, name)) in pairs.into_iter().enumerate() {
+        if bench.load(run).await?.is_none() {
+            bench.create(run, 0).await?;
+        }
+        let start = i64::try_from(index).unwrap_or(0) * 10;
+        bench
+            .write(
+                run,
+                vec![
+                    set(name, NodeUpdate::success())?,
+                    add_interval(name, start, start + 5)?,
+                    add_partition(name, &index.to_string())?,
+                ],
+            )
+            .await?;
+    }
+    let bench = bench.reopen().await?;
+    for (index, (run, name)) in pairs.into_iter().enumerate() {
+        let state = bench.state(run).await?;
+        let found = node(&state, name)?;
+        let start = i64::try_from(index).unwrap_or(0) * 10;
+        let expected: IntervalSet = [span(start, start + 5)?].into_iter().collect();
+        ensure_eq!(*found.intervals, expected, "the intervals of node {name:?} of run {run:?}");
+        ensure_eq!(found.partitions.len(), 1, "the partitions of node {name:?} of run {run:?}");
+        let of_run = pairs.iter().filter(|(other, _)| *other == run).count();
+        ensure_eq!(state.node_count(), of_run, "the nodes of run {run:?}");
+    }
+    Ok(())
+}
+
+pub(super) async fn many_islands_are_exact(harness: &dyn Harness) -> Result<(), Fault> {
+    const ISLANDS: i64 = 700;
+    let bench = Bench::open(harness).await?;
+    let mut expected = IntervalSet::new();
+    let mut mutations = vec![create(0)];
+    for index in 0..ISLANDS {
+        // Neither in order nor evenly.
+        let start = index * 389 % ISLANDS * 10;
+        expected.insert(span(start, start + 3)?);
+        mutations.push(add_interval("n", start, start + 3)?);
+    }
+    bench.write("run", mutations).await?;
+    ensure_eq!(*node(&bench.state("run").await?, "n")?.intervals, expected, "{ISLANDS} islands");
+    // A bridge, a hole, an end, and the whole time there is.
+    let edge = Interval::parse("0001-01-01T00:00:00Z", "0001-01-01T00:00:00.000001Z")?;
+    let last = Interval::parse("9999-12-31T23:59:59.999998Z", "9999-12-31T23:59:59.999999Z")?;
+    let fine = Interval::parse("2024-01-01T00:00:03.000001Z", "2024-01-01T00:00:03.000002Z")?;
+    let n = node_id("n")?;
+    for (add, interval) in [
+        (true, span(1_003, 1_010)?),
+        (false, span(2_000, 2_501)?),
+        (false, span(3_001, 3_002)?),
+        (true, edge),
+        (true, last),
+        (true, fine),
+    ] {
+        if add {
+            expected.insert(interval);
+            bench.write("run", vec![Mutation::AddInterval { node: n.clone(), interval }]).await?;
+        } else {
+            expected.remove(interval);
+            bench.write("run", vec![Mutation::RemoveInterval { node: n.clone(), interval }]).await?;
+        }
+    }
+    let bench = bench.reopen().await?;
+    ensure_eq!(*node(&bench.state("run").await?, "n")?.intervals, expected, "islands after holes and bridges, reopened");
+    ensure_eq!(bench.backend.coverage(&n).await?.intervals, expected, "the coverage");
+    bench.write("run", vec![Mutation::Delete { keep_coverage: true }]).await?;
+    let bench = bench.reopen().await?;
+    ensure_eq!(bench.backend.coverage(&n).await?.intervals, expected, "the coverage that outlives its run");
+    Ok(())
+}
+
+pub(super) async fn stamps_are_exact(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    let stamps = [
+        "0001-01-01T00:00:00Z",
+        "1969-12-31T23:59:59.999999Z",
+        "1970-01-01T00:00:00Z",
+        "2024-02-29T12:34:56.789012Z",
+        "9999-12-31T23:59:59.999999Z",
+    ];
+    for (index, text) in stamps.into_iter().enumerate() {
+        let stamp = time::parse(text)?;
+        let made = Mutation::Create { run: NewRun::pending().started_at(stamp), at: stamp };
+        let update = NodeUpdate::failed("x").started_at(stamp).finished_at(stamp);
+        bench.write(&format!("run {index}"), vec![made, set("n", update)?]).await?;
+    }
+    let bench = bench.reopen().await?;
+    for (index, text) in stamps.into_iter().enumerate() {
+        let stamp = time::parse(text)?;
+        let run = bench.state(&format!("run {index}")).await?;
+        ensure_eq!((run.header().created_at, run.header().started_at), (stamp, Some(stamp)), "the stamps of a run");
+        let found = node(&run, "n")?;
+        ensure_eq!((found.started_at, found.finished_at), (Some(stamp), Some(stamp)), "the stamps of a node");
+    }
+    let listed: Vec<String> = bench.list(RunQuery::default().limit(2)).await?.iter().map(|run| run.run_id.to_string()).collect();
+    ensure_eq!(listed, ["run 4", "run 3", "run 2", "run 1", "run 0"], "runs by stamps before and after 1970");
+    Ok(())
+}
+
+pub(super) async fn reopening_finds_the_same(harness: &dyn Harness) -> Result<(), Fault> {
+    let mut bench = Bench::open(harness).await?;
+    for index in 0..6_i64 {
+        let name = format!("run {index}");
+        bench.write(&name, vec![create(index), set("a", NodeUpdate::running())?, set("b", NodeUpdate::running())?]).await?;
+        bench
+            .write(&name, vec![set("a", NodeUpdate::success().row_count(3).fingerprint("f"))?, add_interval("a", 0, index + 1)?])
+            .await?;
+        bench.write(&name, vec![Mutation::DeleteNode { node: node_id("b")? }, add_partition("c", "p")?]).await?;
+    }
+    bench.write("run 0", vec![Mutation::Delete { keep_coverage: true }]).await?;
+    bench.write("imported", vec![Mutation::Import(Box::new(rich_import()?))]).await?;
+    let (runs, retained) = (bench.everything().await?, bench.backend.retained().await?);
+    let summaries = bench.list(RunQuery::default()).await?;
+    ensure_eq!(runs.len(), 6, "the runs that were made");
+    for round in 0..3 {
+        bench = bench.reopen().await?;
+        ensure_eq!(bench.everything().await?, runs, "all runs, versions included, after reopening {round}");
+        ensure_eq!(bench.backend.retained().await?, retained, "what outlives deleted runs, after reopening {round}");
+        ensure_eq!(bench.list(RunQuery::default()).await?, summaries, "the summaries, after reopening {round}");
+        ensure!(bench.backend.verify().await?.is_sound(), "the store is sound after reopening {round}");
+    }
+    Ok(())
+}

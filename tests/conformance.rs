@@ -1,0 +1,33 @@
+//! The conformance suite on the backends of this crate: every case is a test of its own.
+#![cfg(feature = "conformance")]
+
+use std::sync::Arc;
+
+use seeknal_state::store::conformance::{Harness, cases, run_all, run_case};
+use seeknal_state::store::{BoxFuture, MemoryBackend, StateBackend, StoreError};
+
+/// Clones of a memory backend are openings of one store.
+#[derive(Default)]
+struct MemoryHarness(MemoryBackend);
+
+impl Harness for MemoryHarness {
+    fn open(&self) -> BoxFuture<'_, Result<Arc<dyn StateBackend>, StoreError>> {
+        let backend: Arc<dyn StateBackend> = Arc::new(self.0.clone());
+        Box::pin(async move { Ok(backend) })
+    }
+}
+
+seeknal_state::conformance_tests!(memory, MemoryHarness::default());
+
+#[tokio::test]
+async fn the_report_names_every_case() {
+    let report = run_all(MemoryHarness::default).await;
+    assert!(report.is_conforming(), "{report}");
+    assert_eq!(report.passed.len(), cases().len());
+}
+
+#[tokio::test]
+async fn a_case_that_is_not_there_is_a_violation() {
+    let violation = run_case("no_such_case", &MemoryHarness::default()).await.unwrap_err();
+    assert!(violation.to_string().contains("no_such_case"));
+}
