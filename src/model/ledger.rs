@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
+use serde::{Deserialize, Serialize};
 
 use super::apply::apply_all;
 use super::batch::{BatchAnswer, Entry, Fence, Outcome, Receipt, Refusal, RunPart, RunReceipt};
@@ -37,6 +38,19 @@ impl FenceCheck for NoFences {
     fn holder(&self, _: &RunId) -> Option<String> {
         None
     }
+}
+
+/// What an accepted entry did to one run, as a log keeps it to do it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoggedPart {
+    /// The run.
+    pub run: RunId,
+    /// Its version before; [`Version::NONE`] if the entry made it.
+    pub before: Version,
+    /// Its version after; the last version it had if the entry deleted it.
+    pub after: Version,
+    /// What changed.
+    pub mutations: Vec<Mutation>,
 }
 
 type OrderKey = (DateTime<Utc>, RunId);
@@ -113,7 +127,7 @@ impl Ledger {
                 for (part, (state, version)) in entry.parts.iter().zip(after) {
                     let before = self.runs.get(&part.run).map_or(Version::NONE, RunState::version);
                     batch.began.entry(part.run.clone()).or_insert(before);
-                    self.install(part, state);
+                    self.install(&part.run, &part.mutations, state);
                     runs.push(RunReceipt { run: part.run.clone(), before, after: version });
                 }
                 for (node, retained) in &entry.retained {
@@ -126,6 +140,39 @@ impl Ledger {
                 Outcome::Refused(refusal)
             }
         }
+    }
+
+    /// Does again what a log says was accepted, at the versions that it was accepted at. On an error nothing is changed.
+    ///
+    /// # Errors
+    /// [`InputError`] if the log does not fit this ledger: a sequence number that was used, a run at another version, a mutation that is refused.
+    pub fn replay(&mut self, seq: CommitSeq, parts: &[LoggedPart], retained: &[(NodeId, Retained)]) -> Result<(), InputError> {
+        let refuse = |why: String| InputError::new(format!("record {seq}"), why);
+        if seq <= self.seq {
+            return Err(refuse(format!("the state is at record {} already", self.seq)));
+        }
+        let mut states = Vec::with_capacity(parts.len());
+        for part in parts {
+            let current = self.runs.get(&part.run);
+            let version = current.map_or(Version::NONE, RunState::version);
+            if version != part.before {
+                return Err(refuse(format!("it was made on run {:?} at version {}, which is at {version}", part.run, part.before)));
+            }
+            if part.after <= part.before || part.after.0 > seq.0 {
+                return Err(refuse(format!("it moves run {:?} from version {} to {}", part.run, part.before, part.after)));
+            }
+            let mut state = current.cloned();
+            apply_all(&mut state, &part.run, &part.mutations, part.after).map_err(|refusal| refuse(refusal.to_string()))?;
+            states.push(state);
+        }
+        for (part, state) in parts.iter().zip(states) {
+            self.install(&part.run, &part.mutations, state);
+        }
+        for (node, retained) in retained {
+            self.restore_retained(node, retained);
+        }
+        self.seq = seq;
+        Ok(())
     }
 
     /// The states after the entry, without changing anything yet.
@@ -197,11 +244,11 @@ impl Ledger {
     }
 
     /// Puts a decided state in place and keeps the indexes.
-    fn install(&mut self, part: &RunPart, after: Option<RunState>) {
-        let before = self.runs.get(&part.run).cloned();
+    fn install(&mut self, run: &RunId, mutations: &[Mutation], after: Option<RunState>) {
+        let before = self.runs.get(run).cloned();
         match (&before, &after) {
             (Some(old), Some(new)) => {
-                for node in part.mutations.iter().filter_map(Mutation::node) {
+                for node in mutations.iter().filter_map(Mutation::node) {
                     let (was, is) = (old.node(node.as_str()).is_some(), new.node(node.as_str()).is_some());
                     if is && !was {
                         self.index_node(node, new.order_key());
@@ -212,7 +259,7 @@ impl Ledger {
             }
             (None, Some(new)) => self.index_run(new),
             (Some(old), None) => {
-                if part.mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true })) {
+                if mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true })) {
                     self.retain(old);
                 }
                 self.unindex_run(old);
@@ -220,9 +267,9 @@ impl Ledger {
             (None, None) => {}
         }
         match after {
-            Some(state) => self.runs.insert_mut(part.run.clone(), state),
+            Some(state) => self.runs.insert_mut(run.clone(), state),
             None => {
-                self.runs.remove_mut(&part.run);
+                self.runs.remove_mut(run);
             }
         }
     }

@@ -33,7 +33,7 @@ pub use id::{InputError, IntoNodeId, IntoRunId, NodeId, PartitionKey, RunId, MAX
 pub use interval::{Interval, IntervalSet, IntoInterval};
 pub use json::RawJson;
 pub use lease::{FencingToken, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord};
-pub use ledger::{FenceCheck, Ledger, NoFences};
+pub use ledger::{FenceCheck, Ledger, LoggedPart, NoFences};
 pub use metadata::Metadata;
 pub use mutation::{Change, Mutation, NewRun, NodeUpdate, RunImport, RunUpdate};
 pub use node::{Fingerprint, NodeState};

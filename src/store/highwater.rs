@@ -43,6 +43,12 @@ impl HighWaterFile {
         Ok(Self { path: path.to_owned(), file })
     }
 
+    /// What the file says, without opening it for writing.
+    pub(super) fn peek(path: &Path) -> Result<HighWater, StoreError> {
+        let file = File::open(path).map_err(|error| StoreError::io(path.display(), error))?;
+        Self { path: path.to_owned(), file }.read()
+    }
+
     /// Takes the exclusive lock; `false` if somebody else has it.
     pub(super) fn try_lock(&self) -> Result<bool, StoreError> {
         match self.file.try_lock() {

@@ -1,0 +1,165 @@
+//! Writing the document: a new file, a sync, a rename, a sync of the folder; on a thread of its own while the writer goes on.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::document::Shape;
+use super::document_write::{self, Generation};
+use super::paths::{self, Identity, Paths};
+use super::writer::Op;
+use crate::model::Ledger;
+use crate::store::{StoreError, StoreErrorKind};
+
+/// The document that should lie there now.
+#[derive(Debug, Clone)]
+pub(super) struct Expected {
+    /// `None`: there should be none.
+    pub(super) identity: Option<Identity>,
+    /// Whether it is one of ours, so that it is kept as the previous one.
+    pub(super) is_ours: bool,
+}
+
+/// A document that could not be written.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: StoreError,
+    /// The document that lies there now, if it was put in place and only the last sync failed.
+    pub(super) placed: Option<Identity>,
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self { error, placed: None }
+    }
+}
+
+/// Somebody else replaced, changed or removed the document while this process had it open.
+pub(super) fn replaced(paths: &Paths) -> StoreError {
+    StoreError::not_applied(
+        StoreErrorKind::Poisoned,
+        format!(
+            "{} was replaced or changed by somebody else while this process had it open; nothing more is written, and it was left as it is. \
+             Open the state anew: the document wins, and what was written since the last checkpoint is kept in a journal that is set aside",
+            paths.document.display()
+        ),
+    )
+}
+
+/// Checks that nobody else touched the document.
+pub(super) fn check(paths: &Paths, expected: Option<Identity>) -> Result<(), StoreError> {
+    if Identity::at(&paths.document)? == expected { Ok(()) } else { Err(replaced(paths)) }
+}
+
+/// Writes a document and puts it in place.
+pub(super) fn put_document(
+    paths: &Paths,
+    ledger: &Ledger,
+    generation: Generation<'_>,
+    shape: &Shape,
+    expected: &Expected,
+) -> Result<Identity, Failed> {
+    check(paths, expected.identity)?;
+    let bytes = document_write::write(ledger, generation, shape)?;
+    let temporary = paths.temporary();
+    let identity = paths::write_new(&temporary, &bytes)?;
+    drop(bytes);
+    if expected.is_ours && expected.identity.is_some() {
+        // The previous document is a kindness to operators: a file system without links must not stop the checkpoint.
+        let _no_previous = keep_previous(paths);
+    }
+    let placed = check(paths, expected.identity).and_then(|()| paths::rename(&temporary, &paths.document));
+    if let Err(error) = placed {
+        // The first fault is the one to tell; a leftover is swept at the next open.
+        let _left_for_the_sweep = paths::remove(&temporary);
+        return Err(error.into());
+    }
+    paths.sync_folder().map_err(|error| Failed { error, placed: Some(identity) })?;
+    Ok(identity)
+}
+
+fn keep_previous(paths: &Paths) -> Result<(), StoreError> {
+    let link = paths.temporary();
+    std::fs::hard_link(&paths.document, &link).map_err(|error| StoreError::io(link.display(), error))?;
+    paths::rename(&link, &paths.previous)?;
+    // Where both names are links to one file already, the rename does nothing and leaves the new one behind.
+    paths::remove(&link)
+}
+
+/// A checkpoint under way on its own thread.
+#[derive(Debug)]
+pub(super) struct Job {
+    result: Receiver<Done>,
+    thread: JoinHandle<()>,
+}
+
+/// How a checkpoint ended.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) result: Result<Identity, Failed>,
+    /// Whether the next journal has its proper name now.
+    pub(super) renamed: bool,
+    pub(super) took: Duration,
+}
+
+/// What a checkpoint needs: values of its own, nothing shared with the writer.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) paths: Paths,
+    pub(super) ledger: Ledger,
+    pub(super) generation: String,
+    pub(super) follows: String,
+    pub(super) shape: Shape,
+    pub(super) expected: Expected,
+}
+
+impl Task {
+    fn run(&self) -> Done {
+        let begun = Instant::now();
+        let generation = Generation { own: &self.generation, follows: Some(&self.follows) };
+        let result = put_document(&self.paths, &self.ledger, generation, &self.shape, &self.expected);
+        let renamed = result.is_ok()
+            && paths::rename(&self.paths.next, &self.paths.journal).and_then(|()| self.paths.sync_folder()).is_ok();
+        Done { result, renamed, took: begun.elapsed() }
+    }
+}
+
+impl Job {
+    /// Begins; the writer is woken when it is done.
+    pub(super) fn spawn(task: Task, wake: Sender<Op>) -> Result<Self, StoreError> {
+        let (sender, result) = channel();
+        let place = task.paths.document.clone();
+        let thread = std::thread::Builder::new()
+            .name("seeknal-checkpoint".to_owned())
+            .spawn(move || {
+                // A writer that is gone needs no answer.
+                let _writer_gone = sender.send(task.run());
+                let _writer_gone = wake.send(Op::Wake);
+            })
+            .map_err(|error| StoreError::io(place.display(), error))?;
+        Ok(Self { result, thread })
+    }
+
+    /// The end of it, if it has come.
+    pub(super) fn poll(&self) -> Option<Done> {
+        match self.result.try_recv() {
+            Ok(done) => Some(done),
+            Err(std::sync::mpsc::TryRecvError::Empty) => None,
+            Err(std::sync::mpsc::TryRecvError::Disconnected) => Some(Self::panicked()),
+        }
+    }
+
+    /// Waits for the end of it.
+    pub(super) fn wait(self) -> Done {
+        let done = self.result.recv().unwrap_or_else(|_| Self::panicked());
+        // What it had to say it has said; a panic was told as a failure.
+        let _ended = self.thread.join();
+        done
+    }
+
+    fn panicked() -> Done {
+        let error =
+            StoreError::not_applied(StoreErrorKind::Io, "the checkpoint ended without a result; the journal holds everything");
+        Done { result: Err(error.into()), renamed: false, took: Duration::ZERO }
+    }
+}

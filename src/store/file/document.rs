@@ -1,0 +1,472 @@
+//! `run_state.json` as it is read: our own documents exactly as they were written, foreign ones as one more run.
+//!
+//! The top level is the header of the newest run, `nodes` the latest state of every node over all runs, and all that is ours lies in
+//! `seeknal_state`: versions, what superseded states were, coverage, and what the readable part cannot say.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::node::{self, Dialect};
+use super::stamp;
+use super::text::{self, Members, Source, damaged, get, line_and_column, string};
+use crate::model::{
+    CommitSeq, IntervalSet, LastSuccess, Ledger, NodeCoverage, NodeId, NodeState, NodeStatus, PartitionKey, RawJson, Retained,
+    RunHeader, RunId, RunState, RunStatus, Version,
+};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// The newest format that this version reads, and the one it writes.
+pub(super) const FORMAT: u32 = 1;
+
+/// What stands where the checksum will be while it is computed.
+pub(super) const NO_CHECKSUM: &str = "00000000";
+
+/// What a document looks like, beyond what it says: kept from reading to writing.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Shape {
+    /// The members by which Seeknal knows its own files, as they were; none in a document of the guide's shape.
+    pub(super) seeknal: Vec<(String, RawJson)>,
+    /// The order in which the nodes stood, if it was not that of their ids.
+    pub(super) order: Vec<NodeId>,
+}
+
+impl Shape {
+    pub(super) fn dialect(&self) -> Dialect {
+        if self.seeknal.is_empty() { Dialect::Guide } else { Dialect::Seeknal }
+    }
+}
+
+/// A document as it was read.
+#[derive(Debug)]
+pub(super) struct Document {
+    /// Everything that it says. In a foreign document all rows are at one version.
+    pub(super) ledger: Ledger,
+    /// Its generation, if it is ours and as we wrote it.
+    pub(super) generation: Option<String>,
+    /// The generation that it replaced.
+    pub(super) follows: Option<String>,
+    /// Whether it carries our own part (also if it was edited since).
+    pub(super) is_ours: bool,
+    pub(super) shape: Shape,
+}
+
+/// Reads a document. Versions and sequence numbers of what is foreign in it begin after `base_seq`.
+pub(super) fn read(path: &Path, bytes: &[u8], base_seq: u64) -> Result<Document, StoreError> {
+    let text = checked_text(path, bytes)?;
+    let source = Source { path, text };
+    let members = text::members(text).map_err(|error| source.parse_error(text, &error))?;
+    match (get(&members, "seeknal_state"), get(&members, "nodes")) {
+        (Some(state), _) => read_ours(source, &members, state),
+        (None, Some(nodes)) => read_foreign(source, &members, Some(nodes), base_seq),
+        (None, None) if is_bare_map(&members) => read_foreign(source, &members, None, base_seq),
+        (None, None) => Err(source.error(text, "this is no state: it has neither `nodes` nor `seeknal_state`")),
+    }
+}
+
+/// Reads the bare map of nodes that the oldest runner wrote.
+pub(super) fn read_bare(path: &Path, bytes: &[u8], base_seq: u64) -> Result<Document, StoreError> {
+    let text = checked_text(path, bytes)?;
+    let source = Source { path, text };
+    let members = text::members(text).map_err(|error| source.parse_error(text, &error))?;
+    if members.is_empty() {
+        return Ok(Document { ledger: Ledger::new(), generation: None, follows: None, is_ours: false, shape: Shape::default() });
+    }
+    read_foreign(source, &members, None, base_seq)
+}
+
+fn is_bare_map(members: &Members<'_>) -> bool {
+    !members.is_empty() && members.iter().all(|(_, raw)| text::members(raw).is_ok_and(|node| get(&node, "status").is_some()))
+}
+
+/// The text of a document that is neither empty nor anything but text.
+fn checked_text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, StoreError> {
+    let start = "line 1, column 1";
+    if bytes.is_empty() {
+        return Err(damaged(path, start, "the file is empty"));
+    }
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Err(damaged(path, start, format!("the file holds nothing but {} zero bytes", bytes.len())));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let (line, column) = line_and_column(bytes, error.valid_up_to());
+        damaged(path, &format!("line {line}, column {column}"), "this is not UTF-8 text")
+    })?;
+    let text = text.trim_start_matches('\u{feff}');
+    if text.trim_ascii().is_empty() {
+        return Err(damaged(path, start, "the file holds nothing but white space"));
+    }
+    Ok(text)
+}
+
+/// A run while it is put together.
+struct Building {
+    header: RunHeader,
+    version: Version,
+    created: Version,
+    nodes: Vec<(NodeId, NodeState)>,
+}
+
+/// What the top level says about its run.
+struct Top {
+    run_id: Option<RunId>,
+    status: Option<RunStatus>,
+    started_at: Option<DateTime<Utc>>,
+    finished_at: Option<DateTime<Utc>>,
+}
+
+fn read_top(members: &Members<'_>) -> Top {
+    let stamp = |key| get(members, key).and_then(stamp::from_json);
+    Top {
+        run_id: get(members, "run_id").and_then(string).and_then(|text| RunId::new(text).ok()),
+        status: get(members, "status").and_then(string).map(|text| RunStatus::parse(&text)),
+        started_at: stamp("started_at").or_else(|| stamp("last_run")),
+        finished_at: stamp("finished_at"),
+    }
+}
+
+/// The header of the top level as its text alone gives it, for finding what must be said beside it.
+pub(super) fn told_by_top(members: &Members<'_>) -> (Option<RunId>, Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
+    let top = read_top(members);
+    (top.run_id, top.started_at, top.finished_at)
+}
+
+/// What a run's nodes say about it: one failed, one running, all ended; else it waits.
+fn derived_status<'a>(nodes: impl Iterator<Item = &'a NodeState> + Clone) -> RunStatus {
+    let mut all = nodes.clone();
+    if all.any(|node| node.status == NodeStatus::Failed) {
+        RunStatus::Failed
+    } else if nodes.clone().any(|node| node.status == NodeStatus::Running) {
+        RunStatus::Running
+    } else if nodes.clone().next().is_some() && nodes.clone().all(|node| node.status.is_ended()) {
+        RunStatus::Success
+    } else {
+        RunStatus::Pending
+    }
+}
+
+fn newest_stamp(nodes: &[(NodeId, NodeState)]) -> Option<DateTime<Utc>> {
+    nodes.iter().flat_map(|(_, node)| [node.started_at, node.finished_at]).flatten().max()
+}
+
+fn oldest_stamp(nodes: &[(NodeId, NodeState)]) -> Option<DateTime<Utc>> {
+    nodes.iter().flat_map(|(_, node)| [node.started_at, node.finished_at]).flatten().min()
+}
+
+/// The members by which Seeknal knows its files.
+const SEEKNAL_TOP: &[&str] = &["schema_version", "version", "seeknal_version"];
+
+fn shape_of(members: &Members<'_>, order: Vec<NodeId>) -> Shape {
+    let is_seeknal = get(members, "schema_version").is_some() || get(members, "version").is_some();
+    let seeknal = if is_seeknal {
+        members
+            .iter()
+            .filter(|(key, _)| SEEKNAL_TOP.contains(&&**key))
+            .filter_map(|(key, raw)| Some((key.to_string(), RawJson::parse(raw).ok()?)))
+            .collect()
+    } else {
+        Vec::new()
+    };
+    let order = if order.is_sorted() { Vec::new() } else { order };
+    Shape { seeknal, order }
+}
+
+/// The members of the top level that are neither nodes nor ours.
+fn kept_top(members: &Members<'_>) -> RawJson {
+    let kept: Vec<(String, RawJson)> = members
+        .iter()
+        .filter(|(key, _)| key != "nodes" && key != "seeknal_state")
+        .filter_map(|(key, raw)| Some((key.to_string(), RawJson::parse(raw).ok()?)))
+        .collect();
+    RawJson::object(kept.iter().map(|(key, raw)| (key.as_str(), raw)))
+}
+
+struct NodeText<'a> {
+    id: NodeId,
+    raw: &'a str,
+    members: Members<'a>,
+}
+
+fn read_nodes<'a>(source: Source<'_>, nodes: Members<'a>) -> Result<Vec<NodeText<'a>>, StoreError> {
+    let read = |(key, raw): (std::borrow::Cow<'a, str>, &'a str)| {
+        let id = NodeId::new(&*key).map_err(|error| source.error(raw, error))?;
+        if !raw.starts_with('{') {
+            return Err(source.error(raw, format!("node {id:?} is no object")));
+        }
+        let members = text::members(raw).map_err(|error| source.parse_error(raw, &error))?;
+        Ok(NodeText { id, raw, members })
+    };
+    nodes.into_iter().map(read).collect()
+}
+
+fn read_foreign(source: Source<'_>, members: &Members<'_>, nodes: Option<&str>, base_seq: u64) -> Result<Document, StoreError> {
+    let version = Version(base_seq.saturating_add(1));
+    let node_members = match nodes {
+        Some(raw) => text::members(raw).map_err(|error| source.parse_error(raw, &error))?,
+        None => members.clone(),
+    };
+    let texts = read_nodes(source, node_members)?;
+    let order: Vec<NodeId> = texts.iter().map(|node| node.id.clone()).collect();
+    // A bare map has no top level: what stands there are its nodes.
+    let bare = nodes.is_none();
+    let no_members = Members::new();
+    let top_members = if bare { &no_members } else { members };
+    let top = read_top(top_members);
+    let top_id = match top.run_id {
+        Some(id) => id,
+        None => derived_id(source.text).map_err(|error| source.error(source.text, error))?,
+    };
+    let mut groups: BTreeMap<RunId, Vec<(NodeId, NodeState)>> = BTreeMap::new();
+    groups.entry(top_id.clone()).or_default();
+    for text in texts {
+        let node::Found { mut state, run } = node::read(&text.members);
+        state.extra = RawJson::parse(text.raw).ok();
+        state.version = version;
+        groups.entry(run.unwrap_or_else(|| top_id.clone())).or_default().push((text.id, state));
+    }
+    let mut ledger = Ledger::new();
+    for (id, nodes) in groups {
+        let mut header = RunHeader::new(derived_status(nodes.iter().map(|(_, node)| node)), DateTime::UNIX_EPOCH);
+        if id == top_id {
+            header.started_at = top.started_at;
+            header.finished_at = top.finished_at;
+            if let Some(status) = &top.status {
+                header.status = status.clone();
+            }
+            header.created_at = top.started_at.or_else(|| newest_stamp(&nodes)).unwrap_or(DateTime::UNIX_EPOCH);
+            header.extra = (!bare).then(|| kept_top(members));
+        } else {
+            header.created_at = oldest_stamp(&nodes).unwrap_or(DateTime::UNIX_EPOCH);
+        }
+        header.version = version;
+        ledger.restore_run(RunState::from_parts(id, header, version, version, nodes));
+    }
+    ledger.raise_seq(CommitSeq(version.0));
+    let shape = shape_of(top_members, order);
+    Ok(Document { ledger, generation: None, follows: None, is_ours: false, shape })
+}
+
+/// A run id made from the content: the same at every opening (FNV-1a).
+fn derived_id(text: &str) -> Result<RunId, crate::model::InputError> {
+    let hash =
+        text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    RunId::new(format!("run_{hash:016x}"))
+}
+
+/// Our own part of a document.
+#[derive(Deserialize)]
+struct OwnPart<'a> {
+    #[serde(borrow)]
+    checksum: Option<&'a RawValue>,
+    generation: String,
+    #[serde(default)]
+    follows: Option<String>,
+    last_seq: u64,
+    #[serde(default)]
+    run_version: Version,
+    #[serde(borrow, default)]
+    run: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    nodes: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    history: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    coverage: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    covered_partitions: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    last_success: Option<&'a RawValue>,
+}
+
+fn read_ours(source: Source<'_>, members: &Members<'_>, state: &str) -> Result<Document, StoreError> {
+    let own = text::members(state).map_err(|error| source.parse_error(state, &error))?;
+    let format = get(&own, "format").and_then(|raw| raw.parse::<u32>().ok());
+    match format {
+        Some(format) if format <= FORMAT => {}
+        Some(format) => {
+            return Err(StoreError::not_applied(
+                StoreErrorKind::NewerFormat,
+                format!(
+                    "{}: format {format} is newer than this program knows ({FORMAT}); use the newer seeknal",
+                    source.path.display()
+                ),
+            ));
+        }
+        None => return Err(source.error(state, "`seeknal_state` does not say its `format`")),
+    }
+    let part: OwnPart<'_> = serde_json::from_str(state).map_err(|error| source.parse_error(state, &error))?;
+    let last_seq = part.last_seq;
+    let mut runs: BTreeMap<RunId, Building> = BTreeMap::new();
+    if let Some(history) = part.history {
+        let elements = text::elements(history.get()).ok_or_else(|| source.error(history.get(), "`history` is no list"))?;
+        for raw in elements {
+            let (id, run) = read_history(source, raw)?;
+            runs.insert(id, run);
+        }
+    }
+    let top = read_top(members);
+    let mut top_id = None;
+    if let Some(own_run) = part.run {
+        let (id, run) = read_own_run(source, members, top, own_run.get(), part.run_version)?;
+        top_id = Some(id.clone());
+        runs.insert(id, run);
+    }
+    let order = read_our_nodes(source, members, &part, top_id.as_ref(), &mut runs)?;
+    let mut ledger = Ledger::new();
+    for (id, run) in runs {
+        ledger.restore_run(RunState::from_parts(id, run.header, run.version, run.created, run.nodes));
+    }
+    for (node, retained) in read_retained(source, &part)? {
+        ledger.restore_retained(&node, &retained);
+    }
+    ledger.raise_seq(CommitSeq(last_seq));
+    let untouched = part.checksum.is_some_and(|sum| is_untouched(source, sum.get()));
+    Ok(Document {
+        ledger,
+        generation: untouched.then_some(part.generation),
+        follows: part.follows,
+        is_ours: true,
+        shape: shape_of(members, order),
+    })
+}
+
+/// Whether the bytes are those that we wrote: an editor, or a tool that wrote them anew, makes another document of it.
+fn is_untouched(source: Source<'_>, sum: &str) -> bool {
+    let Some(told) = string(sum).and_then(|text| u32::from_str_radix(&text, 16).ok()) else { return false };
+    let at = source.offset(sum) + 1;
+    let (Some(before), Some(after)) = (source.text.as_bytes().get(..at), source.text.as_bytes().get(at + NO_CHECKSUM.len()..))
+    else {
+        return false;
+    };
+    checksum(before, after) == told
+}
+
+/// The checksum of a document from what lies before and behind its place.
+pub(super) fn checksum(before: &[u8], after: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(before), NO_CHECKSUM.as_bytes()), after)
+}
+
+fn read_history(source: Source<'_>, raw: &str) -> Result<(RunId, Building), StoreError> {
+    #[derive(Deserialize)]
+    struct Run<'a> {
+        run_id: RunId,
+        run_version: Version,
+        created_version: Version,
+        #[serde(borrow)]
+        nodes: HashMap<NodeId, &'a RawValue>,
+    }
+    let fail = |error| source.parse_error(raw, &error);
+    let run: Run<'_> = serde_json::from_str(raw).map_err(fail)?;
+    let header: RunHeader = serde_json::from_str(raw).map_err(fail)?;
+    let node = |(id, raw): (NodeId, &RawValue)| {
+        serde_json::from_str::<NodeState>(raw.get()).map(|node| (id, node)).map_err(|error| source.parse_error(raw.get(), &error))
+    };
+    let nodes = run.nodes.into_iter().map(node).collect::<Result<_, _>>()?;
+    Ok((run.run_id, Building { header, version: run.run_version, created: run.created_version, nodes }))
+}
+
+fn read_own_run(
+    source: Source<'_>,
+    members: &Members<'_>,
+    top: Top,
+    own: &str,
+    version: Version,
+) -> Result<(RunId, Building), StoreError> {
+    let fail = |error| source.parse_error(own, &error);
+    let own_members = text::members(own).map_err(fail)?;
+    let mut header = RunHeader::new(top.status.unwrap_or(RunStatus::Pending), DateTime::UNIX_EPOCH);
+    header.started_at = top.started_at;
+    header.finished_at = top.finished_at;
+    header.version = version;
+    let (mut id, mut created) = (top.run_id, version);
+    for (key, raw) in own_members {
+        let fail = |error| source.parse_error(raw, &error);
+        match &*key {
+            "run_id" => id = Some(serde_json::from_str(raw).map_err(fail)?),
+            "created_version" => created = serde_json::from_str(raw).map_err(fail)?,
+            "header_version" => header.version = serde_json::from_str(raw).map_err(fail)?,
+            "created_at" => header.created_at = serde_json::from_str(raw).map_err(fail)?,
+            "status" => header.status = serde_json::from_str(raw).map_err(fail)?,
+            "started_at" => header.started_at = serde_json::from_str(raw).map_err(fail)?,
+            "finished_at" => header.finished_at = serde_json::from_str(raw).map_err(fail)?,
+            "worker" => header.worker = serde_json::from_str(raw).map_err(fail)?,
+            "metadata" => header.metadata = serde_json::from_str(raw).map_err(fail)?,
+            "kept" if raw == "true" => header.extra = Some(kept_top(members)),
+            _ => {}
+        }
+    }
+    let id = id.ok_or_else(|| source.error(source.text, "the top level names no run: `run_id` is missing or no text"))?;
+    Ok((id, Building { header, version, created, nodes: Vec::new() }))
+}
+
+/// Puts every node where it belongs; answers with the order in which they stood.
+fn read_our_nodes(
+    source: Source<'_>,
+    members: &Members<'_>,
+    part: &OwnPart<'_>,
+    top_id: Option<&RunId>,
+    runs: &mut BTreeMap<RunId, Building>,
+) -> Result<Vec<NodeId>, StoreError> {
+    let Some(nodes) = get(members, "nodes") else { return Ok(Vec::new()) };
+    let beside: HashMap<_, _> = match part.nodes {
+        Some(raw) => text::members(raw.get()).map_err(|error| source.parse_error(raw.get(), &error))?.into_iter().collect(),
+        None => HashMap::new(),
+    };
+    let texts = read_nodes(source, text::members(nodes).map_err(|error| source.parse_error(nodes, &error))?)?;
+    let mut order = Vec::with_capacity(texts.len());
+    for text in texts {
+        order.push(text.id.clone());
+        let node::Found { mut state, mut run } = node::read(&text.members);
+        state.version = part.run_version;
+        // A node of which nothing is told beside was put in by somebody else.
+        let mut keep = true;
+        if let Some(raw) = beside.get(text.id.as_str()) {
+            keep = false;
+            for (field, raw) in text::members(raw).map_err(|error| source.parse_error(raw, &error))? {
+                let fail = |error| source.parse_error(raw, &error);
+                match &*field {
+                    "run_id" => run = Some(serde_json::from_str(raw).map_err(fail)?),
+                    "kept" => keep = raw == "true",
+                    field => node::set(&mut state, field, raw).map_err(fail)?,
+                }
+            }
+        }
+        if keep {
+            state.extra = RawJson::parse(text.raw).ok();
+        }
+        let Some(run) = run.or_else(|| top_id.cloned()) else {
+            return Err(source.error(text.raw, format!("node {:?} belongs to no run", text.id)));
+        };
+        let version = Version(part.last_seq);
+        let building = runs.entry(run).or_insert_with(|| {
+            let created_at = state.started_at.or(state.finished_at).unwrap_or(DateTime::UNIX_EPOCH);
+            let mut header = RunHeader::new(derived_status(std::iter::once(&state)), created_at);
+            header.version = version;
+            Building { header, version, created: version, nodes: Vec::new() }
+        });
+        building.nodes.push((text.id, state));
+    }
+    Ok(order)
+}
+
+fn read_retained(source: Source<'_>, part: &OwnPart<'_>) -> Result<BTreeMap<NodeId, Retained>, StoreError> {
+    fn map<'a, T: Deserialize<'a>>(source: Source<'_>, raw: Option<&'a RawValue>) -> Result<BTreeMap<NodeId, T>, StoreError> {
+        let Some(raw) = raw else { return Ok(BTreeMap::new()) };
+        serde_json::from_str(raw.get()).map_err(|error| source.parse_error(raw.get(), &error))
+    }
+    let mut all: BTreeMap<NodeId, Retained> = BTreeMap::new();
+    for (node, intervals) in map::<IntervalSet>(source, part.coverage)? {
+        all.entry(node).or_default().coverage.intervals = intervals;
+    }
+    for (node, partitions) in map::<std::collections::BTreeSet<PartitionKey>>(source, part.covered_partitions)? {
+        let coverage: &mut NodeCoverage = &mut all.entry(node).or_default().coverage;
+        coverage.partitions = partitions;
+    }
+    for (node, success) in map::<LastSuccess>(source, part.last_success)? {
+        all.entry(node).or_default().last_success = Some(success);
+    }
+    Ok(all)
+}

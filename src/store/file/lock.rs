@@ -1,0 +1,135 @@
+//! Who may write: the operating system's lock on `run_state.json.lock`, and how far tokens and sequence numbers were given out.
+//!
+//! The lock belongs to the open file, so that two openings in one process exclude each other as two processes do; it ends with the
+//! process, however that ends. The file is never renamed and never deleted.
+
+use std::ops::Range;
+use std::path::Path;
+use std::time::Duration;
+
+use super::paths::Paths;
+use crate::model::ProcessInfo;
+use crate::store::highwater::{HighWater, HighWaterFile};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// How many sequence numbers are reserved with one sync: hours of writing at full speed.
+const SEQ_BLOCK: u64 = 10_000_000;
+
+/// The lock, held.
+#[derive(Debug)]
+pub(super) struct Lock {
+    file: HighWaterFile,
+    value: HighWater,
+}
+
+impl Lock {
+    /// Takes the lock and writes down who has it.
+    pub(super) fn acquire(paths: &Paths, process: &ProcessInfo) -> Result<Self, StoreError> {
+        let mut lock = Self::acquire_unnamed(paths)?;
+        lock.value.holder = Some(process.clone());
+        lock.file.write(&lock.value)?;
+        Ok(lock)
+    }
+
+    /// Takes the lock and changes nothing.
+    pub(super) fn acquire_unnamed(paths: &Paths) -> Result<Self, StoreError> {
+        let mut file = HighWaterFile::open(&paths.lock)?;
+        // Somebody who only asks whether the lock is held has it for an instant.
+        const ASKED: u32 = 20;
+        let mut taken = file.try_lock()?;
+        for _ in 0..ASKED {
+            if taken {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            taken = file.try_lock()?;
+        }
+        if !taken {
+            return Err(busy(&paths.document, file.read().ok().and_then(|value| value.holder).as_ref()));
+        }
+        let value = file.read()?;
+        Ok(Self { file, value })
+    }
+
+    /// The highest sequence number that may have been used.
+    pub(super) fn seq(&self) -> u64 {
+        self.value.seq
+    }
+
+    /// The highest token that may have been given out.
+    pub(super) fn token(&self) -> u64 {
+        self.value.token
+    }
+
+    /// Makes sure that sequence numbers up to this one may be used; synced before it returns.
+    pub(super) fn cover_seq(&mut self, seq: u64) -> Result<(), StoreError> {
+        if seq <= self.value.seq {
+            return Ok(());
+        }
+        self.put(HighWater { seq: seq.saturating_add(SEQ_BLOCK), ..self.value.clone() })
+    }
+
+    /// Gives out tokens; synced before it returns.
+    pub(super) fn reserve_tokens(&mut self, count: u64) -> Result<Range<u64>, StoreError> {
+        let start = self.value.token.saturating_add(1);
+        let end = start.checked_add(count).ok_or_else(|| {
+            StoreError::not_applied(StoreErrorKind::Input, format!("{count} fencing tokens are more than there are left"))
+        })?;
+        self.put(HighWater { token: end - 1, ..self.value.clone() })?;
+        Ok(start..end)
+    }
+
+    /// Writes what was really used, takes the holder's name out, and gives the lock back.
+    pub(super) fn release(mut self, seq: Option<u64>) -> Result<(), StoreError> {
+        let seq = seq.unwrap_or(self.value.seq);
+        let written = self.put(HighWater { seq, holder: None, ..self.value.clone() });
+        self.file.unlock()?;
+        written
+    }
+
+    fn put(&mut self, value: HighWater) -> Result<(), StoreError> {
+        self.file.write(&value)?;
+        self.value = value;
+        Ok(())
+    }
+}
+
+/// What can be seen of the lock without taking it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seen {
+    /// Whether somebody has the state open for writing.
+    pub(super) held: bool,
+    pub(super) value: HighWater,
+}
+
+/// Looks whether a writer lives, changing nothing.
+pub(super) fn look(path: &Path) -> Result<Seen, StoreError> {
+    if !path.try_exists().map_err(|error| StoreError::io(path.display(), error))? {
+        return Ok(Seen::default());
+    }
+    let fail = |error| StoreError::io(path.display(), error);
+    let file = std::fs::File::open(path).map_err(fail)?;
+    // A shared lock for an instant: a writer that starts just now tries again.
+    let held = match file.try_lock_shared() {
+        Ok(()) => {
+            file.unlock().map_err(fail)?;
+            false
+        }
+        Err(std::fs::TryLockError::WouldBlock) => true,
+        Err(std::fs::TryLockError::Error(error)) => return Err(fail(error)),
+    };
+    let value = HighWaterFile::peek(path)?;
+    Ok(Seen { held, value })
+}
+
+/// Another process writes: who, and where to look.
+pub(super) fn busy(document: &Path, holder: Option<&ProcessInfo>) -> StoreError {
+    let who = holder.map_or_else(|| "another process".to_owned(), ToString::to_string);
+    StoreError::not_applied(
+        StoreErrorKind::Busy,
+        format!(
+            "{} is open for writing by {who}; the file backend has one writer at a time. See `seeknal state locks`; stop it, or use the database backend",
+            document.display()
+        ),
+    )
+}

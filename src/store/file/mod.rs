@@ -1,0 +1,379 @@
+//! The state in a folder: `run_state.json`, which people and other programs read, and a journal beside it, which makes every commit durable.
+//!
+//! - **Document** (`run_state.json`): the guide's shape, or Seeknal's own where the file came from there. Written whole by checkpoints.
+//! - **Journal** (`run_state.json.journal`): every accepted entry, synced before it is answered. It continues the document; opening replays it.
+//! - **Lock** (`run_state.json.lock`): one process writes; any number may read beside it. It also remembers how far fencing tokens and
+//!   sequence numbers were given out, which no restored backup brings back.
+//! - **Previous** (`run_state.json.prev`): the last document of ours, for the day on which another program rewrites the present one.
+//!
+//! A run that a foreign file does not give a status has the one that its nodes tell: one failed, it is `failed`; one running, `running`;
+//! all ended, `success`; else `pending`. It was created when it started, or at its newest stamp, or (without any) at the epoch: never "now", so
+//! that every opening sees the same.
+
+mod checkpoint;
+mod document;
+mod document_write;
+mod journal;
+mod lock;
+mod node;
+mod paths;
+mod reader;
+mod record;
+mod recover;
+mod stamp;
+mod text;
+mod verify;
+mod writer;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use tokio::sync::oneshot;
+
+pub use self::verify::repair;
+
+use self::paths::Paths;
+use self::reader::Reader;
+use self::writer::{Op, Opened, Reply, Shared, Writer};
+use super::{
+    BackendOptions, BoxFuture, LeaseBook, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind,
+    VerifyReport,
+};
+use crate::model::{
+    Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, Ledger, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId,
+    RunPage, RunQuery, RunState, SystemClock,
+};
+
+/// The state in a folder, written by one process at a time and read by any number.
+///
+/// Commits are decided, written and synced by a thread of its own; dropping the backend closes it as [`close`](StateBackend::close) does, and waits.
+pub struct FileBackend {
+    paths: Paths,
+    access: Access,
+}
+
+enum Access {
+    Read(Arc<Reader>),
+    Write { phase: Mutex<Phase>, leases: Arc<LeaseBook> },
+}
+
+/// A writing backend's life.
+#[derive(Debug)]
+enum Phase {
+    New,
+    Open(Running),
+    Closed,
+}
+
+/// The writer's thread and how to reach it.
+#[derive(Debug)]
+struct Running {
+    sender: Sender<Op>,
+    thread: JoinHandle<()>,
+    shared: Arc<Shared>,
+    process: ProcessInfo,
+}
+
+impl fmt::Debug for FileBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileBackend")
+            .field("document", &self.paths.document)
+            .field("read_only", &self.is_read_only())
+            .finish_non_exhaustive()
+    }
+}
+
+impl FileBackend {
+    /// A backend on the options' folder; nothing is opened yet.
+    pub fn new(options: &BackendOptions) -> Self {
+        let paths = Paths::new(options.base());
+        let access = if options.is_read_only() {
+            Access::Read(Arc::new(Reader::new(paths.clone())))
+        } else {
+            Access::Write { phase: Mutex::new(Phase::New), leases: Arc::new(LeaseBook::new()) }
+        };
+        Self { paths, access }
+    }
+
+    /// Asks the writer, and waits for its answer.
+    fn ask<T: Send + 'static>(&self, op: impl FnOnce(Reply<T>) -> Op) -> BoxFuture<'_, Result<T, StoreError>> {
+        let sent = self.sender().and_then(|sender| {
+            let (reply, answer) = oneshot::channel();
+            sender.send(op(reply)).map_err(|_| StoreError::closed()).map(|()| answer)
+        });
+        Box::pin(async move {
+            // A writer that ended without an answer may have written before.
+            sent?.await.unwrap_or_else(|_| {
+                Err(StoreError::unknown(
+                    StoreErrorKind::Closed,
+                    "the writer of the state ended before it answered; open the state again",
+                ))
+            })
+        })
+    }
+
+    fn sender(&self) -> Result<Sender<Op>, StoreError> {
+        match &self.access {
+            Access::Read(reader) => Err(self.refuse_writing(reader)),
+            Access::Write { phase, .. } => match &*lock(phase) {
+                Phase::Open(running) => Ok(running.sender.clone()),
+                Phase::New => Err(not_open()),
+                Phase::Closed => Err(StoreError::closed()),
+            },
+        }
+    }
+
+    /// Why nothing is written here: this opening may only read, and perhaps somebody else writes.
+    fn refuse_writing(&self, reader: &Reader) -> StoreError {
+        match reader.lock() {
+            Ok(seen) if seen.held => lock::busy(&self.paths.document, seen.value.holder.as_ref()),
+            _ => StoreError::not_applied(
+                StoreErrorKind::ReadOnly,
+                format!("{} was opened for reading only; open it for writing", self.paths.document.display()),
+            ),
+        }
+    }
+
+    /// Asks the present state.
+    fn read<T: Send + 'static>(&self, read: impl FnOnce(&Ledger) -> T + Send + 'static) -> BoxFuture<'_, Result<T, StoreError>> {
+        match &self.access {
+            Access::Read(reader) => {
+                let reader = Arc::clone(reader);
+                blocking(move || Ok(read(&reader.view()?.ledger)))
+            }
+            Access::Write { phase, .. } => {
+                let found = match &*lock(phase) {
+                    Phase::Open(running) => Ok(Arc::clone(&running.shared)),
+                    Phase::New => Err(not_open()),
+                    Phase::Closed => Err(StoreError::closed()),
+                };
+                Box::pin(async move { Ok(read(&found?.ledger.load())) })
+            }
+        }
+    }
+}
+
+fn lock(phase: &Mutex<Phase>) -> MutexGuard<'_, Phase> {
+    // A phase is replaced in one assignment, so that a panicking holder leaves it whole.
+    phase.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn not_open() -> StoreError {
+    StoreError::not_applied(StoreErrorKind::Input, "the state is not open; call initialize first")
+}
+
+/// Does what may block beside the runtime's workers; at once where there is no runtime.
+fn blocking<'a, T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> BoxFuture<'a, Result<T, StoreError>> {
+    Box::pin(async move {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return work();
+        }
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+            Err(StoreError::not_applied(StoreErrorKind::Io, format!("reading the state was broken off: {error}")))
+        })
+    })
+}
+
+impl StateBackend for FileBackend {
+    fn name(&self) -> &str {
+        "file"
+    }
+
+    fn location(&self) -> String {
+        self.paths.document.display().to_string()
+    }
+
+    fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
+        match &self.access {
+            Access::Read(reader) => {
+                let reader = Arc::clone(reader);
+                blocking(move || {
+                    let view = reader.view()?;
+                    let mut report = OpenReport::new();
+                    for notice in &view.notices {
+                        report.notice(notice.clone());
+                    }
+                    Ok(report)
+                })
+            }
+            Access::Write { phase, leases } => Box::pin(async move {
+                if matches!(*lock(phase), Phase::Open(_)) {
+                    return Ok(OpenReport::new());
+                }
+                let process = ProcessInfo::current(SystemClock.now());
+                let (sender, operations) = channel();
+                let (told, opened) = oneshot::channel();
+                let (paths, named, own, leases) = (self.paths.clone(), process.clone(), sender.clone(), Arc::clone(leases));
+                let thread = std::thread::Builder::new()
+                    .name("seeknal-file-writer".to_owned())
+                    .spawn(move || match Writer::open(paths, &named, own, leases) {
+                        Ok(Opened { writer, report, shared }) => {
+                            // A caller who went away leaves nobody who could use it: the writer closes at once.
+                            if told.send(Ok((report, shared))).is_ok() {
+                                writer.run(operations);
+                            }
+                        }
+                        Err(error) => {
+                            let _caller_gone = told.send(Err(error));
+                        }
+                    })
+                    .map_err(|error| StoreError::io(self.paths.document.display(), error))?;
+                let ended =
+                    |_| Err(StoreError::not_applied(StoreErrorKind::Io, "the writer of the state ended while it opened it"));
+                let (report, shared) = opened.await.unwrap_or_else(ended)?;
+                *lock(phase) = Phase::Open(Running { sender, thread, shared, process });
+                Ok(report)
+            }),
+        }
+    }
+
+    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
+        self.ask(|reply| Op::Commit(batch, reply))
+    }
+
+    fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        let run = run.clone();
+        self.read(move |ledger| ledger.run(run.as_str()).cloned())
+    }
+
+    fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
+        let query = query.clone();
+        self.read(move |ledger| ledger.list(&query))
+    }
+
+    fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
+        match &self.access {
+            Access::Read(reader) => {
+                let reader = Arc::clone(reader);
+                blocking(move || reader.leases())
+            }
+            Access::Write { phase, .. } => {
+                let leases = match &*lock(phase) {
+                    Phase::Open(running) => Ok(running.shared.leases.list()),
+                    Phase::New => Err(not_open()),
+                    Phase::Closed => Err(StoreError::closed()),
+                };
+                Box::pin(async move { leases })
+            }
+        }
+    }
+
+    fn lease_store(&self) -> LeaseStore {
+        LeaseStore::Book(match &self.access {
+            Access::Read(_) => Arc::new(LeaseBook::new()),
+            Access::Write { leases, .. } => Arc::clone(leases),
+        })
+    }
+
+    fn reserve_tokens(&self, count: u64) -> BoxFuture<'_, Result<Range<u64>, StoreError>> {
+        self.ask(|reply| Op::Tokens(count, reply))
+    }
+
+    fn is_read_only(&self) -> bool {
+        matches!(self.access, Access::Read(_))
+    }
+
+    fn process(&self) -> Option<ProcessInfo> {
+        match &self.access {
+            Access::Read(_) => None,
+            Access::Write { phase, .. } => match &*lock(phase) {
+                Phase::Open(running) => Some(running.process.clone()),
+                Phase::New | Phase::Closed => None,
+            },
+        }
+    }
+
+    fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
+        match &self.access {
+            Access::Read(reader) => {
+                let reader = Arc::clone(reader);
+                blocking(move || {
+                    let seen = reader.lock()?;
+                    let holder = if seen.held { seen.value.holder } else { None };
+                    Ok(holder.map(|process| OpenProcess::new(process, Some(true))).into_iter().collect())
+                })
+            }
+            Access::Write { .. } => {
+                let own = self.process().map(|process| OpenProcess::new(process, Some(true)));
+                Box::pin(async move { Ok(own.into_iter().collect()) })
+            }
+        }
+    }
+
+    fn latest_node<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Option<(RunId, NodeState)>, StoreError>> {
+        let node = node.clone();
+        self.read(move |ledger| {
+            let run = ledger.runs_of_node(node.as_str()).next()?;
+            Some((run.id().clone(), run.node(node.as_str())?.clone()))
+        })
+    }
+
+    fn last_success<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Option<LastSuccess>, StoreError>> {
+        let node = node.clone();
+        self.read(move |ledger| ledger.last_success(node.as_str()))
+    }
+
+    fn coverage<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<NodeCoverage, StoreError>> {
+        let node = node.clone();
+        self.read(move |ledger| ledger.coverage(node.as_str()))
+    }
+
+    fn retained(&self) -> BoxFuture<'_, Result<Vec<(NodeId, Retained)>, StoreError>> {
+        self.read(|ledger| ledger.retained().into_iter().collect())
+    }
+
+    fn checkpoint(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        if self.is_read_only() {
+            return Box::pin(async { Ok(()) });
+        }
+        self.ask(Op::Checkpoint)
+    }
+
+    fn verify(&self) -> BoxFuture<'_, Result<VerifyReport, StoreError>> {
+        let paths = self.paths.clone();
+        blocking(move || verify::verify(&paths))
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        let Access::Write { phase, .. } = &self.access else { return Box::pin(async { Ok(()) }) };
+        let running = {
+            let mut phase = lock(phase);
+            match std::mem::replace(&mut *phase, Phase::Closed) {
+                Phase::Open(running) => Some(running),
+                Phase::New | Phase::Closed => None,
+            }
+        };
+        // The message is on its way before the future is first polled: dropping it does not stop the close.
+        let closed = running.map(|running| {
+            let (reply, answer) = oneshot::channel();
+            let sent = running.sender.send(Op::Close(Some(reply)));
+            (running.thread, sent.is_ok(), answer)
+        });
+        Box::pin(async move {
+            let Some((thread, sent, answer)) = closed else { return Ok(()) };
+            let result =
+                if sent { answer.await.unwrap_or_else(|_| Err(StoreError::closed())) } else { Err(StoreError::closed()) };
+            // It has answered: what is left of the thread is its return.
+            let _ended = thread.join();
+            result
+        })
+    }
+}
+
+impl Drop for FileBackend {
+    fn drop(&mut self) {
+        let Access::Write { phase, .. } = &self.access else { return };
+        let phase = std::mem::replace(&mut *lock(phase), Phase::Closed);
+        if let Phase::Open(running) = phase {
+            if running.sender.send(Op::Close(None)).is_ok() {
+                // A fault of this close has nobody to be told to; the journal holds everything.
+                let _ended = running.thread.join();
+            }
+        }
+    }
+}

@@ -1,0 +1,537 @@
+//! One node as a JSON object: read from every shape there is, and written so that what has not changed keeps its own words.
+//!
+//! A node from a foreign file keeps its whole object in [`NodeState::extra`]. On writing, each of its members is written as it was if
+//! it still means what the model says, else anew in its own style. What the object cannot say is told beside it, in `seeknal_state`,
+//! as an override: found by reading the written object again, so that opening gives back exactly what was written.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::stamp::{self, Style};
+use super::text::{self, Members, elements, get, string};
+use crate::model::{
+    Fingerprint, Interval, IntervalSet, Metadata, NodeId, NodeState, NodeStatus, PartitionKey, RawJson, RunId, time,
+};
+
+/// Whose words a document speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// The guide's shape, which is ours.
+    Guide,
+    /// Seeknal's own files.
+    Seeknal,
+}
+
+/// A node as it was found.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) state: NodeState,
+    /// The run that the object itself names.
+    pub(super) run: Option<RunId>,
+}
+
+/// Reads a node's object. A field that makes no sense is left at its default: its text stays in the object.
+pub(super) fn read(members: &Members<'_>) -> Found {
+    let status = get(members, "status").and_then(string).map_or(NodeStatus::Pending, |text| NodeStatus::parse(&text));
+    let mut node = NodeState::new(status);
+    let mut run = None;
+    let mut last_run = None;
+    let mut seconds = None;
+    for (key, raw) in members {
+        match &**key {
+            "run_id" => run = string(raw).and_then(|text| RunId::new(text).ok()),
+            "attempt" => node.attempt = raw.parse().unwrap_or(1),
+            "started_at" => node.started_at = stamp::from_json(raw),
+            "finished_at" => node.finished_at = stamp::from_json(raw),
+            "last_run" => last_run = stamp::from_json_or_epoch(raw),
+            "duration_ms" => node.duration_ms = raw.parse().ok(),
+            "duration" => seconds = millis(raw),
+            "row_count" => node.row_count = raw.parse().ok(),
+            "fingerprint" => node.fingerprint = fingerprint(raw),
+            "error" => node.error = string(raw).map(Arc::from),
+            "watermarks" => {
+                for (name, value) in notes(raw).iter() {
+                    node.watermarks.insert(name, value.clone());
+                }
+            }
+            "last_watermark" | "pg_last_watermark" if raw.starts_with('"') => {
+                if let Ok(value) = RawJson::parse(raw) {
+                    node.watermarks.insert(key, value);
+                }
+            }
+            "metadata" => node.metadata = notes(raw),
+            "completed_intervals" => node.intervals = Arc::new(intervals(raw)),
+            "completed_partitions" => node.partitions = Arc::new(partitions(raw)),
+            _ => {}
+        }
+    }
+    node.duration_ms = node.duration_ms.or(seconds);
+    if node.status.is_ended() {
+        node.finished_at = node.finished_at.or(last_run);
+    } else if node.status == NodeStatus::Running {
+        node.started_at = node.started_at.or(last_run);
+    }
+    Found { state: node, run }
+}
+
+fn notes(raw: &str) -> Metadata {
+    RawJson::parse(raw).ok().and_then(|raw| Metadata::from_raw(&raw)).unwrap_or_default()
+}
+
+fn fingerprint(raw: &str) -> Option<Fingerprint> {
+    Fingerprint::from_raw(RawJson::parse(raw).ok()?).ok()
+}
+
+/// Seconds with a fraction, as milliseconds.
+fn millis(raw: &str) -> Option<u64> {
+    let ms = (raw.parse::<f64>().ok()? * 1e3).round();
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked")]
+    (ms.is_finite() && (0.0..1e18).contains(&ms)).then_some(ms as u64)
+}
+
+fn interval(raw: &str) -> Option<Interval> {
+    let bounds = elements(raw)?;
+    let [start, end] = bounds.as_slice() else { return None };
+    Interval::new(stamp::from_json(start)?, stamp::from_json(end)?).ok()
+}
+
+fn intervals(raw: &str) -> IntervalSet {
+    elements(raw).unwrap_or_default().into_iter().filter_map(interval).collect()
+}
+
+fn partition(raw: &str) -> Option<PartitionKey> {
+    PartitionKey::new(string(raw)?).ok()
+}
+
+fn partitions(raw: &str) -> BTreeSet<PartitionKey> {
+    elements(raw).unwrap_or_default().into_iter().filter_map(partition).collect()
+}
+
+/// Where a node stands in the document that is written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// The node.
+    pub(super) id: &'a NodeId,
+    /// The run in which it got there.
+    pub(super) run: &'a RunId,
+    /// The run that the document's top level is about.
+    pub(super) top: &'a RunId,
+    /// Whose words are used.
+    pub(super) dialect: Dialect,
+}
+
+/// Members of an object as they are written, compact.
+pub(super) struct ObjectWriter<'a> {
+    out: &'a mut Vec<u8>,
+    empty: bool,
+}
+
+impl<'a> ObjectWriter<'a> {
+    pub(super) fn begin(out: &'a mut Vec<u8>) -> Self {
+        out.push(b'{');
+        Self { out, empty: true }
+    }
+
+    /// Begins a member; its value is to be written next.
+    pub(super) fn key(&mut self, key: &str) -> serde_json::Result<&mut Vec<u8>> {
+        if !self.empty {
+            self.out.push(b',');
+        }
+        self.empty = false;
+        serde_json::to_writer(&mut *self.out, key)?;
+        self.out.push(b':');
+        Ok(self.out)
+    }
+
+    pub(super) fn raw(&mut self, key: &str, raw: &str) -> serde_json::Result<()> {
+        self.key(key)?.extend_from_slice(raw.as_bytes());
+        Ok(())
+    }
+
+    pub(super) fn value(&mut self, key: &str, value: &(impl Serialize + ?Sized)) -> serde_json::Result<()> {
+        let out = self.key(key)?;
+        serde_json::to_writer(out, value)
+    }
+
+    pub(super) fn end(self) {
+        self.out.push(b'}');
+    }
+}
+
+/// What of a node its object does not say: names of fields and their values as JSON text.
+pub(super) type Overrides = Vec<(&'static str, String)>;
+
+/// Writes a node's object, and says what it leaves unsaid.
+pub(super) fn write(out: &mut Vec<u8>, node: &NodeState, place: Place<'_>) -> serde_json::Result<Overrides> {
+    let start = out.len();
+    match &node.extra {
+        None if place.dialect == Dialect::Guide => {
+            write_own(out, node, place)?;
+            if speaks_plainly(node) {
+                return Ok(Vec::new());
+            }
+        }
+        None => write_over(out, &Vec::new(), node, place)?,
+        Some(extra) => {
+            let members = text::members(extra.as_str()).unwrap_or_default();
+            write_over(out, &members, node, place)?;
+        }
+    }
+    let written = out.get(start..).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or("{}");
+    let found = read(&text::members(written)?);
+    unsaid(node, &found, place)
+}
+
+/// Whether all that our own shape writes of it reads back as it is.
+fn speaks_plainly(node: &NodeState) -> bool {
+    let plain = |stamp: Option<DateTime<Utc>>| stamp.is_none_or(time::is_storable);
+    plain(node.started_at)
+        && plain(node.finished_at)
+        && node.fingerprint.as_ref().is_none_or(|print| print.as_raw().as_str().starts_with(['"', '{']))
+}
+
+fn write_own(out: &mut Vec<u8>, node: &NodeState, place: Place<'_>) -> serde_json::Result<()> {
+    let mut object = ObjectWriter::begin(out);
+    object.value("run_id", place.run)?;
+    object.value("node_id", place.id)?;
+    object.value("status", &node.status)?;
+    if node.attempt != 1 {
+        object.value("attempt", &node.attempt)?;
+    }
+    object.value("duration_ms", &node.duration_ms)?;
+    object.value("row_count", &node.row_count)?;
+    if let Some(print) = &node.fingerprint {
+        object.raw("fingerprint", print.as_raw().as_str())?;
+    }
+    for (key, stamp) in [("started_at", node.started_at), ("finished_at", node.finished_at)] {
+        object.value(key, &stamp.map(time::format))?;
+    }
+    if let Some(error) = &node.error {
+        object.value("error", error)?;
+    }
+    for (key, notes) in [("watermarks", &node.watermarks), ("metadata", &node.metadata)] {
+        if !notes.is_empty() {
+            object.raw(key, notes.to_raw().as_str())?;
+        }
+    }
+    object.value("completed_intervals", &*node.intervals)?;
+    object.value("completed_partitions", &*node.partitions)?;
+    object.end();
+    Ok(())
+}
+
+/// What Seeknal's reader takes for granted, and then what it may find.
+const SEEKNAL_MEMBERS: &[&str] = &[
+    "hash",
+    "last_run",
+    "status",
+    "duration_ms",
+    "row_count",
+    "version",
+    "metadata",
+    "fingerprint",
+    "last_watermark",
+    "pg_last_watermark",
+    "completed_intervals",
+    "completed_partitions",
+];
+
+const GUIDE_MEMBERS: &[&str] = &[
+    "run_id",
+    "node_id",
+    "status",
+    "attempt",
+    "duration_ms",
+    "row_count",
+    "fingerprint",
+    "started_at",
+    "finished_at",
+    "error",
+    "watermarks",
+    "metadata",
+    "completed_intervals",
+    "completed_partitions",
+];
+
+/// Writes over an object that was found: its members in their order, then what it lacks.
+fn write_over(out: &mut Vec<u8>, members: &Members<'_>, node: &NodeState, place: Place<'_>) -> serde_json::Result<()> {
+    let mut object = ObjectWriter::begin(out);
+    for (key, raw) in members {
+        if let Some(text) = member(key, raw, members, node, place) {
+            object.raw(key, &text)?;
+        }
+    }
+    let lacking = match place.dialect {
+        Dialect::Guide => GUIDE_MEMBERS,
+        Dialect::Seeknal => SEEKNAL_MEMBERS,
+    };
+    for key in lacking {
+        if get(members, key).is_none() {
+            if let Some(text) = new_member(key, members, node, place) {
+                object.raw(key, &text)?;
+            }
+        }
+    }
+    object.end();
+    Ok(())
+}
+
+fn json(value: &(impl Serialize + ?Sized)) -> String {
+    // Texts, numbers and lists of them: nothing in them can fail to be written.
+    serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned())
+}
+
+/// The stamp that `last_run` tells: the end of what has ended, the start of what runs.
+fn last_run(node: &NodeState) -> Option<DateTime<Utc>> {
+    if node.status.is_ended() {
+        node.finished_at
+    } else if node.status == NodeStatus::Running {
+        node.started_at
+    } else {
+        None
+    }
+}
+
+/// A member that the object has, as it is written now; `None` drops it.
+fn member<'a>(key: &str, raw: &'a str, members: &Members<'_>, node: &NodeState, place: Place<'_>) -> Option<Cow<'a, str>> {
+    let seeknal = place.dialect == Dialect::Seeknal;
+    let keep = Some(Cow::Borrowed(raw));
+    let anew = |text: String| Some(Cow::Owned(text));
+    let number = |now: Option<u64>| match (raw.parse::<u64>().ok(), now) {
+        (was, now) if was == now => Some(Cow::Borrowed(raw)),
+        (_, Some(now)) => Some(Cow::Owned(now.to_string())),
+        (_, None) => Some(Cow::Borrowed(if seeknal { "0" } else { "null" })),
+    };
+    let stamp = |was: Option<DateTime<Utc>>, now: Option<DateTime<Utc>>, gone: &'static str| match now {
+        now if was == now => Some(Cow::Borrowed(raw)),
+        Some(now) => Some(Cow::Owned(json(&style_of(raw, place.dialect).format(now)))),
+        None => Some(Cow::Borrowed(gone)),
+    };
+    match key {
+        "run_id" => match string(raw) {
+            Some(text) if RunId::new(&*text).is_ok_and(|was| was != *place.run) => anew(json(place.run)),
+            _ => keep,
+        },
+        "status" => match string(raw).map_or(NodeStatus::Pending, |text| NodeStatus::parse(&text)) {
+            was if was == node.status => keep,
+            _ => anew(json(&node.status)),
+        },
+        "attempt" if raw.parse().unwrap_or(1_u32) != node.attempt => anew(node.attempt.to_string()),
+        "started_at" => stamp(stamp::from_json(raw), node.started_at, "null"),
+        "finished_at" => stamp(stamp::from_json(raw), node.finished_at, "null"),
+        "last_run" => match (stamp::from_json_or_epoch(raw), last_run(node)) {
+            // What is neither running nor ended says nothing by this stamp: it stays.
+            (_, None) if !node.status.is_ended() && node.status != NodeStatus::Running => keep,
+            (was, now) => stamp(was, now, "\"\""),
+        },
+        "duration_ms" => number(node.duration_ms),
+        "row_count" => number(node.row_count),
+        "duration" if get(members, "duration_ms").is_none() && millis(raw) != node.duration_ms => match node.duration_ms {
+            #[expect(clippy::cast_precision_loss, reason = "seconds with a fraction are what this shape has")]
+            Some(ms) => anew(json(&(ms as f64 / 1e3))),
+            None => anew("null".to_owned()),
+        },
+        "fingerprint" => match (&fingerprint(raw), &node.fingerprint) {
+            (was, now) if was == now => keep,
+            (_, Some(now)) => anew(shaped(now, raw.starts_with('{') || seeknal)),
+            (_, None) if seeknal => None,
+            (_, None) => anew("null".to_owned()),
+        },
+        "error" => match (string(raw), node.error.as_deref()) {
+            (was, now) if was.as_deref() == now => keep,
+            (_, now) => anew(json(&now)),
+        },
+        "metadata" if notes(raw) != node.metadata => anew(node.metadata.to_raw().as_str().to_owned()),
+        "watermarks" if notes(raw) != node.watermarks => anew(node.watermarks.to_raw().as_str().to_owned()),
+        "last_watermark" | "pg_last_watermark" => match node.watermarks.get(key) {
+            Some(now) if now.as_str() != raw => anew(now.as_str().to_owned()),
+            None if raw.starts_with('"') => anew("null".to_owned()),
+            _ => keep,
+        },
+        "completed_intervals" => match elements(raw) {
+            Some(listed) => {
+                let was: IntervalSet = listed.iter().copied().filter_map(interval).collect();
+                if was == *node.intervals { keep } else { anew(interval_list(&listed, &node.intervals, place.dialect)) }
+            }
+            None if node.intervals.is_empty() => keep,
+            None => anew(interval_list(&[], &node.intervals, place.dialect)),
+        },
+        "completed_partitions" => match elements(raw) {
+            Some(listed) => {
+                let was: BTreeSet<PartitionKey> = listed.iter().copied().filter_map(partition).collect();
+                if was == *node.partitions { keep } else { anew(partition_list(&listed, &node.partitions)) }
+            }
+            None if node.partitions.is_empty() => keep,
+            None => anew(partition_list(&[], &node.partitions)),
+        },
+        _ => keep,
+    }
+}
+
+/// A member that the object lacks; `None` leaves it out.
+fn new_member(key: &str, members: &Members<'_>, node: &NodeState, place: Place<'_>) -> Option<String> {
+    let seeknal = place.dialect == Dialect::Seeknal;
+    // A node that was found in another shape is only given what a reader of this one cannot do without.
+    let whole = seeknal && members.is_empty();
+    let style = if seeknal { Style::NAIVE } else { Style::ZONED };
+    let stamp = |stamp: Option<DateTime<Utc>>| stamp.map(|stamp| json(&style.format(stamp)));
+    let empty = |text: &str| whole.then(|| text.to_owned());
+    match key {
+        "run_id" => (place.run != place.top || members.is_empty()).then(|| json(place.run)),
+        "node_id" => members.is_empty().then(|| json(place.id)),
+        "hash" => Some("\"\"".to_owned()),
+        "last_run" => Some(stamp(last_run(node)).unwrap_or_else(|| "\"\"".to_owned())),
+        "status" => (seeknal || node.status != NodeStatus::Pending).then(|| json(&node.status)),
+        "attempt" => (node.attempt != 1).then(|| node.attempt.to_string()),
+        "duration_ms" if get(members, "duration").is_some() && !seeknal => None,
+        "duration_ms" => node.duration_ms.map(|ms| ms.to_string()).or_else(|| empty("0")),
+        "row_count" => node.row_count.map(|rows| rows.to_string()).or_else(|| empty("0")),
+        "version" => empty("1"),
+        "started_at" if node.status == NodeStatus::Running && get(members, "last_run").is_some() => None,
+        "finished_at" if node.status.is_ended() && get(members, "last_run").is_some() => None,
+        "started_at" => stamp(node.started_at),
+        "finished_at" => stamp(node.finished_at),
+        "fingerprint" => node.fingerprint.as_ref().map(|print| shaped(print, seeknal)),
+        "error" => node.error.as_ref().map(json),
+        "last_watermark" | "pg_last_watermark" => node
+            .watermarks
+            .get(key)
+            .filter(|value| value.as_str().starts_with('"'))
+            .map(|value| value.as_str().to_owned())
+            .or_else(|| empty("null")),
+        "watermarks" => {
+            let told = |name: &str| get(members, name).is_some();
+            node.watermarks.iter().any(|(name, _)| !told(name)).then(|| node.watermarks.to_raw().as_str().to_owned())
+        }
+        "metadata" if node.metadata.is_empty() => empty("{}"),
+        "metadata" => Some(node.metadata.to_raw().as_str().to_owned()),
+        "completed_intervals" if node.intervals.is_empty() => empty("[]"),
+        "completed_intervals" => Some(interval_list(&[], &node.intervals, place.dialect)),
+        "completed_partitions" if node.partitions.is_empty() => empty("[]"),
+        "completed_partitions" => Some(partition_list(&[], &node.partitions)),
+        _ => None,
+    }
+}
+
+fn style_of(raw: &str, dialect: Dialect) -> Style {
+    match string(raw) {
+        Some(text) if stamp::parse(&text).is_some() => Style::of(&text),
+        _ if dialect == Dialect::Seeknal => Style::NAIVE,
+        _ => Style::ZONED,
+    }
+}
+
+/// A fingerprint in the shape that is wanted: a text is put into an object where readers expect one.
+fn shaped(print: &Fingerprint, object: bool) -> String {
+    if object && !print.is_object() {
+        return format!("{{\"content_hash\":{}}}", print.as_raw().as_str());
+    }
+    print.as_raw().as_str().to_owned()
+}
+
+/// A list of intervals that says what the set says: elements that still hold stay as they are, in their order; what is gone is cut out
+/// of those that do not; what is new comes last, in the list's own style. Elements that are not understood stay.
+fn interval_list(listed: &[&str], now: &IntervalSet, dialect: Dialect) -> String {
+    let first = listed.iter().find_map(|raw| interval(raw).and_then(|_| elements(raw)?.first().copied()));
+    let style = first.map_or_else(|| style_of("null", dialect), |raw| style_of(raw, dialect));
+    let pair = |interval: Interval| json(&(style.format(interval.start()), style.format(interval.end())));
+    let mut told = IntervalSet::new();
+    let mut list: Vec<Cow<'_, str>> = Vec::with_capacity(listed.len() + 1);
+    for raw in listed {
+        match interval(raw) {
+            None => list.push(Cow::Borrowed(raw)),
+            Some(whole) if now.contains(whole) => {
+                told.insert(whole);
+                list.push(Cow::Borrowed(raw));
+            }
+            Some(cut) => {
+                let rest = now.intersection(&std::iter::once(cut).collect());
+                list.extend(rest.iter().map(|part| Cow::Owned(pair(part))));
+                told.extend(rest.iter());
+            }
+        }
+    }
+    list.extend(now.difference(&told).iter().map(|new| Cow::Owned(pair(new))));
+    format!("[{}]", list.join(","))
+}
+
+/// A list of partitions that says what the set says, in the order that it had; new ones come last.
+fn partition_list(listed: &[&str], now: &BTreeSet<PartitionKey>) -> String {
+    let mut told = BTreeSet::new();
+    let mut list: Vec<Cow<'_, str>> = Vec::with_capacity(now.len());
+    for raw in listed {
+        match partition(raw) {
+            None => list.push(Cow::Borrowed(raw)),
+            Some(key) if now.contains(&key) => {
+                list.push(Cow::Borrowed(raw));
+                told.insert(key);
+            }
+            Some(_) => {}
+        }
+    }
+    list.extend(now.difference(&told).map(|new| Cow::Owned(json(new))));
+    format!("[{}]", list.join(","))
+}
+
+/// The fields of a node that its written object does not give back.
+fn unsaid(node: &NodeState, found: &Found, place: Place<'_>) -> serde_json::Result<Overrides> {
+    let mut all: Overrides = Vec::new();
+    let told = &found.state;
+    if found.run.as_ref().unwrap_or(place.top) != place.run {
+        all.push(("run_id", serde_json::to_string(place.run)?));
+    }
+    macro_rules! unless_same {
+        ($($field:ident),+) => {
+            $(if node.$field != told.$field {
+                all.push((stringify!($field), serde_json::to_string(&node.$field)?));
+            })+
+        };
+    }
+    unless_same!(
+        status,
+        attempt,
+        started_at,
+        finished_at,
+        duration_ms,
+        row_count,
+        fingerprint,
+        error,
+        watermarks,
+        metadata,
+        intervals,
+        partitions
+    );
+    Ok(all)
+}
+
+/// Sets a field of a node from an override. Fields that are not known are passed over: another version may have written them.
+pub(super) fn set(node: &mut NodeState, field: &str, raw: &str) -> serde_json::Result<()> {
+    macro_rules! read_field {
+        ($($name:ident),+) => {
+            match field {
+                $(stringify!($name) => node.$name = serde_json::from_str(raw)?,)+
+                _ => {}
+            }
+        };
+    }
+    read_field!(
+        status,
+        attempt,
+        started_at,
+        finished_at,
+        duration_ms,
+        row_count,
+        fingerprint,
+        error,
+        watermarks,
+        metadata,
+        intervals,
+        partitions,
+        version
+    );
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! Where the files of one state lie, and the small file operations that they share.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+
+use crate::store::StoreError;
+
+/// The name of the document; every other name begins with it.
+const DOCUMENT: &str = "run_state.json";
+
+/// What the names of unfinished documents begin with. Whoever holds the lock may sweep them.
+const TEMPORARY: &str = ".run_state.json.tmp-";
+
+/// The files of one state.
+#[derive(Debug, Clone)]
+pub(super) struct Paths {
+    /// The folder of all of them.
+    pub(super) base: PathBuf,
+    /// `run_state.json`.
+    pub(super) document: PathBuf,
+    /// The journal that continues the document.
+    pub(super) journal: PathBuf,
+    /// The journal that continues the document which is being written.
+    pub(super) next: PathBuf,
+    /// The lock, its holder, and how far numbers were given out.
+    pub(super) lock: PathBuf,
+    /// A link to the last document of ours.
+    pub(super) previous: PathBuf,
+    /// The bare map of the oldest runner; only ever read.
+    pub(super) bare: PathBuf,
+}
+
+impl Paths {
+    pub(super) fn new(base: &Path) -> Self {
+        let beside = |end: &str| base.join(format!("{DOCUMENT}{end}"));
+        Self {
+            base: base.to_owned(),
+            document: beside(""),
+            journal: beside(".journal"),
+            next: beside(".journal.next"),
+            lock: beside(".lock"),
+            previous: beside(".prev"),
+            bare: base.join("state").join("execution_state.json"),
+        }
+    }
+
+    /// A name that is free, for a file that is set aside: `<file>.<why>-<UTC>`.
+    pub(super) fn aside(file: &Path, why: &str, now: DateTime<Utc>) -> PathBuf {
+        let stamp = now.format("%Y%m%dT%H%M%S%.6fZ");
+        let mut name = file.as_os_str().to_owned();
+        name.push(format!(".{why}-{stamp}"));
+        let mut free = PathBuf::from(&name);
+        let mut count = 1_u32;
+        while free.symlink_metadata().is_ok() {
+            let mut next = name.clone();
+            next.push(format!("-{count}"));
+            free = PathBuf::from(next);
+            count = count.saturating_add(1);
+        }
+        free
+    }
+
+    /// A name for an unfinished document, in the same folder, that nobody else uses.
+    pub(super) fn temporary(&self) -> PathBuf {
+        self.base.join(format!("{TEMPORARY}{}", uuid::Uuid::now_v7().simple()))
+    }
+
+    /// Removes unfinished documents that a crash left behind; only for the holder of the lock. Says how many.
+    pub(super) fn sweep(&self) -> Result<usize, StoreError> {
+        let fail = |error| StoreError::io(self.base.display(), error);
+        let mut swept = 0;
+        for entry in std::fs::read_dir(&self.base).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY)) {
+                remove(&entry.path())?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Unfinished documents that lie in the folder.
+    pub(super) fn unfinished(&self) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(&self.base) else { return Vec::new() };
+        entries
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY)))
+            .map(|entry| entry.path())
+            .collect()
+    }
+
+    /// Makes renames and new names in the folder durable.
+    pub(super) fn sync_folder(&self) -> Result<(), StoreError> {
+        let folder = if self.base.as_os_str().is_empty() { Path::new(".") } else { &self.base };
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| StoreError::io(folder.display(), error))
+    }
+}
+
+/// Which file it is and how it looked: whoever writes or replaces it changes this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    seconds: i64,
+    nanos: i64,
+}
+
+impl Identity {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            seconds: metadata.mtime(),
+            nanos: metadata.mtime_nsec(),
+        }
+    }
+
+    /// The file at a path; `None` if there is none.
+    pub(super) fn at(path: &Path) -> Result<Option<Self>, StoreError> {
+        match std::fs::metadata(path) {
+            Ok(metadata) => Ok(Some(Self::of(&metadata))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io(path.display(), error)),
+        }
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// When it was written last, in milliseconds since the epoch.
+    pub(super) fn changed_ms(&self) -> i64 {
+        self.seconds.saturating_mul(1000).saturating_add(self.nanos / 1_000_000)
+    }
+}
+
+/// A file's bytes and which file they came from; `None` if there is none.
+pub(super) fn read(path: &Path) -> Result<Option<(Vec<u8>, Identity)>, StoreError> {
+    let fail = |error| StoreError::io(path.display(), error);
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(fail(error)),
+    };
+    let metadata = file.metadata().map_err(fail)?;
+    if !metadata.is_file() {
+        return Err(fail(std::io::Error::other("it is not a plain file")));
+    }
+    let mut bytes = Vec::new();
+    // One byte more than there should be: a file that grew meanwhile is not cut in silence.
+    bytes
+        .try_reserve_exact(usize::try_from(metadata.len()).unwrap_or(usize::MAX).saturating_add(1))
+        .map_err(|_| fail(ErrorKind::OutOfMemory.into()))?;
+    std::io::Read::read_to_end(&mut &file, &mut bytes).map_err(fail)?;
+    Ok(Some((bytes, Identity::of(&metadata))))
+}
+
+/// Removes a file; one that is gone already is fine.
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(StoreError::io(path.display(), error)),
+        _ => Ok(()),
+    }
+}
+
+/// Renames a file, without the folder's sync.
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
+    std::fs::rename(from, to).map_err(|error| StoreError::io(format!("{} to {}", from.display(), to.display()), error))
+}
+
+/// Writes a new file and syncs it; on failure nothing is left behind.
+pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<Identity, StoreError> {
+    let write = || -> std::io::Result<Identity> {
+        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        Ok(Identity::of(&file.metadata()?))
+    };
+    write().map_err(|error| {
+        // The first fault is the one to tell; a leftover is swept at the next open.
+        let _left_for_the_sweep = remove(path);
+        StoreError::io(path.display(), error)
+    })
+}

@@ -1,0 +1,109 @@
+//! Reading without the lock, beside a live writer or after one: nothing is made, recovered or changed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::lock::{self, Seen};
+use super::paths::{Identity, Paths};
+use super::recover;
+use crate::model::{Clock, LeaseRecord, Ledger, SystemClock};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// How often a state that is seen apart (a writer is checkpointing just now) is read again.
+const ATTEMPTS: u32 = 50;
+/// How long to wait before reading again.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Files that changed this recently may change again within the same tick of the file system's clock: what was read is not kept.
+const TICK_OF_STAMPS: i64 = 50;
+
+/// The files as they looked when they were read.
+type Look = [Option<Identity>; 4];
+
+/// What was read.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) ledger: Ledger,
+    pub(super) leases: Vec<LeaseRecord>,
+    pub(super) notices: Vec<String>,
+    pub(super) replayed: usize,
+}
+
+/// A reader that remembers what it read as long as the files stay as they are.
+#[derive(Debug)]
+pub(super) struct Reader {
+    paths: Paths,
+    last: Mutex<Option<(Look, Arc<View>)>>,
+}
+
+impl Reader {
+    pub(super) fn new(paths: Paths) -> Self {
+        Self { paths, last: Mutex::new(None) }
+    }
+
+    /// The present state.
+    pub(super) fn view(&self) -> Result<Arc<View>, StoreError> {
+        let look = look(&self.paths)?;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, view)) = &*last {
+            if *at == look {
+                return Ok(Arc::clone(view));
+            }
+        }
+        let view = Arc::new(load(&self.paths)?);
+        *last = is_settled(&look).then(|| (look, Arc::clone(&view)));
+        Ok(view)
+    }
+
+    /// The leases that a live writer noted; none without one.
+    pub(super) fn leases(&self) -> Result<Vec<LeaseRecord>, StoreError> {
+        let held = lock::look(&self.paths.lock)?.held;
+        Ok(if held { self.view()?.leases.clone() } else { Vec::new() })
+    }
+
+    /// What can be seen of the lock.
+    pub(super) fn lock(&self) -> Result<Seen, StoreError> {
+        lock::look(&self.paths.lock)
+    }
+}
+
+fn look(paths: &Paths) -> Result<Look, StoreError> {
+    Ok([Identity::at(&paths.document)?, Identity::at(&paths.journal)?, Identity::at(&paths.next)?, Identity::at(&paths.bare)?])
+}
+
+fn is_settled(look: &Look) -> bool {
+    let now = SystemClock.now().timestamp_millis();
+    look.iter().flatten().all(|identity| now.saturating_sub(identity.changed_ms()) > TICK_OF_STAMPS)
+}
+
+/// Reads document and journals; again, if a writer moved them meanwhile.
+fn load(paths: &Paths) -> Result<View, StoreError> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let seen = lock::look(&paths.lock)?;
+        let found = recover::read(paths, seen.value.seq);
+        let settled = match &found {
+            Ok(state) => state.strangers.is_empty(),
+            Err(error) => error.kind() != StoreErrorKind::Corrupt,
+        };
+        // Without a writer nothing moves: what is apart is apart.
+        if settled || !seen.held || attempt == ATTEMPTS {
+            let mut state = found?;
+            for (journal, records) in &state.strangers {
+                state.notices.push(format!(
+                    "{} does not belong to {}: the document wins; its {records} records will be set aside when the state is opened for writing",
+                    journal.display(),
+                    paths.document.display()
+                ));
+            }
+            if let (Some((from, to)), false) = (state.active.as_ref().and_then(|active| active.torn), seen.held) {
+                state.notices.push(format!(
+                    "the last record of the journal is torn ({} bytes at byte {from}); it was never acknowledged, and is cut when the state is opened for writing",
+                    to - from
+                ));
+            }
+            return Ok(View { ledger: state.ledger, leases: state.leases, notices: state.notices, replayed: state.replayed });
+        }
+        std::thread::sleep(PAUSE);
+    }
+}

@@ -1,0 +1,423 @@
+//! Reading a state back: the document, and the journals that continue it, whatever a crash or an operator left beside it.
+//!
+//! | document | journal | next journal | meaning |
+//! |---|---|---|---|
+//! | G | of G | none | the journal is replayed |
+//! | G | of G | of H, follows G | a checkpoint had begun: both are replayed, the document H is still to be written |
+//! | H | of G | of H, follows G | it had come as far as the document's name: the next journal takes the place of the spent one |
+//! | H follows G | of G | none | the journal is spent |
+//! | any other | of G | | the document wins, the journal is set aside |
+//!
+//! Reading changes nothing: what is to be put right is told in [`State`], and done by [`heal`] under the lock.
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+
+use super::document::{self, Document, Shape};
+use super::journal::{HEADER_LEN, Header, Journal, Kind, Stored, frame_at, frame_behind, last_written, lines};
+use super::paths::{self, Identity, Paths};
+use super::record::{Leases, Record};
+use crate::model::{CommitSeq, LeaseRecord, Ledger, NodeId, NodeState, RunState};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// Everything that lies there, as one state.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) ledger: Ledger,
+    pub(super) shape: Shape,
+    /// The document that is there.
+    pub(super) document: Option<Identity>,
+    /// Whether it carries our own part.
+    pub(super) is_ours: bool,
+    /// Its generation, if it is ours and untouched.
+    pub(super) generation: Option<String>,
+    /// The last sequence number that the document knows as used.
+    pub(super) document_seq: u64,
+    /// The journal to go on with.
+    pub(super) active: Option<Active>,
+    /// The document that a checkpoint did not finish.
+    pub(super) pending: Option<Pending>,
+    /// Journals that belong to another document, with the number of their records.
+    pub(super) strangers: Vec<(PathBuf, usize)>,
+    /// Journals that are done with.
+    pub(super) spent: Vec<PathBuf>,
+    /// The leases that were noted last.
+    pub(super) leases: Vec<LeaseRecord>,
+    pub(super) notices: Vec<String>,
+    /// How many records were replayed.
+    pub(super) replayed: usize,
+}
+
+/// The journal to go on with.
+#[derive(Debug)]
+pub(super) struct Active {
+    stored: Stored,
+    pub(super) header: Header,
+    /// Where the next frame goes.
+    end: usize,
+    frames: u64,
+    /// The last record in it.
+    pub(super) tail: u64,
+    /// Bytes of a torn frame behind the end.
+    pub(super) torn: Option<(usize, usize)>,
+}
+
+/// A document that is still to be written.
+#[derive(Debug, Clone)]
+pub(super) struct Pending {
+    pub(super) ledger: Ledger,
+    pub(super) generation: String,
+    pub(super) follows: String,
+}
+
+/// Reads the state. `highest_seq` is the highest sequence number that may have been used.
+pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError> {
+    let found = paths::read(&paths.document)?;
+    let journal = Stored::read(&paths.journal)?;
+    let next = Stored::read(&paths.next)?;
+    let Some((bytes, identity)) = found else { return without_document(paths, highest_seq, [journal, next]) };
+    let mut notices = Vec::new();
+    let name = paths.document.display();
+    let document = document::read(&paths.document, &bytes, highest_seq)?;
+    let document = if document.is_ours {
+        if document.generation.is_none() {
+            notices.push(format!("{name} was edited since it was written; it is taken as it is now"));
+        }
+        document
+    } else {
+        with_previous(paths, &bytes, document, highest_seq, &mut notices)?
+    };
+    drop(bytes);
+    let mut state = State {
+        document_seq: document.ledger.seq().0,
+        ledger: document.ledger,
+        shape: document.shape,
+        document: Some(identity),
+        is_ours: document.is_ours,
+        generation: document.generation,
+        active: None,
+        pending: None,
+        strangers: Vec::new(),
+        spent: Vec::new(),
+        leases: Vec::new(),
+        notices,
+        replayed: 0,
+    };
+    join_journals(&mut state, document.follows.as_deref(), journal, next)?;
+    state.ledger.raise_seq(CommitSeq(highest_seq));
+    Ok(state)
+}
+
+fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 2]) -> Result<State, StoreError> {
+    let mut spent = Vec::new();
+    for journal in journals.into_iter().flatten() {
+        let records = journal.count_records();
+        if records > 0 {
+            return Err(StoreError::not_applied(
+                StoreErrorKind::Corrupt,
+                format!(
+                    "{} is missing, but its journal {} is there and holds {records} records; it was left as it is. Put the document back \
+                     ({1}.prev is the last one before it), or rename the journal to begin with an empty state",
+                    paths.document.display(),
+                    journal.path.display(),
+                ),
+            ));
+        }
+        spent.push(journal.path);
+    }
+    let mut notices = Vec::new();
+    let document = match paths::read(&paths.bare)? {
+        Some((bytes, _)) => {
+            notices.push(format!("{} is read as one run; it is never written", paths.bare.display()));
+            Some(document::read_bare(&paths.bare, &bytes, highest_seq)?)
+        }
+        None => None,
+    };
+    if document.is_none() && paths.previous.exists() {
+        notices.push(format!(
+            "{} is missing: an empty state is opened; the last one is kept as {} until something is written",
+            paths.document.display(),
+            paths.previous.display()
+        ));
+    }
+    let (mut ledger, shape) =
+        document.map_or_else(|| (Ledger::new(), Shape::default()), |document| (document.ledger, document.shape));
+    let document_seq = ledger.seq().0;
+    ledger.raise_seq(CommitSeq(highest_seq));
+    Ok(State {
+        ledger,
+        shape,
+        document: None,
+        is_ours: false,
+        generation: None,
+        document_seq,
+        active: None,
+        pending: None,
+        strangers: Vec::new(),
+        spent,
+        leases: Vec::new(),
+        notices,
+        replayed: 0,
+    })
+}
+
+/// A foreign document, with what the last one of ours knew beside it.
+fn with_previous(
+    paths: &Paths,
+    bytes: &[u8],
+    foreign: Document,
+    highest_seq: u64,
+    notices: &mut Vec<String>,
+) -> Result<Document, StoreError> {
+    let Some((previous, _)) = paths::read(&paths.previous)? else { return Ok(foreign) };
+    let name = paths.document.display();
+    let previous = match document::read(&paths.previous, &previous, highest_seq) {
+        Ok(previous) => previous,
+        Err(error) => {
+            notices.push(format!(
+                "{name} was rewritten by another program, and history cannot be taken from the last document of ours: {error}"
+            ));
+            return Ok(foreign);
+        }
+    };
+    let foreign = document::read(&paths.document, bytes, highest_seq.max(previous.ledger.seq().0))?;
+    let mut ledger = previous.ledger;
+    let known = ledger.run_count();
+    for run in foreign.ledger.runs() {
+        let joined = ledger.run(run.id().as_str()).map_or_else(|| run.clone(), |old| join_run(old, run));
+        ledger.restore_run(joined);
+    }
+    ledger.raise_seq(foreign.ledger.seq());
+    notices.push(format!(
+        "{name} was rewritten by another program: it is opened as run(s) of its own, and {known} earlier run(s) and the coverage come from {}",
+        paths.previous.display()
+    ));
+    Ok(Document { ledger, ..foreign })
+}
+
+/// A run that both know: what the rewritten document says wins, what it does not mention stays.
+fn join_run(old: &RunState, new: &RunState) -> RunState {
+    let mut nodes: std::collections::BTreeMap<NodeId, NodeState> =
+        old.nodes().map(|(id, node)| (id.clone(), node.clone())).collect();
+    nodes.extend(new.nodes().map(|(id, node)| (id.clone(), node.clone())));
+    let mut header = if new.header().extra.is_some() { new.header().clone() } else { old.header().clone() };
+    header.created_at = old.header().created_at;
+    header.version = new.version();
+    RunState::from_parts(old.id().clone(), header, new.version(), old.created_version(), nodes)
+}
+
+/// Finds out what the journals are to the document, and replays those that continue it.
+fn join_journals(
+    state: &mut State,
+    follows: Option<&str>,
+    journal: Option<Stored>,
+    next: Option<Stored>,
+) -> Result<(), StoreError> {
+    let mut begun = |stored: Option<Stored>| {
+        let stored = stored?;
+        let Some(header) = stored.header.clone() else {
+            state.spent.push(stored.path);
+            return None;
+        };
+        Some((stored, header))
+    };
+    let (journal, next) = (begun(journal), begun(next));
+    let generation = state.generation.clone();
+    let is_spent = |header: &Header| follows.is_some() && generation.is_some() && follows == Some(header.generation.as_str());
+    // A next journal that is spent takes the one before it along.
+    let before_spent = next.as_ref().filter(|(_, header)| is_spent(header)).and_then(|(_, header)| header.follows.clone());
+    let continues = |header: &Header| generation.as_deref() == Some(header.generation.as_str());
+    match (journal, next) {
+        (Some((stored, header)), next) if continues(&header) => {
+            let replayed = replay(&mut state.ledger, &stored, &header, state.document_seq)?;
+            note_replay(state, &replayed);
+            match next {
+                Some((next, next_header)) if next_header.follows.as_deref() == Some(header.generation.as_str()) => {
+                    if next_header.after != replayed.tail {
+                        return Err(gap(
+                            &next,
+                            &format!(
+                                "it goes on after record {}, but {} ends with {}",
+                                next_header.after,
+                                stored.path.display(),
+                                replayed.tail
+                            ),
+                        ));
+                    }
+                    state.ledger.raise_seq(CommitSeq(next_header.last_seq));
+                    state.pending = Some(Pending {
+                        ledger: state.ledger.clone(),
+                        generation: next_header.generation.clone(),
+                        follows: header.generation.clone(),
+                    });
+                    let after = replay(&mut state.ledger, &next, &next_header, next_header.last_seq)?;
+                    note_replay(state, &after);
+                    state.active = Some(after.active(next, next_header));
+                }
+                next => {
+                    if let Some((next, next_header)) = next {
+                        put_away(state, next, is_spent(&next_header));
+                    }
+                    state.active = Some(replayed.active(stored, header));
+                }
+            }
+        }
+        (journal, Some((next, next_header))) if continues(&next_header) => {
+            if let Some((journal, header)) = journal {
+                let spent = next_header.follows.as_deref() == Some(header.generation.as_str()) || is_spent(&header);
+                put_away(state, journal, spent);
+            }
+            let replayed = replay(&mut state.ledger, &next, &next_header, state.document_seq)?;
+            note_replay(state, &replayed);
+            state.active = Some(replayed.active(next, next_header));
+        }
+        (journal, next) => {
+            if let Some((journal, header)) = journal {
+                let spent = is_spent(&header) || before_spent.as_deref() == Some(header.generation.as_str());
+                put_away(state, journal, spent);
+            }
+            if let Some((next, header)) = next {
+                put_away(state, next, is_spent(&header));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn put_away(state: &mut State, journal: Stored, spent: bool) {
+    let records = journal.count_records();
+    if spent || records == 0 {
+        state.spent.push(journal.path);
+    } else {
+        state.strangers.push((journal.path, records));
+    }
+}
+
+fn note_replay(state: &mut State, replayed: &Replayed) {
+    state.replayed += replayed.records;
+    if let Some(leases) = &replayed.leases {
+        state.leases.clone_from(leases);
+    }
+}
+
+struct Replayed {
+    end: usize,
+    frames: u64,
+    records: usize,
+    tail: u64,
+    torn: Option<(usize, usize)>,
+    leases: Option<Vec<LeaseRecord>>,
+}
+
+impl Replayed {
+    fn active(self, stored: Stored, header: Header) -> Active {
+        Active { stored, header, end: self.end, frames: self.frames, tail: self.tail, torn: self.torn }
+    }
+}
+
+fn gap(stored: &Stored, why: &str) -> StoreError {
+    StoreError::not_applied(
+        StoreErrorKind::Corrupt,
+        format!(
+            "{}: {why}; it was left as it is. `seeknal state verify` explains, `seeknal state verify --repair` keeps a copy and cuts it there",
+            stored.path.display()
+        ),
+    )
+}
+
+/// Replays a journal; a torn last frame is told, damage is an error.
+fn replay(ledger: &mut Ledger, stored: &Stored, header: &Header, document_seq: u64) -> Result<Replayed, StoreError> {
+    if header.last_seq != document_seq {
+        return Err(gap(
+            stored,
+            &format!("it continues a document of record {}, but the document is at {document_seq}", header.last_seq),
+        ));
+    }
+    let mut replayed = Replayed { end: HEADER_LEN, frames: 0, records: 0, tail: header.last_seq, torn: None, leases: None };
+    loop {
+        let offset = replayed.end;
+        let damage = |why: &str| gap(stored, &format!("damaged at byte {offset}: {why}"));
+        let Some(frame) = frame_at(&stored.bytes, offset, header.epoch) else {
+            if let Some(behind) = frame_behind(&stored.bytes, offset, header.epoch) {
+                return Err(damage(&format!("the frame there is broken, and a whole one follows at byte {behind}")));
+            }
+            replayed.torn = last_written(&stored.bytes, offset).map(|last| (offset, last + 1));
+            return Ok(replayed);
+        };
+        if frame.kind == Kind::Leases {
+            if let Some(leases) = lines(frame.payload).next().and_then(|line| serde_json::from_slice::<Leases>(line).ok()) {
+                replayed.leases = Some(leases.leases);
+            }
+            // What is provisional lies at the end, always.
+            return Ok(replayed);
+        }
+        if frame.previous != replayed.tail {
+            return Err(damage(&format!(
+                "the frame goes on after record {}, but the one before it ends with {}",
+                frame.previous, replayed.tail
+            )));
+        }
+        for line in lines(frame.payload) {
+            let record: Record =
+                serde_json::from_slice(line).map_err(|error| damage(&format!("the record cannot be read: {error}")))?;
+            ledger.replay(record.seq, &record.runs, &record.retained).map_err(|error| damage(&error.to_string()))?;
+            replayed.tail = record.seq.0;
+            replayed.records += 1;
+        }
+        replayed.frames += 1;
+        replayed.end = frame.end;
+    }
+}
+
+/// Puts right what reading found, under the lock, and gives the journal to go on with. May be cut off and done again at any point.
+pub(super) fn heal(state: &mut State, paths: &Paths, now: DateTime<Utc>) -> Result<Option<Journal>, StoreError> {
+    let mut renamed = false;
+    for (journal, records) in std::mem::take(&mut state.strangers) {
+        let aside = Paths::aside(&journal, "orphan", now);
+        paths::rename(&journal, &aside)?;
+        renamed = true;
+        state.notices.push(format!(
+            "{} did not belong to {} any more (a restored backup, another program, an editor): the document wins, and the journal with its \
+             {records} records is kept as {}",
+            journal.display(),
+            paths.document.display(),
+            aside.display()
+        ));
+    }
+    let mut place = paths.journal.clone();
+    if let Some(active) = &state.active {
+        if active.stored.path == paths.next {
+            if state.pending.is_some() {
+                place.clone_from(&paths.next);
+            } else {
+                // It takes the place of the spent one.
+                paths::rename(&paths.next, &paths.journal)?;
+                renamed = true;
+            }
+        }
+    }
+    for spent in std::mem::take(&mut state.spent) {
+        let taken_over = spent == paths.journal && state.active.is_some() && place == paths.journal;
+        if !taken_over {
+            paths::remove(&spent)?;
+            renamed = true;
+        }
+    }
+    if renamed {
+        paths.sync_folder()?;
+    }
+    let Some(active) = state.active.take() else { return Ok(None) };
+    if let Some((from, to)) = active.torn {
+        let aside = Paths::aside(&paths.journal, "torn", now);
+        paths::write_new(&aside, active.stored.bytes.get(from..to).unwrap_or_default())?;
+        paths.sync_folder()?;
+        state.notices.push(format!(
+            "the last record of {} was torn by a crash (it was never acknowledged): {} bytes at byte {from} were cut and kept as {}",
+            place.display(),
+            to - from,
+            aside.display()
+        ));
+    }
+    Journal::resume(&place, &active.stored, active.header, active.end, active.frames).map(Some)
+}

@@ -1,0 +1,90 @@
+//! Stamps in the style of the file that they came from: naive stays naive, a space stays a space, `+00:00` stays `+00:00`.
+
+use chrono::{DateTime, Timelike, Utc};
+
+use super::text::string;
+use crate::model::time;
+
+/// How a foreign file writes stamps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Style {
+    space: bool,
+    zone: Zone,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Zone {
+    Naive,
+    Letter,
+    Offset,
+}
+
+impl Style {
+    /// As this program and the guide write them: `2024-01-10T12:00:00Z`.
+    pub(super) const ZONED: Self = Self { space: false, zone: Zone::Letter };
+    /// As Seeknal writes them: `2024-01-10T12:00:00`.
+    pub(super) const NAIVE: Self = Self { space: false, zone: Zone::Naive };
+
+    /// The style of a stamp.
+    pub(super) fn of(text: &str) -> Self {
+        let after_date = text.get(10..).unwrap_or_default();
+        let zone = if after_date.ends_with(['Z', 'z']) {
+            Zone::Letter
+        } else if after_date.contains(['+', '-']) {
+            Zone::Offset
+        } else {
+            Zone::Naive
+        };
+        Self { space: after_date.starts_with(' '), zone }
+    }
+
+    /// A stamp in this style. Only as many digits behind the second as are needed: none or six, as Python does it, or three with `Z`.
+    pub(super) fn format(self, stamp: DateTime<Utc>) -> String {
+        if self == Self::ZONED {
+            return time::format(stamp);
+        }
+        let pattern = match (self.space, stamp.nanosecond() == 0) {
+            (false, true) => "%Y-%m-%dT%H:%M:%S",
+            (false, false) => "%Y-%m-%dT%H:%M:%S%.6f",
+            (true, true) => "%Y-%m-%d %H:%M:%S",
+            (true, false) => "%Y-%m-%d %H:%M:%S%.6f",
+        };
+        let zone = match self.zone {
+            Zone::Naive => "",
+            Zone::Letter => "Z",
+            Zone::Offset => "+00:00",
+        };
+        format!("{}{zone}", stamp.format(pattern))
+    }
+}
+
+/// Reads a stamp; the shape that this program writes is the fast way.
+pub(super) fn parse(text: &str) -> Option<DateTime<Utc>> {
+    if text.ends_with('Z') && text.len() <= 64 {
+        if let Ok(stamp) = DateTime::parse_from_rfc3339(text) {
+            let stamp = stamp.to_utc();
+            return time::is_storable(stamp).then_some(stamp);
+        }
+    }
+    time::parse(text).ok()
+}
+
+/// Reads a stamp from JSON text: a string.
+pub(super) fn from_json(raw: &str) -> Option<DateTime<Utc>> {
+    parse(&string(raw)?)
+}
+
+/// Reads a stamp from JSON text: a string, or seconds since the epoch as the oldest runner wrote them (cut to microseconds).
+pub(super) fn from_json_or_epoch(raw: &str) -> Option<DateTime<Utc>> {
+    if !raw.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
+        return from_json(raw);
+    }
+    let seconds: f64 = raw.parse().ok()?;
+    let micros = (seconds * 1e6).round();
+    // Beyond this the years have five digits, and below it they are before the first.
+    if !micros.is_finite() || micros.abs() > 1e18 {
+        return None;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "the range was just checked")]
+    time::from_micros(micros as i64)
+}

@@ -1,0 +1,224 @@
+//! JSON text by its members, borrowed: every token keeps its spelling and its place, duplicates are refused, and errors say line and column.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::Path;
+
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use crate::store::{StoreError, StoreErrorKind};
+
+/// The members of an object in their own order.
+pub(super) type Members<'a> = Vec<(Cow<'a, str>, &'a str)>;
+
+struct Key<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Cow<'de, str>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Cow::Borrowed(text))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Cow::Owned(text.to_owned()))
+            }
+        }
+        deserializer.deserialize_str(Text).map(Key)
+    }
+}
+
+struct Object<'a>(Members<'a>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Object<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                // Few members are compared one by one; many by a set.
+                const MANY: usize = 24;
+                let mut members: Members<'de> = Vec::new();
+                let mut seen: std::collections::HashSet<Cow<'de, str>> = std::collections::HashSet::new();
+                while let Some(Key(key)) = map.next_key()? {
+                    if members.len() == MANY {
+                        seen.extend(members.iter().map(|(key, _)| key.clone()));
+                    }
+                    let twice = if members.len() < MANY {
+                        members.iter().any(|(known, _)| *known == key)
+                    } else {
+                        !seen.insert(key.clone())
+                    };
+                    if twice {
+                        return Err(A::Error::custom(format!("the key {key:?} is there twice")));
+                    }
+                    members.push((key, map.next_value::<&'de RawValue>()?.get()));
+                }
+                Ok(Object(members))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+struct Array<'a>(Vec<&'a str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Array<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Array<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut elements = Vec::new();
+                while let Some(element) = seq.next_element::<&'de RawValue>()? {
+                    elements.push(element.get());
+                }
+                Ok(Array(elements))
+            }
+        }
+        deserializer.deserialize_seq(InOrder)
+    }
+}
+
+/// The members of an object.
+pub(super) fn members(raw: &str) -> Result<Members<'_>, serde_json::Error> {
+    serde_json::from_str::<Object<'_>>(raw).map(|object| object.0)
+}
+
+/// The elements of a list; `None` if it is none.
+pub(super) fn elements(raw: &str) -> Option<Vec<&str>> {
+    serde_json::from_str::<Array<'_>>(raw).ok().map(|array| array.0)
+}
+
+/// The text of a JSON string; `None` if it is none.
+pub(super) fn string(raw: &str) -> Option<Cow<'_, str>> {
+    serde_json::from_str::<Key<'_>>(raw).ok().map(|key| key.0)
+}
+
+/// A member by its key.
+pub(super) fn get<'a>(members: &Members<'a>, key: &str) -> Option<&'a str> {
+    members.iter().find(|(known, _)| known == key).map(|(_, raw)| *raw)
+}
+
+/// A whole document, for errors that name line and column of a piece of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) path: &'a Path,
+    pub(super) text: &'a str,
+}
+
+impl Source<'_> {
+    /// What is wrong at a piece of the text (a slice of it).
+    pub(super) fn error(&self, piece: &str, why: impl fmt::Display) -> StoreError {
+        self.at_offset(self.offset(piece), why)
+    }
+
+    /// What a parser said about a piece of the text.
+    pub(super) fn parse_error(&self, piece: &str, error: &serde_json::Error) -> StoreError {
+        let start = self.offset(piece);
+        let lines_before = error.line().saturating_sub(1);
+        let line_start: usize = piece.split_inclusive('\n').take(lines_before).map(str::len).sum();
+        let at = start + line_start + error.column().saturating_sub(1);
+        let message = error.to_string();
+        let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+        self.at_offset(at, message)
+    }
+
+    /// Where a piece of the text begins in it.
+    pub(super) fn offset(&self, piece: &str) -> usize {
+        (piece.as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize).min(self.text.len())
+    }
+
+    fn at_offset(&self, offset: usize, why: impl fmt::Display) -> StoreError {
+        let (line, column) = line_and_column(self.text.as_bytes(), offset);
+        damaged(self.path, &format!("line {line}, column {column}"), why)
+    }
+}
+
+/// Line and column, counted from one, of an offset in bytes.
+pub(super) fn line_and_column(bytes: &[u8], offset: usize) -> (usize, usize) {
+    let before = bytes.get(..offset.min(bytes.len())).unwrap_or_default();
+    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let column = before.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;
+    (line, column)
+}
+
+/// A document that cannot be read, and how to mend it.
+pub(super) fn damaged(path: &Path, place: &str, why: impl fmt::Display) -> StoreError {
+    StoreError::not_applied(
+        StoreErrorKind::Corrupt,
+        format!(
+            "{}: {place}: {why}; the file was left as it is. `seeknal state verify` says more; \
+             mend it there, or put {1}.prev (the last document that this program wrote) or {1}.bak in its place",
+            path.display(),
+            path.file_name().map_or_else(|| path.to_string_lossy(), std::ffi::OsStr::to_string_lossy)
+        ),
+    )
+}
+
+/// Writes JSON text again, indented by two, without changing a token. Also says where the token that began at `mark` begins now.
+pub(super) fn indent(compact: &[u8], mark: usize) -> (Vec<u8>, usize) {
+    let mut out = Vec::with_capacity(compact.len() + compact.len() / 2);
+    let mut depth = 0_usize;
+    let mut marked = 0;
+    let mut rest = compact.iter().copied().peekable();
+    let line = |out: &mut Vec<u8>, depth: usize| {
+        out.push(b'\n');
+        out.resize(out.len() + depth * 2, b' ');
+    };
+    while let Some(byte) = rest.next() {
+        match byte {
+            b'"' => {
+                // Only strings are marked, so that other tokens need not be counted.
+                if compact.len() - rest.len() == mark + 1 {
+                    marked = out.len();
+                }
+                out.push(byte);
+                while let Some(byte) = rest.next() {
+                    out.push(byte);
+                    match byte {
+                        b'\\' => out.extend(rest.next()),
+                        b'"' => break,
+                        _ => {}
+                    }
+                }
+            }
+            b' ' | b'\n' | b'\r' | b'\t' => {}
+            b'{' | b'[' => {
+                out.push(byte);
+                while rest.next_if(|byte| byte.is_ascii_whitespace()).is_some() {}
+                if let Some(close) = rest.next_if(|byte| matches!(byte, b'}' | b']')) {
+                    out.push(close);
+                } else {
+                    depth += 1;
+                    line(&mut out, depth);
+                }
+            }
+            b'}' | b']' => {
+                depth = depth.saturating_sub(1);
+                line(&mut out, depth);
+                out.push(byte);
+            }
+            b',' => {
+                out.push(byte);
+                line(&mut out, depth);
+            }
+            b':' => out.extend_from_slice(b": "),
+            _ => out.push(byte),
+        }
+    }
+    out.push(b'\n');
+    (out, marked)
+}

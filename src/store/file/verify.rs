@@ -1,0 +1,210 @@
+//! Looking at a stored state from end to end, and putting right what can be put right, with a copy of everything that is changed.
+
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+
+use super::document;
+use super::journal::{HEADER_LEN, Kind, Stored, frame_at, last_written, lines};
+use super::lock::{self, Lock};
+use super::paths::{self, Paths};
+use super::recover;
+use crate::store::{StoreError, StoreErrorKind, VerifyReport};
+
+/// Checks document, journals, numbers and leftovers; changes nothing.
+pub(super) fn verify(paths: &Paths) -> Result<VerifyReport, StoreError> {
+    let mut report = VerifyReport::new();
+    let seen = match lock::look(&paths.lock) {
+        Ok(seen) => {
+            report.checked.push(format!("{}: token {}, sequence {}", paths.lock.display(), seen.value.token, seen.value.seq));
+            seen
+        }
+        Err(error) => {
+            report.problems.push(error.to_string());
+            lock::Seen::default()
+        }
+    };
+    match recover::read(paths, seen.value.seq) {
+        Ok(state) => {
+            let runs = state.ledger.run_count();
+            let nodes: usize = state.ledger.runs().map(crate::model::RunState::node_count).sum();
+            report.checked.push(format!(
+                "{}: {runs} run(s), {nodes} node state(s), {} record(s) in the journal",
+                paths.document.display(),
+                state.replayed
+            ));
+            check_versions(&state.ledger, &mut report);
+            // Beside a live writer document and journal may be seen apart, or a frame half written.
+            if !seen.held {
+                for (journal, records) in &state.strangers {
+                    report
+                        .problems
+                        .push(format!("{}: {records} record(s) that do not belong to the document", journal.display()));
+                }
+                if let Some((from, to)) = state.active.as_ref().and_then(|active| active.torn) {
+                    report.problems.push(format!(
+                        "the journal ends with a torn record: {} bytes at byte {from}; it was never acknowledged, and is cut at the next open for writing",
+                        to - from
+                    ));
+                }
+            }
+            report.checked.extend(state.notices);
+        }
+        Err(error) => report.problems.push(error.to_string()),
+    }
+    if let Some((bytes, _)) = paths::read(&paths.previous)? {
+        match document::read(&paths.previous, &bytes, 0) {
+            Ok(previous) => report.checked.push(format!("{}: {} run(s)", paths.previous.display(), previous.ledger.run_count())),
+            Err(error) => report.problems.push(error.to_string()),
+        }
+    }
+    if !seen.held {
+        for left in paths.unfinished() {
+            report.checked.push(format!("{}: left by a crash, removed at the next open for writing", left.display()));
+        }
+    }
+    Ok(report)
+}
+
+fn check_versions(ledger: &crate::model::Ledger, report: &mut VerifyReport) {
+    for run in ledger.runs() {
+        let newest = run.nodes().map(|(_, node)| node.version).max().unwrap_or_default().max(run.header().version);
+        if run.version() < run.created_version() || newest > run.version() || run.version().0 > ledger.seq().0 {
+            report.problems.push(format!(
+                "run {:?}: its versions do not fit (created {}, newest row {newest}, run {}, sequence {})",
+                run.id(),
+                run.created_version(),
+                run.version(),
+                ledger.seq()
+            ));
+        }
+    }
+}
+
+/// Puts a damaged state right, and says what was done, line by line. A copy of every file that is changed is kept beside it as
+/// `<file>.damaged-<UTC>`. A journal is cut at its first bad frame; a journal that cannot be joined at all is set aside. A document that
+/// cannot be read is replaced by the previous one only if `use_previous` says so: it is older, and a journal that continued the damaged
+/// one is set aside with what it holds. A sound state is left as it is.
+///
+/// # Errors
+/// [`StoreErrorKind::Busy`] while a writer has the state open; [`StoreErrorKind::Corrupt`] if the document cannot be read and `use_previous` is
+/// false, or there is no previous one; and faults of the system.
+pub fn repair(base: &Path, now: DateTime<Utc>, use_previous: bool) -> Result<Vec<String>, StoreError> {
+    let paths = Paths::new(base);
+    if !base.is_dir() {
+        return Err(StoreError::not_applied(
+            StoreErrorKind::NotFound,
+            format!("{}: there is no such folder; check the path", base.display()),
+        ));
+    }
+    let lock = Lock::acquire_unnamed(&paths)?;
+    let done = repair_locked(&paths, &lock, now, use_previous);
+    let released = lock.release(None);
+    let done = done?;
+    released?;
+    Ok(done)
+}
+
+fn repair_locked(paths: &Paths, lock: &Lock, now: DateTime<Utc>, use_previous: bool) -> Result<Vec<String>, StoreError> {
+    let mut done = Vec::new();
+    if let Some((bytes, _)) = paths::read(&paths.document)? {
+        if let Err(error) = document::read(&paths.document, &bytes, lock.seq()) {
+            if error.kind() != StoreErrorKind::Corrupt || !use_previous {
+                return Err(error);
+            }
+            bring_back_previous(paths, lock, now, &mut done)?;
+        }
+    }
+    for journal in [&paths.journal, &paths.next] {
+        mend_journal(paths, journal, now, &mut done)?;
+    }
+    // What is still wrong is no torn frame: a journal that does not fit. It is set aside whole.
+    if let Err(error) = recover::read(paths, lock.seq()) {
+        if error.kind() != StoreErrorKind::Corrupt {
+            return Err(error);
+        }
+        for journal in [&paths.next, &paths.journal] {
+            if journal.exists() {
+                let aside = Paths::aside(journal, "damaged", now);
+                paths::rename(journal, &aside)?;
+                done.push(format!("{}: it cannot be joined ({error}); it is kept as {}", journal.display(), aside.display()));
+            }
+            if recover::read(paths, lock.seq()).is_ok() {
+                break;
+            }
+        }
+        paths.sync_folder()?;
+        recover::read(paths, lock.seq())?;
+    }
+    Ok(done)
+}
+
+fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mut Vec<String>) -> Result<(), StoreError> {
+    let Some((bytes, _)) = paths::read(&paths.previous)? else {
+        return Err(StoreError::not_applied(
+            StoreErrorKind::Corrupt,
+            format!(
+                "{} cannot be read, and there is no {}; put a backup in its place",
+                paths.document.display(),
+                paths.previous.display()
+            ),
+        ));
+    };
+    document::read(&paths.previous, &bytes, lock.seq())?;
+    let aside = Paths::aside(&paths.document, "damaged", now);
+    let temporary = paths.temporary();
+    paths::write_new(&temporary, &bytes)?;
+    paths::rename(&paths.document, &aside)?;
+    paths::rename(&temporary, &paths.document)?;
+    paths.sync_folder()?;
+    done.push(format!(
+        "{}: it cannot be read and is kept as {}; {} takes its place",
+        paths.document.display(),
+        aside.display(),
+        paths.previous.display()
+    ));
+    Ok(())
+}
+
+/// Cuts a journal at its first bad frame, or sets it aside if not even its header can be read.
+fn mend_journal(paths: &Paths, journal: &Path, now: DateTime<Utc>, done: &mut Vec<String>) -> Result<(), StoreError> {
+    let stored = match Stored::read(journal) {
+        Ok(None) => return Ok(()),
+        Ok(Some(stored)) => stored,
+        Err(error) if error.kind() == StoreErrorKind::Corrupt => {
+            let aside = Paths::aside(journal, "damaged", now);
+            paths::rename(journal, &aside)?;
+            paths.sync_folder()?;
+            done.push(format!("{}: its header is damaged; it is kept as {}", journal.display(), aside.display()));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let Some(header) = &stored.header else { return Ok(()) };
+    let (mut end, mut records) = (HEADER_LEN, 0);
+    while let Some(frame) = frame_at(&stored.bytes, end, header.epoch) {
+        let readable = frame.kind == Kind::Leases
+            || lines(frame.payload).all(|line| serde_json::from_slice::<super::record::Record>(line).is_ok());
+        if !readable {
+            break;
+        }
+        if frame.kind == Kind::Data {
+            records += lines(frame.payload).count();
+        }
+        end = frame.end;
+    }
+    let Some(last) = last_written(&stored.bytes, end) else { return Ok(()) };
+    let aside = Paths::aside(journal, "damaged", now);
+    paths::write_new(&aside, &stored.bytes)?;
+    let temporary = paths.temporary();
+    paths::write_new(&temporary, stored.bytes.get(..end).unwrap_or_default())?;
+    paths::rename(&temporary, journal)?;
+    paths.sync_folder()?;
+    done.push(format!(
+        "{}: cut at byte {end}, after {records} good record(s); {} bytes behind it are dropped, and the whole of it is kept as {}",
+        journal.display(),
+        last + 1 - end,
+        aside.display()
+    ));
+    Ok(())
+}

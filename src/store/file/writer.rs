@@ -1,0 +1,655 @@
+//! The writer: one thread that owns journal, document and lock, and decides, writes and syncs every batch before anybody hears of it.
+//!
+//! ```text
+//! commit ─┐                 ┌─ decide on a copy of the ledger ─ one frame ─ sync ─ publish ─ answer
+//! tokens ─┼─ channel ─ writer
+//! close  ─┘                 └─ rotate ─ checkpoint thread ─ document in place ─ wake
+//! ```
+//! What waits in the channel is taken together and shares one sync. The channel is not bounded: callers above are.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::oneshot;
+
+use super::checkpoint::{self, Expected, Job, Task};
+use super::document::Shape;
+use super::document_write::Generation;
+use super::journal::{Header, Journal, Kind, begin_frame, finish_frame};
+use super::lock::Lock;
+use super::paths::{self, Identity, Paths};
+use super::record::{Leases, Line};
+use super::recover::{self, Pending};
+use crate::model::{Batch, BatchAnswer, Clock, Ledger, Outcome, ProcessInfo, SystemClock};
+use crate::store::{AnswerLog, LeaseBook, OpenReport, StoreError, StoreErrorKind};
+
+/// Where an answer goes.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// What the writer is asked for.
+#[derive(Debug)]
+pub(super) enum Op {
+    Commit(Arc<Batch>, Reply<BatchAnswer>),
+    Tokens(u64, Reply<std::ops::Range<u64>>),
+    Checkpoint(Reply<()>),
+    /// A checkpoint ended, or there is something to look at.
+    Wake,
+    Close(Option<Reply<()>>),
+}
+
+/// What readers see.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) ledger: ArcSwap<Ledger>,
+    pub(super) leases: Arc<LeaseBook>,
+}
+
+/// A journal is never folded into the document before it has this length.
+const CHECKPOINT_FLOOR: u64 = 8 << 20;
+/// It is, when it is this many times as long as the document.
+const CHECKPOINT_FACTOR: u64 = 2;
+/// How long nothing must have been written before an idle checkpoint.
+const IDLE: Duration = Duration::from_millis(500);
+/// Idle checkpoints take at most one part in so many of the time.
+const IDLE_SHARE: u32 = 20;
+/// How often the writer looks up when nothing happens: for leases to note, checkpoints to begin, a document that was replaced.
+const TICK: Duration = Duration::from_millis(100);
+/// How often the document is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// How many batches may share one sync.
+const GROUP: usize = 64;
+/// A checkpoint that failed is tried again after this, then after twice as long, up to [`LONGEST_RETRY`].
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// The buffer is given back when one frame made it larger than this.
+const KEPT_BUFFER: usize = 4 << 20;
+
+/// The document as the writer knows it.
+#[derive(Debug)]
+struct Known {
+    identity: Option<Identity>,
+    is_ours: bool,
+    /// Its generation; `None` if a journal cannot continue it: there is none, or it is not as we wrote it.
+    generation: Option<String>,
+    seq: u64,
+}
+
+/// Everything that the writer's thread owns.
+#[derive(Debug)]
+pub(super) struct Writer {
+    paths: Paths,
+    lock: Lock,
+    shared: Arc<Shared>,
+    sender: Sender<Op>,
+    ledger: Ledger,
+    answers: AnswerLog,
+    shape: Shape,
+    document: Known,
+    journal: Option<Journal>,
+    /// The last record in the journal, or the document's last sequence number.
+    tail: u64,
+    /// Why the journal must not be written any more; a new document replaces it.
+    broken: bool,
+    /// The document that a checkpoint writes, or failed to write.
+    pending: Option<Pending>,
+    job: Option<Job>,
+    waiting: Vec<(u64, Reply<()>)>,
+    poisoned: Option<StoreError>,
+    buffer: Vec<u8>,
+    lease_changes: u64,
+    lease_due: Instant,
+    last_write: Instant,
+    last_look: Instant,
+    last_checkpoint: Option<(Instant, Duration)>,
+    retry: Option<(Instant, Duration)>,
+}
+
+/// A writer that has just opened, and what it found.
+pub(super) struct Opened {
+    pub(super) writer: Writer,
+    pub(super) report: OpenReport,
+    pub(super) shared: Arc<Shared>,
+}
+
+struct Waiting {
+    batch: Arc<Batch>,
+    reply: Reply<BatchAnswer>,
+    answer: Option<Result<BatchAnswer, StoreError>>,
+}
+
+impl Writer {
+    /// Takes the lock, reads what is there, and puts it right.
+    pub(super) fn open(
+        paths: Paths,
+        process: &ProcessInfo,
+        sender: Sender<Op>,
+        leases: Arc<LeaseBook>,
+    ) -> Result<Opened, StoreError> {
+        std::fs::create_dir_all(&paths.base).map_err(|error| StoreError::io(paths.base.display(), error))?;
+        let lock = Lock::acquire(&paths, process)?;
+        let swept = paths.sweep()?;
+        let mut state = recover::read(&paths, lock.seq())?;
+        let tail = state.active.as_ref().map_or(state.document_seq, |active| active.tail);
+        let journal = recover::heal(&mut state, &paths, SystemClock.now())?;
+        let mut report = OpenReport::new();
+        for notice in std::mem::take(&mut state.notices) {
+            report.notice(notice);
+        }
+        if swept > 0 {
+            report.notice(format!("{swept} unfinished file(s) of a crash were removed from {}", paths.base.display()));
+        }
+        let shared = Arc::new(Shared { ledger: ArcSwap::from_pointee(state.ledger.clone()), leases });
+        let now = Instant::now();
+        let writer = Self {
+            paths,
+            lock,
+            shared: Arc::clone(&shared),
+            sender,
+            ledger: state.ledger,
+            answers: AnswerLog::new(),
+            shape: state.shape,
+            document: Known {
+                identity: state.document,
+                is_ours: state.is_ours,
+                generation: state.generation,
+                seq: state.document_seq,
+            },
+            journal,
+            tail,
+            broken: false,
+            pending: state.pending,
+            job: None,
+            waiting: Vec::new(),
+            poisoned: None,
+            buffer: Vec::new(),
+            lease_changes: shared.leases.changes(),
+            lease_due: now,
+            last_write: now,
+            last_look: now,
+            last_checkpoint: None,
+            retry: None,
+        };
+        Ok(Opened { writer, report, shared })
+    }
+
+    /// Works until it is closed, or until nobody is left who could ask.
+    pub(super) fn run(mut self, operations: Receiver<Op>) {
+        loop {
+            let mut next = match operations.recv_timeout(TICK) {
+                Ok(op) => Some(op),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(Op::Close(None)),
+            };
+            let mut group = Vec::new();
+            while let Some(op) = next.take() {
+                match op {
+                    Op::Commit(batch, reply) => {
+                        group.push(Waiting { batch, reply, answer: None });
+                        if group.len() < GROUP {
+                            next = operations.try_recv().ok();
+                        }
+                        continue;
+                    }
+                    other => {
+                        // What came before it is done before it.
+                        self.commit(std::mem::take(&mut group));
+                        match other {
+                            Op::Tokens(count, reply) => answer(reply, self.tokens(count)),
+                            Op::Checkpoint(reply) => self.checkpoint(reply),
+                            Op::Close(reply) => {
+                                let closed = self.close();
+                                if let Some(reply) = reply {
+                                    answer(reply, closed);
+                                }
+                                return;
+                            }
+                            Op::Commit(..) | Op::Wake => {}
+                        }
+                    }
+                }
+                next = operations.try_recv().ok();
+            }
+            self.commit(group);
+            self.look_around();
+        }
+    }
+
+    fn tokens(&mut self, count: u64) -> Result<std::ops::Range<u64>, StoreError> {
+        match &self.poisoned {
+            Some(error) => Err(error.clone()),
+            None => self.lock.reserve_tokens(count),
+        }
+    }
+
+    /// Decides, writes and answers a group of batches.
+    fn commit(&mut self, mut group: Vec<Waiting>) {
+        if group.is_empty() {
+            return;
+        }
+        self.decide_and_write(&mut group);
+        for Waiting { reply, answer: outcome, .. } in group {
+            let nothing = || Err(StoreError::closed());
+            answer(reply, outcome.unwrap_or_else(nothing));
+        }
+    }
+
+    fn decide_and_write(&mut self, group: &mut [Waiting]) {
+        for waiting in group.iter_mut() {
+            waiting.answer = self.answers.get(waiting.batch.id).cloned().map(Ok);
+        }
+        let refuse_all = |group: &mut [Waiting], error: &StoreError| {
+            for waiting in group.iter_mut().filter(|waiting| waiting.answer.is_none()) {
+                waiting.answer = Some(Err(error.clone()));
+            }
+        };
+        let entries: usize = group.iter().map(|waiting| waiting.batch.entries.len()).sum();
+        let ready = match &self.poisoned {
+            Some(error) => Err(error.clone()),
+            None => self.lock.cover_seq(self.ledger.seq().0.saturating_add(entries as u64)),
+        };
+        if let Err(error) = ready {
+            return refuse_all(group, &error);
+        }
+        let before = self.ledger.seq();
+        let mut work = self.ledger.clone();
+        self.buffer.clear();
+        let start = begin_frame(&mut self.buffer);
+        let mut decided: Vec<(usize, BatchAnswer)> = Vec::with_capacity(group.len());
+        for index in 0..group.len() {
+            let Some(waiting) = group.get(index) else { break };
+            if waiting.answer.is_some() {
+                continue;
+            }
+            let twin =
+                decided.iter().find(|(other, _)| group.get(*other).is_some_and(|other| other.batch.id == waiting.batch.id));
+            let answer = match twin {
+                Some((_, answer)) => Ok(answer.clone()),
+                None => self.decide(&mut work, &waiting.batch),
+            };
+            match answer {
+                Ok(answer) => decided.push((index, answer)),
+                Err(error) => {
+                    if let Some(waiting) = group.get_mut(index) {
+                        waiting.answer = Some(Err(error));
+                    }
+                }
+            }
+        }
+        if work.seq() != before {
+            if let Err(error) = self.make_durable(&work, start, before.0.saturating_add(1)) {
+                return refuse_all(group, &error);
+            }
+            self.tail = work.seq().0;
+            self.ledger = work;
+            self.shared.ledger.store(Arc::new(self.ledger.clone()));
+            self.last_write = Instant::now();
+        }
+        if self.buffer.capacity() > KEPT_BUFFER {
+            self.buffer = Vec::new();
+        }
+        for (index, answer) in decided {
+            if let Some(waiting) = group.get_mut(index) {
+                self.answers.put(waiting.batch.id, answer.clone());
+                waiting.answer = Some(Ok(answer));
+            }
+        }
+    }
+
+    /// Decides one batch on `work`, and appends the lines of what was accepted to the buffer.
+    fn decide(&mut self, work: &mut Ledger, batch: &Batch) -> Result<BatchAnswer, StoreError> {
+        let (before, length) = (work.clone(), self.buffer.len());
+        let answer = work.commit(&batch.entries, &*self.shared.leases);
+        for (entry, outcome) in batch.entries.iter().zip(&answer.outcomes) {
+            let Outcome::Applied(receipt) = outcome else { continue };
+            let line = Line { batch: batch.id, entry, receipt };
+            if let Err(error) = serde_json::to_writer(&mut self.buffer, &line) {
+                *work = before;
+                self.buffer.truncate(length);
+                return Err(StoreError::not_applied(
+                    StoreErrorKind::Input,
+                    format!("an entry cannot be written as JSON: {error}"),
+                ));
+            }
+            self.buffer.push(b'\n');
+        }
+        Ok(answer)
+    }
+
+    /// Brings `work` to rest: the frame in the buffer, synced; or, where the journal cannot be written, a whole new document.
+    fn make_durable(&mut self, work: &Ledger, start: usize, first: u64) -> Result<(), StoreError> {
+        if self.broken {
+            return self.write_instead(work, None);
+        }
+        self.ensure_journal()?;
+        let tail = self.tail;
+        let leases = self.lease_news();
+        let Some(journal) = &mut self.journal else { return Err(StoreError::closed()) };
+        let epoch = journal.header().epoch;
+        finish_frame(&mut self.buffer, start, epoch, Kind::Data, tail, first)?;
+        let data = self.buffer.len() - start;
+        if let Some(leases) = leases {
+            append_leases(&mut self.buffer, &leases, epoch, work.seq().0)?;
+        } else if journal.has_provisional() {
+            // Its place is taken now: it is noted again soon.
+            self.lease_changes = self.lease_changes.wrapping_sub(1);
+        }
+        journal.reserve(self.buffer.len())?;
+        journal.append(&mut self.buffer, data).or_else(|error| {
+            self.broken = true;
+            self.write_instead(work, Some(error))
+        })
+    }
+
+    /// After the journal failed: everything goes into a new document, or nobody knows.
+    fn write_instead(&mut self, work: &Ledger, cause: Option<StoreError>) -> Result<(), StoreError> {
+        self.write_document_now(work).map_err(|error| match cause {
+            // The frame may be on the disk or not.
+            Some(cause) => StoreError::unknown(cause.kind(), format!("{cause}; and no new document could be written: {error}")),
+            None => error,
+        })
+    }
+
+    /// A journal that continues the document; a document first, if there is none that can be continued.
+    fn ensure_journal(&mut self) -> Result<(), StoreError> {
+        if self.journal.is_some() {
+            return Ok(());
+        }
+        if self.document.generation.is_none() {
+            let ledger = self.ledger.clone();
+            self.write_document_now(&ledger)?;
+        }
+        let Some(generation) = &self.document.generation else { return Err(StoreError::closed()) };
+        let header = Header::new(generation, None, self.document.seq, self.document.seq);
+        self.journal = Some(Journal::create(&self.paths.journal, header, || self.paths.sync_folder())?);
+        self.tail = self.document.seq;
+        Ok(())
+    }
+
+    /// Writes a document of a ledger here and now; after it no journal is needed.
+    fn write_document_now(&mut self, ledger: &Ledger) -> Result<(), StoreError> {
+        if let Some(job) = self.job.take() {
+            let done = job.wait();
+            self.checkpoint_ended(done);
+            if let Some(error) = &self.poisoned {
+                return Err(error.clone());
+            }
+        }
+        let generation = new_generation();
+        let follows = match &self.journal {
+            Some(journal) => Some(journal.header().generation.clone()),
+            None => self.document.generation.clone(),
+        };
+        let names = Generation { own: &generation, follows: follows.as_deref() };
+        let begun = Instant::now();
+        let expected = self.expected();
+        match checkpoint::put_document(&self.paths, ledger, names, &self.shape, &expected) {
+            Ok(identity) => {
+                self.document =
+                    Known { identity: Some(identity), is_ours: true, generation: Some(generation), seq: ledger.seq().0 };
+                self.journal = None;
+                self.tail = ledger.seq().0;
+                self.broken = false;
+                self.pending = None;
+                self.retry = None;
+                self.last_checkpoint = Some((begun, begun.elapsed()));
+                // Both are spent. The older one first: beside the document alone it would look like a stranger.
+                for spent in [&self.paths.journal, &self.paths.next] {
+                    let _spent_anyway = paths::remove(spent);
+                }
+                Ok(())
+            }
+            Err(failed) => {
+                self.document_failed(&failed.error, failed.placed);
+                Err(failed.error)
+            }
+        }
+    }
+
+    fn expected(&self) -> Expected {
+        Expected { identity: self.document.identity, is_ours: self.document.is_ours }
+    }
+
+    fn document_failed(&mut self, error: &StoreError, placed: Option<Identity>) {
+        if let Some(identity) = placed {
+            // It has its name, though the folder was not synced: whatever comes next takes its place, and the journal goes on beside it.
+            self.document.identity = Some(identity);
+        }
+        if error.kind() == StoreErrorKind::Poisoned {
+            self.poisoned = Some(error.clone());
+        }
+    }
+
+    /// Whether something was written that the document does not have.
+    fn is_dirty(&self) -> bool {
+        self.broken || self.pending.is_some() || self.journal.as_ref().is_some_and(|journal| journal.frames() > 0)
+    }
+
+    /// A checkpoint that somebody asked for.
+    fn checkpoint(&mut self, reply: Reply<()>) {
+        if let Some(error) = &self.poisoned {
+            return answer(reply, Err(error.clone()));
+        }
+        if !self.is_dirty() {
+            return answer(reply, Ok(()));
+        }
+        self.waiting.push((self.ledger.seq().0, reply));
+        if self.job.is_none() {
+            if let Err(error) = self.begin_checkpoint() {
+                self.fail_waiting(&error);
+            }
+        }
+    }
+
+    fn fail_waiting(&mut self, error: &StoreError) {
+        for (_, reply) in self.waiting.drain(..) {
+            answer(reply, Err(error.clone()));
+        }
+    }
+
+    /// Rotates to the next journal and begins to write the document that it continues. A document that failed before is tried again.
+    fn begin_checkpoint(&mut self) -> Result<(), StoreError> {
+        if self.broken {
+            let ledger = self.ledger.clone();
+            self.write_document_now(&ledger)?;
+            self.answer_waiting();
+            return Ok(());
+        }
+        if self.pending.is_none() {
+            self.rotate()?;
+        }
+        let Some(pending) = &self.pending else { return Ok(()) };
+        let task = Task {
+            paths: self.paths.clone(),
+            ledger: pending.ledger.clone(),
+            generation: pending.generation.clone(),
+            follows: pending.follows.clone(),
+            shape: self.shape.clone(),
+            expected: self.expected(),
+        };
+        self.job = Some(Job::spawn(task, self.sender.clone())?);
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> Result<(), StoreError> {
+        checkpoint::check(&self.paths, self.document.identity).inspect_err(|error| self.poisoned = poison(error))?;
+        let Some(journal) = &self.journal else { return Ok(()) };
+        let follows = journal.header().generation.clone();
+        let generation = new_generation();
+        let header = Header::new(&generation, Some(&follows), self.ledger.seq().0, self.tail);
+        let next = Journal::create(&self.paths.next, header, || self.paths.sync_folder())?;
+        self.journal = Some(next);
+        self.tail = self.ledger.seq().0;
+        self.lease_changes = self.lease_changes.wrapping_sub(1);
+        self.pending = Some(Pending { ledger: self.ledger.clone(), generation, follows });
+        Ok(())
+    }
+
+    /// Takes notice of the end of a checkpoint.
+    fn checkpoint_ended(&mut self, done: checkpoint::Done) {
+        match done.result {
+            Ok(identity) => {
+                if let Some(pending) = self.pending.take() {
+                    self.document = Known {
+                        identity: Some(identity),
+                        is_ours: true,
+                        generation: Some(pending.generation),
+                        seq: pending.ledger.seq().0,
+                    };
+                }
+                if let Some(journal) = &mut self.journal {
+                    if done.renamed {
+                        journal.renamed(&self.paths.journal);
+                    } else {
+                        // The next rotation would write over it. A whole document now, and a new journal after it.
+                        self.broken = true;
+                    }
+                }
+                self.retry = None;
+                self.last_checkpoint = Some((Instant::now(), done.took));
+                self.answer_waiting();
+            }
+            Err(failed) => {
+                self.document_failed(&failed.error, failed.placed);
+                let wait = self.retry.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LONGEST_RETRY));
+                self.retry = Some((Instant::now() + wait, wait));
+                self.fail_waiting(&failed.error);
+            }
+        }
+    }
+
+    /// Answers those whose writes the document holds now.
+    fn answer_waiting(&mut self) {
+        let seq = self.document.seq;
+        let (done, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|(wanted, _)| *wanted <= seq);
+        self.waiting = waiting;
+        for (_, reply) in done {
+            answer(reply, Ok(()));
+        }
+    }
+
+    /// What is due now and then: leases to note, the end of a checkpoint, the beginning of one, a look at the document.
+    fn look_around(&mut self) {
+        if let Some(done) = self.job.as_ref().and_then(Job::poll) {
+            self.job = None;
+            self.checkpoint_ended(done);
+        }
+        if self.poisoned.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        if now.duration_since(self.last_look) >= LOOK {
+            self.last_look = now;
+            // While a checkpoint runs, the document changes by our own hand; a fault of the system is met again where it matters.
+            if self.job.is_none() {
+                if let Err(error) = checkpoint::check(&self.paths, self.document.identity) {
+                    self.poisoned = poison(&error);
+                    return;
+                }
+            }
+        }
+        self.note_leases();
+        let wanted = !self.waiting.is_empty() || self.is_checkpoint_due(now);
+        if wanted && self.job.is_none() && self.is_dirty() && self.retry.is_none_or(|(at, _)| now >= at) {
+            if let Err(error) = self.begin_checkpoint() {
+                let wait = self.retry.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LONGEST_RETRY));
+                self.retry = Some((now + wait, wait));
+                self.fail_waiting(&error);
+            }
+        }
+    }
+
+    fn is_checkpoint_due(&self, now: Instant) -> bool {
+        let used = self.journal.as_ref().map_or(0, Journal::used);
+        let size = self.document.identity.map_or(0, |identity| identity.size());
+        if self.broken || self.pending.is_some() || used >= CHECKPOINT_FLOOR.max(size.saturating_mul(CHECKPOINT_FACTOR)) {
+            return true;
+        }
+        let rested = self.last_checkpoint.is_none_or(|(at, took)| now.duration_since(at) >= took * IDLE_SHARE);
+        rested && now.duration_since(self.last_write) >= IDLE
+    }
+
+    /// The leases, if they changed since they were noted last and it is time to note them again.
+    fn lease_news(&mut self) -> Option<Leases> {
+        let changes = self.shared.leases.changes();
+        if changes == self.lease_changes || Instant::now() < self.lease_due {
+            return None;
+        }
+        self.lease_changes = changes;
+        let leases = self.shared.leases.list();
+        // Many leases are noted less often: the note must not outgrow the work.
+        let pause = TICK + Duration::from_micros(20).saturating_mul(u32::try_from(leases.len()).unwrap_or(u32::MAX));
+        self.lease_due = Instant::now() + pause;
+        Some(Leases { leases })
+    }
+
+    /// Notes the leases for others to list, without a sync: they die with this process.
+    fn note_leases(&mut self) {
+        if self.broken || (self.journal.is_none() && self.document.generation.is_none()) {
+            return;
+        }
+        let Some(leases) = self.lease_news() else { return };
+        if self.journal.is_none() && leases.leases.is_empty() {
+            return;
+        }
+        let noted = self.ensure_journal().and_then(|()| {
+            let Some(journal) = &mut self.journal else { return Ok(()) };
+            self.buffer.clear();
+            append_leases(&mut self.buffer, &leases, journal.header().epoch, self.tail)?;
+            journal.note(&mut self.buffer)
+        });
+        if noted.is_err() {
+            // Listing is a service, no promise: it is tried again with the next change, or when the pause is over.
+            self.lease_changes = self.lease_changes.wrapping_sub(1);
+        }
+    }
+
+    /// Brings everything into the document, writes down what was used, and gives the lock back.
+    fn close(mut self) -> Result<(), StoreError> {
+        if let Some(job) = self.job.take() {
+            let done = job.wait();
+            self.checkpoint_ended(done);
+        }
+        let mut result = match &self.poisoned {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        };
+        if result.is_ok() && self.is_dirty() {
+            let ledger = self.ledger.clone();
+            result = self.write_document_now(&ledger);
+        } else if result.is_ok() && self.journal.take().is_some() {
+            // It holds nothing: whoever looks into the folder finds the document alone.
+            let _holds_nothing = paths::remove(&self.paths.journal);
+        }
+        match &result {
+            Ok(()) => self.answer_waiting(),
+            Err(error) => self.fail_waiting(&error.clone()),
+        }
+        self.waiting.clear();
+        let seq = result.is_ok().then_some(self.ledger.seq().0);
+        result.and(self.lock.release(seq))
+    }
+}
+
+/// A document that was replaced poisons; a fault of the system does not.
+fn poison(error: &StoreError) -> Option<StoreError> {
+    (error.kind() == StoreErrorKind::Poisoned).then(|| error.clone())
+}
+
+fn new_generation() -> String {
+    uuid::Uuid::now_v7().to_string()
+}
+
+fn append_leases(buffer: &mut Vec<u8>, leases: &Leases, epoch: u64, tail: u64) -> Result<(), StoreError> {
+    let start = begin_frame(buffer);
+    serde_json::to_writer(&mut *buffer, leases).map_err(|error| {
+        StoreError::not_applied(StoreErrorKind::Input, format!("the leases cannot be written as JSON: {error}"))
+    })?;
+    finish_frame(buffer, start, epoch, Kind::Leases, tail, tail)
+}
+
+/// Answers a caller; one who went away needs none.
+fn answer<T>(reply: Reply<T>, result: Result<T, StoreError>) {
+    let _caller_gone = reply.send(result);
+}
