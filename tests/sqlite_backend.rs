@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use chrono::{DateTime, Duration, Utc};
+use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 use seeknal_state::model::time;
 use seeknal_state::{
@@ -885,7 +885,8 @@ proptest! {
             }
             for run in 0..3 {
                 let name = format!("run{run}");
-                prop_assert_eq!(backend.load_run(&run_id(&name)).await.unwrap().as_ref(), ledger.run(&name));
+                let stored = backend.load_run(&run_id(&name)).await.unwrap();
+                prop_assert_eq!(stored.as_ref(), ledger.run(&name));
             }
             prop_assert_eq!(backend.list_runs(&RunQuery::default()).await.unwrap(), ledger.list(&RunQuery::default()));
             prop_assert_eq!(backend.retained().await.unwrap(), ledger.retained().into_iter().collect::<Vec<_>>());
