@@ -1,5 +1,6 @@
 //! The SQLite backend, through the trait: what it accepts and refuses, what it shares with other openings, what it leaves untouched.
 #![cfg(feature = "sqlite")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,9 +10,10 @@ use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 use seeknal_state::model::time;
 use seeknal_state::{
-    BackendOptions, Batch, BatchAnswer, Entry, Fence, FencingToken, Guard, Interval, LeaseKey, LeaseMutation, LeaseOwner, Ledger, Metadata,
-    Mutation, NewRun, NoFences, NodeId, NodeStatus, NodeUpdate, Outcome, PartitionKey, ProcessInfo, RawJson, Receipt, Refusal, RunFilter,
-    RunId, RunPart, RunQuery, RunState, RunStatus, RunUpdate, StateBackend, StoreErrorKind, Version, apply_all, create_state_backend,
+    BackendOptions, Batch, BatchAnswer, Entry, Fence, FencingToken, Guard, Interval, LeaseKey, LeaseMutation, LeaseOwner, Ledger,
+    Metadata, Mutation, NewRun, NoFences, NodeId, NodeStatus, NodeUpdate, Outcome, PartitionKey, ProcessInfo, RawJson, Receipt,
+    Refusal, RunFilter, RunId, RunPart, RunQuery, RunState, RunStatus, RunUpdate, StateBackend, StoreErrorKind, Version,
+    apply_all, create_state_backend,
 };
 
 type Backend = Arc<dyn StateBackend>;
@@ -113,7 +115,10 @@ fn owner(name: &str) -> LeaseOwner {
 }
 
 fn grant(key: LeaseKey, name: &str, ttl_ms: u64) -> Entry {
-    Entry { leases: vec![LeaseMutation::Grant { key, owner: owner(name), purpose: Some("test".into()), at: at(0), ttl_ms }], ..Entry::default() }
+    Entry {
+        leases: vec![LeaseMutation::Grant { key, owner: owner(name), purpose: Some("test".into()), at: at(0), ttl_ms }],
+        ..Entry::default()
+    }
 }
 
 async fn lock(backend: &Backend, key: &LeaseKey, name: &str, ttl_ms: u64) -> Result<FencingToken, Refusal> {
@@ -290,15 +295,18 @@ async fn a_batch_is_applied_once() {
 
 #[tokio::test]
 async fn two_openings_write_different_nodes_and_lose_nothing() {
-    const EACH: usize = 60;
+    const EACH: u32 = 60;
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
     change(&one, "r", vec![create(0)]).await;
     let writer = |backend: Backend, node: &'static str| async move {
         let mut tip = load(&backend, "r").await;
         for count in 0..EACH {
-            let update = NodeUpdate::running().row_count(count as u64).metadata(format!("{node}{count}"), count);
-            let mutations = vec![set(node, update), Mutation::AddInterval { node: node_id(node), interval: hours(count as i64 * 2, count as i64 * 2 + 1) }];
+            let update = NodeUpdate::running().row_count(count.into()).metadata(format!("{node}{count}"), count);
+            let mutations = vec![
+                set(node, update),
+                Mutation::AddInterval { node: node_id(node), interval: hours(i64::from(count) * 2, i64::from(count) * 2 + 1) },
+            ];
             let part = part_on(Some(&tip), tip.version(), "r", vec![], mutations);
             let receipt = applied(commit(&backend, vec![entry(part.clone())]).await.outcomes.remove(0));
             // An actor that was alone goes on with its tip; one that was not reads again.
@@ -309,9 +317,12 @@ async fn two_openings_write_different_nodes_and_lose_nothing() {
     let state = load(&one, "r").await;
     for node in ["left", "right"] {
         let node = state.node(node).unwrap();
-        assert_eq!((node.metadata.len(), node.intervals.len(), node.row_count), (EACH, EACH, Some(EACH as u64 - 1)));
+        assert_eq!(
+            (node.metadata.len(), node.intervals.len(), node.row_count),
+            (EACH as usize, EACH as usize, Some(u64::from(EACH) - 1))
+        );
     }
-    assert_eq!(state.version().0, state.created_version().0 + 2 * EACH as u64);
+    assert_eq!(state.version().0, state.created_version().0 + 2 * u64::from(EACH));
     assert!(one.verify().await.unwrap().is_sound());
 }
 
@@ -462,7 +473,9 @@ async fn several_leases_are_granted_together_or_not_at_all() {
     let key = |node: &str| LeaseKey::node(run_id("r"), node_id(node));
     lock(&backend, &key("b"), "other", 60_000).await.unwrap();
     let both = Entry {
-        leases: ["a", "b"].map(|node| LeaseMutation::Grant { key: key(node), owner: owner("me"), purpose: None, at: at(0), ttl_ms: 60_000 }).into(),
+        leases: ["a", "b"]
+            .map(|node| LeaseMutation::Grant { key: key(node), owner: owner("me"), purpose: None, at: at(0), ttl_ms: 60_000 })
+            .into(),
         ..Entry::default()
     };
     assert!(matches!(refused(commit(&backend, vec![both]).await.outcomes.remove(0)), Refusal::LeaseHeld { .. }));
@@ -510,7 +523,7 @@ async fn cleanup_keeps_coverage_and_the_last_success() {
         assert_eq!(backend.last_success(&n).await.unwrap(), success);
     }
     assert!(backend.latest_node(&n).await.unwrap().is_none());
-    assert_eq!(backend.node_ids().await.unwrap().into_iter().collect::<Vec<_>>(), [n.clone()]);
+    assert!(backend.node_ids().await.unwrap().into_iter().eq([n.clone()]));
 
     // Carried to another store, where it joins what is there.
     let other = open(&dir.path().join("other.db")).await;
@@ -561,7 +574,10 @@ async fn listing_filters_and_pages() {
 #[tokio::test]
 async fn foreign_databases_are_refused_untouched() {
     for (name, setup) in [
-        ("seeknal", "CREATE TABLE run_state (x); CREATE TABLE node_state (x); CREATE TABLE backend_locks (x); INSERT INTO run_state VALUES (1)"),
+        (
+            "seeknal",
+            "CREATE TABLE run_state (x); CREATE TABLE node_state (x); CREATE TABLE backend_locks (x); INSERT INTO run_state VALUES (1)",
+        ),
         ("wal", "PRAGMA journal_mode = WAL; CREATE TABLE anything (x)"),
         ("marked", "PRAGMA application_id = 4711; VACUUM"),
     ] {
@@ -569,7 +585,9 @@ async fn foreign_databases_are_refused_untouched() {
         let path = db(dir.path());
         raw(&path).execute_batch(setup).unwrap();
         let before = bytes_of(dir.path());
-        for backend in [make(&path), create_state_backend("database", &BackendOptions::new().db_path(&path).read_only(true)).unwrap()] {
+        for backend in
+            [make(&path), create_state_backend("database", &BackendOptions::new().db_path(&path).read_only(true)).unwrap()]
+        {
             let error = backend.initialize().await.unwrap_err();
             assert_eq!(error.kind(), StoreErrorKind::Foreign, "{name}: {error}");
             assert!(error.to_string().contains("mv "), "{error}");
@@ -587,9 +605,14 @@ async fn newer_and_damaged_databases_are_refused_untouched() {
         backend.close().await.unwrap();
         dir
     };
-    let cases: [(&str, fn(&Path), StoreErrorKind); 4] = [
+    type Case = (&'static str, fn(&Path), StoreErrorKind);
+    let cases: [Case; 4] = [
         ("newer", |path| raw(path).pragma_update(None, "user_version", 99).unwrap(), StoreErrorKind::NewerFormat),
-        ("text", |path| std::fs::write(path, "this is not a database, but it is longer than a header: ".repeat(40)).unwrap(), StoreErrorKind::Corrupt),
+        (
+            "text",
+            |path| std::fs::write(path, "this is not a database, but it is longer than a header: ".repeat(40)).unwrap(),
+            StoreErrorKind::Corrupt,
+        ),
         ("zeros", |path| std::fs::write(path, vec![0; 8192]).unwrap(), StoreErrorKind::Corrupt),
         (
             "cut",
@@ -643,7 +666,8 @@ async fn values_that_make_no_sense_are_named() {
     ];
     for (index, (harm, column)) in harms.iter().enumerate() {
         let run = format!("harmed {index}");
-        let mutations = vec![create(0), set("n", NodeUpdate::success()), Mutation::AddInterval { node: node_id("n"), interval: hours(0, 1) }];
+        let mutations =
+            vec![create(0), set("n", NodeUpdate::success()), Mutation::AddInterval { node: node_id("n"), interval: hours(0, 1) }];
         change(&backend, &run, mutations).await;
         raw(&path).execute(harm, [&run]).unwrap();
         let error = backend.load_run(&run_id(&run)).await.unwrap_err();
@@ -686,10 +710,10 @@ async fn openings_know_one_another() {
     let ids = |backend: &Backend| backend.process().unwrap().id;
     assert_ne!(ids(&one), ids(&two));
     let listed = one.processes().await.unwrap();
-    assert_eq!(listed.iter().map(|process| (Arc::clone(&process.process.id), process.alive)).collect::<Vec<_>>(), [
-        (ids(&one), Some(true)),
-        (ids(&two), Some(true))
-    ]);
+    assert_eq!(
+        listed.iter().map(|process| (Arc::clone(&process.process.id), process.alive)).collect::<Vec<_>>(),
+        [(ids(&one), Some(true)), (ids(&two), Some(true))]
+    );
     two.close().await.unwrap();
     assert_eq!(one.processes().await.unwrap().len(), 1);
 
@@ -739,7 +763,8 @@ async fn a_busy_database_is_told_and_nothing_is_half_done() {
     let tip = load(&backend, "r").await;
     let foreign = raw(&path);
     foreign.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let batch = Arc::new(Batch::new(vec![entry(part_on(Some(&tip), tip.version(), "r", vec![], vec![set("n", NodeUpdate::running())]))]));
+    let batch =
+        Arc::new(Batch::new(vec![entry(part_on(Some(&tip), tip.version(), "r", vec![], vec![set("n", NodeUpdate::running())]))]));
     let error = backend.commit(Arc::clone(&batch)).await.unwrap_err();
     assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Busy, false));
     assert!(error.to_string().contains("seeknal state locks"), "{error}");
@@ -773,6 +798,101 @@ async fn batches_that_wait_together_keep_their_own_answers() {
     assert!(backend.verify().await.unwrap().is_sound());
 }
 
+#[tokio::test]
+async fn what_may_only_be_read_is_read_and_says_so() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0)]).await;
+    let state = load(&backend, "r").await;
+    backend.close().await.unwrap();
+    let allow = |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    allow(0o555);
+    // Who may write everywhere (root) cannot be shown a folder that may not be written.
+    if std::fs::write(dir.path().join("probe"), "").is_err() {
+        let before = bytes_of(dir.path());
+        let reading = open_reading(&path).await;
+        assert_eq!(load(&reading, "r").await, state);
+        reading.close().await.unwrap();
+        let error = make(&dir.path().join("new.db")).initialize().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::ReadOnly, "{error}");
+        assert_eq!(bytes_of(dir.path()), before);
+    }
+    allow(0o755);
+}
+
+/// Not a test of its own: what [`killed_at_any_moment_nothing_told_is_lost`] starts and kills.
+#[tokio::test]
+async fn child_that_is_killed() {
+    use std::io::Write;
+    let Some(path) = std::env::var_os("SEEKNAL_TEST_CHILD_DB") else { return };
+    let backend = open(Path::new(&path)).await;
+    let run = std::process::id().to_string();
+    change(&backend, &run, vec![create(0)]).await;
+    let mut tip = load(&backend, &run).await;
+    for count in 1_u64.. {
+        // Two nodes in one entry: both or neither must be found.
+        let mutations =
+            vec![set("left", NodeUpdate::running().row_count(count)), set("right", NodeUpdate::running().row_count(count))];
+        let part = part_on(Some(&tip), tip.version(), &run, vec![], mutations);
+        tip = part.after.clone().unwrap();
+        let receipt = applied(commit(&backend, vec![entry(part)]).await.outcomes.remove(0));
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "ack {count} {}", receipt.runs[0].after).unwrap();
+        out.flush().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn killed_at_any_moment_nothing_told_is_lost() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    // A survivor has it open all the time, and every child comes to a database that the last one left behind.
+    let survivor = open(&path).await;
+    for acks in [1, 7, 40, 90] {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_that_is_killed", "--nocapture"])
+            .env("SEEKNAL_TEST_CHILD_DB", &path)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut told = (0_u64, 0_u64);
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let note = |line: String, told: &mut (u64, u64)| {
+            // A line that the kill cut short was not told.
+            let Some(at) = line.find("ack ") else { return };
+            let mut words = line[at..].split(' ').skip(1).map(str::parse);
+            if let (Some(Ok(count)), Some(Ok(version))) = (words.next(), words.next()) {
+                *told = (count, version);
+            }
+        };
+        while told.0 < acks {
+            note(lines.next().unwrap().unwrap(), &mut told);
+        }
+        child.kill().unwrap();
+        // Everything but the last line, which may be cut short, counts.
+        let mut rest: Vec<String> = lines.map_while(Result::ok).collect();
+        rest.pop();
+        for line in rest {
+            note(line, &mut told);
+        }
+        child.wait().unwrap();
+
+        let state = load(&survivor, &child.id().to_string()).await;
+        let found = |node: &str| state.node(node).and_then(|node| node.row_count).unwrap();
+        assert_eq!(found("left"), found("right"), "an entry is whole or not at all");
+        assert!(found("left") >= told.0 && state.version().0 >= told.1, "told {told:?}, found {}", found("left"));
+        let dead = survivor.processes().await.unwrap().into_iter().find(|other| other.process.pid == child.id()).unwrap();
+        assert_eq!(dead.alive, Some(false), "its death is seen at once");
+        change(&survivor, &format!("after {acks}"), vec![create(0)]).await;
+    }
+    assert!(survivor.verify().await.unwrap().is_sound());
+}
+
 /// Random batches, as actors send them: chains of entries on a tip, with guards that may fail, several runs in one entry.
 #[derive(Debug, Clone)]
 struct Step {
@@ -793,7 +913,14 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         prop::bool::weighted(0.9),
         prop::bool::weighted(0.4),
     );
-    let step = step.prop_map(|(run, second, guard, what, send_after, ends_batch)| Step { run, second, guard, what, send_after, ends_batch });
+    let step = step.prop_map(|(run, second, guard, what, send_after, ends_batch)| Step {
+        run,
+        second,
+        guard,
+        what,
+        send_after,
+        ends_batch,
+    });
     prop::collection::vec(step, 1..40)
 }
 
@@ -804,8 +931,14 @@ fn mutation((kind, node, value): (u8, u8, u8), exists: bool) -> Mutation {
     let partition = PartitionKey::new(format!("p={}", value % 5)).unwrap();
     let stamp = at(i64::from(value));
     match kind {
-        _ if !exists => Mutation::Create { run: NewRun::status([RunStatus::Running, RunStatus::Pending][usize::from(value % 2)].clone()), at: stamp },
-        0 => Mutation::Update { update: [RunUpdate::running(), RunUpdate::success()][usize::from(value % 2)].clone().metadata("k", value), at: stamp },
+        _ if !exists => Mutation::Create {
+            run: NewRun::status([RunStatus::Running, RunStatus::Pending][usize::from(value % 2)].clone()),
+            at: stamp,
+        },
+        0 => Mutation::Update {
+            update: [RunUpdate::running(), RunUpdate::success()][usize::from(value % 2)].clone().metadata("k", value),
+            at: stamp,
+        },
         1 if value < 80 => Mutation::Delete { keep_coverage: value < 50 },
         2 => Mutation::DeleteNode { node: id },
         3 | 4 => Mutation::AddInterval { node: id, interval },
@@ -813,8 +946,14 @@ fn mutation((kind, node, value): (u8, u8, u8), exists: bool) -> Mutation {
         7 => Mutation::AddPartition { node: id, partition },
         8 => Mutation::RemovePartition { node: id, partition },
         _ => {
-            let status = [NodeStatus::Running, NodeStatus::Success, NodeStatus::Failed, NodeStatus::parse("odd")][usize::from(value % 4)].clone();
-            Mutation::SetNode { node: id, update: Box::new(NodeUpdate::status(status).row_count(value.into()).fingerprint(format!("f{value}"))), at: stamp }
+            let status = [NodeStatus::Running, NodeStatus::Success, NodeStatus::Failed, NodeStatus::parse("odd")]
+                [usize::from(value % 4)]
+            .clone();
+            Mutation::SetNode {
+                node: id,
+                update: Box::new(NodeUpdate::status(status).row_count(value.into()).fingerprint(format!("f{value}"))),
+                at: stamp,
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ToSql};
 
 use super::error::{corrupt, sql_error};
+use super::rows::Stamp;
 use crate::model::{
     Batch, BatchAnswer, CommitSeq, FencingToken, LeaseGrant, LeaseMutation, Outcome, Receipt, RunReceipt, Version,
 };
@@ -56,7 +57,7 @@ fn put(bytes: &mut Vec<u8>, mut value: u64) {
         bytes.push((value & 0x7F) as u8 | 0x80);
         value >>= 7;
     }
-    bytes.push(value as u8);
+    bytes.push((value & 0x7F) as u8);
 }
 
 fn take(bytes: &mut &[u8]) -> Option<u64> {
@@ -122,7 +123,7 @@ impl fmt::Display for Place<'_> {
 }
 
 /// Keeps the answer to a batch.
-pub(super) fn keep(conn: &Connection, batch: &Batch, answer: &BatchAnswer, at: &str) -> Result<(), StoreError> {
+pub(super) fn keep(conn: &Connection, batch: &Batch, answer: &BatchAnswer, at: Stamp) -> Result<(), StoreError> {
     conn.prepare_cached("INSERT INTO batches (id, at, answers) VALUES (?1, ?2, ?3)")
         .and_then(|mut statement| {
             let stored = store(answer).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;

@@ -12,12 +12,13 @@ use chrono::{DateTime, Utc};
 use rusqlite::Connection;
 
 use super::error::sql_error;
-use super::own::{Head, Memory, OwnVersions};
-use super::rows::{Fields, stamp_text};
+use super::own::{Head, Memory, OwnVersions, Settled};
+use super::rows::{At, Fields, Stamp};
 use super::{lease, outlive, read, write};
 use crate::model::{
-    BatchAnswer, CommitSeq, Entry, Guard, InputError, IntervalSet, LastSuccess, LeaseGrant, Mutation, NodeId, NodeState, NodeStatus, Outcome,
-    PartitionKey, Receipt, Refusal, Retained, RunHeader, RunId, RunPart, RunReceipt, RunState, RunStatus, Version, apply_all, check_guards, time,
+    BatchAnswer, CommitSeq, Entry, Guard, InputError, IntervalSet, LastSuccess, LeaseGrant, Mutation, NodeId, NodeState,
+    NodeStatus, Outcome, PartitionKey, Receipt, Refusal, Retained, RunHeader, RunId, RunPart, RunReceipt, RunState, RunStatus,
+    Version, apply_all, check_guards, time,
 };
 use crate::store::StoreError;
 
@@ -80,13 +81,11 @@ pub(super) struct Session<'c> {
 impl<'c> Session<'c> {
     /// Begins; the caller holds SQLite's write transaction.
     pub(super) fn begin(conn: &'c Connection, memory: &'c Memory, now: DateTime<Utc>) -> Result<Self, StoreError> {
-        let (seq, token) = read::counters(conn)?;
+        let (seq, token) = match memory.counters() {
+            Some(counters) => counters,
+            None => read::counters(conn)?,
+        };
         Ok(Self { conn, memory, now, cells: BTreeMap::new(), seq, token, counted: (seq, token) })
-    }
-
-    /// The commit sequence and the fencing token that were given out last.
-    pub(super) fn counters(&self) -> (u64, u64) {
-        (self.seq, self.token)
     }
 
     /// Decides the entries of one batch in their order.
@@ -117,8 +116,9 @@ impl<'c> Session<'c> {
     }
 
     /// What the writer remembers of the runs, once this is committed.
-    pub(super) fn settled(self) -> Vec<(RunId, Option<Head>, OwnVersions)> {
-        self.cells.into_iter().map(|(run, cell)| (run, cell.head, cell.own)).collect()
+    pub(super) fn settled(self) -> Settled {
+        let runs = self.cells.into_iter().map(|(run, cell)| (run, cell.head, cell.own)).collect();
+        Settled { counters: (self.seq, self.token), runs }
     }
 
     fn entry(&mut self, entry: &Entry, refused: &HashSet<RunId>) -> Verdict<Receipt> {
@@ -133,7 +133,10 @@ impl<'c> Session<'c> {
                 return Ok(Err(Refusal::Chained { run: part.run.clone() }));
             }
             if entry.parts.iter().take(index).any(|earlier| earlier.run == part.run) {
-                return Ok(Err(Refusal::Input(InputError::new(format!("entry on run {:?}", part.run), "it names the run twice"))));
+                return Ok(Err(Refusal::Input(InputError::new(
+                    format!("entry on run {:?}", part.run),
+                    "it names the run twice",
+                ))));
             }
             decided.push(verdict!(self.part(part)));
         }
@@ -156,7 +159,8 @@ impl<'c> Session<'c> {
         let mut grants = Vec::new();
         let several = entry.leases.len() > 1;
         let step = |sql: &str| {
-            let done = if several { self.conn.prepare_cached(sql).and_then(|mut statement| statement.execute([])) } else { Ok(0) };
+            let done =
+                if several { self.conn.prepare_cached(sql).and_then(|mut statement| statement.execute([])) } else { Ok(0) };
             done.map(|_| ()).map_err(|error| sql_error("table locks", error))
         };
         let mut token = self.token;
@@ -201,16 +205,17 @@ impl<'c> Session<'c> {
                 }
             }
         }
-        if part.guards.contains(&Guard::Unlocked) {
-            if let Some(holder) = lease::holder(conn, &part.run)? {
-                let found = format!("it is locked by {}", holder.owner);
-                return Ok(Err(Refusal::Guard { run: part.run.clone(), guard: Guard::Unlocked, found }));
-            }
+        if part.guards.contains(&Guard::Unlocked)
+            && let Some(holder) = lease::holder(conn, &part.run)?
+        {
+            let found = format!("it is locked by {}", holder.owner);
+            return Ok(Err(Refusal::Guard { run: part.run.clone(), guard: Guard::Unlocked, found }));
         }
-        if let (true, Some(head), Some(after)) = (unbroken, &head, &part.after) {
-            if after.version() == version && after.created_version() == head.created_version {
-                return Ok(Ok(Decided { after: Some(after.clone()), before, version }));
-            }
+        if let (true, Some(head), Some(after)) = (unbroken, &head, &part.after)
+            && after.version() == version
+            && after.created_version() == head.created_version
+        {
+            return Ok(Ok(Decided { after: Some(after.clone()), before, version }));
         }
         let mut state = match &head {
             Some(head) => Some(cell.present(conn, part, head)?),
@@ -226,7 +231,7 @@ impl<'c> Session<'c> {
         // Looked up twice, because a borrow that is returned cannot also be given up.
         if !self.cells.contains_key(run) {
             let head = match self.memory.head(run) {
-                Some(head) => head,
+                Some(head) => head.clone(),
                 None => head(self.conn, run)?,
             };
             let own = self.memory.own(run);
@@ -253,7 +258,7 @@ impl<'c> Session<'c> {
                 if keep {
                     retain(conn, &part.run)?;
                 }
-                write::delete_run(conn, &part.run, version, &stamp_text(now))?;
+                write::delete_run(conn, &part.run, version, Stamp::of(now))?;
                 cell.head = None;
                 cell.header = None;
             }
@@ -288,7 +293,9 @@ impl Cell {
                     pending.whole = true;
                     head.nodes_deleted = version;
                 }
-                Mutation::AddInterval { interval, .. } | Mutation::RemoveInterval { interval, .. } => pending.intervals.insert(*interval),
+                Mutation::AddInterval { interval, .. } | Mutation::RemoveInterval { interval, .. } => {
+                    pending.intervals.insert(*interval);
+                }
                 Mutation::AddPartition { partition, .. } | Mutation::RemovePartition { partition, .. } => {
                     pending.partitions.insert(partition.clone());
                 }
@@ -305,7 +312,7 @@ impl Cell {
             created_version: after.created_version(),
             header_version: header.version,
             nodes_deleted: Version::NONE,
-            created_at: Arc::from(stamp_text(header.created_at)),
+            created_at: Arc::from(Stamp::of(header.created_at).as_str()),
         });
         self.header = Some(header.clone());
         self.header_changed = true;
@@ -322,7 +329,8 @@ impl Cell {
         let ahead = part.expect.0.saturating_sub(part.base.0);
         let own_seen = self.own.count_after(part.base) <= ahead;
         let unseen = |version: Version| version > part.base && !(own_seen && self.own.contains(version));
-        let header = part.mutations.iter().any(Mutation::touches_header) || part.guards.iter().any(|g| matches!(g, Guard::RunStatus(_)));
+        let header =
+            part.mutations.iter().any(Mutation::touches_header) || part.guards.iter().any(|g| matches!(g, Guard::RunStatus(_)));
         if header && unseen(head.header_version) {
             return Ok(true);
         }
@@ -343,13 +351,13 @@ impl Cell {
         if let Some(pending) = self.nodes.get(id) {
             return Ok(pending.state.as_ref().map(|state| (state.status.clone(), state.version)));
         }
-        let place = || format!("table node_states, run {run:?}, node {id:?}");
-        let fail = |error| sql_error(place(), error);
+        let place = At::table("node_states").run(run).node(id);
+        let fail = |error| sql_error(place, error);
         let sql = "SELECT status, version FROM node_states WHERE run_id = ?1 AND node_id = ?2";
         let mut statement = conn.prepare_cached(sql).map_err(fail)?;
         let mut rows = statement.query([run.as_str(), id.as_str()]).map_err(fail)?;
         let Some(row) = rows.next().map_err(fail)? else { return Ok(None) };
-        let fields = Fields::new(row, place());
+        let fields = Fields::new(row, place);
         Ok(Some((NodeStatus::parse(fields.text(0)?), fields.version(1)?)))
     }
 
@@ -390,18 +398,18 @@ impl Cell {
         if self.header.is_none() {
             self.header = read::run_row(conn, run)?.map(|row| row.header);
         }
-        self.header.as_ref().ok_or_else(|| super::error::corrupt(format_args!("table runs, run {run:?}"), "its row is gone"))
+        self.header.as_ref().ok_or_else(|| super::error::corrupt(At::table("runs").run(run), "its row is gone"))
     }
 }
 
 fn head(conn: &Connection, run: &RunId) -> Result<Option<Head>, StoreError> {
-    let place = || format!("table runs, run {run:?}");
-    let fail = |error| sql_error(place(), error);
+    let place = At::table("runs").run(run);
+    let fail = |error| sql_error(place, error);
     let sql = "SELECT version, created_version, header_version, nodes_deleted_version, created_at FROM runs WHERE run_id = ?1";
     let mut statement = conn.prepare_cached(sql).map_err(fail)?;
     let mut rows = statement.query([run.as_str()]).map_err(fail)?;
     let Some(row) = rows.next().map_err(fail)? else { return Ok(None) };
-    let fields = Fields::new(row, place());
+    let fields = Fields::new(row, place);
     let created_at = fields.text(4)?;
     time::parse(created_at).map_err(|error| fields.bad(4, error))?;
     Ok(Some(Head {

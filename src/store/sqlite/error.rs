@@ -26,7 +26,9 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
         Error::FromSqlConversionFailure(..)
         | Error::IntegralValueOutOfRange(..)
         | Error::Utf8Error(..)
-        | Error::InvalidColumnType(..) => (StoreErrorKind::Corrupt, "a stored value makes no sense; `seeknal state verify` names it"),
+        | Error::InvalidColumnType(..) => {
+            (StoreErrorKind::Corrupt, "a stored value makes no sense; `seeknal state verify` names it")
+        }
         Error::InvalidPath(_) | Error::NulError(_) => (StoreErrorKind::Input, "choose another path"),
         _ => (StoreErrorKind::Io, "this should not happen; please report it"),
     }

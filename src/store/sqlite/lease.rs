@@ -7,7 +7,7 @@ use rusqlite::{Connection, params};
 
 use super::boot::boot_id;
 use super::error::sql_error;
-use super::rows::{Fields, Number, counter, stamp_text};
+use super::rows::{Fields, Number, Stamp, counter};
 use crate::model::{
     Fence, FencingToken, LeaseGrant, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord, NodeId, ProcessInfo, Refusal, RunId,
 };
@@ -130,10 +130,10 @@ pub(super) fn apply(
                         &*process.host,
                         process.pid,
                         &*process.id,
-                        stamp_text(process.started_at),
+                        Stamp::of(process.started_at),
                         purpose.as_deref(),
-                        stamp_text(record.since),
-                        until(&record),
+                        Stamp::of(record.since),
+                        Stamp::of(record.until),
                         Number(*ttl_ms),
                         ttl(*ttl_ms),
                         boot_id(),
@@ -151,7 +151,7 @@ pub(super) fn apply(
                 .prepare_cached(sql)
                 .and_then(|mut statement| {
                     statement.execute(params![
-                        until(&end),
+                        Stamp::of(end.until),
                         Number(*ttl_ms),
                         ttl(*ttl_ms),
                         key.run.as_str(),
@@ -184,12 +184,6 @@ pub(super) fn apply(
             Ok(Err(run.map_or_else(|refusal| refusal, |run| Refusal::LeaseGone { key: LeaseKey::run(run), token: *token })))
         }
     }
-}
-
-fn until(record: &LeaseRecord) -> String {
-    // Beyond the year 9999 the text would not be one that can be read back.
-    let last = crate::model::time::from_micros(253_402_300_799_999_999).unwrap_or(record.since);
-    stamp_text(record.until.min(last))
 }
 
 fn nobody(at: chrono::DateTime<chrono::Utc>) -> LeaseOwner {

@@ -33,8 +33,8 @@ use super::{
     BackendOptions, BoxFuture, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind, VerifyReport,
 };
 use crate::model::{
-    Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage, RunQuery,
-    RunState, SystemClock, Version,
+    Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage,
+    RunQuery, RunState, SystemClock, Version,
 };
 
 /// Batches that wait in front of the writer at most; who comes later waits before it is sent.
@@ -68,7 +68,10 @@ struct Shared {
 
 impl fmt::Debug for SqliteBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqliteBackend").field("path", &self.shared.path).field("read_only", &self.read_only).finish_non_exhaustive()
+        f.debug_struct("SqliteBackend")
+            .field("path", &self.shared.path)
+            .field("read_only", &self.read_only)
+            .finish_non_exhaustive()
     }
 }
 
@@ -82,10 +85,11 @@ impl Shared {
         };
         let found = read::in_snapshot(&mut conn, &self.place, |tx| ask(tx));
         // A connection that met an error is not trusted with the next question.
-        if found.is_ok() {
-            if let Some(idle) = self.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut().filter(|idle| idle.len() < READERS) {
-                idle.push(conn);
-            }
+        if found.is_ok()
+            && let Some(idle) =
+                self.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut().filter(|idle| idle.len() < READERS)
+        {
+            idle.push(conn);
         }
         found
     }
@@ -170,10 +174,10 @@ impl SqliteBackend {
         answer.await.unwrap_or_else(|_| Err(broken()))
     }
 
-    fn ask<'a, T: Send + 'static>(
-        &'a self,
+    fn ask<T: Send + 'static>(
+        &self,
         ask: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
-    ) -> BoxFuture<'a, Result<T, StoreError>> {
+    ) -> BoxFuture<'_, Result<T, StoreError>> {
         Box::pin(async move {
             self.opened()?;
             let shared = Arc::clone(&self.shared);
@@ -188,7 +192,7 @@ fn broken() -> StoreError {
 }
 
 impl StateBackend for SqliteBackend {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "sqlite"
     }
 

@@ -8,14 +8,14 @@ use rusqlite::{Connection, params};
 
 use super::error::sql_error;
 use super::read;
-use super::rows::{Number, fingerprint_text, metadata_text, stamp_text};
-use crate::model::{Interval, IntervalSet, LastSuccess, NodeId, PartitionKey, Retained, time};
+use super::rows::{At, Number, Stamp, fingerprint_text, metadata_text};
+use crate::model::{Interval, IntervalSet, LastSuccess, NodeId, PartitionKey, RawJson, Retained, time};
 use crate::store::StoreError;
 
 /// A stretch of rows to rewrite: those that start from `from` to `to` (both inclusive) become `islands`.
 pub(super) struct Rewrite {
-    pub(super) from: String,
-    pub(super) to: String,
+    pub(super) from: Stamp,
+    pub(super) to: Stamp,
     pub(super) islands: Vec<Interval>,
 }
 
@@ -29,10 +29,11 @@ fn rewrite(now: &IntervalSet, range: Interval) -> Rewrite {
     let before = time::from_micros(time::micros(range.start()).saturating_sub(1));
     let behind_gaps = now.gaps(range).into_iter().map(|gap| gap.end());
     let places = before.into_iter().chain([range.start(), range.end()]).chain(behind_gaps);
-    let islands: BTreeMap<_, _> = places.filter_map(|place| now.island_at(place)).map(|island| (island.start(), island)).collect();
+    let islands: BTreeMap<_, _> =
+        places.filter_map(|place| now.island_at(place)).map(|island| (island.start(), island)).collect();
     let from = islands.keys().next().copied().unwrap_or(range.start()).min(range.start());
     let to = islands.values().map(Interval::end).max().unwrap_or(range.end()).max(range.end());
-    Rewrite { from: stamp_text(from), to: stamp_text(to), islands: islands.into_values().collect() }
+    Rewrite { from: Stamp::of(from), to: Stamp::of(to), islands: islands.into_values().collect() }
 }
 
 /// Joins what outlives deleted runs of a node.
@@ -48,24 +49,24 @@ pub(super) fn join(conn: &Connection, id: &NodeId, retained: &Retained) -> Resul
 }
 
 fn join_intervals(conn: &Connection, id: &NodeId, more: &IntervalSet) -> Result<(), StoreError> {
-    let place = format!("table coverage, node {id:?}");
-    let fail = |error| sql_error(&place, error);
-    let all = read::islands(conn, "SELECT start_at, end_at FROM coverage WHERE node_id = ?1", &[id.as_str()], &place)?.union(more);
+    let place = At::table("coverage").node(id);
+    let fail = |error| sql_error(place, error);
+    let all = read::islands(conn, "SELECT start_at, end_at FROM coverage WHERE node_id = ?1", &[id.as_str()], place)?.union(more);
     let mut delete =
         conn.prepare_cached("DELETE FROM coverage WHERE node_id = ?1 AND start_at BETWEEN ?2 AND ?3").map_err(fail)?;
     let mut insert =
         conn.prepare_cached("INSERT OR REPLACE INTO coverage (node_id, start_at, end_at) VALUES (?1, ?2, ?3)").map_err(fail)?;
     for Rewrite { from, to, islands } in rewrites(&all, more) {
-        delete.execute([id.as_str(), &from, &to]).map_err(fail)?;
+        delete.execute(params![id.as_str(), from, to]).map_err(fail)?;
         for island in islands {
-            insert.execute([id.as_str(), &stamp_text(island.start()), &stamp_text(island.end())]).map_err(fail)?;
+            insert.execute(params![id.as_str(), Stamp::of(island.start()), Stamp::of(island.end())]).map_err(fail)?;
         }
     }
     Ok(())
 }
 
 fn join_partitions(conn: &Connection, id: &NodeId, more: &BTreeSet<PartitionKey>) -> Result<(), StoreError> {
-    let fail = |error| sql_error(format_args!("table coverage_partitions, node {id:?}"), error);
+    let fail = |error| sql_error(At::table("coverage_partitions").node(id), error);
     for partition in more {
         conn.prepare_cached("INSERT OR IGNORE INTO coverage_partitions (node_id, partition) VALUES (?1, ?2)")
             .and_then(|mut statement| statement.execute([id.as_str(), partition.as_str()]))
@@ -85,13 +86,13 @@ fn keep_success(conn: &Connection, id: &NodeId, success: &LastSuccess) -> Result
             statement.execute(params![
                 id.as_str(),
                 success.run_id.as_str(),
-                stamp_text(success.run_created_at),
-                success.finished_at.map(stamp_text),
+                Stamp::of(success.run_created_at),
+                success.finished_at.map(Stamp::of),
                 success.fingerprint.as_ref().map(fingerprint_text),
                 success.row_count.map(Number),
-                metadata_text(&success.watermarks).as_ref().map(|raw| raw.as_str()),
+                metadata_text(&success.watermarks).as_ref().map(RawJson::as_str),
             ])
         })
         .map(|_| ())
-        .map_err(|error| sql_error(format_args!("table last_success, node {id:?}"), error))
+        .map_err(|error| sql_error(At::table("last_success").node(id), error))
 }

@@ -31,7 +31,8 @@ impl OwnVersions {
 
     /// Whether every version after `base` up to `version` is one of them.
     pub(super) fn covers(&self, base: Version, version: Version) -> bool {
-        base == version || self.0.last().is_some_and(|(first, last)| base.0 < version.0 && *first <= base.next().0 && *last == version.0)
+        base == version
+            || self.0.last().is_some_and(|(first, last)| base.0 < version.0 && *first <= base.next().0 && *last == version.0)
     }
 
     /// How many of them are after `base`.
@@ -57,11 +58,20 @@ pub(super) struct Head {
     pub(super) created_at: Arc<str>,
 }
 
+/// What a committed transaction leaves behind.
+#[derive(Debug)]
+pub(super) struct Settled {
+    pub(super) counters: (u64, u64),
+    pub(super) runs: Vec<(RunId, Option<Head>, OwnVersions)>,
+}
+
 /// What the writer remembers.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     /// What SQLite counts up with every commit of somebody else; the heads are good as long as it stays.
     data_version: Option<i64>,
+    /// Commit sequence and fencing token, as good as the heads.
+    counters: Option<(u64, u64)>,
     heads: HashMap<RunId, Option<Head>>,
     own: HashMap<RunId, OwnVersions>,
 }
@@ -70,7 +80,7 @@ impl Memory {
     /// A transaction begins: forgets what somebody else may have changed.
     pub(super) fn begin(&mut self, data_version: i64) {
         if self.data_version != Some(data_version) {
-            self.heads.clear();
+            self.doubt();
             self.data_version = Some(data_version);
         }
     }
@@ -78,12 +88,18 @@ impl Memory {
     /// Nobody knows what is stored: forgets everything about rows. What was committed by this process stays known.
     pub(super) fn doubt(&mut self) {
         self.heads.clear();
+        self.counters = None;
         self.data_version = None;
     }
 
+    /// Commit sequence and fencing token that were given out last, if they are remembered.
+    pub(super) fn counters(&self) -> Option<(u64, u64)> {
+        self.counters
+    }
+
     /// The head of a run, if it is remembered; the inner `None` says that there is no such run.
-    pub(super) fn head(&self, run: &RunId) -> Option<Option<Head>> {
-        self.heads.get(run).cloned()
+    pub(super) fn head(&self, run: &RunId) -> Option<&Option<Head>> {
+        self.heads.get(run)
     }
 
     /// The versions of a run that this process committed.
@@ -92,14 +108,15 @@ impl Memory {
     }
 
     /// A transaction was committed.
-    pub(super) fn settle(&mut self, runs: impl IntoIterator<Item = (RunId, Option<Head>, OwnVersions)>) {
+    pub(super) fn settle(&mut self, settled: Settled) {
+        self.counters = Some(settled.counters);
         if self.heads.len() > REMEMBERED {
             self.heads.clear();
         }
         if self.own.len() > REMEMBERED {
             self.own.clear();
         }
-        for (run, head, own) in runs {
+        for (run, head, own) in settled.runs {
             if own == OwnVersions::default() {
                 self.own.remove(&run);
             } else {

@@ -7,10 +7,10 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_iter};
 
 use super::error::{corrupt, sql_error};
-use super::rows::{Fields, header_columns, node_columns, stamp_text};
+use super::rows::{At, Fields, Stamp, header_columns, node_columns};
 use crate::model::{
-    Interval, IntervalSet, LastSuccess, NodeCoverage, NodeId, NodeState, NodeStatus, PartitionKey, Retained, RunHeader, RunId, RunPage,
-    RunQuery, RunState, RunSummary, Version,
+    Interval, IntervalSet, LastSuccess, NodeCoverage, NodeId, NodeState, NodeStatus, PartitionKey, Retained, RunHeader, RunId,
+    RunPage, RunQuery, RunState, RunSummary, Version,
 };
 use crate::store::StoreError;
 
@@ -34,36 +34,36 @@ pub(super) fn in_snapshot<T>(
 
 /// The row of a run.
 pub(super) fn run_row(conn: &Connection, run: &RunId) -> Result<Option<RunRow>, StoreError> {
-    let place = format_args!("table runs, run {run:?}").to_string();
-    let fail = |error| sql_error(&place, error);
+    let place = At::table("runs").run(run);
+    let fail = |error| sql_error(place, error);
     let sql = concat!("SELECT version, created_version, ", header_columns!(), " FROM runs WHERE run_id = ?1");
     let mut statement = conn.prepare_cached(sql).map_err(fail)?;
     let mut rows = statement.query([run.as_str()]).map_err(fail)?;
     let Some(row) = rows.next().map_err(fail)? else { return Ok(None) };
-    let fields = Fields::new(row, &place);
+    let fields = Fields::new(row, place);
     Ok(Some(RunRow { version: fields.version(0)?, created_version: fields.version(1)?, header: fields.header(2)? }))
 }
 
 /// One node of a run, whole.
 pub(super) fn node(conn: &Connection, run: &RunId, node: &NodeId) -> Result<Option<NodeState>, StoreError> {
-    let place = format!("table node_states, run {run:?}, node {node:?}");
-    let fail = |error| sql_error(&place, error);
+    let place = At::table("node_states").run(run).node(node);
+    let fail = |error| sql_error(place, error);
     let sql = concat!("SELECT ", node_columns!(), " FROM node_states WHERE run_id = ?1 AND node_id = ?2");
     let mut statement = conn.prepare_cached(sql).map_err(fail)?;
     let mut rows = statement.query([run.as_str(), node.as_str()]).map_err(fail)?;
     let Some(row) = rows.next().map_err(fail)? else { return Ok(None) };
-    let mut state = Fields::new(row, &place).node(0)?;
+    let mut state = Fields::new(row, place).node(0)?;
     let intervals = islands(
         conn,
         "SELECT start_at, end_at FROM completed_intervals WHERE run_id = ?1 AND node_id = ?2",
         &[run.as_str(), node.as_str()],
-        &format!("table completed_intervals, run {run:?}, node {node:?}"),
+        At::table("completed_intervals").run(run).node(node),
     )?;
     let partitions = keys(
         conn,
         "SELECT partition FROM partitions WHERE run_id = ?1 AND node_id = ?2",
         &[run.as_str(), node.as_str()],
-        &format!("table partitions, run {run:?}, node {node:?}"),
+        At::table("partitions").run(run).node(node),
     )?;
     state.intervals = Arc::new(intervals);
     state.partitions = Arc::new(partitions);
@@ -71,7 +71,7 @@ pub(super) fn node(conn: &Connection, run: &RunId, node: &NodeId) -> Result<Opti
 }
 
 /// The intervals that a statement finds: columns start and end.
-pub(super) fn islands(conn: &Connection, sql: &str, keys: &[&str], place: &str) -> Result<IntervalSet, StoreError> {
+pub(super) fn islands(conn: &Connection, sql: &str, keys: &[&str], place: At<'_>) -> Result<IntervalSet, StoreError> {
     let fail = |error| sql_error(place, error);
     let mut statement = conn.prepare_cached(sql).map_err(fail)?;
     let mut rows = statement.query(params_from_iter(keys)).map_err(fail)?;
@@ -87,7 +87,7 @@ fn interval<P: std::fmt::Display>(fields: &Fields<'_, P>, first: usize) -> Resul
 }
 
 /// The partition keys that a statement finds.
-pub(super) fn keys(conn: &Connection, sql: &str, keys: &[&str], place: &str) -> Result<BTreeSet<PartitionKey>, StoreError> {
+pub(super) fn keys(conn: &Connection, sql: &str, keys: &[&str], place: At<'_>) -> Result<BTreeSet<PartitionKey>, StoreError> {
     let fail = |error| sql_error(place, error);
     let mut statement = conn.prepare_cached(sql).map_err(fail)?;
     let mut rows = statement.query(params_from_iter(keys)).map_err(fail)?;
@@ -103,47 +103,58 @@ pub(super) fn keys(conn: &Connection, sql: &str, keys: &[&str], place: &str) -> 
 pub(super) fn nodes(conn: &Connection, run: &RunId) -> Result<BTreeMap<NodeId, NodeState>, StoreError> {
     let mut nodes = BTreeMap::new();
     {
-        let place = format!("table node_states, run {run:?}");
-        let fail = |error| sql_error(&place, error);
+        let place = At::table("node_states").run(run);
+        let fail = |error| sql_error(place, error);
         let sql = concat!("SELECT node_id, ", node_columns!(), " FROM node_states WHERE run_id = ?1 ORDER BY node_id");
         let mut statement = conn.prepare_cached(sql).map_err(fail)?;
         let mut rows = statement.query([run.as_str()]).map_err(fail)?;
         while let Some(row) = rows.next().map_err(fail)? {
-            let fields = Fields::new(row, &place);
+            let fields = Fields::new(row, place);
             let id = node_id(&fields)?;
-            let place = format_args!("{place}, node {id:?}").to_string();
-            let state = Fields::new(row, place).node(1)?;
+            let state = Fields::new(row, place.node(&id)).node(1)?;
             nodes.insert(id, state);
         }
     }
-    by_node(conn, "completed_intervals", "SELECT node_id, start_at, end_at FROM completed_intervals WHERE run_id = ?1 ORDER BY node_id", run, |id, fields| {
-        let found = interval(fields, 1)?;
-        let node = nodes.get_mut(id).ok_or_else(|| fields.bad(0, "there is no such node"))?;
-        Arc::make_mut(&mut node.intervals).insert(found);
-        Ok(())
-    })?;
-    by_node(conn, "partitions", "SELECT node_id, partition FROM partitions WHERE run_id = ?1 ORDER BY node_id", run, |id, fields| {
-        let found = PartitionKey::new(fields.text(1)?).map_err(|error| fields.bad(1, error))?;
-        let node = nodes.get_mut(id).ok_or_else(|| fields.bad(0, "there is no such node"))?;
-        Arc::make_mut(&mut node.partitions).insert(found);
-        Ok(())
-    })?;
+    by_node(
+        conn,
+        "completed_intervals",
+        "SELECT node_id, start_at, end_at FROM completed_intervals WHERE run_id = ?1 ORDER BY node_id",
+        run,
+        |id, fields| {
+            let found = interval(fields, 1)?;
+            let node = nodes.get_mut(id).ok_or_else(|| fields.bad(0, "there is no such node"))?;
+            Arc::make_mut(&mut node.intervals).insert(found);
+            Ok(())
+        },
+    )?;
+    by_node(
+        conn,
+        "partitions",
+        "SELECT node_id, partition FROM partitions WHERE run_id = ?1 ORDER BY node_id",
+        run,
+        |id, fields| {
+            let found = PartitionKey::new(fields.text(1)?).map_err(|error| fields.bad(1, error))?;
+            let node = nodes.get_mut(id).ok_or_else(|| fields.bad(0, "there is no such node"))?;
+            Arc::make_mut(&mut node.partitions).insert(found);
+            Ok(())
+        },
+    )?;
     Ok(nodes)
 }
 
 fn by_node(
     conn: &Connection,
-    table: &str,
+    table: &'static str,
     sql: &str,
     run: &RunId,
-    mut take: impl FnMut(&str, &Fields<'_, &str>) -> Result<(), StoreError>,
+    mut take: impl FnMut(&str, &Fields<'_, At<'_>>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let place = format!("table {table}, run {run:?}");
-    let fail = |error| sql_error(&place, error);
+    let place = At::table(table).run(run);
+    let fail = |error| sql_error(place, error);
     let mut statement = conn.prepare_cached(sql).map_err(fail)?;
     let mut rows = statement.query([run.as_str()]).map_err(fail)?;
     while let Some(row) = rows.next().map_err(fail)? {
-        let fields = Fields::new(row, place.as_str());
+        let fields = Fields::new(row, place);
         take(fields.text(0)?, &fields)?;
     }
     Ok(())
@@ -162,17 +173,17 @@ pub(super) fn run(conn: &Connection, run: &RunId) -> Result<Option<RunState>, St
 
 /// The version of a run.
 pub(super) fn run_version(conn: &Connection, run: &RunId) -> Result<Option<Version>, StoreError> {
-    let place = format!("table runs, run {run:?}");
-    let fail = |error| sql_error(&place, error);
+    let place = At::table("runs").run(run);
+    let fail = |error| sql_error(place, error);
     let mut statement = conn.prepare_cached("SELECT version FROM runs WHERE run_id = ?1").map_err(fail)?;
     let mut rows = statement.query([run.as_str()]).map_err(fail)?;
     let Some(row) = rows.next().map_err(fail)? else { return Ok(None) };
-    Fields::new(row, &place).version(0).map(Some)
+    Fields::new(row, place).version(0).map(Some)
 }
 
 /// One page of runs. The caller holds a transaction.
 pub(super) fn list(conn: &Connection, query: &RunQuery) -> Result<RunPage, StoreError> {
-    let place = "table runs";
+    let place = At::table("runs");
     let fail = |error| sql_error(place, error);
     let mut sql = String::from(concat!("SELECT run_id, version, ", header_columns!(), " FROM runs WHERE 1"));
     let mut values: Vec<Value> = Vec::new();
@@ -187,11 +198,11 @@ pub(super) fn list(conn: &Connection, query: &RunQuery) -> Result<RunPage, Store
     }
     if let Some(from) = filter.created_from {
         sql.push_str(" AND created_at >= ?");
-        values.push(Value::Text(stamp_text(from)));
+        values.push(Value::Text(Stamp::of(from).as_str().to_owned()));
     }
     if let Some(before) = filter.created_before {
         sql.push_str(" AND created_at < ?");
-        values.push(Value::Text(stamp_text(before)));
+        values.push(Value::Text(Stamp::of(before).as_str().to_owned()));
     }
     if let Some(prefix) = filter.id_prefix.as_deref().filter(|prefix| !prefix.is_empty()) {
         sql.push_str(" AND run_id >= ? AND substr(run_id, 1, ?) = ?");
@@ -201,7 +212,7 @@ pub(super) fn list(conn: &Connection, query: &RunQuery) -> Result<RunPage, Store
     }
     if let Some(cursor) = &query.after {
         sql.push_str(" AND (created_at, run_id) < (?, ?)");
-        values.push(Value::Text(stamp_text(cursor.created_at)));
+        values.push(Value::Text(Stamp::of(cursor.created_at).as_str().to_owned()));
         values.push(Value::Text(cursor.run_id.as_str().to_owned()));
     }
     sql.push_str(" ORDER BY created_at DESC, run_id DESC LIMIT ?");
@@ -213,8 +224,9 @@ pub(super) fn list(conn: &Connection, query: &RunQuery) -> Result<RunPage, Store
     while let Some(row) = rows.next().map_err(fail)? {
         let fields = Fields::new(row, place);
         let id = RunId::new(fields.text(0)?).map_err(|error| fields.bad(0, error))?;
-        let fields = Fields::new(row, format!("{place}, run {id:?}"));
-        found.push(RunSummary::new(id, fields.version(1)?, fields.header(2)?, BTreeMap::new()));
+        let fields = Fields::new(row, place.run(&id));
+        let (version, header) = (fields.version(1)?, fields.header(2)?);
+        found.push(RunSummary::new(id, version, header, BTreeMap::new()));
     }
     let more = found.len() > query.limit;
     found.truncate(query.limit);
@@ -226,14 +238,14 @@ pub(super) fn list(conn: &Connection, query: &RunQuery) -> Result<RunPage, Store
 }
 
 fn status_counts(conn: &Connection, run: &RunId) -> Result<BTreeMap<NodeStatus, u64>, StoreError> {
-    let place = format!("table node_states, run {run:?}");
-    let fail = |error| sql_error(&place, error);
+    let place = At::table("node_states").run(run);
+    let fail = |error| sql_error(place, error);
     let mut statement =
         conn.prepare_cached("SELECT status, count(*) FROM node_states WHERE run_id = ?1 GROUP BY status").map_err(fail)?;
     let mut rows = statement.query([run.as_str()]).map_err(fail)?;
     let mut counts = BTreeMap::new();
     while let Some(row) = rows.next().map_err(fail)? {
-        let fields = Fields::new(row, &place);
+        let fields = Fields::new(row, place);
         counts.insert(NodeStatus::parse(fields.text(0)?), fields.number(1)?);
     }
     Ok(counts)
@@ -247,12 +259,12 @@ pub(super) fn latest_node(conn: &Connection, id: &NodeId) -> Result<Option<(RunI
 }
 
 fn run_of_node(conn: &Connection, sql: &str, id: &NodeId) -> Result<Option<RunId>, StoreError> {
-    let place = format!("table node_states, node {id:?}");
-    let fail = |error| sql_error(&place, error);
+    let place = At::table("node_states").node(id);
+    let fail = |error| sql_error(place, error);
     let mut statement = conn.prepare_cached(sql).map_err(fail)?;
     let mut rows = statement.query([id.as_str()]).map_err(fail)?;
     let Some(row) = rows.next().map_err(fail)? else { return Ok(None) };
-    let fields = Fields::new(row, &place);
+    let fields = Fields::new(row, place);
     RunId::new(fields.text(0)?).map(Some).map_err(|error| fields.bad(0, error))
 }
 
@@ -260,11 +272,11 @@ fn run_of_node(conn: &Connection, sql: &str, id: &NodeId) -> Result<Option<RunId
 pub(super) fn last_success(conn: &Connection, id: &NodeId) -> Result<Option<LastSuccess>, StoreError> {
     let sql = "SELECT run_id FROM node_states WHERE node_id = ?1 AND status = 'success' ORDER BY run_created_at DESC, run_id DESC LIMIT 1";
     let mut live = None;
-    if let Some(run) = run_of_node(conn, sql, id)? {
-        if let (Some(row), Some(state)) = (run_row(conn, &run)?, node(conn, &run, id)?) {
-            let run = RunState::from_parts(run, row.header, row.version, row.created_version, []);
-            live = LastSuccess::of(&run, &state);
-        }
+    if let Some(run) = run_of_node(conn, sql, id)?
+        && let (Some(row), Some(state)) = (run_row(conn, &run)?, node(conn, &run, id)?)
+    {
+        let run = RunState::from_parts(run, row.header, row.version, row.created_version, []);
+        live = LastSuccess::of(&run, &state);
     }
     let kept = kept_success(conn, id)?;
     Ok(match (live, kept) {
@@ -275,13 +287,14 @@ pub(super) fn last_success(conn: &Connection, id: &NodeId) -> Result<Option<Last
 
 /// The last success of a node in runs that were deleted.
 pub(super) fn kept_success(conn: &Connection, id: &NodeId) -> Result<Option<LastSuccess>, StoreError> {
-    let place = format!("table last_success, node {id:?}");
-    let fail = |error| sql_error(&place, error);
-    let sql = "SELECT run_id, run_created_at, finished_at, fingerprint, row_count, watermarks FROM last_success WHERE node_id = ?1";
+    let place = At::table("last_success").node(id);
+    let fail = |error| sql_error(place, error);
+    let sql =
+        "SELECT run_id, run_created_at, finished_at, fingerprint, row_count, watermarks FROM last_success WHERE node_id = ?1";
     let mut statement = conn.prepare_cached(sql).map_err(fail)?;
     let mut rows = statement.query([id.as_str()]).map_err(fail)?;
     let Some(row) = rows.next().map_err(fail)? else { return Ok(None) };
-    let fields = Fields::new(row, &place);
+    let fields = Fields::new(row, place);
     let run = RunId::new(fields.text(0)?).map_err(|error| fields.bad(0, error))?;
     let mut success = success_of(&run, &fields)?;
     success.finished_at = fields.stamp_or_null(2)?;
@@ -305,13 +318,13 @@ pub(super) fn kept_coverage(conn: &Connection, id: &NodeId) -> Result<NodeCovera
             conn,
             "SELECT start_at, end_at FROM coverage WHERE node_id = ?1",
             &[id.as_str()],
-            &format!("table coverage, node {id:?}"),
+            At::table("coverage").node(id),
         )?,
         partitions: keys(
             conn,
             "SELECT partition FROM coverage_partitions WHERE node_id = ?1",
             &[id.as_str()],
-            &format!("table coverage_partitions, node {id:?}"),
+            At::table("coverage_partitions").node(id),
         )?,
     })
 }
@@ -323,13 +336,13 @@ pub(super) fn coverage(conn: &Connection, id: &NodeId) -> Result<NodeCoverage, S
         conn,
         "SELECT i.start_at, i.end_at FROM node_states AS n JOIN completed_intervals AS i USING (run_id, node_id) WHERE n.node_id = ?1",
         &[id.as_str()],
-        &format!("table completed_intervals, node {id:?}"),
+        At::table("completed_intervals").node(id),
     )?;
     let live_keys = keys(
         conn,
         "SELECT DISTINCT p.partition FROM node_states AS n JOIN partitions AS p USING (run_id, node_id) WHERE n.node_id = ?1",
         &[id.as_str()],
-        &format!("table partitions, node {id:?}"),
+        At::table("partitions").node(id),
     )?;
     coverage.intervals.extend(live.iter());
     coverage.partitions.extend(live_keys);
@@ -337,7 +350,7 @@ pub(super) fn coverage(conn: &Connection, id: &NodeId) -> Result<NodeCoverage, S
 }
 
 /// The node ids that one of the statements finds.
-fn ids(conn: &Connection, sql: &str, place: &str, into: &mut BTreeSet<NodeId>) -> Result<(), StoreError> {
+fn ids(conn: &Connection, sql: &str, place: At<'_>, into: &mut BTreeSet<NodeId>) -> Result<(), StoreError> {
     let fail = |error| sql_error(place, error);
     let mut statement = conn.prepare_cached(sql).map_err(fail)?;
     let mut rows = statement.query([]).map_err(fail)?;
@@ -350,15 +363,15 @@ fn ids(conn: &Connection, sql: &str, place: &str, into: &mut BTreeSet<NodeId>) -
 /// Every node that a run or what outlives runs knows. The caller holds a transaction.
 pub(super) fn node_ids(conn: &Connection) -> Result<BTreeSet<NodeId>, StoreError> {
     let mut found = kept_ids(conn)?;
-    ids(conn, "SELECT DISTINCT node_id FROM node_states", "table node_states", &mut found)?;
+    ids(conn, "SELECT DISTINCT node_id FROM node_states", At::table("node_states"), &mut found)?;
     Ok(found)
 }
 
 fn kept_ids(conn: &Connection) -> Result<BTreeSet<NodeId>, StoreError> {
     let mut found = BTreeSet::new();
-    ids(conn, "SELECT DISTINCT node_id FROM coverage", "table coverage", &mut found)?;
-    ids(conn, "SELECT DISTINCT node_id FROM coverage_partitions", "table coverage_partitions", &mut found)?;
-    ids(conn, "SELECT node_id FROM last_success", "table last_success", &mut found)?;
+    ids(conn, "SELECT DISTINCT node_id FROM coverage", At::table("coverage"), &mut found)?;
+    ids(conn, "SELECT DISTINCT node_id FROM coverage_partitions", At::table("coverage_partitions"), &mut found)?;
+    ids(conn, "SELECT node_id FROM last_success", At::table("last_success"), &mut found)?;
     Ok(found)
 }
 
@@ -375,7 +388,7 @@ pub(super) fn retained(conn: &Connection) -> Result<Vec<(NodeId, Retained)>, Sto
 
 /// The counters that never go back: commit sequence and fencing token.
 pub(super) fn counters(conn: &Connection) -> Result<(u64, u64), StoreError> {
-    let place = "table meta";
+    let place = At::table("meta");
     let fail = |error| sql_error(place, error);
     let mut statement = conn.prepare_cached("SELECT seq, token FROM meta WHERE id = 1").map_err(fail)?;
     statement

@@ -1,9 +1,10 @@
 //! The stored shape of values: how they become columns, and how columns become values again or are refused by name.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Timelike, Utc};
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Row, ToSql};
 
@@ -26,8 +27,81 @@ pub(super) fn counter(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-pub(super) fn stamp_text(stamp: DateTime<Utc>) -> String {
-    time::format_sortable(stamp)
+/// Where a value lies, for errors; it is put into words only when there is one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct At<'a> {
+    table: &'static str,
+    run: Option<&'a str>,
+    node: Option<&'a str>,
+}
+
+impl<'a> At<'a> {
+    pub(super) fn table(table: &'static str) -> Self {
+        Self { table, run: None, node: None }
+    }
+
+    pub(super) fn run(self, run: &'a (impl AsRef<str> + ?Sized)) -> Self {
+        Self { run: Some(run.as_ref()), ..self }
+    }
+
+    pub(super) fn node(self, node: &'a (impl AsRef<str> + ?Sized)) -> Self {
+        Self { node: Some(node.as_ref()), ..self }
+    }
+}
+
+impl fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "table {}", self.table)?;
+        if let Some(run) = self.run {
+            write!(f, ", run {run:?}")?;
+        }
+        if let Some(node) = self.node {
+            write!(f, ", node {node:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A stamp as it is stored: fixed width, no allocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp([u8; 27]);
+
+impl Stamp {
+    pub(super) fn of(stamp: DateTime<Utc>) -> Self {
+        // A bound of a filter may lie beyond what is stored.
+        let stamp = match stamp.year() {
+            1..=9999 => stamp,
+            year => {
+                time::from_micros(if year < 1 { -62_135_596_800_000_000 } else { 253_402_300_799_999_999 }).unwrap_or_default()
+            }
+        };
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        let mut put = |place: std::ops::Range<usize>, mut value: u32| {
+            for digit in text.get_mut(place).unwrap_or_default().iter_mut().rev() {
+                // The remainder is a single digit.
+                *digit = b'0' + u8::try_from(value % 10).unwrap_or(0);
+                value /= 10;
+            }
+        };
+        put(0..4, stamp.year().unsigned_abs());
+        put(5..7, stamp.month());
+        put(8..10, stamp.day());
+        put(11..13, stamp.hour());
+        put(14..16, stamp.minute());
+        put(17..19, stamp.second());
+        put(20..26, stamp.timestamp_subsec_micros());
+        Self(text)
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl ToSql for Stamp {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(ValueRef::Text(&self.0)))
+    }
 }
 
 pub(super) fn metadata_text(metadata: &Metadata) -> Option<RawJson> {
@@ -36,11 +110,19 @@ pub(super) fn metadata_text(metadata: &Metadata) -> Option<RawJson> {
 
 /// A fingerprint of plain text is stored as that text, so that people can search for it; what would be mistaken for JSON, or is not spelt as
 /// we spell it, is stored as JSON.
-pub(super) fn fingerprint_text(print: &Fingerprint) -> String {
+pub(super) fn fingerprint_text(print: &Fingerprint) -> Cow<'_, str> {
     let raw = print.as_raw();
+    let plain = raw.as_str().strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    if let Some(plain) =
+        plain.filter(|text| !text.starts_with('{') && text.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'\\' && b != b'"'))
+    {
+        return Cow::Borrowed(plain);
+    }
     match raw.as_text() {
-        Some(text) if !text.starts_with(['"', '{']) && !text.contains(char::is_control) && RawJson::string(&text) == *raw => text,
-        _ => raw.as_str().to_owned(),
+        Some(text) if !text.starts_with(['"', '{']) && !text.contains(char::is_control) && RawJson::string(&text) == *raw => {
+            Cow::Owned(text)
+        }
+        _ => Cow::Borrowed(raw.as_str()),
     }
 }
 
@@ -171,7 +253,9 @@ fn parse_stamp(text: &str) -> Result<DateTime<Utc>, crate::model::InputError> {
     }
     let quick = || {
         let bytes: &[u8; 27] = text.as_bytes().try_into().ok()?;
-        let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, b'T', h1, h2, b':', n1, n2, b':', s1, s2, b'.', micros @ .., b'Z'] = bytes else {
+        let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, b'T', h1, h2, b':', n1, n2, b':', s1, s2, b'.', micros @ .., b'Z'] =
+            bytes
+        else {
             return None;
         };
         let date = chrono::NaiveDate::from_ymd_opt(
@@ -179,7 +263,8 @@ fn parse_stamp(text: &str) -> Result<DateTime<Utc>, crate::model::InputError> {
             digits(&[*m1, *m2])?,
             digits(&[*d1, *d2])?,
         )?;
-        let stamp = date.and_hms_micro_opt(digits(&[*h1, *h2])?, digits(&[*n1, *n2])?, digits(&[*s1, *s2])?, digits(micros)?)?.and_utc();
+        let stamp =
+            date.and_hms_micro_opt(digits(&[*h1, *h2])?, digits(&[*n1, *n2])?, digits(&[*s1, *s2])?, digits(micros)?)?.and_utc();
         time::is_storable(stamp).then_some(stamp)
     };
     quick().map_or_else(|| time::parse(text), Ok)
@@ -223,8 +308,30 @@ mod tests {
     }
 
     #[test]
+    fn stamps_are_written_as_the_model_writes_them() {
+        for text in [
+            "2024-02-29T23:59:59.123456Z",
+            "0001-01-01T00:00:00.000000Z",
+            "9999-12-31T23:59:59.999999Z",
+            "1969-12-31T23:59:59.000001Z",
+        ] {
+            let stamp = time::parse(text).unwrap();
+            assert_eq!(Stamp::of(stamp).as_str(), text);
+            assert_eq!(time::format_sortable(stamp), text);
+        }
+    }
+
+    #[test]
+    fn stamps_beyond_the_calendar_become_its_ends() {
+        assert_eq!(Stamp::of(DateTime::<Utc>::MAX_UTC).as_str(), "9999-12-31T23:59:59.999999Z");
+        assert_eq!(Stamp::of(DateTime::<Utc>::MIN_UTC).as_str(), "0001-01-01T00:00:00.000000Z");
+    }
+
+    #[test]
     fn fingerprints_keep_their_text() {
-        for raw in [r#""abc""#, r#""""#, r#""{x""#, r#""\u00e9""#, r#""é""#, r#""\u0000""#, r#"{"content_hash":"x"}"#, r#""\"q\"""#] {
+        for raw in
+            [r#""abc""#, r#""""#, r#""{x""#, r#""\u00e9""#, r#""é""#, r#""\u0000""#, r#"{"content_hash":"x"}"#, r#""\"q\"""#]
+        {
             let print = Fingerprint::from_raw(RawJson::parse(raw).unwrap()).unwrap();
             assert_eq!(read_fingerprint(&fingerprint_text(&print)).unwrap(), print, "{raw}");
         }

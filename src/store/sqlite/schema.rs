@@ -172,6 +172,8 @@ pub(super) fn refuse_newer(found: i32, place: &str) -> Result<(), StoreError> {
     }
     Err(StoreError::not_applied(
         StoreErrorKind::NewerFormat,
-        format!("{place} has schema version {found}, this build knows {SCHEMA_VERSION}; use the newer seeknal, nothing was changed"),
+        format!(
+            "{place} has schema version {found}, this build knows {SCHEMA_VERSION}; use the newer seeknal, nothing was changed"
+        ),
     ))
 }

@@ -20,9 +20,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::decide::Session;
 use super::error::{is_io, sql_error};
 use super::open::{self, beside};
-use super::own::Memory;
+use super::own::{Memory, Settled};
 use super::owners::Owner;
-use super::rows::stamp_text;
+use super::rows::Stamp;
 use super::{answer, read, write};
 use crate::model::{Batch, BatchAnswer, BatchId, Clock, ProcessInfo, SystemClock};
 use crate::store::highwater::{HighWater, HighWaterFile};
@@ -77,8 +77,8 @@ pub(super) struct Writer {
     /// Batches of this opening whose answers are stored and were told, oldest first.
     told: VecDeque<BatchId>,
     commits: u64,
-    /// Dropped last: as long as it lives, others see this opening alive.
-    _owner: Owner,
+    /// As long as it lives, others see this opening alive.
+    owner: Owner,
 }
 
 impl Writer {
@@ -106,7 +106,7 @@ impl Writer {
             memory: Memory::default(),
             told: VecDeque::new(),
             commits: 0,
-            _owner: owner,
+            owner,
         })
     }
 
@@ -138,16 +138,14 @@ impl Writer {
         // The last connection to close brings the WAL into the database and removes it.
         let place = self.place.clone();
         let closed = self.conn.close().map_err(|(_, error)| sql_error(&place, error));
-        drop(self._owner);
+        drop(self.owner);
         if let Some(reply) = closing {
             let _asker_gone = reply.send(closed).is_err();
         }
     }
 
     fn checkpoint(&self) -> Result<(), StoreError> {
-        self.conn
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
-            .map_err(|error| sql_error(&self.place, error))
+        self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(|error| sql_error(&self.place, error))
     }
 
     fn commit(&mut self, mut batches: Vec<(Arc<Batch>, Reply)>) {
@@ -221,23 +219,21 @@ impl Writer {
             .map_err(|error| sql_error(&self.place, error))?;
         self.memory.begin(data_version);
         let now = SystemClock.now();
-        let at = stamp_text(now);
+        let at = Stamp::of(now);
         let mut session = Session::begin(&self.conn, &self.memory, now)?;
         let mut answers = Vec::with_capacity(batches.len());
         for batch in batches {
-            let answer = match answer::find(&self.conn, batch)? {
-                Some(known) => known,
-                None => {
-                    let fresh = session.decide(&batch.entries)?;
-                    answer::keep(&self.conn, batch, &fresh, &at)?;
-                    fresh
-                }
-            };
-            answers.push(answer);
+            if let Some(known) = answer::find(&self.conn, batch)? {
+                answers.push(known);
+                continue;
+            }
+            let fresh = session.decide(&batch.entries)?;
+            answer::keep(&self.conn, batch, &fresh, at)?;
+            answers.push(fresh);
         }
         session.write()?;
-        let (seq, token) = session.counters();
         let settled = session.settled();
+        let (seq, token) = settled.counters;
         self.reserve(seq, token)?;
         self.prune(now)?;
         Ok((answers, settled))
@@ -303,20 +299,18 @@ impl Writer {
                     .map_err(fail)?;
             }
         }
-        if self.commits % SWEEP_EVERY == 0 {
-            let old = stamp_text(now.checked_sub_signed(chrono::Duration::days(KEPT_DAYS)).unwrap_or(now));
+        if self.commits.is_multiple_of(SWEEP_EVERY) {
+            let old = Stamp::of(now.checked_sub_signed(chrono::Duration::days(KEPT_DAYS)).unwrap_or(now));
             for sql in [
                 "DELETE FROM batches WHERE id IN (SELECT id FROM (SELECT id, at FROM batches ORDER BY id LIMIT 512) WHERE at < ?1)",
                 "DELETE FROM tombstones WHERE run_id IN (SELECT run_id FROM tombstones WHERE deleted_at < ?1 LIMIT 512)",
             ] {
-                self.conn.execute(sql, [&old]).map_err(fail)?;
+                self.conn.execute(sql, [old]).map_err(fail)?;
             }
         }
         Ok(())
     }
 }
-
-type Settled = Vec<(crate::model::RunId, Option<super::own::Head>, super::own::OwnVersions)>;
 
 /// Raises the counters to what the file beside the database knows: they were given out, even if this copy of the database is older.
 fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<HighWater, StoreError> {

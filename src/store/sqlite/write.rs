@@ -5,7 +5,7 @@ use rusqlite::{Connection, params};
 use super::decide::{Cell, PendingNode};
 use super::error::sql_error;
 use super::outlive::{Rewrite, rewrites};
-use super::rows::{Number, counter, fingerprint_text, metadata_text, stamp_text};
+use super::rows::{At, Number, Stamp, counter, fingerprint_text, metadata_text};
 use crate::model::{NodeId, NodeState, RawJson, RunHeader, RunId, Version};
 use crate::store::StoreError;
 
@@ -15,7 +15,7 @@ pub(super) fn run(conn: &Connection, id: &RunId, cell: &mut Cell) -> Result<(), 
     if !cell.changed {
         return Ok(());
     }
-    let fail = |error| sql_error(format_args!("table runs, run {id:?}"), error);
+    let fail = |error| sql_error(At::table("runs").run(id), error);
     match &cell.header {
         Some(header) if cell.header_changed => {
             let worker = header.worker.as_ref().map(RawJson::from_serialize).transpose();
@@ -32,7 +32,7 @@ pub(super) fn run(conn: &Connection, id: &RunId, cell: &mut Cell) -> Result<(), 
     }
     for (node_id, pending) in &cell.nodes {
         node(conn, id, node_id, pending, &head.created_at)
-            .map_err(|error| sql_error(format_args!("table node_states, run {id:?}, node {node_id:?}"), error))?;
+            .map_err(|error| sql_error(At::table("node_states").run(id).node(node_id), error))?;
     }
     cell.nodes.clear();
     cell.changed = false;
@@ -58,8 +58,8 @@ fn put_header(
         id.as_str(),
         header.status.as_str(),
         &*head.created_at,
-        header.started_at.map(stamp_text),
-        header.finished_at.map(stamp_text),
+        header.started_at.map(Stamp::of),
+        header.finished_at.map(Stamp::of),
         worker.map(RawJson::as_str),
         metadata_text(&header.metadata).as_ref().map(RawJson::as_str),
         header.extra.as_ref().map(RawJson::as_str),
@@ -85,7 +85,7 @@ fn node(conn: &Connection, run: &RunId, id: &NodeId, pending: &PendingNode, crea
     let insert = "INSERT OR REPLACE INTO completed_intervals (run_id, node_id, start_at, end_at) VALUES (?1, ?2, ?3, ?4)";
     if pending.whole {
         for island in state.intervals.iter() {
-            conn.prepare_cached(insert)?.execute([run, node, &stamp_text(island.start()), &stamp_text(island.end())])?;
+            conn.prepare_cached(insert)?.execute(params![run, node, Stamp::of(island.start()), Stamp::of(island.end())])?;
         }
         for partition in state.partitions.iter() {
             put_partition(conn, run, node, partition.as_str())?;
@@ -94,17 +94,20 @@ fn node(conn: &Connection, run: &RunId, id: &NodeId, pending: &PendingNode, crea
     }
     for Rewrite { from, to, islands } in rewrites(&state.intervals, &pending.intervals) {
         conn.prepare_cached("DELETE FROM completed_intervals WHERE run_id = ?1 AND node_id = ?2 AND start_at BETWEEN ?3 AND ?4")?
-            .execute([run, node, &from, &to])?;
+            .execute(params![run, node, from, to])?;
         for island in islands {
-            conn.prepare_cached(insert)?.execute([run, node, &stamp_text(island.start()), &stamp_text(island.end())])?;
+            conn.prepare_cached(insert)?.execute(params![run, node, Stamp::of(island.start()), Stamp::of(island.end())])?;
         }
     }
     for partition in &pending.partitions {
         if state.partitions.contains(partition) {
             put_partition(conn, run, node, partition.as_str())?;
         } else {
-            conn.prepare_cached("DELETE FROM partitions WHERE run_id = ?1 AND node_id = ?2 AND partition = ?3")?
-                .execute([run, node, partition.as_str()])?;
+            conn.prepare_cached("DELETE FROM partitions WHERE run_id = ?1 AND node_id = ?2 AND partition = ?3")?.execute([
+                run,
+                node,
+                partition.as_str(),
+            ])?;
         }
     }
     Ok(())
@@ -130,8 +133,8 @@ fn put_node(conn: &Connection, run: &str, node: &str, state: &NodeState, created
         node,
         state.status.as_str(),
         state.attempt,
-        state.started_at.map(stamp_text),
-        state.finished_at.map(stamp_text),
+        state.started_at.map(Stamp::of),
+        state.finished_at.map(Stamp::of),
         state.duration_ms.map(Number),
         state.row_count.map(Number),
         state.fingerprint.as_ref().map(fingerprint_text),
@@ -146,7 +149,7 @@ fn put_node(conn: &Connection, run: &str, node: &str, state: &NodeState, created
 }
 
 /// Deletes the rows of a run, and leaves a tombstone.
-pub(super) fn delete_run(conn: &Connection, run: &RunId, version: Version, at: &str) -> Result<(), StoreError> {
+pub(super) fn delete_run(conn: &Connection, run: &RunId, version: Version, at: Stamp) -> Result<(), StoreError> {
     let fail = |error| sql_error(format_args!("deleting run {run:?}"), error);
     for sql in [
         "DELETE FROM node_states WHERE run_id = ?1",
