@@ -326,6 +326,64 @@ async fn two_openings_write_different_nodes_and_lose_nothing() {
     assert!(one.verify().await.unwrap().is_sound());
 }
 
+/// Two sides send chains of entries on the same three nodes, the second batch of a chain before the first one is answered, as actors do. Every key that was
+/// accepted is there in the end, and none that was refused.
+#[tokio::test]
+async fn chains_of_two_openings_never_lose_or_smuggle_a_write() {
+    const ROUNDS: usize = 25;
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
+    let nodes = ["a", "b", "c"];
+    change(&one, "r", [create(0)].into_iter().chain(nodes.map(|node| set(node, NodeUpdate::pending()))).collect()).await;
+    let created = load(&one, "r").await.version();
+    let side = |backend: Backend, name: &'static str, stride: usize| async move {
+        let mut outcomes = Vec::new();
+        for round in 0..ROUNDS {
+            let seen = load(&backend, "r").await;
+            let mut tip = seen.clone();
+            let mut chain = |from: usize| {
+                let mut keys = Vec::new();
+                let entries = (from..from + 2)
+                    .map(|index| {
+                        let node = nodes[(round * stride + index) % nodes.len()];
+                        let key = format!("{name}-{round}-{index}");
+                        // Every third one guards on a node that it does not write.
+                        let other = node_id(nodes[(round + index) % nodes.len()]);
+                        let version = tip.node(other.as_str()).unwrap().version;
+                        let guards = if index % 3 == 0 { vec![Guard::NodeVersion { node: other, version }] } else { vec![] };
+                        let part = part_on(
+                            Some(&tip),
+                            seen.version(),
+                            "r",
+                            guards,
+                            vec![set(node, NodeUpdate::new().metadata(&key, 1))],
+                        );
+                        tip = part.after.clone().unwrap();
+                        keys.push((node, key));
+                        entry(part)
+                    })
+                    .collect();
+                (keys, Arc::new(Batch::new(entries)))
+            };
+            for (keys, batch) in [chain(0), chain(2)] {
+                let answer = backend.commit(batch).await.unwrap();
+                outcomes.extend(
+                    keys.into_iter().zip(answer.outcomes.into_iter().map(|outcome| matches!(outcome, Outcome::Applied(_)))),
+                );
+            }
+        }
+        outcomes
+    };
+    let (left, right) = tokio::join!(side(Arc::clone(&one), "left", 1), side(Arc::clone(&two), "right", 2));
+    let state = load(&one, "r").await;
+    let accepted = left.iter().chain(&right).filter(|(_, accepted)| *accepted).count();
+    assert!(accepted >= ROUNDS && accepted < left.len() + right.len(), "nothing was contended: {accepted}");
+    for ((node, key), accepted) in left.into_iter().chain(right) {
+        assert_eq!(state.node(node).unwrap().metadata.get(&key).is_some(), accepted, "{node} {key}");
+    }
+    assert_eq!(state.version().0, created.0 + accepted as u64);
+}
+
 #[tokio::test]
 async fn two_openings_claim_one_node_and_one_wins() {
     let dir = tempfile::tempdir().unwrap();
@@ -598,6 +656,7 @@ async fn foreign_databases_are_refused_untouched() {
 
 #[tokio::test]
 async fn newer_and_damaged_databases_are_refused_untouched() {
+    type Case = (&'static str, fn(&Path), StoreErrorKind);
     let make_ours = || async {
         let dir = tempfile::tempdir().unwrap();
         let backend = open(&db(dir.path())).await;
@@ -605,7 +664,6 @@ async fn newer_and_damaged_databases_are_refused_untouched() {
         backend.close().await.unwrap();
         dir
     };
-    type Case = (&'static str, fn(&Path), StoreErrorKind);
     let cases: [Case; 4] = [
         ("newer", |path| raw(path).pragma_update(None, "user_version", 99).unwrap(), StoreErrorKind::NewerFormat),
         (
