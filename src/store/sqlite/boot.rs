@@ -1,0 +1,33 @@
+//! The clock that leases run on: time since the machine was started, which no wall clock's jump touches and which goes on in suspend.
+
+use std::sync::LazyLock;
+
+use rusqlite::Connection;
+use rusqlite::functions::FunctionFlags;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
+
+static BOOT_ID: LazyLock<String> = LazyLock::new(|| {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let text = text.trim();
+    if text.is_empty() { "unknown".to_owned() } else { text.to_owned() }
+});
+
+/// Which start of the machine this is.
+pub(super) fn boot_id() -> &'static str {
+    &BOOT_ID
+}
+
+/// Milliseconds since the machine was started.
+pub(super) fn boot_ms() -> i64 {
+    let now = rustix::time::clock_gettime(CLOCK);
+    now.tv_sec.saturating_mul(1000).saturating_add(now.tv_nsec / 1_000_000)
+}
+
+/// Makes `seeknal_boot_ms()` known to SQL: a statement asks for the time after it has waited for its lock, not before.
+pub(super) fn register(conn: &Connection) -> rusqlite::Result<()> {
+    conn.create_scalar_function("seeknal_boot_ms", 0, FunctionFlags::SQLITE_UTF8, |_| Ok(boot_ms()))
+}

@@ -1,0 +1,64 @@
+//! What SQLite's errors mean to callers.
+
+use std::fmt;
+
+use rusqlite::{Error, ErrorCode};
+
+use crate::store::{StoreError, StoreErrorKind};
+
+/// What kind of fault an error of SQLite is, and what usually mends it.
+fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
+    match error {
+        Error::SqliteFailure(failure, _) => match failure.code {
+            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
+                (StoreErrorKind::Busy, "another process is writing; see who with `seeknal state locks`, and try again")
+            }
+            ErrorCode::DiskFull => (StoreErrorKind::Full, "free some space; nothing is lost"),
+            ErrorCode::ReadOnly | ErrorCode::PermissionDenied => {
+                (StoreErrorKind::ReadOnly, "check the permissions of the file and its folder")
+            }
+            ErrorCode::CannotOpen => (StoreErrorKind::Io, "check that the folder is there and may be written"),
+            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => {
+                (StoreErrorKind::Corrupt, "it was left as it is; `seeknal state verify` says more, a backup brings it back")
+            }
+            _ => (StoreErrorKind::Io, "check the disk and the system's log"),
+        },
+        Error::FromSqlConversionFailure(..)
+        | Error::IntegralValueOutOfRange(..)
+        | Error::Utf8Error(..)
+        | Error::InvalidColumnType(..) => {
+            (StoreErrorKind::Corrupt, "a stored value makes no sense; `seeknal state verify` names it")
+        }
+        Error::InvalidPath(_) | Error::NulError(_) => (StoreErrorKind::Input, "choose another path"),
+        _ => (StoreErrorKind::Io, "this should not happen; please report it"),
+    }
+}
+
+/// A fault of SQLite at a place; nothing has happened.
+pub(super) fn sql_error(place: impl fmt::Display, error: Error) -> StoreError {
+    let (kind, mend) = classify(&error);
+    StoreError::not_applied(kind, format!("{place}: {error}; {mend}")).with_source(error)
+}
+
+/// A stored value that cannot be read.
+pub(super) fn corrupt(place: impl fmt::Display, why: impl fmt::Display) -> StoreError {
+    StoreError::not_applied(
+        StoreErrorKind::Corrupt,
+        format!("{place}: {why}; it was left as it is, mend the row with SQL or bring a backup back"),
+    )
+}
+
+/// Whether the error tells of the system's failure to write or sync, after which nobody knows what the disk has.
+pub(super) fn is_io(error: &Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::SystemIoFailure))
+}
+
+/// Whether the error tells of damage, or of a file that is no database.
+pub(super) fn is_damage(error: &Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// Whether the error tells that files beside the database cannot be made.
+pub(super) fn is_unwritable(error: &Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied))
+}

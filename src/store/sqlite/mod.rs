@@ -1,0 +1,303 @@
+//! The SQLite database, `target/state.db`: one writer thread, separate readers, leases as rows, any number of processes on one machine.
+//!
+//! - `open`, `schema`: what lies at the path, what is refused untouched, settings, tables.
+//! - `thread`: the writer; `decide` judges entries, `write` puts rows down, `own` is what it remembers, `answer` the answers of batches.
+//! - `read`: everything that is asked; `lease`: locks; `outlive`: what stays of deleted runs; `owners`: who has it open.
+
+mod answer;
+mod boot;
+mod decide;
+mod error;
+mod lease;
+mod open;
+mod outlive;
+mod own;
+mod owners;
+mod read;
+mod rows;
+mod schema;
+mod thread;
+mod verify;
+mod write;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::Connection;
+use tokio::sync::{OnceCell, mpsc, oneshot};
+
+use self::thread::{Job, Writer};
+use super::{
+    BackendOptions, BoxFuture, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind, VerifyReport,
+};
+use crate::model::{
+    Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage,
+    RunQuery, RunState, SystemClock, Version,
+};
+
+/// Batches that wait in front of the writer at most; who comes later waits before it is sent.
+const QUEUE: usize = 64;
+
+/// Idle connections that are kept for readers.
+const READERS: usize = 4;
+
+/// The SQLite backend. Nothing is opened before [`initialize`](StateBackend::initialize).
+pub struct SqliteBackend {
+    shared: Arc<Shared>,
+    read_only: bool,
+    opened: OnceCell<Opened>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    process: ProcessInfo,
+    /// None: this opening only reads.
+    writer: Option<mpsc::Sender<Job>>,
+}
+
+/// What readers on other threads need.
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    place: String,
+    /// Idle connections; none at all once it is closed.
+    readers: Mutex<Option<Vec<Connection>>>,
+}
+
+impl fmt::Debug for SqliteBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteBackend")
+            .field("path", &self.shared.path)
+            .field("read_only", &self.read_only)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Asks with a connection of its own, in one read transaction. Blocks.
+    fn ask<T>(&self, ask: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut().ok_or_else(StoreError::closed)?.pop();
+        let mut conn = match idle {
+            Some(conn) => conn,
+            None => open::open_reader(&self.path)?,
+        };
+        let found = read::in_snapshot(&mut conn, &self.place, |tx| ask(tx));
+        // A connection that met an error is not trusted with the next question.
+        if found.is_ok()
+            && let Some(idle) =
+                self.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut().filter(|idle| idle.len() < READERS)
+        {
+            idle.push(conn);
+        }
+        found
+    }
+}
+
+/// Does blocking work away from the runtime's workers.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(StoreError::not_applied(StoreErrorKind::Unavailable, format!("reading the database was cut off: {error}")))
+    })
+}
+
+impl SqliteBackend {
+    /// A backend on the file that the options name.
+    pub fn new(options: &BackendOptions) -> Self {
+        Self::at(&options.db(), options.is_read_only())
+    }
+
+    fn at(path: &Path, read_only: bool) -> Self {
+        let shared = Shared { path: path.to_owned(), place: path.display().to_string(), readers: Mutex::new(Some(Vec::new())) };
+        Self { shared: Arc::new(shared), read_only, opened: OnceCell::new() }
+    }
+
+    async fn open(&self) -> Result<Opened, StoreError> {
+        let process = ProcessInfo::current(SystemClock.now());
+        let path = self.shared.path.clone();
+        if self.read_only {
+            let shared = Arc::clone(&self.shared);
+            blocking(move || {
+                if open::check(&path)? == open::Found::Nothing {
+                    return Err(StoreError::not_applied(
+                        StoreErrorKind::NotFound,
+                        format!("{}: there is no state yet; open it for writing once, or check the path", path.display()),
+                    ));
+                }
+                let conn = open::open_reader(&path)?;
+                open::recheck(&conn, &shared.place, false)?;
+                if let Some(idle) = shared.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+                    idle.push(conn);
+                }
+                Ok(())
+            })
+            .await?;
+            return Ok(Opened { process, writer: None });
+        }
+        let (sender, jobs) = mpsc::channel(QUEUE);
+        let (reply, opened) = oneshot::channel();
+        let owner = process.clone();
+        std::thread::Builder::new()
+            .name("seeknal-sqlite".to_owned())
+            .spawn(move || match Writer::open(path, &owner) {
+                Err(error) => {
+                    let _asker_gone = reply.send(Err(error)).is_err();
+                }
+                Ok(writer) => {
+                    // Who asked and went away left no sender behind: the work ends at once.
+                    let _asker_gone = reply.send(Ok(())).is_err();
+                    writer.work(jobs);
+                }
+            })
+            .map_err(|error| StoreError::io("starting the writer thread", error))?;
+        opened.await.unwrap_or_else(|_| Err(broken()))?;
+        Ok(Opened { process, writer: Some(sender) })
+    }
+
+    fn opened(&self) -> Result<&Opened, StoreError> {
+        self.opened.get().ok_or_else(|| {
+            StoreError::not_applied(StoreErrorKind::Input, format!("{} is not open; call initialize first", self.shared.place))
+        })
+    }
+
+    fn writer(&self) -> Result<&mpsc::Sender<Job>, StoreError> {
+        self.opened()?.writer.as_ref().ok_or_else(|| {
+            StoreError::not_applied(StoreErrorKind::ReadOnly, format!("{} was opened for reading only", self.shared.place))
+        })
+    }
+
+    /// Sends a job and waits for its answer; the job is done even if the waiting stops.
+    async fn send<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.writer()?.send(job(reply)).await.map_err(|_| StoreError::closed())?;
+        answer.await.unwrap_or_else(|_| Err(broken()))
+    }
+
+    fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> BoxFuture<'_, Result<T, StoreError>> {
+        Box::pin(async move {
+            self.opened()?;
+            let shared = Arc::clone(&self.shared);
+            blocking(move || shared.ask(ask)).await
+        })
+    }
+}
+
+/// The writer thread is gone without an answer.
+fn broken() -> StoreError {
+    StoreError::unknown(StoreErrorKind::Poisoned, "the writer thread of the database has ended; open the state anew")
+}
+
+impl StateBackend for SqliteBackend {
+    fn name(&self) -> &'static str {
+        "sqlite"
+    }
+
+    fn location(&self) -> String {
+        self.shared.place.clone()
+    }
+
+    fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
+        Box::pin(async move {
+            self.opened.get_or_try_init(|| self.open()).await?;
+            Ok(OpenReport::new())
+        })
+    }
+
+    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
+        Box::pin(self.send(|reply| Job::Commit { batch, reply }))
+    }
+
+    fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        let run = run.clone();
+        self.ask(move |conn| read::run(conn, &run))
+    }
+
+    fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
+        let query = query.clone();
+        self.ask(move |conn| read::list(conn, &query))
+    }
+
+    fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
+        self.ask(lease::list)
+    }
+
+    fn lease_store(&self) -> LeaseStore {
+        LeaseStore::Rows
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn process(&self) -> Option<ProcessInfo> {
+        self.opened.get().map(|opened| opened.process.clone())
+    }
+
+    fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
+        let (path, own, sweep) = (self.shared.path.clone(), self.process(), !self.read_only);
+        Box::pin(blocking(move || owners::list(&path, own.as_ref(), sweep)))
+    }
+
+    fn run_version<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<Version>, StoreError>> {
+        let run = run.clone();
+        self.ask(move |conn| read::run_version(conn, &run))
+    }
+
+    fn latest_node<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Option<(RunId, NodeState)>, StoreError>> {
+        let node = node.clone();
+        self.ask(move |conn| read::latest_node(conn, &node))
+    }
+
+    fn last_success<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Option<LastSuccess>, StoreError>> {
+        let node = node.clone();
+        self.ask(move |conn| read::last_success(conn, &node))
+    }
+
+    fn coverage<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<NodeCoverage, StoreError>> {
+        let node = node.clone();
+        self.ask(move |conn| read::coverage(conn, &node))
+    }
+
+    fn node_ids(&self) -> BoxFuture<'_, Result<BTreeSet<NodeId>, StoreError>> {
+        self.ask(read::node_ids)
+    }
+
+    fn retained(&self) -> BoxFuture<'_, Result<Vec<(NodeId, Retained)>, StoreError>> {
+        self.ask(read::retained)
+    }
+
+    fn checkpoint(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            if self.read_only {
+                return Ok(());
+            }
+            self.send(|reply| Job::Checkpoint { reply }).await
+        })
+    }
+
+    fn verify(&self) -> BoxFuture<'_, Result<VerifyReport, StoreError>> {
+        self.ask(verify::verify)
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            // Readers first: the last connection to go, the writer's, tidies up.
+            let idle = self.shared.readers.lock().unwrap_or_else(PoisonError::into_inner).take();
+            drop(idle);
+            let Some(Opened { writer: Some(writer), .. }) = self.opened.get() else { return Ok(()) };
+            let (reply, closed) = oneshot::channel();
+            if writer.send(Job::Close { reply }).await.is_err() {
+                return Ok(());
+            }
+            closed.await.unwrap_or_else(|_| Err(broken()))
+        })
+    }
+}

@@ -1,0 +1,289 @@
+//! Opening a database: what is in the way is refused before anything of it is touched; what is opened is opened with our settings.
+//!
+//! The file is never opened by hand: closing such a handle would drop the locks that SQLite holds on it in this process.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+
+use super::error::{is_damage, is_unwritable, sql_error};
+use super::schema::{self, APPLICATION_ID, PAGE_SIZE};
+use super::{boot, owners};
+use crate::store::highwater::HighWaterFile;
+use crate::store::{StoreError, StoreErrorKind};
+
+/// How long a statement waits for another process's transaction.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pages in the WAL after which a commit brings them into the database: 8 MiB, so that many commits share one checkpoint.
+const CHECKPOINT_PAGES: i64 = 8 * 1024;
+
+/// Page cache of the writer, in KiB.
+const WRITER_CACHE: i64 = 64 * 1024;
+
+/// Page cache of a reader, in KiB.
+const READER_CACHE: i64 = 8 * 1024;
+
+/// Statements that a connection keeps prepared; all of ours fit.
+const STATEMENTS: usize = 96;
+
+/// A file beside the database: its name with something behind it.
+pub(super) fn beside(db: &Path, suffix: &str) -> PathBuf {
+    let mut name = db.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn length(path: &Path) -> Result<Option<u64>, StoreError> {
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => {
+            Err(StoreError::not_applied(StoreErrorKind::Input, format!("{} is a folder; name a file", path.display())))
+        }
+        Ok(meta) => Ok(Some(meta.len())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io(path.display(), error)),
+    }
+}
+
+/// Opens for writing; makes the database, and its folder, if they are not there.
+pub(super) fn open_writer(db: &Path, sidecar: &HighWaterFile) -> Result<Connection, StoreError> {
+    let place = db.display().to_string();
+    // One opening at a time looks and makes: a database that is half made is never taken for somebody else's.
+    sidecar.lock()?;
+    let opened = (|| {
+        let fresh = check(db)? == Found::Nothing;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut conn = Connection::open_with_flags(db, flags).map_err(|error| sql_error(&place, error))?;
+        if fresh {
+            conn.pragma_update(None, "page_size", PAGE_SIZE).map_err(|error| sql_error(&place, error))?;
+        }
+        configure(&conn, true).map_err(|error| sql_error(&place, error))?;
+        recheck(&conn, &place, fresh)?;
+        // The tables are made before the WAL: so the main file always tells whose it is.
+        schema::migrate(&mut conn, &place)?;
+        demand_wal(&conn, &place)?;
+        Ok(conn)
+    })();
+    sidecar.unlock()?;
+    opened
+}
+
+/// Opens for reading a database that is there. Nothing is made or changed.
+pub(super) fn open_reader(db: &Path) -> Result<Connection, StoreError> {
+    let place = db.display().to_string();
+    let fail = |error| sql_error(&place, error);
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let probe = |conn: &Connection| {
+        configure(conn, false)?;
+        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))
+    };
+    let opened = Connection::open_with_flags(db, flags).and_then(|conn| probe(&conn).map(|_| conn));
+    match opened {
+        Ok(conn) => Ok(conn),
+        // Beside a database in a folder that may not be written SQLite cannot make its shared index. Nobody else writes there either, so
+        // that the file can be read as it lies, if nothing waits in a WAL.
+        Err(error) if is_unwritable(&error) && length(&beside(db, "-wal"))?.unwrap_or(0) == 0 => {
+            let conn = open_immutable(db).map_err(fail)?;
+            probe(&conn).map_err(fail)?;
+            Ok(conn)
+        }
+        Err(error) => Err(fail(error)),
+    }
+}
+
+/// What lies at the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// No file, or an empty one.
+    Nothing,
+    /// A database of ours, as far as the main file tells.
+    Ours,
+}
+
+/// Looks what lies at the path, without a lock, a recovery or a file made beside it.
+pub(super) fn check(db: &Path) -> Result<Found, StoreError> {
+    refuse_network(db)?;
+    if length(db)?.unwrap_or(0) == 0 {
+        return Ok(Found::Nothing);
+    }
+    let place = db.display().to_string();
+    let looked = open_immutable(db).and_then(|conn| {
+        let application = schema::application_id(&conn)?;
+        let version = schema::schema_version(&conn)?;
+        let mut statement = conn.prepare("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') ORDER BY name")?;
+        let tables = statement.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+        Ok((application, version, tables))
+    });
+    let pending = |suffix| Ok::<_, StoreError>(length(&beside(db, suffix))?.unwrap_or(0) > 0);
+    match looked {
+        Ok((APPLICATION_ID, version, _)) => schema::refuse_newer(version, &place).map(|()| Found::Ours),
+        Ok((0, 0, tables)) if tables.is_empty() && !pending("-wal")? => Ok(Found::Nothing),
+        Ok((application, _, tables)) => Err(foreign(db, application, &tables)),
+        // In the middle of another process's checkpoint, or after a crash in one, the main file alone is not whole. With what waits beside it it
+        // may be: that is looked at under locks.
+        Err(error) if is_damage(&error) && (pending("-wal")? || pending("-journal")?) => Ok(Found::Ours),
+        Err(error) => Err(sql_error(&place, error)),
+    }
+}
+
+/// The same question under locks, with what waits in the WAL. A refusal leaves the files alone.
+pub(super) fn recheck(conn: &Connection, place: &str, fresh: bool) -> Result<(), StoreError> {
+    let fail = |error| sql_error(place, error);
+    let keep = |on| conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, on).map(|_| ()).map_err(fail);
+    keep(true)?;
+    let application = schema::application_id(conn).map_err(fail)?;
+    let version = schema::schema_version(conn).map_err(fail)?;
+    if application != APPLICATION_ID && !(fresh && application == 0) {
+        return Err(foreign(Path::new(place), application, &[]));
+    }
+    schema::refuse_newer(version, place)?;
+    keep(false)
+}
+
+fn foreign(db: &Path, application: i32, tables: &[String]) -> StoreError {
+    let place = db.display();
+    let shown = tables.iter().take(5).map(|name| format!("{name:.64?}")).collect::<Vec<_>>().join(", ");
+    let what = if ["run_state", "node_state", "backend_locks"].iter().any(|own| tables.iter().any(|name| name == own)) {
+        format!("it is Seeknal's own database (tables {shown})")
+    } else if tables.is_empty() {
+        format!("it belongs to another program (application id {application:#x})")
+    } else {
+        format!("it belongs to another program (tables {shown})")
+    };
+    StoreError::not_applied(
+        StoreErrorKind::Foreign,
+        format!("{place}: {what}; nothing was changed. To free the path: mv {place} {place}.foreign"),
+    )
+}
+
+/// Opens the main file as it lies, by SQLite and without locks: no file beside it is read, made or removed.
+fn open_immutable(db: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    Connection::open_with_flags(uri(db), flags)
+}
+
+fn uri(db: &Path) -> String {
+    use std::fmt::Write;
+    let mut uri = String::from("file:");
+    for byte in db.as_os_str().as_encoded_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/._-".contains(byte) {
+            uri.push(char::from(*byte));
+        } else {
+            let _never_fails = write!(uri, "%{byte:02X}").is_ok();
+        }
+    }
+    uri.push_str("?immutable=1");
+    uri
+}
+
+/// Settings belong to a connection: every one gets them.
+fn configure(conn: &Connection, writes: bool) -> rusqlite::Result<()> {
+    conn.busy_timeout(BUSY_TIMEOUT)?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    boot::register(conn)?;
+    conn.pragma_update(None, "trusted_schema", false)?;
+    conn.pragma_update(None, "cache_size", -(if writes { WRITER_CACHE } else { READER_CACHE }))?;
+    if writes {
+        conn.pragma_update(None, "synchronous", "FULL")?;
+        // Only macOS knows the difference: there a plain sync stops in the drive's cache.
+        conn.pragma_update(None, "fullfsync", true)?;
+        conn.pragma_update(None, "checkpoint_fullfsync", true)?;
+        conn.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_| Ok(()))?;
+        // The WAL keeps its length: overwriting is faster to sync than growing.
+        conn.pragma_update_and_check(None, "journal_size_limit", -1, |_| Ok(()))?;
+    } else {
+        conn.pragma_update(None, "query_only", true)?;
+    }
+    Ok(())
+}
+
+/// Switches to the WAL, and reads back the settings on which durability rests.
+fn demand_wal(conn: &Connection, place: &str) -> Result<(), StoreError> {
+    let fail = |error| sql_error(place, error);
+    let mode: String = conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(fail)?;
+    let synchronous: i64 = conn.pragma_query_value(None, "synchronous", |row| row.get(0)).map_err(fail)?;
+    let busy: i64 = conn.pragma_query_value(None, "busy_timeout", |row| row.get(0)).map_err(fail)?;
+    let cache: i64 = conn.pragma_query_value(None, "cache_size", |row| row.get(0)).map_err(fail)?;
+    let wanted = i64::try_from(BUSY_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
+    if mode.eq_ignore_ascii_case("wal") && synchronous == 2 && busy == wanted && cache == -WRITER_CACHE {
+        return Ok(());
+    }
+    Err(StoreError::not_applied(
+        StoreErrorKind::Unsupported,
+        format!(
+            "{place}: SQLite did not take the settings that durability needs (journal_mode {mode}, synchronous {synchronous}, busy_timeout \
+             {busy}, cache_size {cache}); put the database on a local disk"
+        ),
+    ))
+}
+
+/// Grows the WAL to the length that it reaches anyway: a commit that overwrites syncs about twice as fast as one that makes the file longer. The pages go
+/// in with a transaction that is rolled back, so that the database itself learns nothing of it.
+pub(super) fn grow_wal(conn: &Connection, db: &Path) -> rusqlite::Result<()> {
+    let wanted = CHECKPOINT_PAGES.saturating_mul(PAGE_SIZE);
+    let there = std::fs::metadata(beside(db, "-wal")).map_or(0, |meta| meta.len());
+    let missing = wanted.saturating_sub(i64::try_from(there).unwrap_or(i64::MAX));
+    if missing < wanted / 4 {
+        return Ok(());
+    }
+    // A cache this small makes SQLite write the pages out before the transaction ends.
+    conn.pragma_update(None, "cache_size", 16)?;
+    let grown = conn.execute_batch("BEGIN IMMEDIATE").and_then(|()| {
+        let filled = conn.execute("INSERT INTO batches (id, at, answers) VALUES (x'00', '', zeroblob(?1))", [missing]);
+        let rolled_back = conn.execute_batch("ROLLBACK");
+        filled.and(rolled_back)
+    });
+    conn.pragma_update(None, "cache_size", -WRITER_CACHE)?;
+    grown
+}
+
+/// Refuses file systems of other machines: SQLite's locks and its shared index do not reach over the network.
+#[cfg(target_os = "linux")]
+fn refuse_network(db: &Path) -> Result<(), StoreError> {
+    const NETWORKS: &[(u32, &str)] = &[
+        (0x0000_6969, "NFS"),
+        (0x0000_517B, "SMB"),
+        (0xFE53_4D42, "SMB2"),
+        (0xFF53_4D42, "CIFS"),
+        (0x5346_414F, "AFS"),
+        (0x6B41_4653, "AFS"),
+    ];
+    let mut folder = db.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    while !folder.exists() {
+        match folder.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => folder = parent,
+            _ => {
+                folder = Path::new(".");
+                break;
+            }
+        }
+    }
+    let target = if db.exists() { db } else { folder };
+    let Ok(found) = rustix::fs::statfs(target) else { return Ok(()) };
+    // The kernel's type is as wide as a word, the numbers have 32 bits.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "magic numbers of file systems have 32 bits")]
+    let magic = found.f_type as u32;
+    match NETWORKS.iter().find(|(known, _)| *known == magic) {
+        None => Ok(()),
+        Some((_, name)) => Err(StoreError::not_applied(
+            StoreErrorKind::Unsupported,
+            format!(
+                "{} lies on a network file system ({name}), where SQLite cannot keep it safe; use a local disk, or set database_url to a \
+                 PostgreSQL or libSQL server",
+                db.display()
+            ),
+        )),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn refuse_network(_: &Path) -> Result<(), StoreError> {
+    Ok(())
+}
+
+/// Sweeps what dead openings left; nothing depends on it.
+pub(super) fn sweep(db: &Path, own: &crate::model::ProcessInfo) {
+    let _nothing_depends_on_it = owners::list(db, Some(own), true).is_err();
+}

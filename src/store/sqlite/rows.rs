@@ -1,0 +1,340 @@
+//! The stored shape of values: how they become columns, and how columns become values again or are refused by name.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use chrono::{DateTime, Datelike, Timelike, Utc};
+use rusqlite::types::{ToSqlOutput, Value, ValueRef};
+use rusqlite::{Row, ToSql};
+
+use super::error::{corrupt, sql_error};
+use crate::model::{Fingerprint, Metadata, NodeState, NodeStatus, ProcessInfo, RawJson, RunHeader, RunStatus, Version, time};
+use crate::store::StoreError;
+
+/// A number of 64 bits without sign as SQLite keeps it exactly: an integer where it fits, else decimal text.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Number(pub(super) u64);
+
+impl ToSql for Number {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Owned(i64::try_from(self.0).map_or_else(|_| Value::Text(self.0.to_string()), Value::Integer)))
+    }
+}
+
+/// A counter of ours; it never reaches 63 bits.
+pub(super) fn counter(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Where a value lies, for errors; it is put into words only when there is one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct At<'a> {
+    table: &'static str,
+    run: Option<&'a str>,
+    node: Option<&'a str>,
+}
+
+impl<'a> At<'a> {
+    pub(super) fn table(table: &'static str) -> Self {
+        Self { table, run: None, node: None }
+    }
+
+    pub(super) fn run(self, run: &'a (impl AsRef<str> + ?Sized)) -> Self {
+        Self { run: Some(run.as_ref()), ..self }
+    }
+
+    pub(super) fn node(self, node: &'a (impl AsRef<str> + ?Sized)) -> Self {
+        Self { node: Some(node.as_ref()), ..self }
+    }
+}
+
+impl fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "table {}", self.table)?;
+        if let Some(run) = self.run {
+            write!(f, ", run {run:?}")?;
+        }
+        if let Some(node) = self.node {
+            write!(f, ", node {node:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A stamp as it is stored: fixed width, no allocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp([u8; 27]);
+
+impl Stamp {
+    pub(super) fn of(stamp: DateTime<Utc>) -> Self {
+        // A bound of a filter may lie beyond what is stored.
+        let stamp = match stamp.year() {
+            1..=9999 => stamp,
+            year => {
+                time::from_micros(if year < 1 { -62_135_596_800_000_000 } else { 253_402_300_799_999_999 }).unwrap_or_default()
+            }
+        };
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        let mut put = |place: std::ops::Range<usize>, mut value: u32| {
+            for digit in text.get_mut(place).unwrap_or_default().iter_mut().rev() {
+                // The remainder is a single digit.
+                *digit = b'0' + u8::try_from(value % 10).unwrap_or(0);
+                value /= 10;
+            }
+        };
+        put(0..4, stamp.year().unsigned_abs());
+        put(5..7, stamp.month());
+        put(8..10, stamp.day());
+        put(11..13, stamp.hour());
+        put(14..16, stamp.minute());
+        put(17..19, stamp.second());
+        put(20..26, stamp.timestamp_subsec_micros());
+        Self(text)
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl ToSql for Stamp {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(ValueRef::Text(&self.0)))
+    }
+}
+
+pub(super) fn metadata_text(metadata: &Metadata) -> Option<RawJson> {
+    (!metadata.is_empty()).then(|| metadata.to_raw())
+}
+
+/// A fingerprint of plain text is stored as that text, so that people can search for it; what would be mistaken for JSON, or is not spelt as
+/// we spell it, is stored as JSON.
+pub(super) fn fingerprint_text(print: &Fingerprint) -> Cow<'_, str> {
+    let raw = print.as_raw();
+    let plain = raw.as_str().strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    if let Some(plain) =
+        plain.filter(|text| !text.starts_with('{') && text.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'\\' && b != b'"'))
+    {
+        return Cow::Borrowed(plain);
+    }
+    match raw.as_text() {
+        Some(text) if !text.starts_with(['"', '{']) && !text.contains(char::is_control) && RawJson::string(&text) == *raw => {
+            Cow::Owned(text)
+        }
+        _ => Cow::Borrowed(raw.as_str()),
+    }
+}
+
+fn read_fingerprint(text: &str) -> Result<Fingerprint, String> {
+    if text.starts_with(['"', '{']) {
+        return RawJson::parse(text).and_then(Fingerprint::from_raw).map_err(|error| error.to_string());
+    }
+    Ok(Fingerprint::text(text))
+}
+
+/// A row that is being read, with the place that errors name.
+pub(super) struct Fields<'r, P> {
+    row: &'r Row<'r>,
+    place: P,
+}
+
+impl<'r, P: fmt::Display> Fields<'r, P> {
+    pub(super) fn new(row: &'r Row<'r>, place: P) -> Self {
+        Self { row, place }
+    }
+
+    fn value(&self, column: usize) -> Result<ValueRef<'r>, StoreError> {
+        self.row.get_ref(column).map_err(|error| sql_error(&self.place, error))
+    }
+
+    /// An error that names the row and the column.
+    pub(super) fn bad(&self, column: usize, why: impl fmt::Display) -> StoreError {
+        let name = self.row.as_ref().column_name(column).unwrap_or("?");
+        corrupt(format_args!("{}, column {name}", self.place), why)
+    }
+
+    pub(super) fn text_or_null(&self, column: usize) -> Result<Option<&'r str>, StoreError> {
+        match self.value(column)? {
+            ValueRef::Null => Ok(None),
+            ValueRef::Text(bytes) => std::str::from_utf8(bytes).map(Some).map_err(|error| self.bad(column, error)),
+            other => Err(self.bad(column, format_args!("it holds {} instead of text", other.data_type()))),
+        }
+    }
+
+    pub(super) fn text(&self, column: usize) -> Result<&'r str, StoreError> {
+        self.text_or_null(column)?.ok_or_else(|| self.bad(column, "it is NULL"))
+    }
+
+    pub(super) fn stamp_or_null(&self, column: usize) -> Result<Option<DateTime<Utc>>, StoreError> {
+        self.text_or_null(column)?.map(|text| parse_stamp(text).map_err(|error| self.bad(column, error))).transpose()
+    }
+
+    pub(super) fn stamp(&self, column: usize) -> Result<DateTime<Utc>, StoreError> {
+        self.stamp_or_null(column)?.ok_or_else(|| self.bad(column, "it is NULL"))
+    }
+
+    pub(super) fn number_or_null(&self, column: usize) -> Result<Option<u64>, StoreError> {
+        match self.value(column)? {
+            ValueRef::Null => Ok(None),
+            ValueRef::Integer(number) => {
+                u64::try_from(number).map(Some).map_err(|_| self.bad(column, format_args!("{number} is negative")))
+            }
+            ValueRef::Text(bytes) => {
+                let number = std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok());
+                number.map(Some).ok_or_else(|| self.bad(column, "it is no number from 0 to 2^64-1"))
+            }
+            other => Err(self.bad(column, format_args!("it holds {} instead of a whole number", other.data_type()))),
+        }
+    }
+
+    pub(super) fn number(&self, column: usize) -> Result<u64, StoreError> {
+        self.number_or_null(column)?.ok_or_else(|| self.bad(column, "it is NULL"))
+    }
+
+    pub(super) fn version(&self, column: usize) -> Result<Version, StoreError> {
+        self.number(column).map(Version)
+    }
+
+    pub(super) fn small(&self, column: usize) -> Result<u32, StoreError> {
+        u32::try_from(self.number(column)?).map_err(|_| self.bad(column, "it is beyond 32 bits"))
+    }
+
+    pub(super) fn json_or_null(&self, column: usize) -> Result<Option<RawJson>, StoreError> {
+        self.text_or_null(column)?.map(|text| RawJson::parse(text).map_err(|error| self.bad(column, error))).transpose()
+    }
+
+    pub(super) fn metadata(&self, column: usize) -> Result<Metadata, StoreError> {
+        let Some(raw) = self.json_or_null(column)? else { return Ok(Metadata::new()) };
+        Metadata::from_raw(&raw).ok_or_else(|| self.bad(column, "it is no JSON object"))
+    }
+
+    pub(super) fn fingerprint(&self, column: usize) -> Result<Option<Fingerprint>, StoreError> {
+        self.text_or_null(column)?.map(|text| read_fingerprint(text).map_err(|why| self.bad(column, why))).transpose()
+    }
+
+    /// The columns of [`HEADER_COLUMNS`], beginning at `first`.
+    pub(super) fn header(&self, first: usize) -> Result<RunHeader, StoreError> {
+        let mut header = RunHeader::new(RunStatus::parse(self.text(first)?), self.stamp(first + 1)?);
+        header.started_at = self.stamp_or_null(first + 2)?;
+        header.finished_at = self.stamp_or_null(first + 3)?;
+        header.worker = self
+            .json_or_null(first + 4)?
+            .map(|raw| raw.read::<ProcessInfo>().map_err(|error| self.bad(first + 4, error)))
+            .transpose()?;
+        header.metadata = self.metadata(first + 5)?;
+        header.extra = self.json_or_null(first + 6)?;
+        header.version = self.version(first + 7)?;
+        Ok(header)
+    }
+
+    /// The columns of [`NODE_COLUMNS`], beginning at `first`; intervals and partitions are rows of their own.
+    pub(super) fn node(&self, first: usize) -> Result<NodeState, StoreError> {
+        let mut node = NodeState::new(NodeStatus::parse(self.text(first)?));
+        node.attempt = self.small(first + 1)?;
+        node.started_at = self.stamp_or_null(first + 2)?;
+        node.finished_at = self.stamp_or_null(first + 3)?;
+        node.duration_ms = self.number_or_null(first + 4)?;
+        node.row_count = self.number_or_null(first + 5)?;
+        node.fingerprint = self.fingerprint(first + 6)?;
+        node.error = self.text_or_null(first + 7)?.map(Arc::from);
+        node.watermarks = self.metadata(first + 8)?;
+        node.metadata = self.metadata(first + 9)?;
+        node.extra = self.json_or_null(first + 10)?;
+        node.version = self.version(first + 11)?;
+        Ok(node)
+    }
+}
+
+/// A stamp in the fixed-width form, without the general parser's search; other forms (written by hand) go the long way.
+fn parse_stamp(text: &str) -> Result<DateTime<Utc>, crate::model::InputError> {
+    fn digits(bytes: &[u8]) -> Option<u32> {
+        bytes.iter().try_fold(0, |sum: u32, byte| byte.is_ascii_digit().then(|| sum * 10 + u32::from(byte - b'0')))
+    }
+    let quick = || {
+        let bytes: &[u8; 27] = text.as_bytes().try_into().ok()?;
+        let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, b'T', h1, h2, b':', n1, n2, b':', s1, s2, b'.', micros @ .., b'Z'] =
+            bytes
+        else {
+            return None;
+        };
+        let date = chrono::NaiveDate::from_ymd_opt(
+            i32::try_from(digits(&[*y1, *y2, *y3, *y4])?).ok()?,
+            digits(&[*m1, *m2])?,
+            digits(&[*d1, *d2])?,
+        )?;
+        let stamp =
+            date.and_hms_micro_opt(digits(&[*h1, *h2])?, digits(&[*n1, *n2])?, digits(&[*s1, *s2])?, digits(micros)?)?.and_utc();
+        time::is_storable(stamp).then_some(stamp)
+    };
+    quick().map_or_else(|| time::parse(text), Ok)
+}
+
+/// The columns of a run's header, in the order of [`Fields::header`].
+macro_rules! header_columns {
+    () => {
+        "status, created_at, started_at, finished_at, worker, metadata, extra, header_version"
+    };
+}
+pub(super) use header_columns;
+
+/// The columns of a node, in the order of [`Fields::node`].
+macro_rules! node_columns {
+    () => {
+        "status, attempt, started_at, finished_at, duration_ms, row_count, fingerprint, error, watermarks, metadata, extra, version"
+    };
+}
+pub(super) use node_columns;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quick_stamps_agree_with_the_parser() {
+        for text in [
+            "2024-02-29T23:59:59.123456Z",
+            "0001-01-01T00:00:00.000000Z",
+            "9999-12-31T23:59:59.999999Z",
+            "2023-02-29T00:00:00.000000Z",
+            "0000-01-01T00:00:00.000000Z",
+            "2024-01-01T24:00:00.000000Z",
+            "2024-01-01 10:00:00",
+            "yesterday",
+            "2024-01-01T00:00:0x.000000Z",
+        ] {
+            assert_eq!(parse_stamp(text).ok(), time::parse(text).ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn stamps_are_written_as_the_model_writes_them() {
+        for text in [
+            "2024-02-29T23:59:59.123456Z",
+            "0001-01-01T00:00:00.000000Z",
+            "9999-12-31T23:59:59.999999Z",
+            "1969-12-31T23:59:59.000001Z",
+        ] {
+            let stamp = time::parse(text).unwrap();
+            assert_eq!(Stamp::of(stamp).as_str(), text);
+            assert_eq!(time::format_sortable(stamp), text);
+        }
+    }
+
+    #[test]
+    fn stamps_beyond_the_calendar_become_its_ends() {
+        assert_eq!(Stamp::of(DateTime::<Utc>::MAX_UTC).as_str(), "9999-12-31T23:59:59.999999Z");
+        assert_eq!(Stamp::of(DateTime::<Utc>::MIN_UTC).as_str(), "0001-01-01T00:00:00.000000Z");
+    }
+
+    #[test]
+    fn fingerprints_keep_their_text() {
+        for raw in
+            [r#""abc""#, r#""""#, r#""{x""#, r#""\u00e9""#, r#""é""#, r#""\u0000""#, r#"{"content_hash":"x"}"#, r#""\"q\"""#]
+        {
+            let print = Fingerprint::from_raw(RawJson::parse(raw).unwrap()).unwrap();
+            assert_eq!(read_fingerprint(&fingerprint_text(&print)).unwrap(), print, "{raw}");
+        }
+        assert_eq!(fingerprint_text(&Fingerprint::text("abc123")), "abc123");
+    }
+}

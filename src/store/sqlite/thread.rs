@@ -1,0 +1,348 @@
+//! The writer: one thread that owns one connection.
+//!
+//! ```text
+//! commit() ──Job──► [mpsc] ──► recv, take what else waits, renewals first
+//!                              BEGIN IMMEDIATE ─ known batch? answer from its row
+//!                              decide every entry ─ write the folded rows ─ keep the answers ─ COMMIT
+//!    ◄──oneshot── answers ─────┘
+//! ```
+//!
+//! Several waiting batches share one transaction; each keeps its own id and answers. Whoever waits is answered once the transaction is in
+//! stable storage, and not before.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+
+use super::decide::Session;
+use super::error::{is_io, sql_error};
+use super::open::{self, beside};
+use super::own::{Memory, Settled};
+use super::owners::Owner;
+use super::rows::Stamp;
+use super::{answer, read, write};
+use crate::model::{Batch, BatchAnswer, BatchId, Clock, ProcessInfo, SystemClock};
+use crate::store::highwater::{HighWater, HighWaterFile};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// Batches that share one transaction at most.
+const SHARED: usize = 64;
+
+/// Answers of this opening that are kept at least. Whoever has seen an answer does not ask again; the rest is for those who sit between.
+const ANSWERS_KEPT: usize = 512;
+
+/// Answers that are removed together: removing them one by one would cost every commit a page.
+const ANSWERS_AT_ONCE: usize = 256;
+
+/// Transactions between two looks for answers and tombstones that dead openings left.
+const SWEEP_EVERY: u64 = 4096;
+
+/// How long the answers of other openings, and tombstones, are kept.
+const KEPT_DAYS: i64 = 1;
+
+/// Transactions after which the WAL is grown to its full length: who commits this often will commit more.
+const GROW_AFTER: u64 = 64;
+
+/// How far tokens are reserved ahead in the file beside the database.
+const TOKENS_AHEAD: u64 = 100_000;
+
+/// How far the commit sequence is reserved ahead.
+const SEQ_AHEAD: u64 = 10_000_000;
+
+/// What the writer is asked for.
+pub(super) enum Job {
+    /// Apply a batch.
+    Commit { batch: Arc<Batch>, reply: oneshot::Sender<Result<BatchAnswer, StoreError>> },
+    /// Bring the WAL into the database, as far as readers allow.
+    Checkpoint { reply: oneshot::Sender<Result<(), StoreError>> },
+    /// Answer everybody, then end.
+    Close { reply: oneshot::Sender<Result<(), StoreError>> },
+}
+
+type Reply = oneshot::Sender<Result<BatchAnswer, StoreError>>;
+
+/// What the thread owns.
+pub(super) struct Writer {
+    conn: Connection,
+    db: PathBuf,
+    place: String,
+    /// Which file the path named when it was opened.
+    identity: Option<(u64, u64)>,
+    sidecar: HighWaterFile,
+    reserved: HighWater,
+    memory: Memory,
+    /// Batches of this opening whose answers are stored and were told, oldest first.
+    told: VecDeque<BatchId>,
+    commits: u64,
+    /// As long as it lives, others see this opening alive.
+    owner: Owner,
+}
+
+impl Writer {
+    /// Opens the database for writing, and makes it if it is not there.
+    pub(super) fn open(db: PathBuf, process: &ProcessInfo) -> Result<Self, StoreError> {
+        let place = db.display().to_string();
+        if let Some(folder) = db.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|error| StoreError::io(folder.display(), error))?;
+        }
+        // Looked at first, so that beside a database of somebody else no file of ours appears.
+        open::check(&db)?;
+        let mut sidecar = HighWaterFile::open(&beside(&db, ".lock"))?;
+        let conn = open::open_writer(&db, &sidecar)?;
+        let owner = Owner::register(&db, process)?;
+        open::sweep(&db, process);
+        let reserved = raise(&conn, &mut sidecar, &place)?;
+        let identity = identity(&db);
+        Ok(Self {
+            conn,
+            db,
+            place,
+            identity,
+            sidecar,
+            reserved,
+            memory: Memory::default(),
+            told: VecDeque::new(),
+            commits: 0,
+            owner,
+        })
+    }
+
+    /// Works until it is told to close, or nobody is left who could ask.
+    pub(super) fn work(mut self, mut jobs: mpsc::Receiver<Job>) {
+        let mut closing = None;
+        while closing.is_none() {
+            let Some(first) = jobs.blocking_recv() else { break };
+            let mut batches: Vec<(Arc<Batch>, Reply)> = Vec::new();
+            let mut checkpoints = Vec::new();
+            let mut next = Some(first);
+            while let Some(job) = next {
+                match job {
+                    Job::Commit { batch, reply } => batches.push((batch, reply)),
+                    Job::Checkpoint { reply } => checkpoints.push(reply),
+                    Job::Close { reply } => {
+                        // Who sent before is served, who sends after is refused.
+                        jobs.close();
+                        closing = Some(reply);
+                    }
+                }
+                next = if batches.len() < SHARED || closing.is_some() { jobs.try_recv().ok() } else { None };
+            }
+            self.commit(batches);
+            for reply in checkpoints {
+                let _asker_gone = reply.send(self.checkpoint()).is_err();
+            }
+        }
+        // The last connection to close brings the WAL into the database and removes it.
+        let place = self.place.clone();
+        let closed = self.conn.close().map_err(|(_, error)| sql_error(&place, error));
+        drop(self.owner);
+        if let Some(reply) = closing {
+            let _asker_gone = reply.send(closed).is_err();
+        }
+    }
+
+    fn checkpoint(&self) -> Result<(), StoreError> {
+        self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(|error| sql_error(&self.place, error))
+    }
+
+    fn commit(&mut self, mut batches: Vec<(Arc<Batch>, Reply)>) {
+        if batches.is_empty() {
+            return;
+        }
+        // A lease that is not renewed in time is lost: what only renews goes first.
+        batches.sort_by_key(|(batch, _)| batch.entries.iter().any(|entry| !entry.parts.is_empty()));
+        let all: Vec<&Batch> = batches.iter().map(|(batch, _)| &**batch).collect();
+        match self.transaction(&all) {
+            Ok(answers) => {
+                for ((batch, reply), answer) in batches.into_iter().zip(answers) {
+                    if reply.send(Ok(answer)).is_ok() {
+                        self.told.push_back(batch.id);
+                    }
+                    // Who is gone may come back with the same batch: its answer stays until its age removes it.
+                }
+            }
+            // One batch that stumbles over damage does not take the others along.
+            Err(error) if batches.len() > 1 && error.kind() == StoreErrorKind::Corrupt && !error.is_unknown_outcome() => {
+                for (batch, reply) in batches {
+                    self.commit(vec![(batch, reply)]);
+                }
+            }
+            Err(error) => {
+                for (_, reply) in batches {
+                    let _asker_gone = reply.send(Err(error.clone())).is_err();
+                }
+            }
+        }
+        if self.commits == GROW_AFTER {
+            // Only speed depends on it.
+            let _slower = open::grow_wal(&self.conn, &self.db).is_err();
+            self.leave_transaction();
+        }
+    }
+
+    /// Applies batches in one transaction of SQLite.
+    fn transaction(&mut self, batches: &[&Batch]) -> Result<Vec<BatchAnswer>, StoreError> {
+        if self.identity.is_some() && identity(&self.db) != self.identity {
+            return Err(StoreError::not_applied(
+                StoreErrorKind::Poisoned,
+                format!("{} was renamed, removed or replaced while it was open; put it back or open the state anew", self.place),
+            ));
+        }
+        if let Err(error) = self.run("BEGIN IMMEDIATE") {
+            self.leave_transaction();
+            return Err(sql_error(&self.place, error));
+        }
+        match self.fill(batches) {
+            Ok((answers, settled)) => {
+                self.seal()?;
+                self.memory.settle(settled);
+                self.commits = self.commits.saturating_add(1);
+                Ok(answers)
+            }
+            Err(error) => {
+                self.leave_transaction();
+                self.memory.doubt();
+                Err(error)
+            }
+        }
+    }
+
+    /// Everything between BEGIN and COMMIT.
+    fn fill(&mut self, batches: &[&Batch]) -> Result<(Vec<BatchAnswer>, Settled), StoreError> {
+        let data_version = self
+            .conn
+            .prepare_cached("PRAGMA data_version")
+            .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+            .map_err(|error| sql_error(&self.place, error))?;
+        self.memory.begin(data_version);
+        let now = SystemClock.now();
+        let at = Stamp::of(now);
+        let mut session = Session::begin(&self.conn, &self.memory, now)?;
+        let mut answers = Vec::with_capacity(batches.len());
+        for batch in batches {
+            if let Some(known) = answer::find(&self.conn, batch)? {
+                answers.push(known);
+                continue;
+            }
+            let fresh = session.decide(&batch.entries)?;
+            answer::keep(&self.conn, batch, &fresh, at)?;
+            answers.push(fresh);
+        }
+        session.write()?;
+        let settled = session.settled();
+        let (seq, token) = settled.counters;
+        self.reserve(seq, token)?;
+        self.prune(now)?;
+        Ok((answers, settled))
+    }
+
+    /// COMMIT, and what its failure means.
+    fn seal(&mut self) -> Result<(), StoreError> {
+        let Err(error) = self.run("COMMIT") else { return Ok(()) };
+        let still_inside = !self.conn.is_autocommit();
+        self.leave_transaction();
+        self.memory.doubt();
+        // After a failed write or sync the commit may lie in the WAL all the same, and count after a crash. The batch is sent again under its id: either
+        // it is found, or its pages are written anew in the same place.
+        let certain = still_inside && !is_io(&error);
+        let error = sql_error(&self.place, error);
+        Err(if certain { error } else { error.into_unknown() })
+    }
+
+    fn run(&self, sql: &str) -> rusqlite::Result<()> {
+        self.conn.prepare_cached(sql)?.execute([]).map(|_| ())
+    }
+
+    fn leave_transaction(&self) {
+        if !self.conn.is_autocommit() {
+            // If even this fails, the next BEGIN says so.
+            let _stays_inside = self.conn.execute_batch("ROLLBACK").is_err();
+        }
+    }
+
+    /// Makes sure that the file beside the database knows of every number that is given out: a restored backup of the database does not.
+    fn reserve(&mut self, seq: u64, token: u64) -> Result<(), StoreError> {
+        if seq <= self.reserved.seq && token <= self.reserved.token {
+            return Ok(());
+        }
+        self.sidecar.lock()?;
+        let reserved = (|| {
+            let mut known = self.sidecar.read()?;
+            if seq > known.seq || token > known.token {
+                if seq > known.seq {
+                    known.seq = seq.saturating_add(SEQ_AHEAD);
+                }
+                if token > known.token {
+                    known.token = token.saturating_add(TOKENS_AHEAD);
+                }
+                self.sidecar.write(&known)?;
+            }
+            Ok(known)
+        })();
+        self.sidecar.unlock()?;
+        self.reserved = reserved?;
+        Ok(())
+    }
+
+    /// Removes answers that nobody will ask for any more, many at a time and seldom.
+    fn prune(&mut self, now: chrono::DateTime<chrono::Utc>) -> Result<(), StoreError> {
+        let fail = |error| sql_error("table batches", error);
+        if self.told.len() > ANSWERS_KEPT + ANSWERS_AT_ONCE {
+            // Taken out of the list although the transaction may still fail: then their age removes them.
+            for id in self.told.drain(..ANSWERS_AT_ONCE) {
+                self.conn
+                    .prepare_cached("DELETE FROM batches WHERE id = ?1")
+                    .and_then(|mut statement| statement.execute([id.as_bytes().as_slice()]))
+                    .map_err(fail)?;
+            }
+        }
+        if self.commits.is_multiple_of(SWEEP_EVERY) {
+            let old = Stamp::of(now.checked_sub_signed(chrono::Duration::days(KEPT_DAYS)).unwrap_or(now));
+            for sql in [
+                "DELETE FROM batches WHERE id IN (SELECT id FROM (SELECT id, at FROM batches ORDER BY id LIMIT 512) WHERE at < ?1)",
+                "DELETE FROM tombstones WHERE run_id IN (SELECT run_id FROM tombstones WHERE deleted_at < ?1 LIMIT 512)",
+            ] {
+                self.conn.execute(sql, [old]).map_err(fail)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Raises the counters to what the file beside the database knows: they were given out, even if this copy of the database is older.
+fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<HighWater, StoreError> {
+    let fail = |error| sql_error(place, error);
+    // First the database, then the file: the order in which the writer takes them.
+    conn.execute_batch("BEGIN IMMEDIATE").map_err(fail)?;
+    let raised = (|| {
+        sidecar.lock()?;
+        let known = sidecar.read();
+        sidecar.unlock()?;
+        let known = known?;
+        let (seq, token) = read::counters(conn)?;
+        if known.seq > seq || known.token > token {
+            write::counters(conn, seq.max(known.seq), token.max(known.token))?;
+        }
+        conn.execute_batch("COMMIT").map_err(fail)?;
+        Ok(known)
+    })();
+    if raised.is_err() && !conn.is_autocommit() {
+        let _stays_inside = conn.execute_batch("ROLLBACK").is_err();
+    }
+    raised
+}
+
+/// Which file a path names now; never opens it.
+#[cfg(unix)]
+fn identity(db: &std::path::Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(db).ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+#[cfg(not(unix))]
+fn identity(_: &std::path::Path) -> Option<(u64, u64)> {
+    None
+}

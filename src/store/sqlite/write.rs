@@ -1,0 +1,174 @@
+//! Puts rows down: one write for every row that a transaction changed, in the order of their keys.
+
+use rusqlite::{Connection, params};
+
+use super::decide::{Cell, PendingNode};
+use super::error::sql_error;
+use super::outlive::{Rewrite, rewrites};
+use super::rows::{At, Number, Stamp, counter, fingerprint_text, metadata_text};
+use crate::model::{NodeId, NodeState, RawJson, RunHeader, RunId, Version};
+use crate::store::StoreError;
+
+/// Writes what is pending of a run, and notes that it is not pending any more.
+pub(super) fn run(conn: &Connection, id: &RunId, cell: &mut Cell) -> Result<(), StoreError> {
+    let Some(head) = &cell.head else { return Ok(()) };
+    if !cell.changed {
+        return Ok(());
+    }
+    let fail = |error| sql_error(At::table("runs").run(id), error);
+    match &cell.header {
+        Some(header) if cell.header_changed => {
+            let worker = header.worker.as_ref().map(RawJson::from_serialize).transpose();
+            let worker = worker.map_err(|error| super::error::corrupt(format_args!("worker of run {id:?}"), error))?;
+            put_header(conn, id, header, worker.as_ref(), head).map_err(fail)?;
+        }
+        _ => {
+            conn.prepare_cached("UPDATE runs SET version = ?2, nodes_deleted_version = ?3 WHERE run_id = ?1")
+                .and_then(|mut statement| {
+                    statement.execute(params![id.as_str(), counter(head.version.0), counter(head.nodes_deleted.0)])
+                })
+                .map_err(fail)?;
+        }
+    }
+    for (node_id, pending) in &cell.nodes {
+        node(conn, id, node_id, pending, &head.created_at)
+            .map_err(|error| sql_error(At::table("node_states").run(id).node(node_id), error))?;
+    }
+    cell.nodes.clear();
+    cell.changed = false;
+    cell.header_changed = false;
+    Ok(())
+}
+
+fn put_header(
+    conn: &Connection,
+    id: &RunId,
+    header: &RunHeader,
+    worker: Option<&RawJson>,
+    head: &super::own::Head,
+) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO runs (run_id, status, created_at, started_at, finished_at, worker, metadata, extra, version, created_version, \
+               header_version, nodes_deleted_version) \
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) \
+               ON CONFLICT (run_id) DO UPDATE SET status = excluded.status, started_at = excluded.started_at, \
+               finished_at = excluded.finished_at, worker = excluded.worker, metadata = excluded.metadata, extra = excluded.extra, \
+               version = excluded.version, header_version = excluded.header_version, \
+               nodes_deleted_version = excluded.nodes_deleted_version";
+    conn.prepare_cached(sql)?.execute(params![
+        id.as_str(),
+        header.status.as_str(),
+        &*head.created_at,
+        header.started_at.map(Stamp::of),
+        header.finished_at.map(Stamp::of),
+        worker.map(RawJson::as_str),
+        metadata_text(&header.metadata).as_ref().map(RawJson::as_str),
+        header.extra.as_ref().map(RawJson::as_str),
+        counter(head.version.0),
+        counter(head.created_version.0),
+        counter(header.version.0),
+        counter(head.nodes_deleted.0),
+    ])?;
+    Ok(())
+}
+
+fn node(conn: &Connection, run: &RunId, id: &NodeId, pending: &PendingNode, created_at: &str) -> rusqlite::Result<()> {
+    let (run, node) = (run.as_str(), id.as_str());
+    if pending.whole {
+        conn.prepare_cached("DELETE FROM completed_intervals WHERE run_id = ?1 AND node_id = ?2")?.execute([run, node])?;
+        conn.prepare_cached("DELETE FROM partitions WHERE run_id = ?1 AND node_id = ?2")?.execute([run, node])?;
+    }
+    let Some(state) = &pending.state else {
+        conn.prepare_cached("DELETE FROM node_states WHERE run_id = ?1 AND node_id = ?2")?.execute([run, node])?;
+        return Ok(());
+    };
+    put_node(conn, run, node, state, created_at)?;
+    let insert = "INSERT OR REPLACE INTO completed_intervals (run_id, node_id, start_at, end_at) VALUES (?1, ?2, ?3, ?4)";
+    if pending.whole {
+        for island in state.intervals.iter() {
+            conn.prepare_cached(insert)?.execute(params![run, node, Stamp::of(island.start()), Stamp::of(island.end())])?;
+        }
+        for partition in state.partitions.iter() {
+            put_partition(conn, run, node, partition.as_str())?;
+        }
+        return Ok(());
+    }
+    for Rewrite { from, to, islands } in rewrites(&state.intervals, &pending.intervals) {
+        conn.prepare_cached("DELETE FROM completed_intervals WHERE run_id = ?1 AND node_id = ?2 AND start_at BETWEEN ?3 AND ?4")?
+            .execute(params![run, node, from, to])?;
+        for island in islands {
+            conn.prepare_cached(insert)?.execute(params![run, node, Stamp::of(island.start()), Stamp::of(island.end())])?;
+        }
+    }
+    for partition in &pending.partitions {
+        if state.partitions.contains(partition) {
+            put_partition(conn, run, node, partition.as_str())?;
+        } else {
+            conn.prepare_cached("DELETE FROM partitions WHERE run_id = ?1 AND node_id = ?2 AND partition = ?3")?.execute([
+                run,
+                node,
+                partition.as_str(),
+            ])?;
+        }
+    }
+    Ok(())
+}
+
+fn put_partition(conn: &Connection, run: &str, node: &str, partition: &str) -> rusqlite::Result<()> {
+    conn.prepare_cached("INSERT OR IGNORE INTO partitions (run_id, node_id, partition) VALUES (?1, ?2, ?3)")?
+        .execute([run, node, partition])?;
+    Ok(())
+}
+
+fn put_node(conn: &Connection, run: &str, node: &str, state: &NodeState, created_at: &str) -> rusqlite::Result<()> {
+    // run_created_at never changes, so that an update leaves the index alone.
+    let sql = "INSERT INTO node_states (run_id, node_id, status, attempt, started_at, finished_at, duration_ms, row_count, fingerprint, error, \
+               watermarks, metadata, extra, version, run_created_at) \
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \
+               ON CONFLICT (run_id, node_id) DO UPDATE SET status = excluded.status, attempt = excluded.attempt, \
+               started_at = excluded.started_at, finished_at = excluded.finished_at, duration_ms = excluded.duration_ms, \
+               row_count = excluded.row_count, fingerprint = excluded.fingerprint, error = excluded.error, \
+               watermarks = excluded.watermarks, metadata = excluded.metadata, extra = excluded.extra, version = excluded.version";
+    conn.prepare_cached(sql)?.execute(params![
+        run,
+        node,
+        state.status.as_str(),
+        state.attempt,
+        state.started_at.map(Stamp::of),
+        state.finished_at.map(Stamp::of),
+        state.duration_ms.map(Number),
+        state.row_count.map(Number),
+        state.fingerprint.as_ref().map(fingerprint_text),
+        state.error.as_deref(),
+        metadata_text(&state.watermarks).as_ref().map(RawJson::as_str),
+        metadata_text(&state.metadata).as_ref().map(RawJson::as_str),
+        state.extra.as_ref().map(RawJson::as_str),
+        counter(state.version.0),
+        created_at,
+    ])?;
+    Ok(())
+}
+
+/// Deletes the rows of a run, and leaves a tombstone.
+pub(super) fn delete_run(conn: &Connection, run: &RunId, version: Version, at: Stamp) -> Result<(), StoreError> {
+    let fail = |error| sql_error(format_args!("deleting run {run:?}"), error);
+    for sql in [
+        "DELETE FROM node_states WHERE run_id = ?1",
+        "DELETE FROM completed_intervals WHERE run_id = ?1",
+        "DELETE FROM partitions WHERE run_id = ?1",
+        "DELETE FROM runs WHERE run_id = ?1",
+    ] {
+        conn.prepare_cached(sql).and_then(|mut statement| statement.execute([run.as_str()])).map_err(fail)?;
+    }
+    conn.prepare_cached("INSERT OR REPLACE INTO tombstones (run_id, version, deleted_at) VALUES (?1, ?2, ?3)")
+        .and_then(|mut statement| statement.execute(params![run.as_str(), counter(version.0), at]))
+        .map(|_| ())
+        .map_err(fail)
+}
+
+/// Moves the counters of the store.
+pub(super) fn counters(conn: &Connection, seq: u64, token: u64) -> Result<(), StoreError> {
+    conn.prepare_cached("UPDATE meta SET seq = ?1, token = ?2 WHERE id = 1")
+        .and_then(|mut statement| statement.execute([counter(seq), counter(token)]))
+        .map(|_| ())
+        .map_err(|error| sql_error("table meta", error))
+}
