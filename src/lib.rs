@@ -5,6 +5,7 @@ mod error;
 mod lease;
 pub mod model;
 mod persist;
+pub mod project;
 mod run;
 pub mod store;
 

@@ -1,0 +1,540 @@
+//! The settings of a project: environment over `seeknal_project.yml` over defaults, each with where it came from.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::settings_file::{self, Found, KEYS, Value};
+use super::{ProjectError, ProjectErrorKind};
+use crate::store::{BackendOptions, OpenReport, StateBackend, StateBackendFactory, create_state_backend};
+
+/// The name of the settings file that is made where there is none.
+pub(super) const FILE_NAME: &str = "seeknal_project.yml";
+const OTHER_FILE_NAME: &str = "seeknal_project.yaml";
+const ENV_BACKEND: &str = "SEEKNAL_STATE_BACKEND";
+const ENV_URL: &str = "SEEKNAL_DATABASE_URL";
+
+/// How the environment is asked for a variable.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// Looks into the environment of this process.
+pub fn process_environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+/// Where a setting came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// Nobody set it.
+    Default,
+    /// The settings file.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// The line in it, from 1.
+        line: u64,
+    },
+    /// A variable of the environment.
+    Environment(&'static str),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("by default"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Environment(name) => write!(f, "environment variable {name}"),
+        }
+    }
+}
+
+/// A setting and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sourced<T> {
+    /// The setting.
+    pub value: T,
+    /// Where it came from.
+    pub source: Source,
+}
+
+/// Text that is never shown: a database URL may hold a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps a text from being shown.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself. Do not print it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(not shown)")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(not shown)")
+    }
+}
+
+/// The settings of one project.
+///
+/// | where | key | meaning, unit, default |
+/// |---|---|---|
+/// | top level | `state_backend` | `file` (default), `database`, or a registered name; `SEEKNAL_STATE_BACKEND` overrides it |
+/// | top level | `database_url` | a remote database instead of `state.db`; `SEEKNAL_DATABASE_URL` overrides it |
+/// | `seeknal_state` | `target_path` | the state's folder, relative to the project's; `target` |
+/// | `seeknal_state` | `lease_ttl_ms` | life of a lock without renewal, milliseconds, 100 to 86,400,000; 30,000 |
+/// | `seeknal_state` | `idle_run_seconds` | a run without work leaves memory after this, seconds, 1 to 86,400; 60 |
+/// | `seeknal_state` | `options` | texts for a registered backend; none |
+///
+/// An unknown key under `seeknal_state` is an error; all other keys of the file belong to Seeknal. A variable that is empty counts as not set.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Settings {
+    /// The project's folder.
+    pub project: PathBuf,
+    /// The settings file; `None` if there is none.
+    pub file: Option<PathBuf>,
+    /// The backend's name.
+    pub backend: Sourced<String>,
+    /// What the file alone says about the backend; for warnings when the environment overrides it.
+    pub backend_in_file: Option<String>,
+    /// The remote database.
+    pub database_url: Option<Sourced<Secret>>,
+    /// The folder that holds the state.
+    pub target: Sourced<PathBuf>,
+    /// How long a lock lives without renewal; `None` leaves it to the coordinator (30 s).
+    pub lease_ttl: Option<Sourced<Duration>>,
+    /// After how long without work a run leaves memory; `None` leaves it to the coordinator (60 s).
+    pub idle_run: Option<Sourced<Duration>>,
+    /// Options for a registered backend.
+    pub options: BTreeMap<String, String>,
+}
+
+impl Settings {
+    /// Finds and reads the settings of the project that `path` (a folder, or a file in it) belongs to: the file is searched upwards. Without a file
+    /// everything is at its default, and `path` is the project's folder.
+    ///
+    /// # Errors
+    /// [`ProjectErrorKind::NotFound`] if `path` is not there; [`ProjectErrorKind::Input`] if the file cannot be read as settings, a value
+    /// makes no sense, the backend is not known, or one folder has two files of settings. The message names file, line and mend.
+    pub fn load(path: &Path, environment: Lookup<'_>) -> Result<Self, ProjectError> {
+        let (project, file) = find(path)?;
+        let parsed = match &file {
+            Some(file) => settings_file::parse(file, &settings_file::read_text(file)?)?,
+            None => settings_file::Parsed::default(),
+        };
+        let reader = Reader { file: file.clone().unwrap_or_default() };
+
+        let in_file = parsed.state_backend.as_ref().map(|found| reader.text("state_backend", found)).transpose()?;
+        let backend = match variable(environment, ENV_BACKEND)? {
+            Some(name) => Sourced { value: name, source: Source::Environment(ENV_BACKEND) },
+            None => in_file.clone().unwrap_or(Sourced { value: "file".to_owned(), source: Source::Default }),
+        };
+        check_backend(&backend)?;
+        let url_in_file = parsed.database_url.as_ref().map(|found| reader.text("database_url", found)).transpose()?;
+        let database_url = match variable(environment, ENV_URL)? {
+            Some(url) => Some(Sourced { value: url, source: Source::Environment(ENV_URL) }),
+            None => url_in_file,
+        }
+        .map(|url| Sourced { value: Secret::new(url.value), source: url.source });
+
+        let mut settings = Self {
+            target: Sourced { value: under(&project, Path::new("target")), source: Source::Default },
+            project,
+            file,
+            backend,
+            backend_in_file: in_file.map(|setting| setting.value),
+            database_url,
+            lease_ttl: None,
+            idle_run: None,
+            options: BTreeMap::new(),
+        };
+        if let Some(ours) = &parsed.ours {
+            settings.read_ours(&reader, ours)?;
+        }
+        Ok(settings)
+    }
+
+    fn read_ours(&mut self, reader: &Reader, ours: &Found) -> Result<(), ProjectError> {
+        let Value::Map(members) = &ours.value else {
+            return Err(reader.wrong("seeknal_state", ours, "a mapping of our settings"));
+        };
+        let mut seen: Vec<&str> = Vec::new();
+        for (key, value) in members {
+            let line = key.referenced.line();
+            let name = key.value.as_str();
+            if seen.contains(&name) {
+                return Err(reader.at(line, format!("seeknal_state.{name} is given a second time; remove one of them")));
+            }
+            seen.push(name);
+            let found = Found { value: value.value.clone(), line, bytes: None };
+            let full = format!("seeknal_state.{name}");
+            match name {
+                "target_path" => {
+                    let text = reader.text(&full, &found)?;
+                    self.target = Sourced { value: under(&self.project, Path::new(&text.value)), source: text.source };
+                }
+                "lease_ttl_ms" => {
+                    let number = reader.number(&full, &found, 100..=86_400_000)?;
+                    self.lease_ttl = Some(Sourced { value: Duration::from_millis(number.value), source: number.source });
+                }
+                "idle_run_seconds" => {
+                    let number = reader.number(&full, &found, 1..=86_400)?;
+                    self.idle_run = Some(Sourced { value: Duration::from_secs(number.value), source: number.source });
+                }
+                "options" => self.options = reader.texts(&full, &found)?,
+                unknown => {
+                    let known: Vec<&str> = KEYS.iter().map(|(key, _)| *key).collect();
+                    let hint = did_you_mean(unknown, known.iter().copied());
+                    return Err(
+                        reader.at(line, format!("seeknal_state has no key {unknown:?}{hint}; known are: {}", known.join(", ")))
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a backend of this project is made from.
+    pub fn backend_options(&self, read_only: bool) -> BackendOptions {
+        let mut options = BackendOptions::new().base_path(&self.target.value).read_only(read_only);
+        if let Some(url) = &self.database_url {
+            options = options.database_url(url.value.expose());
+        }
+        self.options.iter().fold(options, |options, (key, value)| options.set(key, value))
+    }
+
+    /// Makes the project's backend; nothing is opened yet.
+    ///
+    /// # Errors
+    /// [`ProjectErrorKind::Input`] if this build cannot make it (the message names the missing feature).
+    pub fn backend(&self, read_only: bool) -> Result<Arc<dyn StateBackend>, ProjectError> {
+        self.named_backend(&self.backend.value, read_only)
+    }
+
+    /// Makes a backend of this project by name; nothing is opened yet.
+    pub(super) fn named_backend(&self, name: &str, read_only: bool) -> Result<Arc<dyn StateBackend>, ProjectError> {
+        Ok(create_state_backend(name, &self.backend_options(read_only))?)
+    }
+
+    /// Makes and opens the project's backend.
+    ///
+    /// # Errors
+    /// As [`backend`](Self::backend), and whatever opening finds; [`ProjectError::is_no_state`] if it was opened for reading and there is
+    /// nothing to read yet.
+    ///
+    /// # Cancel safety
+    /// A dropped call may have opened the backend, which then closes by its own drop.
+    pub async fn open_backend(&self, read_only: bool) -> Result<(Arc<dyn StateBackend>, OpenReport), ProjectError> {
+        let backend = self.backend(read_only)?;
+        let report = backend.initialize().await?;
+        Ok((backend, report))
+    }
+
+    /// The path of the settings file, also of one that is not there yet.
+    pub fn file_or_default(&self) -> PathBuf {
+        self.file.clone().unwrap_or_else(|| under(&self.project, Path::new(FILE_NAME)))
+    }
+}
+
+/// Joins without a leading `./`, so that what is printed can be typed again.
+fn under(folder: &Path, path: &Path) -> PathBuf {
+    if folder == Path::new(".") || folder.as_os_str().is_empty() { path.to_owned() } else { folder.join(path) }
+}
+
+/// The project's folder and its settings file.
+fn find(path: &Path) -> Result<(PathBuf, Option<PathBuf>), ProjectError> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let kind = std::fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => ProjectError::new(
+            ProjectErrorKind::NotFound,
+            format!("{}: there is no such folder; give the project's folder with --project-path", path.display()),
+        ),
+        _ => ProjectError::io(path, error),
+    })?;
+    let start = if kind.is_dir() { path } else { super::files::folder_of(path) };
+    if let Some(file) = settings_file_in(start)? {
+        return Ok((start.to_owned(), Some(file)));
+    }
+    let absolute = std::fs::canonicalize(start).map_err(|error| ProjectError::io(start, error))?;
+    for folder in absolute.ancestors().skip(1) {
+        if let Some(file) = settings_file_in(folder)? {
+            return Ok((folder.to_owned(), Some(file)));
+        }
+    }
+    Ok((start.to_owned(), None))
+}
+
+fn settings_file_in(folder: &Path) -> Result<Option<PathBuf>, ProjectError> {
+    let (yml, yaml) = (under(folder, Path::new(FILE_NAME)), under(folder, Path::new(OTHER_FILE_NAME)));
+    match (yml.exists(), yaml.exists()) {
+        (true, true) => Err(ProjectError::input(format!(
+            "{} and {OTHER_FILE_NAME} are both there; keep one of them, {FILE_NAME} is the usual one",
+            yml.display()
+        ))),
+        (true, false) => Ok(Some(yml)),
+        (false, true) => Ok(Some(yaml)),
+        (false, false) => Ok(None),
+    }
+}
+
+fn variable(environment: Lookup<'_>, name: &'static str) -> Result<Option<String>, ProjectError> {
+    match environment(name) {
+        None => Ok(None),
+        Some(value) => match value.into_string() {
+            Ok(text) if text.trim().is_empty() => Ok(None),
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(_) => {
+                Err(ProjectError::input(format!("environment variable {name}: it is not UTF-8 text; set it anew or unset it")))
+            }
+        },
+    }
+}
+
+fn check_backend(backend: &Sourced<String>) -> Result<(), ProjectError> {
+    let names = StateBackendFactory::names();
+    let name = &backend.value;
+    if names.contains(name) || name == "file" || name == "database" {
+        // The two of the guide may be missing from this build; making one says which feature it needs.
+        return Ok(());
+    }
+    let hint = did_you_mean(name, names.iter().map(String::as_str).chain(["file", "database"]));
+    let shown: String = name.chars().take(64).collect();
+    Err(ProjectError::input(format!(
+        "{}: unknown state backend {shown:?}{hint}; known are: {}",
+        backend.source,
+        names.join(", ")
+    )))
+}
+
+/// `, did you mean "x"?` for a near miss, else nothing.
+fn did_you_mean<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let near = known
+        .map(|name| (distance(given, name), name))
+        .min()
+        .filter(|(steps, name)| *steps <= (name.len() / 3).max(2) && steps + 2 <= name.len());
+    near.map_or_else(String::new, |(_, name)| format!(" (did you mean {name:?}?)"))
+}
+
+/// How many letters must be added, removed or changed to get from one text to the other, case aside; bounded input only.
+fn distance(a: &str, b: &str) -> usize {
+    let a: Vec<char> = a.to_lowercase().chars().take(64).collect();
+    let b: Vec<char> = b.to_lowercase().chars().take(64).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, left) in a.iter().enumerate() {
+        let mut diagonal = i;
+        let mut last = i + 1;
+        let mut next = vec![last];
+        for (right, above) in b.iter().zip(row.iter().skip(1)) {
+            last = (diagonal + usize::from(left != right)).min(above + 1).min(last + 1);
+            diagonal = *above;
+            next.push(last);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+/// Reads single values and knows which file to blame.
+struct Reader {
+    file: PathBuf,
+}
+
+impl Reader {
+    fn at(&self, line: u64, message: String) -> ProjectError {
+        ProjectError::input(format!("{}:{line}: {message}", self.file.display()))
+    }
+
+    fn wrong(&self, key: &str, found: &Found, wanted: &str) -> ProjectError {
+        self.at(found.line, format!("{key} is {}; write {wanted}, or remove the line", found.value.kind()))
+    }
+
+    fn source(&self, found: &Found) -> Source {
+        Source::File { path: self.file.clone(), line: found.line }
+    }
+
+    fn text(&self, key: &str, found: &Found) -> Result<Sourced<String>, ProjectError> {
+        match &found.value {
+            Value::Text(text) if !text.trim().is_empty() => {
+                Ok(Sourced { value: text.trim().to_owned(), source: self.source(found) })
+            }
+            Value::Text(_) => Err(self.at(found.line, format!("{key} is empty; write a text, or remove the line"))),
+            _ => Err(self.wrong(key, found, "a text")),
+        }
+    }
+
+    fn number(&self, key: &str, found: &Found, range: std::ops::RangeInclusive<u64>) -> Result<Sourced<u64>, ProjectError> {
+        let wanted = format!("a whole number from {} to {}", range.start(), range.end());
+        match &found.value {
+            Value::Int(number) => u64::try_from(*number)
+                .ok()
+                .filter(|number| range.contains(number))
+                .map(|number| Sourced { value: number, source: self.source(found) })
+                .ok_or_else(|| self.at(found.line, format!("{key} is {number}; write {wanted}"))),
+            _ => Err(self.wrong(key, found, &wanted)),
+        }
+    }
+
+    fn texts(&self, key: &str, found: &Found) -> Result<BTreeMap<String, String>, ProjectError> {
+        let Value::Map(members) = &found.value else { return Err(self.wrong(key, found, "a mapping of texts")) };
+        let mut texts = BTreeMap::new();
+        for (name, value) in members {
+            let text = match &value.value {
+                Value::Text(text) => text.clone(),
+                Value::Int(number) => number.to_string(),
+                Value::Float(number) => number.to_string(),
+                Value::Bool(flag) => flag.to_string(),
+                other => {
+                    let line = name.referenced.line();
+                    return Err(self.at(line, format!("{key}.{} is {}; write a text", name.value, other.kind())));
+                }
+            };
+            texts.insert(name.value.clone(), text);
+        }
+        Ok(texts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn none(_: &str) -> Option<OsString> {
+        None
+    }
+
+    fn project(text: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE_NAME), text).unwrap();
+        dir
+    }
+
+    #[test]
+    fn without_a_file_everything_is_at_its_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings::load(dir.path(), &none).unwrap();
+        assert_eq!(settings.backend, Sourced { value: "file".into(), source: Source::Default });
+        assert_eq!(settings.target.value, dir.path().join("target"));
+        assert!(settings.file.is_none() && settings.database_url.is_none());
+        assert!(fs::read_dir(dir.path()).unwrap().next().is_none(), "reading settings makes nothing");
+    }
+
+    #[test]
+    fn the_file_is_searched_upwards_and_the_environment_wins() {
+        let dir = project("name: demo\nstate_backend: database # ours\ndatabase_url: 'postgres://u:s3cret@h/d'\n");
+        let deep = dir.path().join("a/b");
+        fs::create_dir_all(&deep).unwrap();
+        let settings = Settings::load(&deep, &none).unwrap();
+        assert_eq!(settings.backend.value, "database");
+        assert!(matches!(settings.backend.source, Source::File { line: 2, .. }));
+        assert_eq!(settings.target.value, fs::canonicalize(dir.path()).unwrap().join("target"));
+        assert_eq!(settings.backend_options(true).url(), Some("postgres://u:s3cret@h/d"));
+        assert!(!format!("{settings:?} {:?}", settings.backend_options(false)).contains("s3cret"));
+
+        let settings = Settings::load(dir.path(), &|name| match name {
+            ENV_BACKEND => Some("file".into()),
+            ENV_URL => Some(" ".into()),
+            _ => None,
+        })
+        .unwrap();
+        assert_eq!(settings.backend, Sourced { value: "file".into(), source: Source::Environment(ENV_BACKEND) });
+        assert_eq!(settings.backend_in_file.as_deref(), Some("database"));
+        assert!(matches!(settings.database_url.unwrap().source, Source::File { line: 3, .. }), "an empty variable is not set");
+    }
+
+    #[test]
+    fn our_own_keys() {
+        let dir = project(
+            "seeknal_state:\n  target_path: out/state\n  lease_ttl_ms: 5000\n  idle_run_seconds: 7\n  options: {region: eu, size: 3, fast: true}\n",
+        );
+        let settings = Settings::load(dir.path(), &none).unwrap();
+        assert_eq!(settings.target.value, dir.path().join("out/state"));
+        assert_eq!(settings.lease_ttl.as_ref().unwrap().value, Duration::from_secs(5));
+        assert_eq!(settings.idle_run.as_ref().unwrap().value, Duration::from_secs(7));
+        let options = settings.backend_options(false);
+        assert_eq!((options.get("region"), options.get("size"), options.get("fast")), (Some("eu"), Some("3"), Some("true")));
+    }
+
+    #[test]
+    fn what_belongs_to_seeknal_is_left_alone() {
+        let dir = project(
+            "a: 1\na: 2\nb: !secret x\nc: .nan\nsources: [{state_backend: nonsense}]\nstates: {seeknal_state: 3}\nstate_backend: database\n",
+        );
+        assert_eq!(Settings::load(dir.path(), &none).unwrap().backend.value, "database");
+    }
+
+    #[test]
+    fn bad_settings_name_file_line_and_mend() {
+        for (text, line, words) in [
+            ("", 1, vec!["empty", "remove"]),
+            ("\n \n", 1, vec!["empty"]),
+            ("a: b: c\n", 1, vec!["YAML"]),
+            ("ok: 1\nurl: \"postgres://u:hunter2", 2, vec!["YAML"]),
+            ("- list\n", 1, vec!["mapping"]),
+            ("a: 1\n---\nb: 2\n", 3, vec!["more than one"]),
+            ("x: 1\nstate_backend: databse\n", 2, vec!["did you mean \"database\"", "memory"]),
+            ("state_backend: oracle\n", 1, vec!["unknown state backend \"oracle\";", "known are"]),
+            ("state_backend: [file]\n", 1, vec!["a list", "text"]),
+            ("state_backend:\n", 1, vec!["nothing"]),
+            ("state_backend: 3\n", 1, vec!["a number"]),
+            ("state_backend: file\nstate_backend: file\n", 2, vec!["second time"]),
+            ("database_url: {password: hunter2}\n", 1, vec!["database_url is a mapping"]),
+            ("seeknal_state: hunter2\n", 1, vec!["a mapping"]),
+            ("seeknal_state:\n  target_pth: x\n", 2, vec!["did you mean \"target_path\"", "lease_ttl_ms"]),
+            ("seeknal_state:\n  lease_ttl_ms: 0\n", 2, vec!["100 to 86400000"]),
+            ("seeknal_state:\n  lease_ttl_ms: 5s\n", 2, vec!["whole number"]),
+            ("seeknal_state:\n  idle_run_seconds: 99999999999999999999999\n", 2, vec!["1 to 86400"]),
+            ("seeknal_state:\n  target_path: ''\n", 2, vec!["empty"]),
+            ("seeknal_state:\n  target_path: a\n  target_path: b\n", 3, vec!["second time"]),
+            ("seeknal_state:\n  options: [a]\n", 2, vec!["a mapping of texts"]),
+        ] {
+            let dir = project(text);
+            let error = Settings::load(dir.path(), &none).unwrap_err();
+            let message = error.to_string();
+            assert_eq!(error.kind(), ProjectErrorKind::Input, "{text:?}: {message}");
+            let place = format!("{}:{line}: ", dir.path().join(FILE_NAME).display());
+            assert!(message.starts_with(&place), "{text:?}: {message}");
+            for word in words {
+                assert!(message.contains(word), "{text:?}: {message}");
+            }
+            assert!(!message.contains("hunter2") && !message.contains('\n'), "{text:?}: {message}");
+            assert_eq!(fs::read_to_string(dir.path().join(FILE_NAME)).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn bad_bytes_two_files_and_missing_folders() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE_NAME), b"a: 1\nb: \xff\n").unwrap();
+        assert!(Settings::load(dir.path(), &none).unwrap_err().to_string().contains(":2: it is not UTF-8"));
+        fs::write(dir.path().join(OTHER_FILE_NAME), "a: 1\n").unwrap();
+        assert!(Settings::load(dir.path(), &none).unwrap_err().to_string().contains("both there"));
+        fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
+        assert!(Settings::load(dir.path(), &none).unwrap().file.unwrap().ends_with(OTHER_FILE_NAME));
+        let error = Settings::load(&dir.path().join("nowhere"), &none).unwrap_err();
+        assert_eq!(error.kind(), ProjectErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_bad_variable_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Settings::load(dir.path(), &|name| (name == ENV_BACKEND).then(|| "fiel".into())).unwrap_err().to_string();
+        assert!(error.contains(ENV_BACKEND) && error.contains("did you mean \"file\""), "{error}");
+    }
+}
