@@ -1,5 +1,7 @@
 //! The state coordinator of data pipelines.
 
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod coordinator;
 mod error;
 mod lease;

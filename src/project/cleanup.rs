@@ -6,8 +6,8 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::ProjectError;
 use super::migrate::commit;
-use super::{ProjectError, ProjectErrorKind};
 use crate::model::{
     Batch, Entry, Guard, Mutation, Outcome, Refusal, RunId, RunPart, RunQuery, RunStatus, RunSummary, Version, time,
 };
@@ -225,6 +225,7 @@ mod tests {
     use crate::model::{
         FencingToken, Interval, LeaseKey, LeaseOwner, LeaseRecord, NewRun, NodeId, NodeUpdate, ProcessInfo, RunHeader, RunUpdate,
     };
+    use crate::project::ProjectErrorKind;
     use crate::store::{LeaseStore, MemoryBackend};
 
     fn day(day: u32) -> DateTime<Utc> {

@@ -360,7 +360,7 @@ async fn send(target: &dyn StateBackend, entries: Vec<Entry>) -> Result<(), Proj
 }
 
 /// Commits a batch; while nobody knows what became of it, the same one is sent again.
-pub(super) async fn commit(target: &dyn StateBackend, batch: Batch) -> Result<Vec<Outcome>, ProjectError> {
+pub(crate) async fn commit(target: &dyn StateBackend, batch: Batch) -> Result<Vec<Outcome>, ProjectError> {
     let batch = Arc::new(batch);
     let mut sent = 0;
     loop {

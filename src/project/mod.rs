@@ -16,4 +16,4 @@ pub use error::{ProjectError, ProjectErrorKind};
 pub use settings::{Lookup, Secret, Settings, Source, Sourced, process_environment};
 pub use settings_file::KEYS;
 pub use switch::{Switch, switch_backend};
-pub use verify::verify;
+pub use verify::{repair, verify};

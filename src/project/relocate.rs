@@ -230,10 +230,8 @@ async fn move_state(
     let document = settings.target.value.join(DOCUMENT);
     if document.exists() {
         back_up(&document, now, observe, report)?;
-        if to == Home::Database {
-            if let Some(backup) = &report.backup {
-                report.rollback.push(format!("cp {} {}", shell(backup), shell(&document)));
-            }
+        if let (Home::Database, Some(backup)) = (to, &report.backup) {
+            report.rollback.push(format!("cp {} {}", shell(backup), shell(&document)));
         }
     }
     go_on(observe(Step::BackedUp))?;
@@ -360,14 +358,14 @@ fn free_name(backup: &Path, now: DateTime<Utc>) -> PathBuf {
 /// Warnings about variables of the environment that settings files cannot change.
 fn overrides(settings: &Settings, to: Home) -> Vec<String> {
     let mut warnings = Vec::new();
-    if let Source::Environment(name) = settings.backend.source {
-        if settings.backend.value != to.name() {
-            warnings.push(format!(
-                "the environment variable {name}={} overrides the settings file; unset it, or set it to {}",
-                settings.backend.value,
-                to.name()
-            ));
-        }
+    if let Source::Environment(name) = settings.backend.source
+        && settings.backend.value != to.name()
+    {
+        warnings.push(format!(
+            "the environment variable {name}={} overrides the settings file; unset it, or set it to {}",
+            settings.backend.value,
+            to.name()
+        ));
     }
     if let Some(Source::Environment(name)) = settings.database_url.as_ref().map(|url| &url.source) {
         warnings.push(format!("the database is the one that the environment variable {name} names; it must stay set"));

