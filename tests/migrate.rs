@@ -1,5 +1,5 @@
 //! Moving state between two backends: everything arrives, a cut copy is finished, a difference stops it, and what did not arrive is found.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
