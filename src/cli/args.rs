@@ -98,6 +98,9 @@ pub(super) enum StateCommand {
         /// Repair what can be repaired; a copy of the damaged files is kept
         #[arg(long)]
         repair: bool,
+        /// If the document cannot be read, bring back the previous one, which is older
+        #[arg(long, requires = "repair")]
+        use_previous: bool,
     },
     /// Delete runs that ended long ago; what their nodes completed stays known
     Cleanup(CleanupArgs),

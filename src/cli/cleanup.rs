@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::args::CleanupArgs;
 use super::exit::CliError;
-use super::output::{Output, no_state, open_for_reading, open_for_writing, table};
+use super::output::{Output, no_state, one_line, open_for_reading, open_for_writing, table};
 use crate::model::{Clock, RunId, SystemClock, time};
 use crate::project::Settings;
 use crate::project::cleanup::{self, Cleaned, Doomed, Plan, Rules};
@@ -53,7 +53,12 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
     if options.dry_run && !plan.delete.is_empty() {
         let mut runs = table(&["run", "status", "ended", "nodes"]);
         for run in &plan.delete {
-            runs.add_row([run.run_id.to_string(), run.status.to_string(), time::format(run.ended_at), run.nodes.to_string()]);
+            runs.add_row([
+                run.run_id.to_string(),
+                one_line(run.status.as_str()),
+                time::format(run.ended_at),
+                run.nodes.to_string(),
+            ]);
         }
         out.table(&runs)?;
     }

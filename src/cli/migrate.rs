@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::args::{MigrateArgs, Target};
 use super::exit::CliError;
-use super::output::{Output, note, table};
+use super::output::{Output, note, one_line, table};
 use crate::model::{Clock, RunId, RunStatus, SystemClock};
 use crate::project::Settings;
 use crate::project::migrate::{Counts, Fate};
@@ -81,7 +81,7 @@ fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output
                         Fate::Equal => "is there already",
                         Fate::Differs => "DIFFERS",
                     };
-                    runs.add_row([run.run_id.to_string(), run.status.to_string(), run.nodes.to_string(), what.to_owned()]);
+                    runs.add_row([run.run_id.to_string(), one_line(run.status.as_str()), run.nodes.to_string(), what.to_owned()]);
                 }
                 out.table(&runs)?;
             }

@@ -126,14 +126,10 @@ pub(super) fn between(start: Option<DateTime<Utc>>, end: Option<DateTime<Utc>>) 
 
 /// Opens the project's state for reading and tells its notices; `None` if there is none yet.
 pub(super) async fn open_for_reading(settings: &Settings) -> Result<Option<Arc<dyn StateBackend>>, CliError> {
-    match settings.open_backend(true).await {
-        Ok((backend, report)) => {
-            report.notices.iter().for_each(|notice| note(notice));
-            Ok(Some(backend))
-        }
-        Err(error) if error.is_no_state() => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    Ok(settings.open_existing().await?.map(|(backend, report)| {
+        report.notices.iter().for_each(|notice| note(notice));
+        backend
+    }))
 }
 
 /// Opens the project's state for writing; `None` if there is none yet: then none is made.

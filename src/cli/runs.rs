@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::args::RunsArgs;
 use super::exit::CliError;
-use super::output::{Output, between, dash, duration, no_state, note, open_for_reading, stamp, table};
+use super::output::{Output, between, dash, duration, no_state, note, one_line, open_for_reading, stamp, table};
 use crate::model::{Metadata, NodeStatus, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, Version, time};
 use crate::project::Settings;
 
@@ -98,10 +98,10 @@ impl<'a> Printer<'a> {
         match self {
             Self::Json(array) => array.push(row),
             Self::Table(table, _) => {
-                let nodes: Vec<String> = row.nodes.iter().map(|(status, count)| format!("{count} {status}")).collect();
+                let nodes: Vec<String> = row.nodes.iter().map(|(status, count)| one_line(&format!("{count} {status}"))).collect();
                 table.add_row([
                     row.run_id.to_string(),
-                    row.status.to_string(),
+                    one_line(row.status.as_str()),
                     row.started_at.clone().unwrap_or_else(dash),
                     duration(row.duration_ms),
                     if nodes.is_empty() { dash() } else { nodes.join(", ") },
@@ -138,7 +138,7 @@ pub(super) fn header_lines(run: &RunSummary) -> Vec<String> {
         lines.push(format!("worked on by {worker}"));
     }
     for (key, value) in header.metadata.iter() {
-        lines.push(super::output::one_line(&format!("{key}: {value}")));
+        lines.push(format!("{key}: {value}"));
     }
-    lines
+    lines.iter().map(|line| one_line(line)).collect()
 }

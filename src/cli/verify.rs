@@ -16,8 +16,8 @@ struct Verified {
     repaired: Vec<String>,
 }
 
-pub(super) async fn run(settings: &Settings, repair: bool, out: &mut Output) -> Result<(), CliError> {
-    let repaired = if repair { project::repair(settings, SystemClock.now()).await? } else { Vec::new() };
+pub(super) async fn run(settings: &Settings, repair: bool, use_previous: bool, out: &mut Output) -> Result<(), CliError> {
+    let repaired = if repair { project::repair(settings, SystemClock.now(), use_previous)? } else { Vec::new() };
     let (checked, problems) = match project::verify(settings).await? {
         Some(report) => (report.checked, report.problems),
         None => (vec![no_state(settings)], Vec::new()),

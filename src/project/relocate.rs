@@ -269,15 +269,10 @@ async fn open_existing(
     home: Home,
     notices: &mut Vec<String>,
 ) -> Result<Option<Arc<dyn StateBackend>>, ProjectError> {
-    let backend = settings.named_backend(home.name(), true)?;
-    match backend.initialize().await.map_err(ProjectError::from) {
-        Ok(report) => {
-            notices.extend(report.notices);
-            Ok(Some(backend))
-        }
-        Err(error) if error.is_no_state() => Ok(None),
-        Err(error) => Err(error),
-    }
+    Ok(settings.open_existing_named(home.name()).await?.map(|(backend, report)| {
+        notices.extend(report.notices);
+        backend
+    }))
 }
 
 async fn open_writable(

@@ -17,6 +17,15 @@ const OTHER_FILE_NAME: &str = "seeknal_project.yaml";
 const ENV_BACKEND: &str = "SEEKNAL_STATE_BACKEND";
 const ENV_URL: &str = "SEEKNAL_DATABASE_URL";
 
+/// The files by which a file backend's state is known to be there, in the state's folder.
+const FILE_STATE: &[&str] = &[
+    "run_state.json",
+    "run_state.json.journal",
+    "run_state.json.journal.next",
+    "run_state.json.lock",
+    "state/execution_state.json",
+];
+
 /// How the environment is asked for a variable.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
@@ -234,8 +243,7 @@ impl Settings {
     /// Makes and opens the project's backend.
     ///
     /// # Errors
-    /// As [`backend`](Self::backend), and whatever opening finds; [`ProjectError::is_no_state`] if it was opened for reading and there is
-    /// nothing to read yet.
+    /// As [`backend`](Self::backend), and whatever opening finds.
     ///
     /// # Cancel safety
     /// A dropped call may have opened the backend, which then closes by its own drop.
@@ -243,6 +251,34 @@ impl Settings {
         let backend = self.backend(read_only)?;
         let report = backend.initialize().await?;
         Ok((backend, report))
+    }
+
+    /// Opens the project's backend for reading, if there is any state; makes nothing.
+    ///
+    /// # Errors
+    /// As [`open_backend`](Self::open_backend).
+    ///
+    /// # Cancel safety
+    /// Only reads: may be dropped at any time.
+    pub async fn open_existing(&self) -> Result<Option<(Arc<dyn StateBackend>, OpenReport)>, ProjectError> {
+        self.open_existing_named(&self.backend.value).await
+    }
+
+    /// The same for a backend by name.
+    pub(super) async fn open_existing_named(
+        &self,
+        name: &str,
+    ) -> Result<Option<(Arc<dyn StateBackend>, OpenReport)>, ProjectError> {
+        // To read a folder without a document is no error: such a state is empty. Here it matters that there is none.
+        if name == "file" && !FILE_STATE.iter().any(|name| self.target.value.join(name).symlink_metadata().is_ok()) {
+            return Ok(None);
+        }
+        let backend = self.named_backend(name, true)?;
+        match backend.initialize().await.map_err(ProjectError::from) {
+            Ok(report) => Ok(Some((backend, report))),
+            Err(error) if error.is_no_state() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The path of the settings file, also of one that is not there yet.
@@ -281,7 +317,13 @@ fn find(path: &Path) -> Result<(PathBuf, Option<PathBuf>), ProjectError> {
 
 fn settings_file_in(folder: &Path) -> Result<Option<PathBuf>, ProjectError> {
     let (yml, yaml) = (under(folder, Path::new(FILE_NAME)), under(folder, Path::new(OTHER_FILE_NAME)));
-    match (yml.exists(), yaml.exists()) {
+    // A link that leads nowhere is there too: reading it then says so.
+    let there = |path: &Path| match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(ProjectError::io(path, error)),
+    };
+    match (there(&yml)?, there(&yaml)?) {
         (true, true) => Err(ProjectError::input(format!(
             "{} and {OTHER_FILE_NAME} are both there; keep one of them, {FILE_NAME} is the usual one",
             yml.display()

@@ -2,20 +2,25 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{ProjectError, Settings};
+use super::{ProjectError, ProjectErrorKind, Settings};
 use crate::store::VerifyReport;
 
 /// Checks the project's storage from end to end; only reads, also beside a live writer. `None` if there is no state yet.
 ///
 /// # Errors
-/// Damage so bad that the state does not open, or whatever reading meets. What can be listed is in the report instead.
+/// Whatever reading meets. Damage is no error here but a problem in the report, also when the state does not open for it.
 ///
 /// # Cancel safety
 /// Only reads: may be dropped at any time.
 pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, ProjectError> {
-    let (backend, opened) = match settings.open_backend(true).await {
-        Ok(opened) => opened,
-        Err(error) if error.is_no_state() => return Ok(None),
+    let (backend, opened) = match settings.open_existing().await {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return Ok(None),
+        Err(error) if error.kind() == ProjectErrorKind::Integrity => {
+            let mut report = VerifyReport::new();
+            report.problems.push(error.to_string());
+            return Ok(Some(report));
+        }
         Err(error) => return Err(error),
     };
     let mut report = backend.verify().await?;
@@ -24,16 +29,22 @@ pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, Project
     Ok(Some(report))
 }
 
-/// Repairs what can be repaired, keeping a copy of what was damaged, and says what it did. Nothing is done where nothing is wrong.
+/// Repairs what can be repaired, and says what it did. A copy of every file that is changed is kept beside it. `use_previous` allows to bring back the
+/// previous, older document where the present one cannot be read. A sound state is left as it is.
 ///
 /// # Errors
-/// [`ProjectErrorKind::Input`](super::ProjectErrorKind::Input) if the backend has no repair.
-///
-/// # Cancel safety
-/// Not to be dropped half-way: started again, it goes on.
-pub async fn repair(settings: &Settings, now: DateTime<Utc>) -> Result<Vec<String>, ProjectError> {
-    let _unused = now;
+/// [`ProjectErrorKind::Conflict`] while a writer has the state open; [`ProjectErrorKind::Integrity`] if it is beyond repair, or would need
+/// `use_previous`; [`ProjectErrorKind::Input`] if the backend has no repair.
+pub fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool) -> Result<Vec<String>, ProjectError> {
     match settings.backend.value.as_str() {
-        other => Err(ProjectError::input(format!("the {other} backend has no repair; restore a backup"))),
+        #[cfg(feature = "file")]
+        "file" => match crate::store::file::repair(&settings.target.value, now, use_previous).map_err(ProjectError::from) {
+            Err(error) if error.is_no_state() => Ok(Vec::new()),
+            repaired => repaired,
+        },
+        other => {
+            let _only_files_are_repaired = (now, use_previous);
+            Err(ProjectError::input(format!("the {other} backend has no repair; restore a backup")))
+        }
     }
 }

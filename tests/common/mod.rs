@@ -1,6 +1,6 @@
 //! Projects for tests: folders with state in them, made through the backends' public door.
 #![allow(dead_code, reason = "every test binary uses its own part")]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,7 +40,7 @@ pub async fn open(name: &str, base: &Path) -> Arc<dyn StateBackend> {
 pub async fn put(backend: &Arc<dyn StateBackend>, run: &str, mutations: Vec<Mutation>) {
     let run = RunId::new(run).unwrap();
     let had = backend.load_run(&run).await.unwrap();
-    let version = had.as_ref().map_or(Version::NONE, |run| run.version());
+    let version = had.as_ref().map_or(Version::NONE, seeknal_state::RunState::version);
     let mut after = had;
     seeknal_state::apply_all(&mut after, &run, &mutations, version.next()).unwrap();
     let part = RunPart { run, base: version, expect: version, guards: vec![], mutations, after };
