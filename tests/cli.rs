@@ -2,7 +2,7 @@
 #![cfg(feature = "cli")]
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-mod common;
+mod projects;
 
 use std::fs;
 use std::io::Read;
@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use assert_cmd::Command;
-use common::{GUIDE, open, project, put, tree};
+use projects::{GUIDE, open, project, put, tree};
 use seeknal_state::{Batch, Entry, LeaseKey, LeaseMutation, LeaseOwner, Mutation, NewRun, Outcome, RunId, StateBackend, time};
 use serde_json::Value;
 
@@ -106,7 +106,7 @@ fn the_guides_own_file_moves_as_the_guide_says() {
     let before = tree(dir.path());
     let (code, preview, _) = run(dir.path(), "migrate-state --backend database");
     assert_eq!(code, 0);
-    assert!(preview.contains("1 runs, 1 nodes, 1000 rows, 1 intervals, 1 partitions"), "{preview}");
+    assert!(preview.contains("1 run, 1 node, 1000 rows, 1 interval, 1 partition"), "{preview}");
     assert!(preview.contains("run_20240110_120000") && preview.contains("--no-dry-run"), "{preview}");
     assert!(!run(dir.path(), "migrate-state --backend database --summary").1.contains("run_20240110_120000"));
     assert_eq!(tree(dir.path()), before, "a preview changes nothing");
@@ -204,7 +204,7 @@ async fn grant(backend: &Arc<dyn StateBackend>, run: &str) -> u64 {
     let answer = backend.commit(Arc::new(Batch::new(vec![Entry { leases: vec![grant], ..Entry::default() }]))).await.unwrap();
     match &answer.outcomes[0] {
         Outcome::Applied(receipt) => receipt.grants[0].token.0,
-        refused => panic!("{refused:?}"),
+        refused @ Outcome::Refused(_) => panic!("{refused:?}"),
     }
 }
 

@@ -3,12 +3,14 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use seeknal_state::project::ProjectErrorKind;
 use seeknal_state::project::migrate::{Fate, execute, plan, verify};
+use seeknal_state::project::{ProjectErrorKind, cleanup};
 use seeknal_state::{
-    Batch, Entry, Interval, MemoryBackend, Mutation, NewRun, NodeId, NodeUpdate, Outcome, PartitionKey, RunId, RunPart, RunQuery,
-    StateBackend, Version, time,
+    Batch, BatchAnswer, BoxFuture, Entry, Interval, LeaseRecord, MemoryBackend, Mutation, NewRun, NodeId, NodeUpdate, OpenReport,
+    Outcome, PartitionKey, RunId, RunPage, RunPart, RunQuery, RunState, RunUpdate, StateBackend, StoreError, StoreErrorKind,
+    Version, time,
 };
 
 fn entry(run: &str, base: u64, mutations: Vec<Mutation>) -> Entry {
@@ -123,4 +125,93 @@ async fn what_did_not_arrive_is_found() {
     let error = verify(&source, &target).await.unwrap_err();
     assert_eq!(error.kind(), ProjectErrorKind::Integrity);
     assert!(error.to_string().contains("run_0"), "{error}");
+}
+
+/// A backend that fails some of its commits.
+#[derive(Debug)]
+struct Failing {
+    inner: MemoryBackend,
+    commits: AtomicU32,
+    fail: fn(u32) -> Option<StoreError>,
+    /// Whether a failed commit was applied all the same.
+    applied: bool,
+}
+
+impl StateBackend for Failing {
+    fn name(&self) -> &str {
+        "failing"
+    }
+
+    fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
+        self.inner.initialize()
+    }
+
+    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
+        let failure = (self.fail)(self.commits.fetch_add(1, Ordering::Relaxed));
+        Box::pin(async move {
+            match failure {
+                None => self.inner.commit(batch).await,
+                Some(error) => {
+                    if self.applied {
+                        self.inner.commit(batch).await?;
+                    }
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        self.inner.load_run(run)
+    }
+
+    fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
+        self.inner.list_runs(query)
+    }
+
+    fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
+        self.inner.list_leases()
+    }
+
+    fn retained(&self) -> BoxFuture<'_, Result<Vec<(NodeId, seeknal_state::Retained)>, StoreError>> {
+        self.inner.retained()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_with_an_unknown_outcome_is_sent_again_and_applied_once() {
+    let source = filled(150).await;
+    for applied in [true, false] {
+        let fail = |commit: u32| (commit % 3 != 2).then(|| StoreError::unknown(StoreErrorKind::Io, "the answer was lost"));
+        let target = Failing { inner: MemoryBackend::new(), commits: AtomicU32::new(0), fail, applied };
+        let moved = execute(&source, &target, || ControlFlow::Continue(())).await.unwrap();
+        assert_eq!(moved.verified.runs, 150);
+        assert!(target.commits.load(Ordering::Relaxed) >= 6);
+    }
+    let fail = |_: u32| Some(StoreError::unknown(StoreErrorKind::Io, "the answer was lost"));
+    let target = Failing { inner: MemoryBackend::new(), commits: AtomicU32::new(0), fail, applied: false };
+    let error = execute(&source, &target, || ControlFlow::Continue(())).await.unwrap_err();
+    assert!(error.to_string().contains("not known"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cleanup_that_fails_after_some_runs_says_so() {
+    let inner = filled(120).await;
+    let at = time::parse("2024-01-11T12:00:00Z").unwrap();
+    for index in 0..120 {
+        let run = format!("run_{index}");
+        let version = inner.run_version(&RunId::new(&run).unwrap()).await.unwrap().unwrap();
+        put(&inner, vec![entry(&run, version.0, vec![Mutation::Update { update: RunUpdate::success(), at }])]).await;
+    }
+    let fail = |commit: u32| (commit == 1).then(|| StoreError::not_applied(StoreErrorKind::Full, "no space; free some space"));
+    let backend: Arc<dyn StateBackend> =
+        Arc::new(Failing { inner: inner.clone(), commits: AtomicU32::new(0), fail, applied: false });
+    let rules = cleanup::Rules::older_than_days(30, 0, time::parse("2025-01-01").unwrap()).unwrap();
+    let plan = cleanup::plan(&*backend, rules).await.unwrap();
+    assert_eq!(plan.delete.len(), 120);
+    let error = cleanup::execute(&backend, &plan).await.unwrap_err();
+    assert_eq!(error.kind(), ProjectErrorKind::Partial);
+    assert!(error.to_string().starts_with("50 runs were deleted"), "{error}");
+    assert_eq!(inner.list_runs(&RunQuery::default().limit(1000)).await.unwrap().runs.len(), 70, "each run is whole or gone");
+    assert_eq!(cleanup::execute(&backend, &plan).await.unwrap().deleted, 70);
 }

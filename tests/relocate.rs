@@ -2,14 +2,14 @@
 #![cfg(all(feature = "file", feature = "sqlite"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod common;
+mod projects;
 
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use chrono::{DateTime, Utc};
-use common::{fill, open, project, put, tree};
+use projects::{fill, open, project, put, tree};
 use seeknal_state::project::relocate::{self, Home, Step};
 use seeknal_state::project::{ProjectErrorKind, Settings, migrate};
 use seeknal_state::{BackendOptions, Mutation, NewRun, create_state_backend, time};

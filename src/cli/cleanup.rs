@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::args::CleanupArgs;
 use super::exit::CliError;
-use super::output::{Output, no_state, one_line, open_for_reading, open_for_writing, table};
+use super::output::{Output, counted, no_state, one_line, open_for_reading, open_for_writing, table};
 use crate::model::{Clock, RunId, SystemClock, time};
 use crate::project::Settings;
 use crate::project::cleanup::{self, Cleaned, Doomed, Plan, Rules};
@@ -73,8 +73,9 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
     }
     let before = time::format(rules.cutoff());
     if options.dry_run {
-        out.line(format!("{} runs that ended before {before} would be deleted; nothing was changed.", plan.delete.len()))
+        let runs = counted(u64::try_from(plan.delete.len()).unwrap_or(u64::MAX), "run");
+        out.line(format!("Would delete {runs} that ended before {before}; nothing was changed."))
     } else {
-        out.line(format!("{} runs that ended before {before} were deleted.", cleaned.deleted))
+        out.line(format!("Deleted {} that ended before {before}.", counted(cleaned.deleted, "run")))
     }
 }

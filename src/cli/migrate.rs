@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::args::{MigrateArgs, Target};
 use super::exit::CliError;
-use super::output::{Output, note, one_line, table};
+use super::output::{Output, counted, note, one_line, table};
 use crate::model::{Clock, RunId, RunStatus, SystemClock};
 use crate::project::Settings;
 use crate::project::migrate::{Counts, Fate};
@@ -85,9 +85,9 @@ fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output
                 }
                 out.table(&runs)?;
             }
-            out.line(format!("Would move: {}", counted(&plan.moves)))?;
+            out.line(format!("Would move: {}", sums(&plan.moves)))?;
             if plan.equal_runs > 0 {
-                out.line(format!("Already there: {} runs", plan.equal_runs))?;
+                out.line(format!("Already there: {}", counted(plan.equal_runs, "run")))?;
             }
         }
     }
@@ -109,11 +109,11 @@ async fn execute(settings: &Settings, to: Home, out: &mut Output) -> Result<(), 
     match &report.moved {
         None => out.line("There was no state to move.")?,
         Some(moved) => {
-            out.line(format!("Moved: {}", counted(&moved.moved)))?;
+            out.line(format!("Moved: {}", sums(&moved.moved)))?;
             if moved.equal_runs > 0 {
-                out.line(format!("Already there: {} runs", moved.equal_runs))?;
+                out.line(format!("Already there: {}", counted(moved.equal_runs, "run")))?;
             }
-            out.line(format!("Verified: {}", counted(&moved.verified)))?;
+            out.line(format!("Verified: {}", sums(&moved.verified)))?;
         }
     }
     if let Some(backup) = &report.backup {
@@ -130,9 +130,14 @@ async fn execute(settings: &Settings, to: Home, out: &mut Output) -> Result<(), 
     Ok(())
 }
 
-fn counted(counts: &Counts) -> String {
-    format!(
-        "{} runs, {} nodes, {} rows, {} intervals, {} partitions, coverage of {} nodes",
-        counts.runs, counts.nodes, counts.rows, counts.intervals, counts.partitions, counts.coverage_nodes
-    )
+fn sums(counts: &Counts) -> String {
+    [
+        counted(counts.runs, "run"),
+        counted(counts.nodes, "node"),
+        counted(counts.rows, "row"),
+        counted(counts.intervals, "interval"),
+        counted(counts.partitions, "partition"),
+        format!("coverage of {}", counted(counts.coverage_nodes, "node")),
+    ]
+    .join(", ")
 }

@@ -80,6 +80,9 @@ impl JsonArray<'_> {
 pub(super) fn table(columns: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(columns.iter().map(|column| column.to_uppercase()));
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((0, 2));
+    });
     table
 }
 
@@ -119,6 +122,11 @@ pub(super) fn duration(ms: Option<u64>) -> String {
     }
 }
 
+/// `1 run`, `2 runs`.
+pub(super) fn counted(count: u64, one: &str) -> String {
+    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
+}
+
 /// How long between two stamps, in milliseconds.
 pub(super) fn between(start: Option<DateTime<Utc>>, end: Option<DateTime<Utc>>) -> Option<u64> {
     u64::try_from((end? - start?).num_milliseconds()).ok()
@@ -134,7 +142,7 @@ pub(super) async fn open_for_reading(settings: &Settings) -> Result<Option<Arc<d
 
 /// Opens the project's state for writing; `None` if there is none yet: then none is made.
 pub(super) async fn open_for_writing(settings: &Settings) -> Result<Option<Arc<dyn StateBackend>>, CliError> {
-    let Some(reader) = open_for_reading(settings).await? else { return Ok(None) };
+    let Some((reader, _told_again)) = settings.open_existing().await? else { return Ok(None) };
     reader.close().await?;
     let (backend, report) = settings.open_backend(false).await?;
     report.notices.iter().for_each(|notice| note(notice));
@@ -154,6 +162,7 @@ mod tests {
     fn durations_and_lines() {
         let shown: Vec<String> = [0, 999, 1500, 61_000, 3_660_000].map(|ms| duration(Some(ms))).into();
         assert_eq!(shown, ["0ms", "999ms", "1.5s", "1m01s", "1h01m"]);
+        assert_eq!((counted(1, "run"), counted(0, "run")), ("1 run".to_owned(), "0 runs".to_owned()));
         assert_eq!(one_line("a\nb\u{1b}[31m"), "a b [31m");
     }
 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::exit::CliError;
-use super::output::{Output, no_state};
+use super::output::{Output, counted, no_state};
 use crate::model::{Clock, SystemClock};
 use crate::project::{self, ProjectErrorKind, Settings};
 
@@ -36,5 +36,6 @@ pub(super) async fn run(settings: &Settings, repair: bool, use_previous: bool, o
         return if out.is_json() { Ok(()) } else { out.line("The state is sound.") };
     }
     let mend = if repair { "restore a backup" } else { "`seeknal state verify --repair` keeps a copy and repairs what it can" };
-    Err(CliError::new(ProjectErrorKind::Integrity, format!("{} problems in the stored state; {mend}", verified.problems.len())))
+    let problems = counted(u64::try_from(verified.problems.len()).unwrap_or(u64::MAX), "problem");
+    Err(CliError::new(ProjectErrorKind::Integrity, format!("{problems} in the stored state; {mend}")))
 }

@@ -24,7 +24,11 @@ pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, Project
         Err(error) => return Err(error),
     };
     let mut report = backend.verify().await?;
-    report.checked.extend(opened.notices);
+    for notice in opened.notices {
+        if !report.checked.contains(&notice) {
+            report.checked.push(notice);
+        }
+    }
     backend.close().await?;
     Ok(Some(report))
 }
@@ -36,15 +40,14 @@ pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, Project
 /// [`ProjectErrorKind::Conflict`] while a writer has the state open; [`ProjectErrorKind::Integrity`] if it is beyond repair, or would need
 /// `use_previous`; [`ProjectErrorKind::Input`] if the backend has no repair.
 pub fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool) -> Result<Vec<String>, ProjectError> {
-    match settings.backend.value.as_str() {
-        #[cfg(feature = "file")]
-        "file" => match crate::store::file::repair(&settings.target.value, now, use_previous).map_err(ProjectError::from) {
+    #[cfg(feature = "file")]
+    if settings.backend.value == "file" {
+        return match crate::store::file::repair(&settings.target.value, now, use_previous).map_err(ProjectError::from) {
             Err(error) if error.is_no_state() => Ok(Vec::new()),
             repaired => repaired,
-        },
-        other => {
-            let _only_files_are_repaired = (now, use_previous);
-            Err(ProjectError::input(format!("the {other} backend has no repair; restore a backup")))
-        }
+        };
     }
+    #[cfg(not(feature = "file"))]
+    let _ = (now, use_previous);
+    Err(ProjectError::input(format!("the {} backend has no repair; restore a backup", settings.backend.value)))
 }

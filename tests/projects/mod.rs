@@ -12,7 +12,7 @@ use seeknal_state::{
 };
 
 /// The guide's own sample.
-pub const GUIDE: &str = r#"{
+pub(crate) const GUIDE: &str = r#"{
   "run_id": "run_20240110_120000",
   "started_at": "2024-01-10T12:00:00Z",
   "status": "running",
@@ -30,14 +30,14 @@ pub const GUIDE: &str = r#"{
 "#;
 
 /// Opens a backend of a folder for writing.
-pub async fn open(name: &str, base: &Path) -> Arc<dyn StateBackend> {
+pub(crate) async fn open(name: &str, base: &Path) -> Arc<dyn StateBackend> {
     let backend = create_state_backend(name, &BackendOptions::new().base_path(base)).unwrap();
     backend.initialize().await.unwrap();
     backend
 }
 
 /// Commits one entry on a run and demands that it is accepted.
-pub async fn put(backend: &Arc<dyn StateBackend>, run: &str, mutations: Vec<Mutation>) {
+pub(crate) async fn put(backend: &Arc<dyn StateBackend>, run: &str, mutations: Vec<Mutation>) {
     let run = RunId::new(run).unwrap();
     let had = backend.load_run(&run).await.unwrap();
     let version = had.as_ref().map_or(Version::NONE, seeknal_state::RunState::version);
@@ -50,7 +50,7 @@ pub async fn put(backend: &Arc<dyn StateBackend>, run: &str, mutations: Vec<Muta
 }
 
 /// Fills a store: three ended runs of two nodes, one that runs, and the coverage of one that was deleted.
-pub async fn fill(backend: &Arc<dyn StateBackend>) {
+pub(crate) async fn fill(backend: &Arc<dyn StateBackend>) {
     let node = |name: &str| NodeId::new(name).unwrap();
     for index in 0..3u64 {
         let at = time::parse(&format!("2024-01-1{index}T12:00:00Z")).unwrap();
@@ -82,7 +82,7 @@ pub async fn fill(backend: &Arc<dyn StateBackend>) {
 }
 
 /// A folder with filled state in it.
-pub async fn project(name: &str) -> tempfile::TempDir {
+pub(crate) async fn project(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(name, &dir.path().join("target")).await;
     fill(&backend).await;
@@ -94,7 +94,7 @@ pub async fn project(name: &str) -> tempfile::TempDir {
 }
 
 /// Everything in a folder, by path and content.
-pub fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
