@@ -43,11 +43,14 @@
 //! [`model`] is plain data and pure logic; [`store`] is where batches come to rest; above them the persistence actors, the run actors and the lock
 //! manager, which are private; [`coordinator`] is the front door. Most users need only the names at the crate's root.
 
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod coordinator;
 mod error;
 mod lease;
 pub mod model;
 mod persist;
+pub mod project;
 mod run;
 pub mod store;
 

@@ -1,0 +1,146 @@
+//! The arguments.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::model::{RunId, RunStatus};
+
+const CODES: &str = "\
+Exit codes:
+  0  done
+  1  error
+  2  wrong usage
+  3  not found
+  4  locked by somebody else, or a conflict; nothing was changed
+  5  what is stored is damaged, foreign, or newer than this program
+  6  something was done, then something failed
+
+Settings: seeknal_project.yml (state_backend, database_url, seeknal_state), searched upwards from
+--project-path; SEEKNAL_STATE_BACKEND and SEEKNAL_DATABASE_URL override it.";
+
+/// The state of data pipelines: what ran, what failed, who holds which lock.
+#[derive(Debug, Parser)]
+#[command(name = "seeknal", version, after_help = CODES, arg_required_else_help = true)]
+pub(super) struct Cli {
+    /// A folder of the project; its settings file is searched upwards from here
+    #[arg(long, global = true, value_name = "DIR", default_value = ".")]
+    pub(super) project_path: PathBuf,
+    /// How to print: a table for people, or one JSON value with stable names
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub(super) output: Format,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Move the project's state to the other backend; shows what would happen unless told --no-dry-run
+    #[command(after_help = CODES)]
+    MigrateState(MigrateArgs),
+    /// Look at the state, and keep it in order
+    #[command(after_help = CODES, arg_required_else_help = true)]
+    State {
+        #[command(subcommand)]
+        command: StateCommand,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MigrateArgs {
+    /// Where the state goes
+    #[arg(long, value_enum)]
+    pub(super) backend: Target,
+    /// Only show what would happen (the default)
+    #[arg(long, conflicts_with = "no_dry_run")]
+    pub(super) dry_run: bool,
+    /// Do it
+    #[arg(long)]
+    pub(super) no_dry_run: bool,
+    /// Show the sums only, not every run
+    #[arg(long)]
+    pub(super) summary: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Target {
+    /// run_state.json
+    File,
+    /// state.db, or the database of database_url
+    Database,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum StateCommand {
+    /// List runs, newest first
+    Runs(RunsArgs),
+    /// Show a run and all its nodes
+    Show {
+        /// The run's id
+        run: RunId,
+    },
+    /// List the locks that are held, and the processes that have the state open
+    Locks,
+    /// Take a lock away from its holder, by the token that `state locks` shows (database only: a file's locks end with their process)
+    Unlock {
+        /// The lock's token
+        token: u64,
+    },
+    /// Check what is stored from end to end
+    Verify {
+        /// Repair what can be repaired; a copy of the damaged files is kept
+        #[arg(long)]
+        repair: bool,
+        /// If the document cannot be read, bring back the previous one, which is older
+        #[arg(long, requires = "repair")]
+        use_previous: bool,
+    },
+    /// Delete runs that ended long ago; what their nodes completed stays known
+    Cleanup(CleanupArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunsArgs {
+    /// Only runs in this status; may be given several times
+    #[arg(long, value_name = "STATUS")]
+    pub(super) status: Vec<RunStatus>,
+    /// At most this many
+    #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "all", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) limit: u64,
+    /// All of them
+    #[arg(long)]
+    pub(super) all: bool,
+    /// Only runs whose id begins so
+    #[arg(long, value_name = "TEXT")]
+    pub(super) prefix: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CleanupArgs {
+    /// Delete runs that ended more than this many days ago
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(super) days: u64,
+    /// Only show what would go
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Keep the newest ended runs, however old
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(super) keep_last: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

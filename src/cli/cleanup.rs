@@ -1,0 +1,81 @@
+//! `seeknal state cleanup --days N`.
+
+use serde::Serialize;
+
+use super::args::CleanupArgs;
+use super::exit::CliError;
+use super::output::{Output, counted, no_state, one_line, open_for_reading, open_for_writing, table};
+use crate::model::{Clock, RunId, SystemClock, time};
+use crate::project::Settings;
+use crate::project::cleanup::{self, Cleaned, Doomed, Plan, Rules};
+
+/// What is printed. Every field is always there.
+#[derive(Serialize)]
+struct Printed<'a> {
+    dry_run: bool,
+    cutoff: String,
+    /// Runs that were looked out to go.
+    delete: &'a [Doomed],
+    deleted: u64,
+    kept: u64,
+    locked: &'a [RunId],
+    without_stamp: &'a [RunId],
+    changed_meanwhile: &'a [RunId],
+}
+
+pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Output) -> Result<(), CliError> {
+    let rules = Rules::older_than_days(options.days, options.keep_last, SystemClock.now())?;
+    let opened = if options.dry_run { open_for_reading(settings).await? } else { open_for_writing(settings).await? };
+    let mut plan = Plan::default();
+    let mut cleaned = Cleaned::default();
+    if let Some(backend) = &opened {
+        plan = cleanup::plan(&**backend, rules).await?;
+        let done = if options.dry_run { Ok(Cleaned::default()) } else { cleanup::execute(backend, &plan).await };
+        let closed = backend.close().await;
+        cleaned = done?;
+        closed?;
+    }
+    if out.is_json() {
+        return out.json(&Printed {
+            dry_run: options.dry_run,
+            cutoff: time::format(rules.cutoff()),
+            delete: &plan.delete,
+            deleted: cleaned.deleted,
+            kept: plan.kept,
+            locked: &plan.locked,
+            without_stamp: &plan.without_stamp,
+            changed_meanwhile: &cleaned.changed_meanwhile,
+        });
+    }
+    if opened.is_none() {
+        return out.line(no_state(settings));
+    }
+    if options.dry_run && !plan.delete.is_empty() {
+        let mut runs = table(&["run", "status", "ended", "nodes"]);
+        for run in &plan.delete {
+            runs.add_row([
+                run.run_id.to_string(),
+                one_line(run.status.as_str()),
+                time::format(run.ended_at),
+                run.nodes.to_string(),
+            ]);
+        }
+        out.table(&runs)?;
+    }
+    for (runs, why) in [
+        (&plan.locked, "it, or a node of it, is locked"),
+        (&plan.without_stamp, "nothing says when it ended"),
+        (&cleaned.changed_meanwhile, "it was changed or locked meanwhile"),
+    ] {
+        for run in runs {
+            out.line(format!("kept {run}: {why}"))?;
+        }
+    }
+    let before = time::format(rules.cutoff());
+    if options.dry_run {
+        let runs = counted(u64::try_from(plan.delete.len()).unwrap_or(u64::MAX), "run");
+        out.line(format!("Would delete {runs} that ended before {before}; nothing was changed."))
+    } else {
+        out.line(format!("Deleted {} that ended before {before}.", counted(cleaned.deleted, "run")))
+    }
+}

@@ -1,0 +1,77 @@
+//! What went wrong, and the exit code that says so.
+
+use std::fmt;
+use std::io;
+
+use crate::model::InputError;
+use crate::project::{ProjectError, ProjectErrorKind};
+use crate::store::StoreError;
+
+pub(super) const EXIT_FAILED: u8 = 1;
+const EXIT_NOT_FOUND: u8 = 3;
+const EXIT_CONFLICT: u8 = 4;
+const EXIT_INTEGRITY: u8 = 5;
+const EXIT_PARTIAL: u8 = 6;
+
+/// Why a command ended without success.
+#[derive(Debug)]
+pub(super) enum CliError {
+    Project(ProjectError),
+    Output(io::Error),
+}
+
+impl CliError {
+    pub(super) fn new(kind: ProjectErrorKind, message: impl Into<String>) -> Self {
+        Self::Project(ProjectError::new(kind, message))
+    }
+
+    pub(super) fn is_reader_gone(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    pub(super) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Output(_) => EXIT_FAILED,
+            Self::Project(error) => match error.kind() {
+                ProjectErrorKind::NotFound => EXIT_NOT_FOUND,
+                ProjectErrorKind::Conflict => EXIT_CONFLICT,
+                ProjectErrorKind::Integrity => EXIT_INTEGRITY,
+                ProjectErrorKind::Partial => EXIT_PARTIAL,
+                ProjectErrorKind::Input | ProjectErrorKind::Stopped | ProjectErrorKind::Failed => EXIT_FAILED,
+            },
+        }
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Project(error) => error.fmt(f),
+            Self::Output(error) => write!(f, "the output cannot be written: {error}"),
+        }
+    }
+}
+
+impl From<ProjectError> for CliError {
+    fn from(error: ProjectError) -> Self {
+        Self::Project(error)
+    }
+}
+
+impl From<StoreError> for CliError {
+    fn from(error: StoreError) -> Self {
+        Self::Project(error.into())
+    }
+}
+
+impl From<InputError> for CliError {
+    fn from(error: InputError) -> Self {
+        Self::Project(error.into())
+    }
+}
+
+impl From<io::Error> for CliError {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}

@@ -1,0 +1,143 @@
+//! `seeknal migrate-state --backend file|database`.
+
+use std::ops::ControlFlow;
+
+use serde::Serialize;
+
+use super::args::{MigrateArgs, Target};
+use super::exit::CliError;
+use super::output::{Output, counted, note, one_line, table};
+use crate::model::{Clock, RunId, RunStatus, SystemClock};
+use crate::project::Settings;
+use crate::project::migrate::{Counts, Fate};
+use crate::project::relocate::{self, Home, Preview, Report};
+
+/// A preview as it is printed.
+#[derive(Serialize)]
+struct PrintedPreview<'a> {
+    dry_run: bool,
+    #[serde(flatten)]
+    preview: &'a Preview,
+    /// Every run and its fate; not with `--summary`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs: Option<&'a [SeenRun]>,
+}
+
+#[derive(Serialize)]
+struct SeenRun {
+    run_id: RunId,
+    status: RunStatus,
+    nodes: u64,
+    fate: Fate,
+}
+
+/// What was done, as it is printed.
+#[derive(Serialize)]
+struct PrintedReport<'a> {
+    dry_run: bool,
+    #[serde(flatten)]
+    report: &'a Report,
+}
+
+pub(super) async fn run(settings: &Settings, options: &MigrateArgs, out: &mut Output) -> Result<(), CliError> {
+    let to = match options.backend {
+        Target::File => Home::File,
+        Target::Database => Home::Database,
+    };
+    if options.no_dry_run { execute(settings, to, out).await } else { preview(settings, to, options, out).await }
+}
+
+async fn preview(settings: &Settings, to: Home, options: &MigrateArgs, out: &mut Output) -> Result<(), CliError> {
+    let mut seen = Vec::new();
+    let preview = relocate::preview(settings, to, |run, fate| {
+        if !options.summary {
+            let nodes = run.nodes.values().sum();
+            seen.push(SeenRun { run_id: run.run_id.clone(), status: run.header.status.clone(), nodes, fate });
+        }
+    })
+    .await?;
+    preview.notices.iter().for_each(|notice| note(notice));
+    if out.is_json() {
+        out.json(&PrintedPreview { dry_run: true, preview: &preview, runs: (!options.summary).then_some(&*seen) })?;
+    } else {
+        print_preview(&preview, &seen, to, out)?;
+    }
+    match &preview.plan {
+        Some(plan) => Ok(plan.refuse_conflicts(&preview.to)?),
+        None => Ok(()),
+    }
+}
+
+fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output) -> Result<(), CliError> {
+    out.line(format!("From {} to {}", preview.from, preview.to))?;
+    match &preview.plan {
+        None => out.line("There is no state to move.")?,
+        Some(plan) => {
+            if !seen.is_empty() {
+                let mut runs = table(&["run", "status", "nodes", "what happens"]);
+                for run in seen {
+                    let what = match run.fate {
+                        Fate::Move => "moves",
+                        Fate::Equal => "is there already",
+                        Fate::Differs => "DIFFERS",
+                    };
+                    runs.add_row([run.run_id.to_string(), one_line(run.status.as_str()), run.nodes.to_string(), what.to_owned()]);
+                }
+                out.table(&runs)?;
+            }
+            out.line(format!("Would move: {}", sums(&plan.moves)))?;
+            if plan.equal_runs > 0 {
+                out.line(format!("Already there: {}", counted(plan.equal_runs, "run")))?;
+            }
+        }
+    }
+    if preview.settings_done {
+        out.line(format!("{} says state_backend: {} already", preview.settings_file.display(), to.name()))?;
+    } else {
+        out.line(format!("Would then set state_backend: {} in {}", to.name(), preview.settings_file.display()))?;
+    }
+    out.line("Nothing was changed. To do it: --no-dry-run")
+}
+
+async fn execute(settings: &Settings, to: Home, out: &mut Output) -> Result<(), CliError> {
+    let report = relocate::execute(settings, to, SystemClock.now(), |_| ControlFlow::Continue(())).await?;
+    report.notices.iter().for_each(|notice| note(notice));
+    if out.is_json() {
+        return out.json(&PrintedReport { dry_run: false, report: &report });
+    }
+    out.line(format!("From {} to {}", report.from, report.to))?;
+    match &report.moved {
+        None => out.line("There was no state to move.")?,
+        Some(moved) => {
+            out.line(format!("Moved: {}", sums(&moved.moved)))?;
+            if moved.equal_runs > 0 {
+                out.line(format!("Already there: {}", counted(moved.equal_runs, "run")))?;
+            }
+            out.line(format!("Verified: {}", sums(&moved.verified)))?;
+        }
+    }
+    if let Some(backup) = &report.backup {
+        out.line(format!("Backup: {}", backup.display()))?;
+    }
+    if let Some(older) = &report.older_backup {
+        out.line(format!("An older backup is now: {}", older.display()))?;
+    }
+    out.line(format!("{} now says state_backend: {}", report.settings_file.display(), to.name()))?;
+    out.line("To take it back:")?;
+    for line in &report.rollback {
+        out.line(line)?;
+    }
+    Ok(())
+}
+
+fn sums(counts: &Counts) -> String {
+    [
+        counted(counts.runs, "run"),
+        counted(counts.nodes, "node"),
+        counted(counts.rows, "row"),
+        counted(counts.intervals, "interval"),
+        counted(counts.partitions, "partition"),
+        format!("coverage of {}", counted(counts.coverage_nodes, "node")),
+    ]
+    .join(", ")
+}

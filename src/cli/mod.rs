@@ -1,0 +1,70 @@
+//! The `seeknal` command: parse, call the project's work, print.
+//!
+//! Data goes to stdout (with `-o json` nothing but one JSON value), notes and the one line of an error go to stderr.
+
+mod args;
+mod cleanup;
+mod exit;
+mod locks;
+mod migrate;
+mod output;
+mod runs;
+mod show;
+mod verify;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::project::{Settings, process_environment};
+use args::{Cli, Command, StateCommand};
+use exit::{CliError, EXIT_FAILED};
+use output::Output;
+
+/// Runs the command line with these arguments (the first one is the program's name) and answers with its exit code.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are asked for and no fault; clap says where each belongs and with which code.
+            let _reader_gone = error.print().is_err();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_FAILED));
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::error(&format!("the runtime does not start: {error}"));
+            return ExitCode::from(EXIT_FAILED);
+        }
+    };
+    let mut out = Output::new(cli.output);
+    let done = runtime.block_on(run(&cli, &mut out)).and_then(|()| out.flush());
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads us has seen enough (`| head`).
+        Err(error) if error.is_reader_gone() => ExitCode::SUCCESS,
+        Err(error) => {
+            // What was printed before belongs before the error.
+            let _told_below = out.flush().is_err();
+            output::error(&error.to_string());
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn run(cli: &Cli, out: &mut Output) -> Result<(), CliError> {
+    let settings = Settings::load(&cli.project_path, &process_environment)?;
+    match &cli.command {
+        Command::MigrateState(options) => migrate::run(&settings, options, out).await,
+        Command::State { command } => match command {
+            StateCommand::Runs(options) => runs::run(&settings, options, out).await,
+            StateCommand::Show { run } => show::run(&settings, run, out).await,
+            StateCommand::Locks => locks::list(&settings, out).await,
+            StateCommand::Unlock { token } => locks::unlock(&settings, *token, out).await,
+            StateCommand::Verify { repair, use_previous } => verify::run(&settings, *repair, *use_previous, out).await,
+            StateCommand::Cleanup(options) => cleanup::run(&settings, options, out).await,
+        },
+    }
+}

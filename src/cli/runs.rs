@@ -1,0 +1,144 @@
+//! `seeknal state runs`.
+
+use serde::Serialize;
+
+use super::args::RunsArgs;
+use super::exit::CliError;
+use super::output::{Output, between, dash, duration, no_state, note, one_line, open_for_reading, stamp, table};
+use crate::model::{Metadata, NodeStatus, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, Version, time};
+use crate::project::Settings;
+
+/// A run as it is printed. Every field is always there.
+#[derive(Serialize)]
+struct Row<'a> {
+    run_id: &'a RunId,
+    status: &'a RunStatus,
+    version: Version,
+    created_at: String,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    duration_ms: Option<u64>,
+    node_count: u64,
+    nodes: &'a std::collections::BTreeMap<NodeStatus, u64>,
+    worker: Option<&'a ProcessInfo>,
+    metadata: &'a Metadata,
+}
+
+impl<'a> Row<'a> {
+    fn of(run: &'a RunSummary) -> Self {
+        let header = &run.header;
+        Self {
+            run_id: &run.run_id,
+            status: &header.status,
+            version: run.version,
+            created_at: time::format(header.created_at),
+            started_at: header.started_at.map(time::format),
+            finished_at: header.finished_at.map(time::format),
+            duration_ms: between(header.started_at, header.finished_at),
+            node_count: run.nodes.values().sum(),
+            nodes: &run.nodes,
+            worker: header.worker.as_ref(),
+            metadata: &header.metadata,
+        }
+    }
+}
+
+pub(super) async fn run(settings: &Settings, options: &RunsArgs, out: &mut Output) -> Result<(), CliError> {
+    let Some(backend) = open_for_reading(settings).await? else {
+        return if out.is_json() { out.array()?.end() } else { out.line(no_state(settings)) };
+    };
+    let mut filter = RunFilter::all();
+    for status in &options.status {
+        filter = filter.status(status.clone());
+    }
+    if let Some(prefix) = &options.prefix {
+        filter = filter.id_prefix(prefix);
+    }
+    let mut left = if options.all { u64::MAX } else { options.limit };
+    let mut query = RunQuery::new(filter);
+    let mut more = false;
+    let mut printer = Printer::new(out)?;
+    while left > 0 {
+        query = query.limit(usize::try_from(left.min(500)).unwrap_or(500));
+        let page = backend.list_runs(&query).await?;
+        for run in &page.runs {
+            printer.push(&Row::of(run))?;
+        }
+        left = left.saturating_sub(u64::try_from(page.runs.len()).unwrap_or(u64::MAX));
+        more = page.next.is_some();
+        if !more {
+            break;
+        }
+        query = query.after(page.next);
+    }
+    printer.end()?;
+    if more {
+        note("there are more runs; see all with --all");
+    }
+    backend.close().await?;
+    Ok(())
+}
+
+/// Prints rows as they come (JSON), or as one table.
+enum Printer<'a> {
+    Json(super::output::JsonArray<'a>),
+    Table(Box<comfy_table::Table>, &'a mut Output),
+}
+
+impl<'a> Printer<'a> {
+    fn new(out: &'a mut Output) -> Result<Self, CliError> {
+        Ok(if out.is_json() {
+            Self::Json(out.array()?)
+        } else {
+            Self::Table(Box::new(table(&["run", "status", "started", "took", "nodes", "version"])), out)
+        })
+    }
+
+    fn push(&mut self, row: &Row<'_>) -> Result<(), CliError> {
+        match self {
+            Self::Json(array) => array.push(row),
+            Self::Table(table, _) => {
+                let nodes: Vec<String> = row.nodes.iter().map(|(status, count)| one_line(&format!("{count} {status}"))).collect();
+                table.add_row([
+                    row.run_id.to_string(),
+                    one_line(row.status.as_str()),
+                    row.started_at.clone().unwrap_or_else(dash),
+                    duration(row.duration_ms),
+                    if nodes.is_empty() { dash() } else { nodes.join(", ") },
+                    row.version.to_string(),
+                ]);
+                Ok(())
+            }
+        }
+    }
+
+    fn end(self) -> Result<(), CliError> {
+        match self {
+            Self::Json(array) => array.end(),
+            Self::Table(table, out) if table.row_count() == 0 => out.line("No runs."),
+            Self::Table(table, out) => out.table(&table),
+        }
+    }
+}
+
+/// The lines about a run above its nodes.
+pub(super) fn header_lines(run: &RunSummary) -> Vec<String> {
+    let header = &run.header;
+    let mut lines = vec![
+        format!("Run {} is {} (version {})", run.run_id, header.status, run.version),
+        format!(
+            "created {}, started {}, finished {}, took {}",
+            time::format(header.created_at),
+            stamp(header.started_at),
+            stamp(header.finished_at),
+            duration(between(header.started_at, header.finished_at)),
+        ),
+    ];
+    if let Some(worker) = &header.worker {
+        lines.push(format!("worked on by {worker}"));
+    }
+    for (key, value) in header.metadata.iter() {
+        lines.push(format!("{key}: {value}"));
+    }
+    lines.iter().map(|line| one_line(line)).collect()
+}

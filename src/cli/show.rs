@@ -1,0 +1,144 @@
+//! `seeknal state show RUN`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::exit::CliError;
+use super::output::{Output, between, dash, duration, no_state, one_line, open_for_reading, stamp, table};
+use crate::model::{
+    Fingerprint, IntervalSet, Metadata, NodeId, NodeState, NodeStatus, PartitionKey, ProcessInfo, RawJson, RunId, RunState,
+    RunStatus, RunSummary, Version, time,
+};
+use crate::project::{ProjectErrorKind, Settings};
+
+/// How much of an error fits a table.
+const ERROR_SHOWN: usize = 60;
+
+/// A run as it is printed. Every field is always there.
+#[derive(Serialize)]
+struct Shown<'a> {
+    run_id: &'a RunId,
+    status: &'a RunStatus,
+    version: Version,
+    created_at: String,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    duration_ms: Option<u64>,
+    worker: Option<&'a ProcessInfo>,
+    metadata: &'a Metadata,
+    /// What a foreign file said beyond that.
+    extra: Option<&'a RawJson>,
+    nodes: BTreeMap<&'a NodeId, Node<'a>>,
+}
+
+/// A node as it is printed. Every field is always there.
+#[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names are the document's")]
+struct Node<'a> {
+    run_id: &'a RunId,
+    node_id: &'a NodeId,
+    status: &'a NodeStatus,
+    attempt: u32,
+    version: Version,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    duration_ms: Option<u64>,
+    row_count: Option<u64>,
+    fingerprint: Option<&'a Fingerprint>,
+    error: Option<&'a str>,
+    watermarks: &'a Metadata,
+    metadata: &'a Metadata,
+    completed_intervals: &'a IntervalSet,
+    completed_partitions: &'a BTreeSet<PartitionKey>,
+    /// What a foreign file said beyond that.
+    extra: Option<&'a RawJson>,
+}
+
+impl<'a> Shown<'a> {
+    fn of(run: &'a RunState) -> Self {
+        let header = run.header();
+        Self {
+            run_id: run.id(),
+            status: &header.status,
+            version: run.version(),
+            created_at: time::format(header.created_at),
+            started_at: header.started_at.map(time::format),
+            finished_at: header.finished_at.map(time::format),
+            duration_ms: between(header.started_at, header.finished_at),
+            worker: header.worker.as_ref(),
+            metadata: &header.metadata,
+            extra: header.extra.as_ref(),
+            nodes: run.nodes().map(|(id, node)| (id, Node::of(run.id(), id, node))).collect(),
+        }
+    }
+}
+
+impl<'a> Node<'a> {
+    fn of(run_id: &'a RunId, node_id: &'a NodeId, node: &'a NodeState) -> Self {
+        Self {
+            run_id,
+            node_id,
+            status: &node.status,
+            attempt: node.attempt,
+            version: node.version,
+            started_at: node.started_at.map(time::format),
+            finished_at: node.finished_at.map(time::format),
+            duration_ms: node.duration_ms,
+            row_count: node.row_count,
+            fingerprint: node.fingerprint.as_ref(),
+            error: node.error.as_deref(),
+            watermarks: &node.watermarks,
+            metadata: &node.metadata,
+            completed_intervals: &node.intervals,
+            completed_partitions: &node.partitions,
+            extra: node.extra.as_ref(),
+        }
+    }
+}
+
+pub(super) async fn run(settings: &Settings, run: &RunId, out: &mut Output) -> Result<(), CliError> {
+    let Some(backend) = open_for_reading(settings).await? else {
+        return Err(CliError::new(ProjectErrorKind::NotFound, format!("run {run:?} is not there: {}", no_state(settings))));
+    };
+    let found = backend.load_run(run).await?;
+    let location = backend.location();
+    backend.close().await?;
+    let Some(state) = found else {
+        let message = format!("{location} has no run {run:?}; `seeknal state runs --all` lists them");
+        return Err(CliError::new(ProjectErrorKind::NotFound, message));
+    };
+    if out.is_json() {
+        return out.json(&Shown::of(&state));
+    }
+    for line in super::runs::header_lines(&RunSummary::of(&state)) {
+        out.line(line)?;
+    }
+    if state.node_count() == 0 {
+        return out.line("No nodes.");
+    }
+    let mut nodes = table(&["node", "status", "attempt", "started", "took", "rows", "intervals", "partitions", "error"]);
+    for (id, node) in state.nodes() {
+        nodes.add_row([
+            id.to_string(),
+            one_line(node.status.as_str()),
+            node.attempt.to_string(),
+            stamp(node.started_at),
+            duration(node.duration_ms),
+            node.row_count.map_or_else(dash, |rows| rows.to_string()),
+            node.intervals.len().to_string(),
+            node.partitions.len().to_string(),
+            node.error.as_deref().map_or_else(dash, shortened),
+        ]);
+    }
+    out.line("")?;
+    out.table(&nodes)
+}
+
+fn shortened(text: &str) -> String {
+    let mut shown: String = one_line(text).chars().take(ERROR_SHOWN).collect();
+    if text.chars().nth(ERROR_SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}

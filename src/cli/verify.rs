@@ -1,0 +1,41 @@
+//! `seeknal state verify [--repair]`.
+
+use serde::Serialize;
+
+use super::exit::CliError;
+use super::output::{Output, counted, no_state};
+use crate::model::{Clock, SystemClock};
+use crate::project::{self, ProjectErrorKind, Settings};
+
+/// What is printed. Every field is always there.
+#[derive(Serialize)]
+struct Verified {
+    sound: bool,
+    checked: Vec<String>,
+    problems: Vec<String>,
+    repaired: Vec<String>,
+}
+
+pub(super) async fn run(settings: &Settings, repair: bool, use_previous: bool, out: &mut Output) -> Result<(), CliError> {
+    let repaired = if repair { project::repair(settings, SystemClock.now(), use_previous)? } else { Vec::new() };
+    let (checked, problems) = match project::verify(settings).await? {
+        Some(report) => (report.checked, report.problems),
+        None => (vec![no_state(settings)], Vec::new()),
+    };
+    let verified = Verified { sound: problems.is_empty(), checked, problems, repaired };
+    if out.is_json() {
+        out.json(&verified)?;
+    } else {
+        for (word, lines) in [("repaired", &verified.repaired), ("checked", &verified.checked), ("PROBLEM", &verified.problems)] {
+            for line in lines {
+                out.line(format!("{word}: {}", super::output::one_line(line)))?;
+            }
+        }
+    }
+    if verified.sound {
+        return if out.is_json() { Ok(()) } else { out.line("The state is sound.") };
+    }
+    let mend = if repair { "restore a backup" } else { "`seeknal state verify --repair` keeps a copy and repairs what it can" };
+    let problems = counted(u64::try_from(verified.problems.len()).unwrap_or(u64::MAX), "problem");
+    Err(CliError::new(ProjectErrorKind::Integrity, format!("{problems} in the stored state; {mend}")))
+}

@@ -1,0 +1,344 @@
+//! Deleting old runs, without ever making a done interval pending again.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::ProjectError;
+use super::migrate::commit;
+use crate::model::{
+    Batch, Entry, Guard, Mutation, Outcome, Refusal, RunId, RunPart, RunQuery, RunStatus, RunSummary, Version, time,
+};
+use crate::store::StateBackend;
+
+/// Runs deleted in one batch: small, so that writers who wait behind it do not starve.
+const BATCH: usize = 50;
+/// Runs in one page of the listing.
+const PAGE: usize = 500;
+
+/// Which runs go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    cutoff: DateTime<Utc>,
+    keep_last: u64,
+}
+
+impl Rules {
+    /// Runs that ended more than this many days before now go, but the newest `keep_last` ended ones stay.
+    ///
+    /// # Errors
+    /// [`ProjectErrorKind::Input`] if that many days ago is before the year 1.
+    pub fn older_than_days(days: u64, keep_last: u64, now: DateTime<Utc>) -> Result<Self, ProjectError> {
+        let cutoff = i64::try_from(days)
+            .ok()
+            .and_then(chrono::Duration::try_days)
+            .and_then(|age| now.checked_sub_signed(age))
+            .filter(|cutoff| time::is_storable(time::to_micros(*cutoff)));
+        match cutoff {
+            Some(cutoff) => Ok(Self { cutoff, keep_last }),
+            None => Err(ProjectError::input(format!("--days {days}: that is before the year 1; give fewer days"))),
+        }
+    }
+
+    /// The stamp before which a run must have ended.
+    pub fn cutoff(&self) -> DateTime<Utc> {
+        self.cutoff
+    }
+}
+
+/// A run that would go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Doomed {
+    /// Its name.
+    pub run_id: RunId,
+    /// Its status.
+    pub status: RunStatus,
+    /// When it ended.
+    pub ended_at: DateTime<Utc>,
+    /// Its version; it goes only if it still is at this one.
+    pub version: Version,
+    /// How many nodes it has.
+    pub nodes: u64,
+}
+
+/// What would go, and what stays though it is old.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Plan {
+    /// What goes, newest first.
+    pub delete: Vec<Doomed>,
+    /// Runs that stay because they, or nodes of theirs, are locked.
+    pub locked: Vec<RunId>,
+    /// Ended runs that stay because nothing says when they ended.
+    pub without_stamp: Vec<RunId>,
+    /// How many runs stay by the rules.
+    pub kept: u64,
+}
+
+/// Judges one run after another, newest first; pure.
+#[derive(Debug)]
+pub struct Judge {
+    rules: Rules,
+    locked: BTreeSet<RunId>,
+    ended: u64,
+    plan: Plan,
+}
+
+impl Judge {
+    /// A judge who knows the rules and which runs have leases.
+    pub fn new(rules: Rules, locked: BTreeSet<RunId>) -> Self {
+        Self { rules, locked, ended: 0, plan: Plan::default() }
+    }
+
+    /// Whether the run's own header does not say when it ended, so that its newest stamp is needed.
+    pub fn needs_stamp(summary: &RunSummary) -> bool {
+        has_ended(&summary.header.status) && summary.header.finished_at.is_none()
+    }
+
+    /// Judges a run. `newest` is the newest stamp in it, where [`needs_stamp`](Self::needs_stamp) asked for it.
+    pub fn see(&mut self, summary: &RunSummary, newest: Option<DateTime<Utc>>) {
+        if !has_ended(&summary.header.status) {
+            self.plan.kept += 1;
+            return;
+        }
+        self.ended += 1;
+        let Some(ended_at) = summary.header.finished_at.or(newest) else {
+            self.plan.without_stamp.push(summary.run_id.clone());
+            return;
+        };
+        if self.ended <= self.rules.keep_last || ended_at >= self.rules.cutoff {
+            self.plan.kept += 1;
+        } else if self.locked.contains(&summary.run_id) {
+            self.plan.locked.push(summary.run_id.clone());
+        } else {
+            self.plan.delete.push(Doomed {
+                run_id: summary.run_id.clone(),
+                status: summary.header.status.clone(),
+                ended_at,
+                version: summary.version,
+                nodes: summary.nodes.values().sum(),
+            });
+        }
+    }
+
+    /// The plan.
+    pub fn into_plan(self) -> Plan {
+        self.plan
+    }
+}
+
+/// Statuses of other systems count as ended: only what is known to be waiting or at work stays.
+fn has_ended(status: &RunStatus) -> bool {
+    !matches!(status, RunStatus::Pending | RunStatus::Running)
+}
+
+/// Looks at all runs and says what would go. Only reads; memory holds the names of what goes.
+///
+/// # Errors
+/// Whatever reading meets.
+///
+/// # Cancel safety
+/// Only reads: may be dropped at any time.
+pub async fn plan(backend: &dyn StateBackend, rules: Rules) -> Result<Plan, ProjectError> {
+    let locked = backend.list_leases().await?.into_iter().map(|lease| lease.key.run).collect();
+    let mut judge = Judge::new(rules, locked);
+    let mut query = RunQuery::default().limit(PAGE);
+    loop {
+        let page = backend.list_runs(&query).await?;
+        for summary in &page.runs {
+            let newest = if Judge::needs_stamp(summary) {
+                backend.load_run(&summary.run_id).await?.and_then(|run| run.newest_stamp())
+            } else {
+                None
+            };
+            judge.see(summary, newest);
+        }
+        if page.next.is_none() {
+            return Ok(judge.into_plan());
+        }
+        query = query.after(page.next);
+    }
+}
+
+/// What came of a cleanup.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Cleaned {
+    /// Runs that are gone now.
+    pub deleted: u64,
+    /// Runs that were changed, locked or taken up again since they were looked at: they stay.
+    pub changed_meanwhile: Vec<RunId>,
+}
+
+/// Deletes what a plan says, in small batches; what its nodes completed and their last successes stay readable. A run that is not exactly as it was
+/// when it was looked at, or is locked, stays.
+///
+/// # Errors
+/// Whatever writing meets; [`ProjectErrorKind::Partial`] if something was deleted before.
+///
+/// # Cancel safety
+/// Dropping it leaves every run whole or gone; start again to go on.
+pub async fn execute(backend: &Arc<dyn StateBackend>, plan: &Plan) -> Result<Cleaned, ProjectError> {
+    let mut cleaned = Cleaned::default();
+    for some in plan.delete.chunks(BATCH) {
+        let entries = some.iter().map(deletion).collect();
+        let outcomes = commit(&**backend, Batch::new(entries)).await.map_err(|error| partly(error, &cleaned))?;
+        for (doomed, outcome) in some.iter().zip(outcomes) {
+            match outcome {
+                Outcome::Applied(_) => cleaned.deleted += 1,
+                // Somebody else deleted it: it is gone, as was asked, though not by us.
+                Outcome::Refused(Refusal::RunNotFound { .. }) => {}
+                Outcome::Refused(Refusal::Guard { .. } | Refusal::Stale { .. } | Refusal::Chained { .. }) => {
+                    cleaned.changed_meanwhile.push(doomed.run_id.clone());
+                }
+                Outcome::Refused(refusal) => return Err(partly(refusal.into(), &cleaned)),
+            }
+        }
+        // Between batches, others have their turn.
+        tokio::task::yield_now().await;
+    }
+    Ok(cleaned)
+}
+
+fn partly(error: ProjectError, cleaned: &Cleaned) -> ProjectError {
+    if cleaned.deleted == 0 { error } else { error.after(format!("{} runs were deleted", cleaned.deleted)) }
+}
+
+fn deletion(doomed: &Doomed) -> Entry {
+    let part = RunPart {
+        run: doomed.run_id.clone(),
+        base: doomed.version,
+        expect: doomed.version,
+        guards: vec![Guard::RunVersion(doomed.version), Guard::Unlocked],
+        mutations: vec![Mutation::Delete { keep_coverage: true }],
+        after: None,
+    };
+    Entry { parts: vec![part], ..Entry::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        FencingToken, Interval, LeaseKey, LeaseOwner, LeaseRecord, NewRun, NodeId, NodeUpdate, ProcessInfo, RunHeader, RunUpdate,
+    };
+    use crate::project::ProjectErrorKind;
+    use crate::store::{LeaseStore, MemoryBackend};
+
+    fn day(day: u32) -> DateTime<Utc> {
+        time::parse(&format!("2024-01-{day:02}T00:00:00Z")).unwrap()
+    }
+
+    async fn put(backend: &Arc<dyn StateBackend>, run: &str, mutations: Vec<Mutation>) {
+        let run = RunId::new(run).unwrap();
+        let version = backend.run_version(&run).await.unwrap().unwrap_or(Version::NONE);
+        let part = RunPart { run, base: version, expect: version, guards: vec![], mutations, after: None };
+        let outcomes = commit(&**backend, Batch::new(vec![Entry { parts: vec![part], ..Entry::default() }])).await.unwrap();
+        assert!(matches!(outcomes[0], Outcome::Applied(_)), "{outcomes:?}");
+    }
+
+    fn create(at: DateTime<Utc>) -> Mutation {
+        Mutation::Create { run: NewRun::running(), at }
+    }
+
+    fn end(at: DateTime<Utc>) -> Mutation {
+        Mutation::Update { update: RunUpdate::success(), at }
+    }
+
+    fn ids(runs: &[RunId]) -> Vec<&str> {
+        runs.iter().map(RunId::as_str).collect()
+    }
+
+    async fn filled() -> Arc<dyn StateBackend> {
+        let backend: Arc<dyn StateBackend> = Arc::new(MemoryBackend::new());
+        let node = NodeId::new("n").unwrap();
+        let interval = Interval::parse("2023-01-01", "2023-01-02").unwrap();
+        put(
+            &backend,
+            "old",
+            vec![
+                create(day(1)),
+                Mutation::SetNode { node: node.clone(), update: Box::new(NodeUpdate::success().row_count(7)), at: day(1) },
+                Mutation::AddInterval { node, interval },
+                end(day(2)),
+            ],
+        )
+        .await;
+        put(&backend, "old2", vec![create(day(2)), end(day(2))]).await;
+        put(&backend, "running", vec![create(day(1))]).await;
+        put(&backend, "young", vec![create(day(20)), end(day(20))]).await;
+        backend
+    }
+
+    #[tokio::test]
+    async fn old_ended_runs_go_and_what_they_completed_stays() {
+        let backend = filled().await;
+        let rules = Rules::older_than_days(10, 0, day(25)).unwrap();
+        let plan = plan(&*backend, rules).await.unwrap();
+        assert_eq!(plan.delete.iter().map(|doomed| doomed.run_id.as_str()).collect::<Vec<_>>(), ["old2", "old"]);
+        assert_eq!(plan.kept, 2);
+        let node = NodeId::new("n").unwrap();
+        let (coverage, success) = (backend.coverage(&node).await.unwrap(), backend.last_success(&node).await.unwrap());
+        assert!(success.is_some() && !coverage.is_empty());
+        let cleaned = execute(&backend, &plan).await.unwrap();
+        assert_eq!(cleaned, Cleaned { deleted: 2, changed_meanwhile: vec![] });
+        assert_eq!(backend.coverage(&node).await.unwrap(), coverage);
+        assert_eq!(backend.last_success(&node).await.unwrap(), success);
+        assert_eq!(backend.list_runs(&RunQuery::default()).await.unwrap().runs.len(), 2);
+        assert_eq!(execute(&backend, &plan).await.unwrap().deleted, 0, "a second time there is nothing to do");
+    }
+
+    #[tokio::test]
+    async fn runs_that_changed_or_were_locked_meanwhile_stay() {
+        let backend = filled().await;
+        let plan = plan(&*backend, Rules::older_than_days(0, 0, day(25)).unwrap()).await.unwrap();
+        assert_eq!(plan.delete.len(), 3);
+        put(&backend, "old", vec![Mutation::Update { update: RunUpdate::running(), at: day(25) }]).await;
+        let LeaseStore::Book(book) = backend.lease_store() else { panic!("memory keeps a book") };
+        let owner = LeaseOwner { process: ProcessInfo::current(day(25)), name: Arc::from("someone") };
+        let key = LeaseKey::run(RunId::new("old2").unwrap());
+        book.put(LeaseRecord::new(key, FencingToken(1), owner, None, day(25), 1000), None);
+        let cleaned = execute(&backend, &plan).await.unwrap();
+        assert_eq!(cleaned.deleted, 1);
+        assert_eq!(ids(&cleaned.changed_meanwhile), ["old2", "old"]);
+        let again = super::plan(&*backend, Rules::older_than_days(0, 0, day(25)).unwrap()).await.unwrap();
+        assert_eq!(ids(&again.locked), ["old2"]);
+        assert!(again.delete.is_empty());
+    }
+
+    #[test]
+    fn the_judge() {
+        let rules = Rules::older_than_days(10, 1, day(25)).unwrap();
+        let mut judge = Judge::new(rules, BTreeSet::new());
+        let summary = |id: &str, status: &str, finished: Option<DateTime<Utc>>| {
+            let mut header = RunHeader::new(RunStatus::parse(status), day(1));
+            header.finished_at = finished;
+            RunSummary::new(RunId::new(id).unwrap(), Version(1), header, [].into())
+        };
+        judge.see(&summary("kept as the last", "success", Some(day(2))), None);
+        judge.see(&summary("edge", "failed", Some(day(15))), None);
+        judge.see(&summary("over the edge", "failed", Some(day(14))), None);
+        judge.see(&summary("pending", "pending", None), None);
+        let foreign = summary("foreign", "upstream_failed", None);
+        assert!(Judge::needs_stamp(&foreign));
+        judge.see(&foreign, Some(day(3)));
+        judge.see(&summary("no stamp", "success", None), None);
+        let plan = judge.into_plan();
+        assert_eq!(plan.delete.iter().map(|doomed| doomed.run_id.as_str()).collect::<Vec<_>>(), ["over the edge", "foreign"]);
+        assert_eq!(ids(&plan.without_stamp), ["no stamp"]);
+        assert_eq!(plan.kept, 3);
+    }
+
+    #[test]
+    fn days_beyond_the_calendar_are_refused() {
+        for days in [u64::MAX, 1 << 40, 800_000] {
+            let error = Rules::older_than_days(days, 0, day(25)).unwrap_err();
+            assert_eq!(error.kind(), ProjectErrorKind::Input);
+            assert!(error.to_string().contains(&days.to_string()));
+        }
+        assert_eq!(Rules::older_than_days(0, 0, day(25)).unwrap().cutoff(), day(25));
+    }
+}

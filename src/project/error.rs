@@ -1,0 +1,98 @@
+//! Errors of work on a project: what is wrong, where, and how to mend it.
+
+use std::fmt;
+use std::path::Path;
+
+use crate::model::{InputError, Refusal};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// What kind of fault it is; the command line's exit code follows from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ProjectErrorKind {
+    /// A setting, an argument or a file of settings makes no sense.
+    Input,
+    /// What was asked for is not there.
+    NotFound,
+    /// Somebody else has it, or what is there contradicts what should be written. Nothing was changed.
+    Conflict,
+    /// What is stored is damaged, foreign, newer than this program, or not what was written.
+    Integrity,
+    /// Something was done, and then something failed.
+    Partial,
+    /// The caller's observer stopped it.
+    Stopped,
+    /// The system or the storage failed.
+    Failed,
+}
+
+/// A fault of work on a project.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct ProjectError {
+    kind: ProjectErrorKind,
+    message: String,
+    #[source]
+    source: Option<StoreError>,
+}
+
+impl ProjectError {
+    /// A fault of a kind; the message names the place and the mend.
+    pub fn new(kind: ProjectErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// A fault of the operating system at a path.
+    pub(super) fn io(path: &Path, error: std::io::Error) -> Self {
+        StoreError::io(path.display(), error).into()
+    }
+
+    pub(super) fn input(message: impl Into<String>) -> Self {
+        Self::new(ProjectErrorKind::Input, message)
+    }
+
+    /// The same fault, after something was done already.
+    pub(super) fn after(self, done: impl fmt::Display) -> Self {
+        Self { kind: ProjectErrorKind::Partial, message: format!("{done}; then: {}", self.message), source: self.source }
+    }
+
+    /// What kind of fault it is.
+    pub fn kind(&self) -> ProjectErrorKind {
+        self.kind
+    }
+
+    /// Whether there simply is no state yet.
+    pub fn is_no_state(&self) -> bool {
+        self.source.as_ref().is_some_and(|error| error.kind() == StoreErrorKind::NotFound)
+    }
+}
+
+impl From<StoreError> for ProjectError {
+    fn from(error: StoreError) -> Self {
+        let kind = match error.kind() {
+            StoreErrorKind::Busy => ProjectErrorKind::Conflict,
+            StoreErrorKind::Corrupt | StoreErrorKind::NewerFormat | StoreErrorKind::Foreign => ProjectErrorKind::Integrity,
+            StoreErrorKind::NotFound => ProjectErrorKind::NotFound,
+            StoreErrorKind::Input | StoreErrorKind::Unsupported => ProjectErrorKind::Input,
+            _ => ProjectErrorKind::Failed,
+        };
+        Self { kind, message: error.to_string(), source: Some(error) }
+    }
+}
+
+impl From<Refusal> for ProjectError {
+    fn from(refusal: Refusal) -> Self {
+        let kind = match refusal {
+            Refusal::RunNotFound { .. } | Refusal::NodeNotFound { .. } | Refusal::LeaseGone { .. } => ProjectErrorKind::NotFound,
+            Refusal::Input(_) => ProjectErrorKind::Input,
+            _ => ProjectErrorKind::Conflict,
+        };
+        Self::new(kind, refusal.to_string())
+    }
+}
+
+impl From<InputError> for ProjectError {
+    fn from(error: InputError) -> Self {
+        Self::input(error.to_string())
+    }
+}

@@ -1,0 +1,148 @@
+//! Replacing small files so that a crash at any instruction leaves the old one or the new one.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::ProjectError;
+
+/// The folder that a path is in; `.` for a bare name.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes what happened to the names in a folder durable.
+pub(super) fn sync_folder(folder: &Path) -> Result<(), ProjectError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| ProjectError::io(folder, error))
+}
+
+/// A new file beside `path`, removed again unless it is put in place.
+struct Beside {
+    path: PathBuf,
+    in_place: bool,
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if !self.in_place {
+            // The error that brought us here is the one to tell; a stray temporary file harms nobody.
+            let _stays = fs::remove_file(&self.path).is_err();
+        }
+    }
+}
+
+/// Puts a file in place whole: written beside, synced, renamed, folder synced. The mode of a file that is there stays.
+pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), ProjectError> {
+    // Through a symbolic link, the file that it names is replaced, not the link.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let folder = folder_of(path);
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", uuid::Uuid::now_v7().simple()));
+    let temporary = folder.join(name);
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).open(&temporary).map_err(|error| ProjectError::io(&temporary, error))?;
+    let mut beside = Beside { path: temporary, in_place: false };
+    let fail = |error| ProjectError::io(&beside.path, error);
+    if let Ok(old) = fs::metadata(path) {
+        file.set_permissions(old.permissions()).map_err(fail)?;
+    }
+    write(&mut file).map_err(fail)?;
+    file.sync_all().map_err(fail)?;
+    fs::rename(&beside.path, path).map_err(|error| ProjectError::io(path, error))?;
+    beside.in_place = true;
+    sync_folder(folder)
+}
+
+/// A durable copy, put in place whole.
+pub(super) fn copy(from: &Path, to: &Path) -> Result<(), ProjectError> {
+    let mut source = File::open(from).map_err(|error| ProjectError::io(from, error))?;
+    replace(to, |file| io::copy(&mut source, file).map(|_| ()))
+}
+
+/// Whether two files hold the same bytes; `false` if the second one is not there.
+pub(super) fn same_content(a: &Path, b: &Path) -> Result<bool, ProjectError> {
+    let open = |path: &Path| File::open(path).map_err(|error| ProjectError::io(path, error));
+    let mut first = open(a)?;
+    let mut second = match File::open(b) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        opened => opened.map_err(|error| ProjectError::io(b, error))?,
+    };
+    let (mut left, mut right) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
+    loop {
+        let n = read_full(&mut first, &mut left).map_err(|error| ProjectError::io(a, error))?;
+        let m = read_full(&mut second, &mut right).map_err(|error| ProjectError::io(b, error))?;
+        if left.get(..n) != right.get(..m) {
+            return Ok(false);
+        }
+        if n == 0 {
+            return Ok(true);
+        }
+    }
+}
+
+fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Writes text into a file that [`replace`] puts in place.
+pub(super) fn replace_text(path: &Path, text: &str) -> Result<(), ProjectError> {
+    replace(path, |file| file.write_all(text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replacing_keeps_the_mode_and_leaves_no_other_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yml");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        replace_text(&path, "new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        let failed = replace(&path, |_| Err(io::Error::from(io::ErrorKind::StorageFull)));
+        assert!(failed.unwrap_err().to_string().contains("free some space"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_keeps_pointing_at_the_replaced_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("real.yml");
+        fs::write(&real, "old").unwrap();
+        let link = dir.path().join("link.yml");
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        replace_text(&link, "new").unwrap();
+        assert_eq!(fs::read_to_string(&real).unwrap(), "new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn contents_are_compared_to_the_last_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        let long = "x".repeat(100_000);
+        fs::write(&a, &long).unwrap();
+        assert!(!same_content(&a, &b).unwrap());
+        fs::write(&b, &long).unwrap();
+        assert!(same_content(&a, &b).unwrap());
+        fs::write(&b, format!("{long}y")).unwrap();
+        assert!(!same_content(&a, &b).unwrap());
+    }
+}

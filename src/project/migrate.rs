@@ -1,0 +1,397 @@
+//! Moving state from one backend into another: what would move, the copy, and the proof that it arrived.
+//!
+//! Nothing here knows of files or settings, and no more than a page of runs is in memory: every run is read, compared and written on its own.
+//! A run that is in the target already is left there if it is equal, and stops everything if it is not. So a copy that was cut off at any
+//! point is finished by starting it again.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{ProjectError, ProjectErrorKind};
+use crate::model::{
+    Batch, Entry, Mutation, NodeId, Outcome, Refusal, Retained, RunId, RunImport, RunPart, RunQuery, RunState, RunSummary,
+    Version, apply_all,
+};
+use crate::store::StateBackend;
+
+/// Runs in one page of the source.
+const PAGE: usize = 200;
+/// Runs in one batch, at most.
+const BATCH_RUNS: usize = 100;
+/// Bytes in one batch, about; a run that is larger goes alone.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// Nodes whose coverage goes in one entry.
+const BATCH_COVERAGE: usize = 200;
+/// How often a batch with an unknown outcome is sent again. The same batch is applied once.
+const RESENDS: u32 = 5;
+/// How many ids are kept for a message.
+const NAMED: usize = 10;
+
+/// How much there is of everything. Sums stop at their type's limit instead of wrapping.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Runs.
+    pub runs: u64,
+    /// Nodes, each counted once a run.
+    pub nodes: u64,
+    /// The sum of all row counts.
+    pub rows: u64,
+    /// Completed intervals (maximal ones).
+    pub intervals: u64,
+    /// Completed partitions.
+    pub partitions: u64,
+    /// Nodes of which something outlives deleted runs.
+    pub coverage_nodes: u64,
+}
+
+impl Counts {
+    fn add_run(&mut self, run: &RunState) {
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        self.runs = self.runs.saturating_add(1);
+        self.nodes = self.nodes.saturating_add(count(run.node_count()));
+        for (_, node) in run.nodes() {
+            self.rows = self.rows.saturating_add(node.row_count.unwrap_or(0));
+            self.intervals = self.intervals.saturating_add(count(node.intervals.len()));
+            self.partitions = self.partitions.saturating_add(count(node.partitions.len()));
+        }
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What happens to a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Fate {
+    /// It is not in the target: it moves.
+    Move,
+    /// It is there already, and equal.
+    Equal,
+    /// It is there with other content: nothing moves.
+    Differs,
+}
+
+/// What would move.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Plan {
+    /// All that the source holds.
+    pub source: Counts,
+    /// What the target lacks.
+    pub moves: Counts,
+    /// Runs that the target has already, equal.
+    pub equal_runs: u64,
+    /// How many runs the target has with other content.
+    pub differing_runs: u64,
+    /// The first of them.
+    pub differing: Vec<RunId>,
+}
+
+impl Plan {
+    /// The plan itself, unless a run differs.
+    ///
+    /// # Errors
+    /// [`ProjectErrorKind::Conflict`] that names the runs which differ.
+    pub fn refuse_conflicts(&self, target: &str) -> Result<(), ProjectError> {
+        if self.differing_runs == 0 {
+            return Ok(());
+        }
+        let mut names: Vec<String> = self.differing.iter().map(|run| format!("{run:?}")).collect();
+        let unnamed = self.differing_runs.saturating_sub(u64::try_from(names.len()).unwrap_or(u64::MAX));
+        if unnamed > 0 {
+            names.push(format!("and {unnamed} more"));
+        }
+        Err(ProjectError::new(
+            ProjectErrorKind::Conflict,
+            format!(
+                "{target} holds other content for: {}; nothing was changed. Move {target} aside, or delete these runs in one of the two places, and try again",
+                names.join(", ")
+            ),
+        ))
+    }
+}
+
+/// Whether two runs are the same but for their versions, which belong to the store they are in.
+pub fn same_content(a: &RunState, b: &RunState) -> bool {
+    let header = |run: &RunState| crate::model::RunHeader { version: Version::NONE, ..run.header().clone() };
+    a.id() == b.id()
+        && header(a) == header(b)
+        && a.node_count() == b.node_count()
+        && a.nodes()
+            .zip(b.nodes())
+            .all(|((id, left), (other, right))| id == other && left.without_version() == right.without_version())
+}
+
+/// Compares the source with the target (`None`: there is no target yet) and says what would move. Only reads. `see` is told every run and its fate, newest first.
+///
+/// # Errors
+/// Whatever reading meets.
+///
+/// # Cancel safety
+/// Only reads: may be dropped at any time.
+pub async fn plan(
+    source: &dyn StateBackend,
+    target: Option<&dyn StateBackend>,
+    mut see: impl FnMut(&RunSummary, Fate) + Send,
+) -> Result<Plan, ProjectError> {
+    let mut plan = Plan::default();
+    let mut pages = Pages::new();
+    while let Some(page) = pages.next(source).await? {
+        for summary in &page {
+            let Some(run) = source.load_run(&summary.run_id).await? else { continue };
+            plan.source.add_run(&run);
+            let there = match target {
+                Some(target) => target.load_run(&summary.run_id).await?,
+                None => None,
+            };
+            let fate = match there {
+                None => Fate::Move,
+                Some(there) if same_content(&run, &there) => Fate::Equal,
+                Some(_) => Fate::Differs,
+            };
+            match fate {
+                Fate::Move => plan.moves.add_run(&run),
+                Fate::Equal => plan.equal_runs += 1,
+                Fate::Differs => {
+                    plan.differing_runs += 1;
+                    if plan.differing.len() < NAMED {
+                        plan.differing.push(run.id().clone());
+                    }
+                }
+            }
+            see(summary, fate);
+        }
+    }
+    let retained = source.retained().await?;
+    plan.source.coverage_nodes = u64::try_from(retained.len()).unwrap_or(u64::MAX);
+    plan.moves.coverage_nodes = u64::try_from(lacking(retained, target).await?.len()).unwrap_or(u64::MAX);
+    Ok(plan)
+}
+
+/// Copies what the target lacks, in batches of bounded size. `after_batch` is called when a batch is durable and may stop the copy there.
+///
+/// # Errors
+/// [`ProjectErrorKind::Stopped`] if `after_batch` said so; [`ProjectErrorKind::Conflict`] if somebody else made a run meanwhile; or whatever
+/// reading and writing meet. What was copied stays: start again to go on.
+///
+/// # Cancel safety
+/// Dropping it leaves whole runs copied, never a part of one; start again to go on.
+pub async fn copy(
+    source: &dyn StateBackend,
+    target: &dyn StateBackend,
+    mut after_batch: impl FnMut() -> ControlFlow<()> + Send,
+) -> Result<Counts, ProjectError> {
+    let mut moved = Counts::default();
+    let mut pages = Pages::new();
+    let mut entries = Vec::new();
+    let mut weight = 0usize;
+    while let Some(page) = pages.next(source).await? {
+        for summary in &page {
+            if target.run_version(&summary.run_id).await?.is_some() {
+                continue;
+            }
+            let Some(run) = source.load_run(&summary.run_id).await? else { continue };
+            let entry = import(&run)?;
+            let heavy = entry.parts.iter().flat_map(|part| &part.mutations).map(Mutation::weight).sum::<usize>();
+            if !entries.is_empty() && (entries.len() >= BATCH_RUNS || weight.saturating_add(heavy) > BATCH_BYTES) {
+                send(target, std::mem::take(&mut entries)).await?;
+                weight = 0;
+                go_on(after_batch())?;
+            }
+            weight = weight.saturating_add(heavy);
+            entries.push(entry);
+            moved.add_run(&run);
+        }
+    }
+    if !entries.is_empty() {
+        send(target, entries).await?;
+        go_on(after_batch())?;
+    }
+    let lacking = lacking(source.retained().await?, Some(target)).await?;
+    moved.coverage_nodes = u64::try_from(lacking.len()).unwrap_or(u64::MAX);
+    for some in lacking.chunks(BATCH_COVERAGE) {
+        send(target, vec![Entry { retained: some.to_vec(), ..Entry::default() }]).await?;
+        go_on(after_batch())?;
+    }
+    Ok(moved)
+}
+
+/// Reads everything again from both sides and compares counts and content.
+///
+/// # Errors
+/// [`ProjectErrorKind::Integrity`] that names the first run or node which did not arrive as it is in the source.
+///
+/// # Cancel safety
+/// Only reads: may be dropped at any time.
+pub async fn verify(source: &dyn StateBackend, target: &dyn StateBackend) -> Result<Counts, ProjectError> {
+    let wrong = |what: String| {
+        let message =
+            format!("after the copy {what}; the settings were not switched. If somebody wrote meanwhile, stop it and try again");
+        ProjectError::new(ProjectErrorKind::Integrity, message)
+    };
+    let (mut here, mut there) = (Counts::default(), Counts::default());
+    let mut pages = Pages::new();
+    while let Some(page) = pages.next(source).await? {
+        for summary in &page {
+            let Some(run) = source.load_run(&summary.run_id).await? else { continue };
+            let copy = target.load_run(&summary.run_id).await?;
+            let copy = copy.ok_or_else(|| wrong(format!("{} has no run {:?}", target.location(), run.id())))?;
+            if !same_content(&run, &copy) {
+                return Err(wrong(format!(
+                    "run {:?} is not the same in {} and {}",
+                    run.id(),
+                    source.location(),
+                    target.location()
+                )));
+            }
+            here.add_run(&run);
+            there.add_run(&copy);
+        }
+    }
+    let retained = source.retained().await?;
+    here.coverage_nodes = u64::try_from(retained.len()).unwrap_or(u64::MAX);
+    there.coverage_nodes = here.coverage_nodes;
+    if let Some((node, _)) = lacking(retained, Some(target)).await?.first() {
+        return Err(wrong(format!("the coverage of node {node:?} is not whole in {}", target.location())));
+    }
+    if here != there {
+        return Err(wrong(format!("the counts differ: {here:?} and {there:?}")));
+    }
+    Ok(there)
+}
+
+/// What came of a move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Moved {
+    /// What was copied.
+    pub moved: Counts,
+    /// Runs that were there already, equal.
+    pub equal_runs: u64,
+    /// What was read from both sides afterwards and found equal.
+    pub verified: Counts,
+}
+
+impl Moved {
+    pub(super) fn new(moved: Counts, equal_runs: u64, verified: Counts) -> Self {
+        Self { moved, equal_runs, verified }
+    }
+}
+
+/// Plans, copies and verifies between two open backends. `after_batch` as in [`copy`].
+///
+/// # Errors
+/// As [`plan`], [`Plan::refuse_conflicts`], [`copy`] and [`verify`].
+///
+/// # Cancel safety
+/// As [`copy`].
+pub async fn execute(
+    source: &dyn StateBackend,
+    target: &dyn StateBackend,
+    after_batch: impl FnMut() -> ControlFlow<()> + Send,
+) -> Result<Moved, ProjectError> {
+    let plan = plan(source, Some(target), |_, _| ()).await?;
+    plan.refuse_conflicts(&target.location())?;
+    let moved = copy(source, target, after_batch).await?;
+    Ok(Moved::new(moved, plan.equal_runs, verify(source, target).await?))
+}
+
+/// Turns an observer's answer into going on or an error.
+pub(super) fn go_on(answer: ControlFlow<()>) -> Result<(), ProjectError> {
+    match answer {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(ProjectError::new(ProjectErrorKind::Stopped, "stopped; start again to go on")),
+    }
+}
+
+/// The pages of a listing, one after another.
+struct Pages {
+    query: RunQuery,
+    done: bool,
+}
+
+impl Pages {
+    fn new() -> Self {
+        Self { query: RunQuery::default().limit(PAGE), done: false }
+    }
+
+    async fn next(&mut self, backend: &dyn StateBackend) -> Result<Option<Vec<RunSummary>>, ProjectError> {
+        if self.done {
+            return Ok(None);
+        }
+        let page = backend.list_runs(&self.query).await?;
+        self.done = page.next.is_none();
+        self.query.after = page.next;
+        Ok(Some(page.runs))
+    }
+}
+
+/// The entry that makes a run as it is elsewhere.
+fn import(run: &RunState) -> Result<Entry, ProjectError> {
+    let nodes: BTreeMap<_, _> = run.nodes().filter_map(|(id, _)| Some((id.clone(), run.node_shared(id.as_str())?))).collect();
+    let mutations = vec![Mutation::Import(Box::new(RunImport { header: run.header().clone(), nodes }))];
+    let mut after = None;
+    apply_all(&mut after, run.id(), &mutations, Version::NONE.next())?;
+    let part =
+        RunPart { run: run.id().clone(), base: Version::NONE, expect: Version::NONE, guards: Vec::new(), mutations, after };
+    Ok(Entry { parts: vec![part], ..Entry::default() })
+}
+
+async fn send(target: &dyn StateBackend, entries: Vec<Entry>) -> Result<(), ProjectError> {
+    let answer = commit(target, Batch::new(entries)).await?;
+    for outcome in answer {
+        if let Outcome::Refused(refusal) = outcome {
+            let hint =
+                if let Refusal::RunExists { .. } = &refusal { "somebody else writes there; stop it and try again: " } else { "" };
+            let error = ProjectError::from(refusal);
+            return Err(ProjectError::new(error.kind(), format!("{}: {hint}{error}", target.location())));
+        }
+    }
+    Ok(())
+}
+
+/// Commits a batch; while nobody knows what became of it, the same one is sent again.
+pub(crate) async fn commit(target: &dyn StateBackend, batch: Batch) -> Result<Vec<Outcome>, ProjectError> {
+    let batch = Arc::new(batch);
+    let mut sent = 0;
+    loop {
+        match target.commit(Arc::clone(&batch)).await {
+            Ok(answer) => return Ok(answer.outcomes),
+            Err(error) if error.is_unknown_outcome() && sent < RESENDS => {
+                sent += 1;
+                tokio::time::sleep(Duration::from_millis(50) * 2u32.saturating_pow(sent)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The part of what outlives deleted runs that the target does not have yet.
+async fn lacking(
+    source: Vec<(NodeId, Retained)>,
+    target: Option<&dyn StateBackend>,
+) -> Result<Vec<(NodeId, Retained)>, ProjectError> {
+    let Some(target) = target else { return Ok(source) };
+    let there: BTreeMap<NodeId, Retained> =
+        if source.is_empty() { BTreeMap::new() } else { target.retained().await?.into_iter().collect() };
+    let covers = |have: &Retained, want: &Retained| {
+        let mut intervals = have.coverage.intervals.clone();
+        intervals.extend(want.coverage.intervals.iter());
+        let success = match (&have.last_success, &want.last_success) {
+            (_, None) => true,
+            (None, Some(_)) => false,
+            (Some(have), Some(want)) => have == want || have.is_newer_than(want),
+        };
+        success && intervals == have.coverage.intervals && want.coverage.partitions.is_subset(&have.coverage.partitions)
+    };
+    Ok(source.into_iter().filter(|(node, want)| !there.get(node).is_some_and(|have| covers(have, want))).collect())
+}

@@ -1,0 +1,390 @@
+//! Moving a project from the file to the database or back: lock, backup, copy, proof, and as the very last step the switch of its settings.
+//!
+//! Until the settings are switched the old backend is what the project uses, whole and unchanged; afterwards it is the new one. So it may be killed at any
+//! point and started again.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::migrate::{self, Fate, Moved, Plan, go_on};
+use super::{ProjectError, ProjectErrorKind, Settings, Source, Switch, files};
+use crate::model::RunSummary;
+use crate::store::{OpenReport, StateBackend};
+
+/// The document's name in the state's folder.
+const DOCUMENT: &str = "run_state.json";
+
+/// The backends between which a project moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Home {
+    /// `run_state.json`.
+    File,
+    /// `state.db`, or the remote database of `database_url`.
+    Database,
+}
+
+impl Home {
+    /// Its name in the settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Database => "database",
+        }
+    }
+
+    /// Where a project that moves here comes from.
+    pub fn other(self) -> Self {
+        match self {
+            Self::File => Self::Database,
+            Self::Database => Self::File,
+        }
+    }
+}
+
+/// A point that a move has reached; everything before it is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Step {
+    /// The file is locked: no other process writes it.
+    Locked,
+    /// The document is brought up to date.
+    Checkpointed,
+    /// An older backup was put aside under its own name.
+    OldBackupAside,
+    /// The document is backed up.
+    BackedUp,
+    /// The target is open.
+    TargetOpen,
+    /// One more batch is in the target.
+    BatchCopied,
+    /// Everything is in the target.
+    Copied,
+    /// Everything was read from both sides and found equal.
+    Verified,
+    /// The settings name the new backend.
+    Switched,
+}
+
+/// What a move would do.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Preview {
+    /// Where the state is.
+    pub from: String,
+    /// Where it would go.
+    pub to: String,
+    /// What would move; `None` if there is no state yet.
+    pub plan: Option<Plan>,
+    /// The settings file that would be switched.
+    pub settings_file: PathBuf,
+    /// Whether the settings name the target already.
+    pub settings_done: bool,
+    /// What the operator should know.
+    pub notices: Vec<String>,
+}
+
+/// What a move did.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// Where the state was, and still is.
+    pub from: String,
+    /// Where it is now.
+    pub to: String,
+    /// What was copied and verified; `None` if there was no state to move.
+    pub moved: Option<Moved>,
+    /// The backup of the document.
+    pub backup: Option<PathBuf>,
+    /// The name under which an older backup was put aside.
+    pub older_backup: Option<PathBuf>,
+    /// The settings file that was switched.
+    pub settings_file: PathBuf,
+    /// What takes it all back: shell commands, and the line for the settings file.
+    pub rollback: Vec<String>,
+    /// What the operator should know.
+    pub notices: Vec<String>,
+}
+
+/// Says what a move would do. Opens for reading, makes and changes nothing.
+///
+/// # Errors
+/// Whatever reading meets; [`ProjectErrorKind::Input`] if the settings file cannot be switched. Runs that differ are in the plan, not an error.
+///
+/// # Cancel safety
+/// Only reads: may be dropped at any time.
+pub async fn preview(settings: &Settings, to: Home, see: impl FnMut(&RunSummary, Fate) + Send) -> Result<Preview, ProjectError> {
+    let switch = Switch::plan(&settings.file_or_default(), to.name())?;
+    let mut notices = overrides(settings, to);
+    let source = open_existing(settings, to.other(), &mut notices).await?;
+    let target = open_existing(settings, to, &mut notices).await?;
+    let place = |home: Home, open: &Option<Arc<dyn StateBackend>>| match open {
+        Some(backend) => backend.location(),
+        None => format!("{} backend (no state yet)", home.name()),
+    };
+    let plan = match &source {
+        Some(source) => Some(migrate::plan(&**source, target.as_deref(), see).await?),
+        None => None,
+    };
+    let preview = Preview {
+        from: place(to.other(), &source),
+        to: place(to, &target),
+        plan,
+        settings_file: switch.path().to_owned(),
+        settings_done: switch.is_done(),
+        notices,
+    };
+    for backend in [source, target].into_iter().flatten() {
+        backend.close().await?;
+    }
+    Ok(preview)
+}
+
+/// Moves a project. `observe` is told every step when it is done and may stop there, as a crash would.
+///
+/// # Errors
+/// [`ProjectErrorKind::Conflict`] if another process writes the file or works on the database that is left, locks are held there, or the target
+/// has a run with other content; [`ProjectErrorKind::Integrity`] if what arrived is not what was sent; whatever reading and writing meet. The
+/// settings are not switched then, and the old backend is as it was.
+///
+/// # Cancel safety
+/// Dropping it is like a crash: the settings name the old backend, or the move is done. Start again to go on.
+pub async fn execute(
+    settings: &Settings,
+    to: Home,
+    now: DateTime<Utc>,
+    mut observe: impl FnMut(Step) -> ControlFlow<()> + Send,
+) -> Result<Report, ProjectError> {
+    let switch = Switch::plan(&settings.file_or_default(), to.name())?;
+    let mut report = Report {
+        from: to.other().name().to_owned(),
+        to: to.name().to_owned(),
+        moved: None,
+        backup: None,
+        older_backup: None,
+        settings_file: switch.path().to_owned(),
+        rollback: Vec::new(),
+        notices: overrides(settings, to),
+    };
+    let mut open = Vec::new();
+    let moved = move_state(settings, to, now, &mut observe, &mut report, &mut open).await;
+    let switched = match moved {
+        Ok(()) => switch.execute().and_then(|()| go_on(observe(Step::Switched))),
+        Err(error) => Err(error),
+    };
+    // The locks are held until the settings are switched: nobody writes to the old place in between.
+    for backend in open.into_iter().rev() {
+        if let Err(error) = backend.close().await {
+            report.notices.push(format!("closing {}: {error}", backend.location()));
+        }
+    }
+    switched?;
+    report.rollback.push(format!("state_backend: {}", to.other().name()));
+    Ok(report)
+}
+
+async fn move_state(
+    settings: &Settings,
+    to: Home,
+    now: DateTime<Utc>,
+    observe: &mut (impl FnMut(Step) -> ControlFlow<()> + Send),
+    report: &mut Report,
+    open: &mut Vec<Arc<dyn StateBackend>>,
+) -> Result<(), ProjectError> {
+    let Some(seen) = open_existing(settings, to.other(), &mut Vec::new()).await? else { return Ok(()) };
+    // A conflict that can be seen already is told before anything is written, even a backup.
+    if let Some(target) = open_existing(settings, to, &mut Vec::new()).await? {
+        let plan = migrate::plan(&*seen, Some(&*target), |_, _| ()).await?;
+        target.close().await?;
+        plan.refuse_conflicts(&target.location())?;
+    }
+    let source = match to {
+        Home::Database => {
+            seen.close().await?;
+            let file = open_writable(settings, Home::File, &mut report.notices).await?;
+            open.push(Arc::clone(&file));
+            file
+        }
+        Home::File => {
+            open.push(Arc::clone(&seen));
+            refuse_busy(&*seen).await?;
+            seen
+        }
+    };
+    report.from = source.location();
+    let file = match to {
+        Home::Database => Arc::clone(&source),
+        Home::File => {
+            let file = open_writable(settings, Home::File, &mut report.notices).await?;
+            open.push(Arc::clone(&file));
+            file
+        }
+    };
+    go_on(observe(Step::Locked))?;
+    file.checkpoint().await?;
+    go_on(observe(Step::Checkpointed))?;
+    let document = settings.target.value.join(DOCUMENT);
+    if document.exists() {
+        back_up(&document, now, observe, report)?;
+        if let (Home::Database, Some(backup)) = (to, &report.backup) {
+            report.rollback.push(format!("cp {} {}", shell(backup), shell(&document)));
+        }
+    }
+    go_on(observe(Step::BackedUp))?;
+
+    let target = match to {
+        Home::Database => {
+            let database = open_writable(settings, Home::Database, &mut report.notices).await?;
+            open.push(Arc::clone(&database));
+            database
+        }
+        Home::File => file,
+    };
+    report.to = target.location();
+    go_on(observe(Step::TargetOpen))?;
+    let plan = migrate::plan(&*source, Some(&*target), |_, _| ()).await?;
+    plan.refuse_conflicts(&target.location())?;
+    let moved = migrate::copy(&*source, &*target, || observe(Step::BatchCopied)).await?;
+    target.checkpoint().await?;
+    go_on(observe(Step::Copied))?;
+    // Read through a second opening, so that what is compared is what another process would find.
+    let reader = settings.named_backend(to.name(), true)?;
+    reader.initialize().await?;
+    let verified = migrate::verify(&*source, &*reader).await;
+    reader.close().await?;
+    report.moved = Some(Moved::new(moved, plan.equal_runs, verified?));
+    if to == Home::File {
+        refuse_busy(&*source).await?;
+    }
+    go_on(observe(Step::Verified))
+}
+
+/// Opens for reading; `None` if there is nothing yet.
+async fn open_existing(
+    settings: &Settings,
+    home: Home,
+    notices: &mut Vec<String>,
+) -> Result<Option<Arc<dyn StateBackend>>, ProjectError> {
+    Ok(settings.open_existing_named(home.name()).await?.map(|(backend, report)| {
+        notices.extend(report.notices);
+        backend
+    }))
+}
+
+async fn open_writable(
+    settings: &Settings,
+    home: Home,
+    notices: &mut Vec<String>,
+) -> Result<Arc<dyn StateBackend>, ProjectError> {
+    let backend = settings.named_backend(home.name(), false)?;
+    let OpenReport { notices: told, .. } = backend.initialize().await?;
+    notices.extend(told);
+    Ok(backend)
+}
+
+/// A database cannot be locked as a whole: refuse to leave it while somebody works on it.
+async fn refuse_busy(backend: &dyn StateBackend) -> Result<(), ProjectError> {
+    let own = backend.process().map(|process| process.id);
+    let others: Vec<String> = backend
+        .processes()
+        .await?
+        .into_iter()
+        .filter(|open| open.alive == Some(true) && Some(&open.process.id) != own.as_ref())
+        .map(|open| open.process.to_string())
+        .collect();
+    let refuse = |why: String| {
+        let message =
+            format!("{}: {why}; stop it and try again (`seeknal state locks` lists who works here)", backend.location());
+        Err(ProjectError::new(ProjectErrorKind::Conflict, message))
+    };
+    if !others.is_empty() {
+        return refuse(format!("it is open in {}", others.join(", ")));
+    }
+    match backend.list_leases().await?.first() {
+        Some(lease) => refuse(format!("{} is locked by {}", lease.key, lease.owner)),
+        None => Ok(()),
+    }
+}
+
+/// Backs the document up under its fixed name; an older backup with other content is put aside first.
+fn back_up(
+    document: &Path,
+    now: DateTime<Utc>,
+    observe: &mut impl FnMut(Step) -> ControlFlow<()>,
+    report: &mut Report,
+) -> Result<(), ProjectError> {
+    let backup = with_suffix(document, ".bak");
+    if !files::same_content(document, &backup)? {
+        if backup.symlink_metadata().is_ok() {
+            let aside = free_name(&backup, now);
+            std::fs::rename(&backup, &aside).map_err(|error| ProjectError::io(&backup, error))?;
+            files::sync_folder(files::folder_of(&backup))?;
+            report.older_backup = Some(aside);
+            go_on(observe(Step::OldBackupAside))?;
+        }
+        files::copy(document, &backup)?;
+    }
+    report.backup = Some(backup);
+    Ok(())
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// `.bak.<UTC>`, numbered if that second has one already.
+fn free_name(backup: &Path, now: DateTime<Utc>) -> PathBuf {
+    let stamped = with_suffix(backup, &format!(".{}", now.format("%Y%m%dT%H%M%SZ")));
+    let mut name = stamped.clone();
+    let mut number = 1u32;
+    while name.symlink_metadata().is_ok() {
+        number = number.saturating_add(1);
+        name = with_suffix(&stamped, &format!(".{number}"));
+    }
+    name
+}
+
+/// Warnings about variables of the environment that settings files cannot change.
+fn overrides(settings: &Settings, to: Home) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Source::Environment(name) = settings.backend.source
+        && settings.backend.value != to.name()
+    {
+        warnings.push(format!(
+            "the environment variable {name}={} overrides the settings file; unset it, or set it to {}",
+            settings.backend.value,
+            to.name()
+        ));
+    }
+    if let Some(Source::Environment(name)) = settings.database_url.as_ref().map(|url| &url.source) {
+        warnings.push(format!("the database is the one that the environment variable {name} names; it must stay set"));
+    }
+    warnings
+}
+
+/// A path as a shell takes it.
+fn shell(path: &Path) -> String {
+    let text = path.display().to_string();
+    if text.chars().all(|c| c.is_alphanumeric() || "/._-+=:@%,".contains(c)) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_printed_as_a_shell_takes_them() {
+        assert_eq!(shell(Path::new("target/run_state.json")), "target/run_state.json");
+        assert_eq!(shell(Path::new("/a b/it's")), "'/a b/it'\\''s'");
+    }
+}

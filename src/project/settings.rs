@@ -1,0 +1,452 @@
+//! The settings of a project: environment over `seeknal_project.yml` over defaults, each with where it came from.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::settings_file::{self, Found, KEYS, Value};
+use super::{ProjectError, ProjectErrorKind};
+use crate::store::{BackendOptions, OpenReport, StateBackend, StateBackendFactory, create_state_backend};
+
+/// The name of the settings file that is made where there is none.
+pub(super) const FILE_NAME: &str = "seeknal_project.yml";
+const OTHER_FILE_NAME: &str = "seeknal_project.yaml";
+const ENV_BACKEND: &str = "SEEKNAL_STATE_BACKEND";
+const ENV_URL: &str = "SEEKNAL_DATABASE_URL";
+
+/// The files by which a file backend's state is known to be there, in the state's folder.
+const FILE_STATE: &[&str] = &[
+    "run_state.json",
+    "run_state.json.journal",
+    "run_state.json.journal.next",
+    "run_state.json.lock",
+    "state/execution_state.json",
+];
+
+/// How the environment is asked for a variable.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// Looks into the environment of this process.
+pub fn process_environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+/// Where a setting came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// Nobody set it.
+    Default,
+    /// The settings file.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// The line in it, from 1.
+        line: u64,
+    },
+    /// A variable of the environment.
+    Environment(&'static str),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("by default"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Environment(name) => write!(f, "environment variable {name}"),
+        }
+    }
+}
+
+/// A setting and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sourced<T> {
+    /// The setting.
+    pub value: T,
+    /// Where it came from.
+    pub source: Source,
+}
+
+/// Text that is never shown: a database URL may hold a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps a text from being shown.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself. Do not print it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(not shown)")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(not shown)")
+    }
+}
+
+/// The settings of one project.
+///
+/// | where | key | meaning, unit, default |
+/// |---|---|---|
+/// | top level | `state_backend` | `file` (default), `database`, or a registered name; `SEEKNAL_STATE_BACKEND` overrides it |
+/// | top level | `database_url` | a remote database instead of `state.db`; `SEEKNAL_DATABASE_URL` overrides it |
+/// | `seeknal_state` | `target_path` | the state's folder, relative to the project's; `target` |
+/// | `seeknal_state` | `lease_ttl_ms` | life of a lock without renewal, milliseconds, 100 to 86,400,000; 30,000 |
+/// | `seeknal_state` | `idle_run_seconds` | a run without work leaves memory after this, seconds, 1 to 86,400; 60 |
+/// | `seeknal_state` | `options` | texts for a registered backend; none |
+///
+/// An unknown key under `seeknal_state` is an error; all other keys of the file belong to Seeknal. A variable that is empty counts as not set.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Settings {
+    /// The project's folder.
+    pub project: PathBuf,
+    /// The settings file; `None` if there is none.
+    pub file: Option<PathBuf>,
+    /// The backend's name.
+    pub backend: Sourced<String>,
+    /// What the file alone says about the backend; for warnings when the environment overrides it.
+    pub backend_in_file: Option<String>,
+    /// The remote database.
+    pub database_url: Option<Sourced<Secret>>,
+    /// The folder that holds the state.
+    pub target: Sourced<PathBuf>,
+    /// How long a lock lives without renewal; `None` leaves it to the coordinator (30 s).
+    pub lease_ttl: Option<Sourced<Duration>>,
+    /// After how long without work a run leaves memory; `None` leaves it to the coordinator (60 s).
+    pub idle_run: Option<Sourced<Duration>>,
+    /// Options for a registered backend.
+    pub options: BTreeMap<String, String>,
+}
+
+impl Settings {
+    /// Finds and reads the settings of the project that `path` (a folder, or a file in it) belongs to: the file is searched upwards. Without a file
+    /// everything is at its default, and `path` is the project's folder.
+    ///
+    /// # Errors
+    /// [`ProjectErrorKind::NotFound`] if `path` is not there; [`ProjectErrorKind::Input`] if the file cannot be read as settings, a value
+    /// makes no sense, the backend is not known, or one folder has two files of settings. The message names file, line and mend.
+    pub fn load(path: &Path, environment: Lookup<'_>) -> Result<Self, ProjectError> {
+        let (project, file) = find(path)?;
+        let parsed = match &file {
+            Some(file) => settings_file::parse(file, &settings_file::read_text(file)?)?,
+            None => settings_file::Parsed::default(),
+        };
+        let reader = Reader { file: file.clone().unwrap_or_default() };
+
+        let in_file = parsed.state_backend.as_ref().map(|found| reader.text("state_backend", found)).transpose()?;
+        let backend = match variable(environment, ENV_BACKEND)? {
+            Some(name) => Sourced { value: name, source: Source::Environment(ENV_BACKEND) },
+            None => in_file.clone().unwrap_or(Sourced { value: "file".to_owned(), source: Source::Default }),
+        };
+        check_backend(&backend)?;
+        let url_in_file = parsed.database_url.as_ref().map(|found| reader.text("database_url", found)).transpose()?;
+        let database_url = match variable(environment, ENV_URL)? {
+            Some(url) => Some(Sourced { value: url, source: Source::Environment(ENV_URL) }),
+            None => url_in_file,
+        }
+        .map(|url| Sourced { value: Secret::new(url.value), source: url.source });
+
+        let mut settings = Self {
+            target: Sourced { value: under(&project, Path::new("target")), source: Source::Default },
+            project,
+            file,
+            backend,
+            backend_in_file: in_file.map(|setting| setting.value),
+            database_url,
+            lease_ttl: None,
+            idle_run: None,
+            options: BTreeMap::new(),
+        };
+        if let Some(ours) = &parsed.ours {
+            settings.read_ours(&reader, ours)?;
+        }
+        Ok(settings)
+    }
+
+    fn read_ours(&mut self, reader: &Reader, ours: &Found) -> Result<(), ProjectError> {
+        let Value::Map(members) = &ours.value else {
+            return Err(reader.wrong("seeknal_state", ours, "a mapping of our settings"));
+        };
+        let mut seen: Vec<&str> = Vec::new();
+        for (key, value) in members {
+            let line = key.referenced.line();
+            let name = key.value.as_str();
+            if seen.contains(&name) {
+                return Err(reader.at(line, format!("seeknal_state.{name} is given a second time; remove one of them")));
+            }
+            seen.push(name);
+            let found = Found { value: value.value.clone(), line, bytes: None };
+            let full = format!("seeknal_state.{name}");
+            match name {
+                "target_path" => {
+                    let text = reader.text(&full, &found)?;
+                    self.target = Sourced { value: under(&self.project, Path::new(&text.value)), source: text.source };
+                }
+                "lease_ttl_ms" => {
+                    let number = reader.number(&full, &found, 100..=86_400_000)?;
+                    self.lease_ttl = Some(Sourced { value: Duration::from_millis(number.value), source: number.source });
+                }
+                "idle_run_seconds" => {
+                    let number = reader.number(&full, &found, 1..=86_400)?;
+                    self.idle_run = Some(Sourced { value: Duration::from_secs(number.value), source: number.source });
+                }
+                "options" => self.options = reader.texts(&full, &found)?,
+                unknown => {
+                    let known: Vec<&str> = KEYS.iter().map(|(key, _)| *key).collect();
+                    let hint = did_you_mean(unknown, known.iter().copied());
+                    return Err(
+                        reader.at(line, format!("seeknal_state has no key {unknown:?}{hint}; known are: {}", known.join(", ")))
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a backend of this project is made from.
+    pub fn backend_options(&self, read_only: bool) -> BackendOptions {
+        let mut options = BackendOptions::new().base_path(&self.target.value).read_only(read_only);
+        if let Some(url) = &self.database_url {
+            options = options.database_url(url.value.expose());
+        }
+        self.options.iter().fold(options, |options, (key, value)| options.set(key, value))
+    }
+
+    /// Makes the project's backend; nothing is opened yet.
+    ///
+    /// # Errors
+    /// [`ProjectErrorKind::Input`] if this build cannot make it (the message names the missing feature).
+    pub fn backend(&self, read_only: bool) -> Result<Arc<dyn StateBackend>, ProjectError> {
+        self.named_backend(&self.backend.value, read_only)
+    }
+
+    /// Makes a backend of this project by name; nothing is opened yet.
+    pub(super) fn named_backend(&self, name: &str, read_only: bool) -> Result<Arc<dyn StateBackend>, ProjectError> {
+        Ok(create_state_backend(name, &self.backend_options(read_only))?)
+    }
+
+    /// Makes and opens the project's backend.
+    ///
+    /// # Errors
+    /// As [`backend`](Self::backend), and whatever opening finds.
+    ///
+    /// # Cancel safety
+    /// A dropped call may have opened the backend, which then closes by its own drop.
+    pub async fn open_backend(&self, read_only: bool) -> Result<(Arc<dyn StateBackend>, OpenReport), ProjectError> {
+        let backend = self.backend(read_only)?;
+        let report = backend.initialize().await?;
+        Ok((backend, report))
+    }
+
+    /// Opens the project's backend for reading, if there is any state; makes nothing.
+    ///
+    /// # Errors
+    /// As [`open_backend`](Self::open_backend).
+    ///
+    /// # Cancel safety
+    /// Only reads: may be dropped at any time.
+    pub async fn open_existing(&self) -> Result<Option<(Arc<dyn StateBackend>, OpenReport)>, ProjectError> {
+        self.open_existing_named(&self.backend.value).await
+    }
+
+    /// The same for a backend by name.
+    pub(super) async fn open_existing_named(
+        &self,
+        name: &str,
+    ) -> Result<Option<(Arc<dyn StateBackend>, OpenReport)>, ProjectError> {
+        // To read a folder without a document is no error: such a state is empty. Here it matters that there is none.
+        if name == "file" && !FILE_STATE.iter().any(|name| self.target.value.join(name).symlink_metadata().is_ok()) {
+            return Ok(None);
+        }
+        let backend = self.named_backend(name, true)?;
+        match backend.initialize().await.map_err(ProjectError::from) {
+            Ok(report) => Ok(Some((backend, report))),
+            Err(error) if error.is_no_state() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The path of the settings file, also of one that is not there yet.
+    pub fn file_or_default(&self) -> PathBuf {
+        self.file.clone().unwrap_or_else(|| under(&self.project, Path::new(FILE_NAME)))
+    }
+}
+
+/// Joins without a leading `./`, so that what is printed can be typed again.
+fn under(folder: &Path, path: &Path) -> PathBuf {
+    if folder == Path::new(".") || folder.as_os_str().is_empty() { path.to_owned() } else { folder.join(path) }
+}
+
+/// The project's folder and its settings file.
+fn find(path: &Path) -> Result<(PathBuf, Option<PathBuf>), ProjectError> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let kind = std::fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => ProjectError::new(
+            ProjectErrorKind::NotFound,
+            format!("{}: there is no such folder; give the project's folder with --project-path", path.display()),
+        ),
+        _ => ProjectError::io(path, error),
+    })?;
+    let start = if kind.is_dir() { path } else { super::files::folder_of(path) };
+    if let Some(file) = settings_file_in(start)? {
+        return Ok((start.to_owned(), Some(file)));
+    }
+    let absolute = std::fs::canonicalize(start).map_err(|error| ProjectError::io(start, error))?;
+    for folder in absolute.ancestors().skip(1) {
+        if let Some(file) = settings_file_in(folder)? {
+            return Ok((folder.to_owned(), Some(file)));
+        }
+    }
+    Ok((start.to_owned(), None))
+}
+
+fn settings_file_in(folder: &Path) -> Result<Option<PathBuf>, ProjectError> {
+    let (yml, yaml) = (under(folder, Path::new(FILE_NAME)), under(folder, Path::new(OTHER_FILE_NAME)));
+    // A link that leads nowhere is there too: reading it then says so.
+    let there = |path: &Path| match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(ProjectError::io(path, error)),
+    };
+    match (there(&yml)?, there(&yaml)?) {
+        (true, true) => Err(ProjectError::input(format!(
+            "{} and {OTHER_FILE_NAME} are both there; keep one of them, {FILE_NAME} is the usual one",
+            yml.display()
+        ))),
+        (true, false) => Ok(Some(yml)),
+        (false, true) => Ok(Some(yaml)),
+        (false, false) => Ok(None),
+    }
+}
+
+fn variable(environment: Lookup<'_>, name: &'static str) -> Result<Option<String>, ProjectError> {
+    match environment(name) {
+        None => Ok(None),
+        Some(value) => match value.into_string() {
+            Ok(text) if text.trim().is_empty() => Ok(None),
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(_) => {
+                Err(ProjectError::input(format!("environment variable {name}: it is not UTF-8 text; set it anew or unset it")))
+            }
+        },
+    }
+}
+
+fn check_backend(backend: &Sourced<String>) -> Result<(), ProjectError> {
+    let names = StateBackendFactory::names();
+    let name = &backend.value;
+    if names.contains(name) || name == "file" || name == "database" {
+        // The two of the guide may be missing from this build; making one says which feature it needs.
+        return Ok(());
+    }
+    let hint = did_you_mean(name, names.iter().map(String::as_str).chain(["file", "database"]));
+    let shown: String = name.chars().take(64).collect();
+    Err(ProjectError::input(format!(
+        "{}: unknown state backend {shown:?}{hint}; known are: {}",
+        backend.source,
+        names.join(", ")
+    )))
+}
+
+/// `, did you mean "x"?` for a near miss, else nothing.
+fn did_you_mean<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let near = known
+        .map(|name| (distance(given, name), name))
+        .min()
+        .filter(|(steps, name)| *steps <= (name.len() / 3).max(2) && steps + 2 <= name.len());
+    near.map_or_else(String::new, |(_, name)| format!(" (did you mean {name:?}?)"))
+}
+
+/// How many letters must be added, removed or changed to get from one text to the other, case aside; bounded input only.
+fn distance(a: &str, b: &str) -> usize {
+    let a: Vec<char> = a.to_lowercase().chars().take(64).collect();
+    let b: Vec<char> = b.to_lowercase().chars().take(64).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, left) in a.iter().enumerate() {
+        let mut diagonal = i;
+        let mut last = i + 1;
+        let mut next = vec![last];
+        for (right, above) in b.iter().zip(row.iter().skip(1)) {
+            last = (diagonal + usize::from(left != right)).min(above + 1).min(last + 1);
+            diagonal = *above;
+            next.push(last);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+/// Reads single values and knows which file to blame.
+struct Reader {
+    file: PathBuf,
+}
+
+impl Reader {
+    fn at(&self, line: u64, message: String) -> ProjectError {
+        ProjectError::input(format!("{}:{line}: {message}", self.file.display()))
+    }
+
+    fn wrong(&self, key: &str, found: &Found, wanted: &str) -> ProjectError {
+        self.at(found.line, format!("{key} is {}; write {wanted}, or remove the line", found.value.kind()))
+    }
+
+    fn source(&self, found: &Found) -> Source {
+        Source::File { path: self.file.clone(), line: found.line }
+    }
+
+    fn text(&self, key: &str, found: &Found) -> Result<Sourced<String>, ProjectError> {
+        match &found.value {
+            Value::Text(text) if !text.trim().is_empty() => {
+                Ok(Sourced { value: text.trim().to_owned(), source: self.source(found) })
+            }
+            Value::Text(_) => Err(self.at(found.line, format!("{key} is empty; write a text, or remove the line"))),
+            _ => Err(self.wrong(key, found, "a text")),
+        }
+    }
+
+    fn number(&self, key: &str, found: &Found, range: std::ops::RangeInclusive<u64>) -> Result<Sourced<u64>, ProjectError> {
+        let wanted = format!("a whole number from {} to {}", range.start(), range.end());
+        match &found.value {
+            Value::Int(number) => u64::try_from(*number)
+                .ok()
+                .filter(|number| range.contains(number))
+                .map(|number| Sourced { value: number, source: self.source(found) })
+                .ok_or_else(|| self.at(found.line, format!("{key} is {number}; write {wanted}"))),
+            _ => Err(self.wrong(key, found, &wanted)),
+        }
+    }
+
+    fn texts(&self, key: &str, found: &Found) -> Result<BTreeMap<String, String>, ProjectError> {
+        let Value::Map(members) = &found.value else { return Err(self.wrong(key, found, "a mapping of texts")) };
+        let mut texts = BTreeMap::new();
+        for (name, value) in members {
+            let text = match &value.value {
+                Value::Text(text) => text.clone(),
+                Value::Int(number) => number.to_string(),
+                Value::Float(number) => number.to_string(),
+                Value::Bool(flag) => flag.to_string(),
+                other => {
+                    let line = name.referenced.line();
+                    return Err(self.at(line, format!("{key}.{} is {}; write a text", name.value, other.kind())));
+                }
+            };
+            texts.insert(name.value.clone(), text);
+        }
+        Ok(texts)
+    }
+}

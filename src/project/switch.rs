@@ -1,0 +1,143 @@
+//! Changing `state_backend` in the settings file: one value, and nothing else of the file.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::settings_file::{self, Parsed, read_text, read_yaml};
+use super::{ProjectError, files};
+
+/// A change of the settings file that was tried out on its text: only `state_backend` changes, comments, layout, line ends and anchors stay.
+#[derive(Debug, Clone)]
+pub struct Switch {
+    path: PathBuf,
+    backend: String,
+    before: Option<String>,
+    after: String,
+}
+
+impl Switch {
+    /// Works out the change; reads only. A file that is not there will be made.
+    ///
+    /// # Errors
+    /// [`ProjectErrorKind::Input`](super::ProjectErrorKind::Input) if the file cannot be read as settings, or cannot be changed without changing
+    /// something else with it (the value carries an anchor that is used elsewhere): then the message says what to write by hand.
+    pub fn plan(path: &Path, backend: &str) -> Result<Self, ProjectError> {
+        let line = format!("state_backend: {backend}");
+        if !path.exists() {
+            return Ok(Self { path: path.to_owned(), backend: backend.to_owned(), before: None, after: format!("{line}\n") });
+        }
+        let text = read_text(path)?;
+        let parsed = settings_file::parse(path, &text)?;
+        let here = |line: u64| format!("{}:{line}", path.display());
+        let by_hand = |place: String| {
+            ProjectError::input(format!(
+                "{place}: state_backend cannot be changed without changing more; write `state_backend: {backend}` there by hand"
+            ))
+        };
+        let place = parsed.state_backend.as_ref().map_or_else(|| path.display().to_string(), |found| here(found.line));
+        let after = candidates(&text, &parsed, backend)
+            .into_iter()
+            .find(|candidate| changes_only_backend(path, &text, candidate, backend))
+            .ok_or_else(|| by_hand(place))?;
+        Ok(Self { path: path.to_owned(), backend: backend.to_owned(), before: Some(text), after })
+    }
+
+    /// Whether the file says it already.
+    pub fn is_done(&self) -> bool {
+        self.before.as_ref() == Some(&self.after)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Does it, atomically and durably. A file that was edited since is looked at anew.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan), and whatever the system refuses; then the file is as it was.
+    pub fn execute(&self) -> Result<(), ProjectError> {
+        let fresh = Self::plan(&self.path, &self.backend)?;
+        if fresh.is_done() {
+            return Ok(());
+        }
+        files::replace_text(&fresh.path, &fresh.after)
+    }
+}
+
+/// Sets `state_backend` in a settings file, and makes the file if it is not there.
+///
+/// # Errors
+/// As [`Switch::plan`] and [`Switch::execute`].
+pub fn switch_backend(path: &Path, backend: &str) -> Result<(), ProjectError> {
+    Switch::plan(path, backend)?.execute()
+}
+
+/// The texts to try, best first.
+fn candidates(text: &str, parsed: &Parsed, backend: &str) -> Vec<String> {
+    let end = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    let line = format!("state_backend: {backend}");
+    if let Some(found) = &parsed.state_backend {
+        let Some(bytes) = found.bytes.clone() else { return Vec::new() };
+        let (Some(head), Some(old), Some(tail)) = (text.get(..bytes.start), text.get(bytes.clone()), text.get(bytes.end..))
+        else {
+            return Vec::new();
+        };
+        // The file's own quotes stay.
+        let quoted = match old.chars().next() {
+            Some(quote @ ('"' | '\'')) => format!("{quote}{backend}{quote}"),
+            _ => backend.to_owned(),
+        };
+        let mut all = vec![format!("{head}{quoted}{tail}")];
+        // A value in several lines (`>-`) becomes one in the line of its key.
+        let start = head.rfind("state_backend").and_then(|key| head.get(..key)).unwrap_or(head);
+        let rest = tail.split_once('\n').map(|(_, rest)| rest);
+        all.extend([Some(tail), rest].into_iter().flatten().map(|rest| format!("{start}{line}{end}{rest}")));
+        return all;
+    }
+    let Some(first) = parsed.first_key else {
+        // Comments only, or an empty mapping `{}`.
+        return vec![joined(text, &line, end), format!("{line}{end}")];
+    };
+    let start_of_line = text.get(..first).and_then(|head| head.rfind('\n')).map_or(0, |newline| newline + 1);
+    let indent = text.get(start_of_line..first).unwrap_or_default().trim_start_matches('\u{feff}');
+    let mut all = Vec::new();
+    if indent.chars().all(|c| c == ' ') {
+        all.push(joined(text, &format!("{indent}{line}"), end));
+        if let (Some(head), Some(tail)) = (text.get(..first), text.get(first..)) {
+            all.push(format!("{head}{line}{end}{indent}{tail}"));
+        }
+        if !text.ends_with('\n') {
+            // Readers differ on a block of text that ends the file without a line end; ours would not see that it changed.
+            all.reverse();
+        }
+    }
+    if let (Some(head), Some(tail)) = (text.get(..first), text.get(first..)) {
+        all.push(format!("{head}{line}, {tail}"));
+    }
+    all
+}
+
+/// A line behind the last one.
+fn joined(text: &str, line: &str, end: &str) -> String {
+    let gap = if text.is_empty() || text.ends_with('\n') { "" } else { end };
+    format!("{text}{gap}{line}{end}")
+}
+
+/// Whether the new text says the new backend, and everything else as before.
+fn changes_only_backend(path: &Path, before: &str, after: &str, backend: &str) -> bool {
+    let says = settings_file::parse(path, after)
+        .ok()
+        .and_then(|parsed| parsed.state_backend)
+        .is_some_and(|found| found.value == settings_file::Value::Text(backend.to_owned()));
+    let rest = |text: &str| {
+        let mut value: Value = read_yaml(text).ok()?;
+        if value.is_null() {
+            value = Value::Object(serde_json::Map::new());
+        }
+        value.as_object_mut()?.remove("state_backend");
+        Some(value)
+    };
+    says && rest(before).is_some() && rest(before) == rest(after)
+}

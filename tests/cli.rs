@@ -1,0 +1,291 @@
+//! The `seeknal` command, as an operator types it.
+#![cfg(feature = "cli")]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod projects;
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use assert_cmd::Command;
+use projects::{GUIDE, open, project, put, tree};
+use seeknal_state::{Batch, Entry, LeaseKey, LeaseMutation, LeaseOwner, Mutation, NewRun, Outcome, RunId, StateBackend, time};
+use serde_json::Value;
+
+fn seeknal(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_seeknal"));
+    command.current_dir(dir).env_remove("SEEKNAL_STATE_BACKEND").env_remove("SEEKNAL_DATABASE_URL");
+    command
+}
+
+/// Runs a command and answers with exit code, stdout and stderr.
+fn run(dir: &Path, arguments: &str) -> (i32, String, String) {
+    let output = seeknal(dir).args(arguments.split_whitespace()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn json(dir: &Path, arguments: &str) -> Value {
+    let (code, out, err) = run(dir, &format!("{arguments} -o json"));
+    assert_eq!(code, 0, "{arguments}: {err}");
+    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{arguments}: {error}: {out}"))
+}
+
+/// One line on stderr that begins with `error: `.
+fn assert_error(err: &str) {
+    let lines: Vec<&str> = err.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(lines.len(), 1, "{err}");
+    assert!(!err.contains('\u{1b}'), "colours beside a terminal only: {err}");
+}
+
+#[test]
+fn a_project_without_state_gets_none_by_looking_at_it() {
+    for backend in ["file", "database"] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("seeknal_project.yml"), format!("state_backend: {backend}\n")).unwrap();
+        assert_eq!(json(dir.path(), "state runs"), serde_json::json!([]));
+        assert!(run(dir.path(), "state runs").1.contains("There is no state yet"));
+        assert_eq!(json(dir.path(), "state locks"), serde_json::json!({"leases": [], "processes": []}));
+        assert_eq!(json(dir.path(), "state verify")["sound"], true);
+        assert_eq!(json(dir.path(), "state cleanup --days 1")["deleted"], 0);
+        assert_eq!(json(dir.path(), "migrate-state --backend database")["plan"], Value::Null);
+        for missing in ["state show run_1", "state unlock 1"] {
+            let (code, _, err) = run(dir.path(), missing);
+            assert_eq!(code, 3, "{missing}: {err}");
+            assert_error(&err);
+        }
+        assert_eq!(tree(dir.path()).keys().collect::<Vec<_>>(), ["seeknal_project.yml"], "{backend}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_are_listed_and_shown_whole() {
+    for backend in ["file", "database"] {
+        let dir = project(backend).await;
+        let ids = |arguments: &str| {
+            let runs = json(dir.path(), arguments);
+            runs.as_array().unwrap().iter().map(|run| run["run_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(ids("state runs"), ["run_2", "run_1", "run_0", "still"]);
+        assert_eq!(ids("state runs --status running"), ["still"]);
+        assert_eq!(ids("state runs --prefix run_ --limit 2"), ["run_2", "run_1"]);
+        assert_eq!(ids("state runs --all --status running --status success").len(), 4);
+        let (_, table, notes) = run(dir.path(), "state runs --limit 1");
+        assert!(table.contains("run_2") && table.contains("1 failed") && !table.contains("run_1"), "{table}");
+        assert!(notes.contains("--all"), "{notes}");
+
+        let shown = json(dir.path(), "state show run_1");
+        assert_eq!((&shown["status"], &shown["metadata"]["trigger"]), (&"success".into(), &"cron".into()));
+        let node = &shown["nodes"]["load"];
+        assert_eq!(node["status"], "success");
+        assert_eq!((&node["attempt"], &node["row_count"], &node["duration_ms"]), (&1.into(), &101.into(), &1500.into()));
+        assert_eq!(node["fingerprint"], "f00");
+        assert_eq!(node["watermarks"]["w"], "9");
+        assert_eq!(node["completed_partitions"], serde_json::json!(["dt=2024-01-01"]));
+        assert_eq!(node["completed_intervals"], serde_json::json!([["2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z"]]));
+        assert_eq!(shown["nodes"]["a/b"]["error"], "line 1\nline 2");
+        for field in ["version", "started_at", "finished_at", "error", "metadata", "extra", "run_id", "node_id"] {
+            assert!(node.as_object().unwrap().contains_key(field), "{field}");
+        }
+        let (_, table, _) = run(dir.path(), "state show run_1");
+        assert!(table.contains("line 1 line 2"), "{table}");
+        assert_eq!(run(dir.path(), "state show run_9").0, 3);
+        assert_eq!(run(dir.path(), "state show run_1 --project-path nowhere").0, 3);
+    }
+}
+
+#[test]
+fn the_guides_own_file_moves_as_the_guide_says() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("target")).unwrap();
+    fs::write(dir.path().join("target/run_state.json"), GUIDE).unwrap();
+    fs::write(dir.path().join("seeknal_project.yml"), "# mine\r\nname: demo\r\n").unwrap();
+    let before = tree(dir.path());
+    let (code, preview, _) = run(dir.path(), "migrate-state --backend database");
+    assert_eq!(code, 0);
+    assert!(preview.contains("1 run, 1 node, 1000 rows, 1 interval, 1 partition"), "{preview}");
+    assert!(preview.contains("run_20240110_120000") && preview.contains("--no-dry-run"), "{preview}");
+    assert!(!run(dir.path(), "migrate-state --backend database --summary").1.contains("run_20240110_120000"));
+    assert_eq!(tree(dir.path()), before, "a preview changes nothing");
+
+    let shown = json(dir.path(), "state show run_20240110_120000");
+    let (code, done, err) = run(dir.path(), "migrate-state --backend database --no-dry-run");
+    assert_eq!(code, 0, "{err}");
+    assert!(done.contains("\ncp target/run_state.json.bak target/run_state.json\nstate_backend: file\n"), "{done}");
+    assert_eq!(
+        fs::read_to_string(dir.path().join("seeknal_project.yml")).unwrap(),
+        "# mine\r\nname: demo\r\nstate_backend: database\r\n"
+    );
+    let without_versions = |mut state: Value| {
+        state["version"] = Value::Null;
+        state["nodes"]["my_node"]["version"] = Value::Null;
+        state
+    };
+    assert_eq!(without_versions(json(dir.path(), "state show run_20240110_120000")), without_versions(shown));
+
+    // The rollback, as it is printed.
+    fs::copy(dir.path().join("target/run_state.json.bak"), dir.path().join("target/run_state.json")).unwrap();
+    fs::write(dir.path().join("seeknal_project.yml"), "state_backend: file\n").unwrap();
+    assert_eq!(json(dir.path(), "state runs")[0]["run_id"], "run_20240110_120000");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_ends_with_4_also_in_the_preview() {
+    let dir = project("file").await;
+    let database = open("database", &dir.path().join("target")).await;
+    let at = time::parse("2024-01-01").unwrap();
+    put(&database, "run_1", vec![Mutation::Create { run: NewRun::pending(), at }]).await;
+    database.close().await.unwrap();
+    for arguments in ["migrate-state --backend database", "migrate-state --backend database --no-dry-run"] {
+        let (code, _, err) = run(dir.path(), arguments);
+        assert_eq!(code, 4, "{err}");
+        assert_error(&err);
+        assert!(err.contains("\"run_1\""), "{err}");
+    }
+    assert!(!dir.path().join("seeknal_project.yml").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_a_live_writer_reading_works_and_writing_names_it() {
+    let dir = project("file").await;
+    let writer = open("file", &dir.path().join("target")).await;
+    let at = time::parse("2024-02-01").unwrap();
+    put(&writer, "live", vec![Mutation::Create { run: NewRun::running(), at }]).await;
+    assert_eq!(json(dir.path(), "state runs")[0]["run_id"], "live");
+    assert_eq!(json(dir.path(), "state show live")["status"], "running");
+    assert_eq!(json(dir.path(), "state verify")["sound"], true);
+    let locks = json(dir.path(), "state locks");
+    assert_eq!(locks["processes"][0]["pid"], std::process::id(), "{locks}");
+    assert_eq!(run(dir.path(), "state cleanup --days 1 --dry-run").0, 0);
+    assert_eq!(run(dir.path(), "migrate-state --backend database").0, 0);
+    for arguments in ["state cleanup --days 1", "state unlock 1", "migrate-state --backend database --no-dry-run"] {
+        let (code, _, err) = run(dir.path(), arguments);
+        assert_eq!(code, 4, "{arguments}: {err}");
+        assert_error(&err);
+        assert!(err.contains(&std::process::id().to_string()), "{arguments}: {err}");
+    }
+    writer.close().await.unwrap();
+    let (code, _, err) = run(dir.path(), "state unlock 1");
+    assert_eq!(code, 3, "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cleanup_deletes_old_runs_and_keeps_what_they_completed() {
+    for backend in ["file", "database"] {
+        let dir = project(backend).await;
+        let plan = json(dir.path(), "state cleanup --days 30 --keep-last 1 --dry-run");
+        assert_eq!((plan["delete"].as_array().unwrap().len(), &plan["deleted"]), (2, &0.into()));
+        assert_eq!(json(dir.path(), "state runs").as_array().unwrap().len(), 4, "a dry run changes nothing");
+        assert_eq!(json(dir.path(), "state cleanup --days 30 --keep-last 1")["deleted"], 2);
+        assert_eq!(json(dir.path(), "state cleanup --days 30")["deleted"], 1);
+        let left = json(dir.path(), "state runs");
+        assert_eq!(left.as_array().unwrap().len(), 1);
+        assert_eq!(left[0]["run_id"], "still");
+        let backend = open(backend, &dir.path().join("target")).await;
+        let node = seeknal_state::NodeId::new("load").unwrap();
+        assert_eq!(backend.coverage(&node).await.unwrap().intervals.len(), 2);
+        assert_eq!(backend.last_success(&node).await.unwrap().unwrap().run_id, "run_2");
+        backend.close().await.unwrap();
+    }
+    let dir = project("file").await;
+    for (arguments, code) in [("--days 99999999999", 1), ("--days -1", 2), ("--days soon", 2), ("", 2)] {
+        assert_eq!(run(dir.path(), &format!("state cleanup {arguments}")).0, code, "{arguments}");
+    }
+}
+
+async fn grant(backend: &Arc<dyn StateBackend>, run: &str) -> u64 {
+    let at = time::parse("2024-01-01").unwrap();
+    let owner = LeaseOwner { process: backend.process().unwrap(), name: Arc::from("executor 7") };
+    let key = LeaseKey::run(RunId::new(run).unwrap());
+    let grant = LeaseMutation::Grant { key, owner, purpose: Some(Arc::from("tests")), at, ttl_ms: 600_000 };
+    let answer = backend.commit(Arc::new(Batch::new(vec![Entry { leases: vec![grant], ..Entry::default() }]))).await.unwrap();
+    match &answer.outcomes[0] {
+        Outcome::Applied(receipt) => receipt.grants[0].token.0,
+        refused @ Outcome::Refused(_) => panic!("{refused:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_of_a_database_are_listed_and_taken_away() {
+    let dir = project("database").await;
+    let holder = open("database", &dir.path().join("target")).await;
+    let token = grant(&holder, "run_1").await;
+    let locks = json(dir.path(), "state locks");
+    assert_eq!((&locks["leases"][0]["token"], &locks["leases"][0]["owner"]), (&token.into(), &"executor 7".into()));
+    assert_eq!(locks["processes"][0]["pid"], std::process::id(), "{locks}");
+    assert!(run(dir.path(), "state locks").1.contains("executor 7"));
+    let plan = json(dir.path(), "state cleanup --days 30 --dry-run");
+    assert_eq!(plan["locked"], serde_json::json!(["run_1"]));
+    assert_eq!(run(dir.path(), &format!("state unlock {}", token + 1)).0, 3);
+    assert_eq!(json(dir.path(), &format!("state unlock {token}"))["lease"]["run_id"], "run_1");
+    assert_eq!(run(dir.path(), &format!("state unlock {token}")).0, 3);
+    assert_eq!(json(dir.path(), "state locks")["leases"], serde_json::json!([]));
+    holder.close().await.unwrap();
+}
+
+#[test]
+fn damaged_and_foreign_state_ends_with_5_and_stays_as_it_is() {
+    let garbage = |dir: &Path, name: &str, bytes: &[u8]| {
+        fs::create_dir_all(dir.join("target")).unwrap();
+        fs::write(dir.join("target").join(name), bytes).unwrap();
+    };
+    for (name, bytes) in [
+        ("run_state.json", &b""[..]),
+        ("run_state.json", b"{\"run_id\": \"x\", \"nodes\": {"),
+        ("run_state.json", &[0; 4096]),
+        ("state.db", b"this is no database, whatever its name says, and it is long enough to be looked at, header and all....."),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        garbage(dir.path(), name, bytes);
+        if name == "state.db" {
+            fs::write(dir.path().join("seeknal_project.yml"), "state_backend: database\n").unwrap();
+        }
+        for arguments in ["state runs", "state show x", "state cleanup --days 1", "state verify"] {
+            let (code, out, err) = run(dir.path(), arguments);
+            assert_eq!(code, 5, "{name} {arguments}: {out}{err}");
+            assert_error(&err);
+        }
+        assert_eq!(fs::read(dir.path().join("target").join(name)).unwrap(), bytes, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_leaves_is_no_error() {
+    let dir = project("file").await;
+    let backend = open("file", &dir.path().join("target")).await;
+    let at = time::parse("2024-02-01").unwrap();
+    for index in 0..1500 {
+        put(&backend, &format!("many_{index}"), vec![Mutation::Create { run: NewRun::pending(), at }]).await;
+    }
+    backend.close().await.unwrap();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_seeknal"))
+        .current_dir(dir.path())
+        .args(["state", "runs", "--all", "-o", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert_eq!((child.wait().unwrap().code(), err.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn help_tells_the_exit_codes_and_bad_settings_their_line() {
+    let dir = tempfile::tempdir().unwrap();
+    for arguments in ["--help", "state --help", "migrate-state --help"] {
+        let (code, out, _) = run(dir.path(), arguments);
+        assert_eq!(code, 0);
+        assert!(out.contains("Exit codes:"), "{out}");
+    }
+    fs::write(dir.path().join("seeknal_project.yml"), "name: x\nstate_backend: fiel\n").unwrap();
+    let (code, _, err) = run(dir.path(), "state runs");
+    assert_eq!(code, 1);
+    assert!(err.contains("seeknal_project.yml:2:") && err.contains("did you mean \"file\""), "{err}");
+    let output = seeknal(dir.path()).args(["state", "runs"]).env("SEEKNAL_STATE_BACKEND", "file").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "the environment overrides the file");
+}

@@ -1,0 +1,203 @@
+//! Moving a project between its backends: killed at every step and run again, conflicts, backups, and what must not change.
+#![cfg(all(feature = "file", feature = "sqlite"))]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod projects;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+use projects::{fill, open, project, put, tree};
+use seeknal_state::project::relocate::{self, Home, Step};
+use seeknal_state::project::{ProjectErrorKind, Settings, migrate};
+use seeknal_state::{BackendOptions, Mutation, NewRun, create_state_backend, time};
+
+fn now() -> DateTime<Utc> {
+    time::parse("2024-06-01T10:00:00Z").unwrap()
+}
+
+fn settings(dir: &Path) -> Settings {
+    Settings::load(dir, &|_| None).unwrap()
+}
+
+fn go_on(_: Step) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Both homes of the project hold the same, and the settings name the one.
+async fn assert_moved(dir: &Path, to: &str) {
+    assert_eq!(settings(dir).backend.value, to);
+    let reader =
+        |name: &str| create_state_backend(name, &BackendOptions::new().base_path(dir.join("target")).read_only(true)).unwrap();
+    let (file, database) = (reader("file"), reader("database"));
+    file.initialize().await.unwrap();
+    database.initialize().await.unwrap();
+    let counts = migrate::verify(&*file, &*database).await.unwrap();
+    assert_eq!((counts.runs, counts.nodes, counts.coverage_nodes), (4, 6, 1));
+    migrate::verify(&*database, &*file).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_file_moves_into_the_database_and_stays_as_it_was() {
+    let dir = project("file").await;
+    let document = dir.path().join("target/run_state.json");
+    let before = fs::read(&document).unwrap();
+    let report = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
+    assert_moved(dir.path(), "database").await;
+    assert_eq!(fs::read(&document).unwrap(), before, "the document is untouched");
+    assert_eq!(fs::read(dir.path().join("target/run_state.json.bak")).unwrap(), before);
+    assert_eq!(fs::read_to_string(dir.path().join("seeknal_project.yml")).unwrap(), "state_backend: database\n");
+    let moved = report.moved.unwrap();
+    assert_eq!((moved.moved.rows, moved.moved.intervals, moved.moved.partitions), (303, 3, 3));
+    let place = document.display();
+    assert_eq!(report.rollback, [format!("cp {place}.bak {place}"), "state_backend: file".to_owned()]);
+
+    let again = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
+    assert!(again.moved.unwrap().moved.is_empty());
+    assert!(again.older_backup.is_none());
+    assert_eq!(fs::read(&document).unwrap(), before);
+}
+
+#[tokio::test]
+async fn the_database_moves_into_the_file() {
+    let dir = project("database").await;
+    relocate::execute(&settings(dir.path()), Home::File, now(), go_on).await.unwrap();
+    assert_moved(dir.path(), "file").await;
+    let text = fs::read_to_string(dir.path().join("seeknal_project.yml")).unwrap();
+    assert_eq!(text, "name: demo # kept\nstate_backend: file\n");
+}
+
+/// Stops after each step in turn, as a kill would; the project must be usable as before, and a second run must end the work.
+async fn killed_at_every_step(from: &str, to: Home) {
+    let mut stop = 0;
+    loop {
+        let dir = project(from).await;
+        let mut steps = 0;
+        let outcome = relocate::execute(&settings(dir.path()), to, now(), |_| {
+            steps += 1;
+            if steps > stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .await;
+        if outcome.is_ok() {
+            assert!(stop >= 7, "only {stop} steps were told");
+            return;
+        }
+        assert_eq!(outcome.unwrap_err().kind(), ProjectErrorKind::Stopped);
+        // The backend that the settings name is whole, whichever it is.
+        let (backend, _) = settings(dir.path()).open_backend(true).await.unwrap();
+        assert_eq!(migrate::plan(&*backend, None, |_, _| ()).await.unwrap().source.runs, 4, "after step {stop}");
+        backend.close().await.unwrap();
+        relocate::execute(&settings(dir.path()), to, now(), go_on).await.unwrap();
+        assert_moved(dir.path(), to.name()).await;
+        stop += 1;
+    }
+}
+
+#[tokio::test]
+async fn killed_at_every_step_towards_the_database() {
+    killed_at_every_step("file", Home::Database).await;
+}
+
+#[tokio::test]
+async fn killed_at_every_step_towards_the_file() {
+    killed_at_every_step("database", Home::File).await;
+}
+
+#[tokio::test]
+async fn a_preview_changes_nothing() {
+    for (from, to) in [("file", Home::Database), ("database", Home::File)] {
+        let dir = project(from).await;
+        let before = tree(dir.path());
+        let mut runs = 0;
+        let preview = relocate::preview(&settings(dir.path()), to, |_, _| runs += 1).await.unwrap();
+        let mut after = tree(dir.path());
+        // SQLite's own files of a reader; they hold nothing.
+        after.retain(|name, _| before.contains_key(name) || !name.starts_with("target/state.db-"));
+        assert_eq!(after.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>(), "{from}");
+        assert_eq!(after, before, "{from}");
+        let plan = preview.plan.unwrap();
+        assert_eq!((runs, plan.moves.runs, plan.moves.coverage_nodes), (4, 4, 1));
+        assert!(!preview.settings_done);
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_differs_stops_it_before_anything_is_written() {
+    let dir = project("file").await;
+    let database = open("database", &dir.path().join("target")).await;
+    put(&database, "run_1", vec![Mutation::Create { run: NewRun::pending(), at: now() }]).await;
+    database.close().await.unwrap();
+    let before = tree(dir.path());
+    let error = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap_err();
+    assert_eq!(error.kind(), ProjectErrorKind::Conflict);
+    assert!(error.to_string().contains("\"run_1\""), "{error}");
+    let after = tree(dir.path());
+    assert_eq!(before.get("target/run_state.json"), after.get("target/run_state.json"));
+    assert!(!after.contains_key("target/run_state.json.bak") && !after.contains_key("seeknal_project.yml"), "{:?}", after.keys());
+    assert_eq!(settings(dir.path()).backend.value, "file");
+}
+
+#[tokio::test]
+async fn an_older_backup_keeps_its_content_under_its_own_name() {
+    let dir = project("file").await;
+    let backup = dir.path().join("target/run_state.json.bak");
+    fs::write(&backup, "older").unwrap();
+    let report = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
+    let aside = report.older_backup.unwrap();
+    assert_eq!(aside, dir.path().join("target/run_state.json.bak.20240601T100000Z"));
+    assert_eq!(fs::read_to_string(aside).unwrap(), "older");
+    assert_eq!(fs::read(backup).unwrap(), fs::read(dir.path().join("target/run_state.json")).unwrap());
+}
+
+#[tokio::test]
+async fn a_live_writer_is_named_and_nothing_happens() {
+    let dir = project("file").await;
+    let writer = open("file", &dir.path().join("target")).await;
+    let error = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap_err();
+    assert_eq!(error.kind(), ProjectErrorKind::Conflict);
+    assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+    assert!(!dir.path().join("target/state.db").exists());
+    relocate::preview(&settings(dir.path()), Home::Database, |_, _| ()).await.unwrap();
+    writer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_that_is_in_use_is_not_left() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("seeknal_project.yml"), "state_backend: database\n").unwrap();
+    let writer = open("database", &dir.path().join("target")).await;
+    fill(&writer).await;
+    let error = relocate::execute(&settings(dir.path()), Home::File, now(), go_on).await.unwrap_err();
+    assert_eq!(error.kind(), ProjectErrorKind::Conflict, "{error}");
+    assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+    writer.close().await.unwrap();
+    relocate::execute(&settings(dir.path()), Home::File, now(), go_on).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_settings_file_that_cannot_be_switched_stops_it_first() {
+    let dir = project("file").await;
+    fs::write(dir.path().join("seeknal_project.yml"), "state_backend: &s file\nother: *s\n").unwrap();
+    let before = tree(dir.path());
+    let error = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap_err();
+    assert!(error.to_string().contains("by hand"), "{error}");
+    assert_eq!(tree(dir.path()), before);
+}
+
+#[tokio::test]
+async fn without_state_only_the_settings_are_switched() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
+    assert!(report.moved.is_none());
+    assert_eq!(tree(dir.path()).keys().collect::<Vec<_>>(), ["seeknal_project.yml"]);
+}
+
+#[tokio::test]
+async fn a_variable_that_overrides_the_file_is_told() {
+    let dir = project("file").await;
+    let settings = Settings::load(dir.path(), &|name| (name == "SEEKNAL_STATE_BACKEND").then(|| "file".into())).unwrap();
+    let report = relocate::execute(&settings, Home::Database, now(), go_on).await.unwrap();
+    assert!(report.notices.iter().any(|notice| notice.contains("SEEKNAL_STATE_BACKEND")), "{:?}", report.notices);
+}
