@@ -55,19 +55,20 @@ mod run;
 pub mod store;
 
 pub use coordinator::{
-    AbandonedRun, Change, ChangeStream, Commit, Coordinator, CoordinatorBuilder, Durability, Event, Health, OnDelete, RunView, Stats,
-    StreamError, TransactError, Transaction, View,
+    AbandonedRun, Change, ChangeStream, Commit, Coordinator, CoordinatorBuilder, Durability, Event, Health, OnDelete, RunView,
+    Stats, StreamError, TransactError, Transaction, View,
 };
 pub use error::Error;
 pub use lease::{Lease, LeaseError, LockOptions, LostReason};
 pub use model::{
     Clock, CommitSeq, Fence, FencingToken, Fingerprint, InputError, Interval, IntervalSet, IntoInterval, IntoNodeId, IntoRunId,
     LastSuccess, LeaseKey, LeaseOwner, LeaseRecord, Metadata, NewRun, NodeCoverage, NodeId, NodeState, NodeStatus, NodeUpdate,
-    PartitionKey, ProcessInfo, RawJson, RunCursor, RunFilter, RunHeader, RunId, RunPage, RunQuery, RunReceipt, RunState, RunStatus,
-    RunSummary, RunUpdate, Snapshot, SystemClock, Version,
+    PartitionKey, ProcessInfo, RawJson, RunCursor, RunFilter, RunHeader, RunId, RunPage, RunQuery, RunReceipt, RunState,
+    RunStatus, RunSummary, RunUpdate, Snapshot, SystemClock, Version,
 };
 pub use persist::Histogram;
 pub use run::DeferredLoss;
 pub use store::{
-    BackendOptions, MemoryBackend, OpenReport, StateBackend, StateBackendFactory, StoreError, StoreErrorKind, create_state_backend,
+    BackendOptions, MemoryBackend, OpenReport, StateBackend, StateBackendFactory, StoreError, StoreErrorKind,
+    create_state_backend,
 };

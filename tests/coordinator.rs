@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seeknal_state::{
-    Coordinator, Durability, Error, Event, MemoryBackend, NewRun, NodeStatus, NodeUpdate, OnDelete, RunFilter, RunQuery, RunStatus,
-    RunUpdate, Version,
+    Coordinator, Durability, Error, Event, MemoryBackend, NewRun, NodeStatus, NodeUpdate, OnDelete, RunFilter, RunQuery,
+    RunStatus, RunUpdate, Version,
 };
 
 async fn open() -> Coordinator {
@@ -23,7 +23,10 @@ async fn the_guides_protocol_under_its_own_names() {
     state.add_completed_interval("run_1", "node1", ("2024-01-02", "2024-01-03")).await.unwrap();
     state.add_completed_partition("run_1", "node1", "dt=2024-01-01").await.unwrap();
     let node = state.get_node_state("run_1", "node1").await.unwrap().unwrap();
-    assert_eq!((node.status, node.row_count, node.intervals.len(), node.partitions.len()), (NodeStatus::Success, Some(1_000), 1, 1));
+    assert_eq!(
+        (node.status, node.row_count, node.intervals.len(), node.partitions.len()),
+        (NodeStatus::Success, Some(1_000), 1, 1)
+    );
     let pending = state.pending("node1", ("2024-01-01", "2024-01-05")).await.unwrap();
     assert_eq!(pending.len(), 1);
     assert_eq!(pending[0].to_string(), "2024-01-03T00:00:00Z .. 2024-01-05T00:00:00Z");
@@ -55,7 +58,11 @@ async fn many_executors_on_many_runs_lose_nothing() {
         tasks.push(tokio::spawn(async move {
             for step in 0..40_u64 {
                 let commit = state
-                    .set_node_state(format!("run_{}", (task + step) % 10), format!("node_{task}"), NodeUpdate::running().row_count(step))
+                    .set_node_state(
+                        format!("run_{}", (task + step) % 10),
+                        format!("node_{task}"),
+                        NodeUpdate::running().row_count(step),
+                    )
                     .await
                     .unwrap();
                 assert_eq!(commit.runs[0].after, commit.runs[0].before.next());
@@ -124,7 +131,8 @@ async fn transactions_over_several_runs_are_whole_for_readers() {
         tokio::spawn(async move {
             for _ in 0..2_000 {
                 let seen = state.snapshots(&["a", "b", "c"]).await.unwrap();
-                let rows: Vec<_> = seen.iter().map(|run| run.as_ref().unwrap().node("n").and_then(|node| node.row_count)).collect();
+                let rows: Vec<_> =
+                    seen.iter().map(|run| run.as_ref().unwrap().node("n").and_then(|node| node.row_count)).collect();
                 assert!(rows.iter().all(|row| *row == rows[0]), "a transaction was seen in part: {rows:?}");
                 tokio::task::yield_now().await;
             }
@@ -237,7 +245,10 @@ async fn subscribers_hear_of_every_commit_in_order() {
 async fn pages_of_runs_newest_first() {
     let state = open().await;
     for run in 0..25 {
-        state.create_run(format!("run_{run:02}"), if run % 2 == 0 { NewRun::running() } else { NewRun::pending() }).await.unwrap();
+        state
+            .create_run(format!("run_{run:02}"), if run % 2 == 0 { NewRun::running() } else { NewRun::pending() })
+            .await
+            .unwrap();
     }
     let mut query = RunQuery::new(RunFilter::all().status(RunStatus::Running)).limit(5);
     let mut seen = Vec::new();
@@ -257,8 +268,10 @@ async fn pages_of_runs_newest_first() {
 async fn a_full_coordinator_makes_callers_wait_and_refuses_try() {
     let state = Coordinator::builder().max_in_flight(1).open(Arc::new(MemoryBackend::new())).await.unwrap();
     state.create_run("r", NewRun::running()).await.unwrap();
-    let (first, second) =
-        tokio::join!(state.set_node_state("r", "a", NodeUpdate::running()), state.try_set_node_state("r", "b", NodeUpdate::running()));
+    let (first, second) = tokio::join!(
+        state.set_node_state("r", "a", NodeUpdate::running()),
+        state.try_set_node_state("r", "b", NodeUpdate::running())
+    );
     first.unwrap();
     assert!(matches!(second, Err(Error::Overloaded)), "{second:?}");
     let waited = tokio::join!(

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use chrono::{DateTime, Utc};
 use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart};
 use seeknal_state::{
-    Clock, Coordinator, Durability, Error, Event, MemoryBackend, NewRun, NodeId, NodeStatus, NodeUpdate, RunId, StateBackend, SystemClock,
-    Version,
+    Clock, Coordinator, Durability, Error, Event, MemoryBackend, NewRun, NodeId, NodeStatus, NodeUpdate, RunId, StateBackend,
+    SystemClock, Version,
 };
 use support::{Lie, LyingBackend};
 
@@ -28,7 +28,8 @@ async fn write_as_another(backend: &LyingBackend, node: &str, update: NodeUpdate
     let run = RunId::new("r").unwrap();
     let now = backend.inner.load_run(&run).await.unwrap().unwrap();
     let mutation = Mutation::SetNode { node: NodeId::new(node).unwrap(), update: Box::new(update), at: SystemClock.now() };
-    let part = RunPart { run, base: now.version(), expect: now.version(), guards: vec![], mutations: vec![mutation], after: None };
+    let part =
+        RunPart { run, base: now.version(), expect: now.version(), guards: vec![], mutations: vec![mutation], after: None };
     let answer = backend.inner.commit(Arc::new(Batch::new(vec![Entry { parts: vec![part], ..Entry::default() }]))).await.unwrap();
     assert!(matches!(answer.outcomes[0], Outcome::Applied(_)), "{answer:?}");
 }
@@ -269,7 +270,8 @@ async fn foreign_writers_and_lies_together_lose_nothing() {
             tokio::spawn(async move {
                 let mut last = Version::NONE;
                 for step in 1..=25_u64 {
-                    let commit = state.set_node_state("r", format!("n{task}"), NodeUpdate::running().row_count(step)).await.unwrap();
+                    let commit =
+                        state.set_node_state("r", format!("n{task}"), NodeUpdate::running().row_count(step)).await.unwrap();
                     assert!(commit.version() > last);
                     last = commit.version();
                 }

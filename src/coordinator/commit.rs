@@ -12,7 +12,9 @@ use crate::model::{
     CommitSeq, Entry, Fence, Guard, InputError, LeaseMutation, Mutation, Receipt, Refusal, RunId, RunReceipt, RunState, Version,
 };
 use crate::persist::Submission;
-use crate::run::{ChangeSeed, CommitError, Committed, FlushSink, HoldGrant, NotCommitted, OneSink, Op, Permit, Release, Sent, plan};
+use crate::run::{
+    ChangeSeed, CommitError, Committed, FlushSink, HoldGrant, NotCommitted, OneSink, Op, Permit, Release, Sent, plan,
+};
 
 /// How often a transaction over several runs is tried while others change what it touches.
 const MAX_ATTEMPTS: u32 = 32;

@@ -114,7 +114,8 @@ impl Directory {
         if self.crashed.remove(run).is_some() && context.persist.barrier(run).await.is_err() {
             return Err(Stop::Failed(Error::Closed));
         }
-        let state: Option<RunState> = context.backend.load_run(run).await.map_err(|error: StoreError| Stop::Failed(error.into()))?;
+        let state: Option<RunState> =
+            context.backend.load_run(run).await.map_err(|error: StoreError| Stop::Failed(error.into()))?;
         if state.is_none() && !missing_too {
             return Err(Stop::Missing);
         }

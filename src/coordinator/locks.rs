@@ -31,7 +31,12 @@ impl Coordinator {
     ///
     /// # Cancel safety
     /// As [`acquire_lock`](Self::acquire_lock).
-    pub async fn acquire_node_lock(&self, run: impl IntoRunId, node: impl IntoNodeId, wait: Duration) -> Result<Option<Lease>, Error> {
+    pub async fn acquire_node_lock(
+        &self,
+        run: impl IntoRunId,
+        node: impl IntoNodeId,
+        wait: Duration,
+    ) -> Result<Option<Lease>, Error> {
         let (run, node) = super::write::ids(run, node)?;
         self.acquire(LeaseKey::node(run, node), LockOptions::new(), wait).await
     }

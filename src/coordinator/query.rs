@@ -8,8 +8,8 @@ use chrono::{DateTime, Utc};
 use super::{ChangeStream, Coordinator, Engine};
 use crate::error::Error;
 use crate::model::{
-    Interval, IntervalSet, IntoInterval, IntoNodeId, IntoRunId, LastSuccess, NodeCoverage, NodeId, NodeState, PartitionKey, RunId, RunPage,
-    RunQuery, Snapshot, Version,
+    Interval, IntervalSet, IntoInterval, IntoNodeId, IntoRunId, LastSuccess, NodeCoverage, NodeId, NodeState, PartitionKey,
+    RunId, RunPage, RunQuery, Snapshot, Version,
 };
 
 impl Coordinator {
@@ -75,7 +75,11 @@ impl Coordinator {
     ///
     /// # Cancel safety
     /// Reads only.
-    pub async fn list_completed_partitions(&self, run: impl IntoRunId, node: impl IntoNodeId) -> Result<BTreeSet<PartitionKey>, Error> {
+    pub async fn list_completed_partitions(
+        &self,
+        run: impl IntoRunId,
+        node: impl IntoNodeId,
+    ) -> Result<BTreeSet<PartitionKey>, Error> {
         Ok(self.get_node_state(run, node).await?.map(|node| (*node.partitions).clone()).unwrap_or_default())
     }
 

@@ -71,7 +71,9 @@ impl Coordinator {
         let run = run.into_run_id()?;
         let snapshot = self.get_run(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
         let worker = snapshot.header().worker.clone();
-        if snapshot.header().status == RunStatus::Running && worker.as_ref().map(|w| &w.id) != self.worker().as_ref().map(|me| &me.id) {
+        if snapshot.header().status == RunStatus::Running
+            && worker.as_ref().map(|w| &w.id) != self.worker().as_ref().map(|me| &me.id)
+        {
             let processes = self.engine().backend.processes().await?;
             if !self.is_gone(worker.as_ref(), &processes) {
                 if let Some(worker) = worker {

@@ -6,8 +6,8 @@ use super::{Commit, Coordinator, Durability, OnDelete};
 use crate::error::Error;
 use crate::lease::Lease;
 use crate::model::{
-    Guard, InputError, IntoInterval, IntoNodeId, IntoRunId, Mutation, NewRun, NodeStatus, NodeUpdate, PartitionKey, RunId, RunStatus,
-    RunUpdate, Version,
+    Guard, InputError, IntoInterval, IntoNodeId, IntoRunId, Mutation, NewRun, NodeStatus, NodeUpdate, PartitionKey, RunId,
+    RunStatus, RunUpdate, Version,
 };
 
 /// Mutations and guards that happen as one, or not at all: for readers, on disk, after a crash. Nothing happens before
@@ -88,7 +88,12 @@ impl Transaction {
     }
 
     /// Marks a stretch of time as complete.
-    pub fn add_completed_interval(&mut self, run: impl IntoRunId, node: impl IntoNodeId, interval: impl IntoInterval) -> &mut Self {
+    pub fn add_completed_interval(
+        &mut self,
+        run: impl IntoRunId,
+        node: impl IntoNodeId,
+        interval: impl IntoInterval,
+    ) -> &mut Self {
         self.add(|_| {
             let mutation = Mutation::AddInterval { node: node.into_node_id()?, interval: interval.into_interval()? };
             Ok((run.into_run_id()?, mutation))
@@ -96,7 +101,12 @@ impl Transaction {
     }
 
     /// Takes a stretch of time out again.
-    pub fn remove_completed_interval(&mut self, run: impl IntoRunId, node: impl IntoNodeId, interval: impl IntoInterval) -> &mut Self {
+    pub fn remove_completed_interval(
+        &mut self,
+        run: impl IntoRunId,
+        node: impl IntoNodeId,
+        interval: impl IntoInterval,
+    ) -> &mut Self {
         self.add(|_| {
             let mutation = Mutation::RemoveInterval { node: node.into_node_id()?, interval: interval.into_interval()? };
             Ok((run.into_run_id()?, mutation))
@@ -104,7 +114,12 @@ impl Transaction {
     }
 
     /// Marks a partition as complete.
-    pub fn add_completed_partition(&mut self, run: impl IntoRunId, node: impl IntoNodeId, partition: impl AsRef<str>) -> &mut Self {
+    pub fn add_completed_partition(
+        &mut self,
+        run: impl IntoRunId,
+        node: impl IntoNodeId,
+        partition: impl AsRef<str>,
+    ) -> &mut Self {
         self.add(|_| {
             let mutation = Mutation::AddPartition { node: node.into_node_id()?, partition: PartitionKey::new(partition)? };
             Ok((run.into_run_id()?, mutation))
@@ -112,7 +127,12 @@ impl Transaction {
     }
 
     /// Takes a partition out again.
-    pub fn remove_completed_partition(&mut self, run: impl IntoRunId, node: impl IntoNodeId, partition: impl AsRef<str>) -> &mut Self {
+    pub fn remove_completed_partition(
+        &mut self,
+        run: impl IntoRunId,
+        node: impl IntoNodeId,
+        partition: impl AsRef<str>,
+    ) -> &mut Self {
         self.add(|_| {
             let mutation = Mutation::RemovePartition { node: node.into_node_id()?, partition: PartitionKey::new(partition)? };
             Ok((run.into_run_id()?, mutation))
@@ -136,7 +156,9 @@ impl Transaction {
         node: impl IntoNodeId,
         one_of: impl IntoIterator<Item = NodeStatus>,
     ) -> &mut Self {
-        self.expect(|| Ok((run.into_run_id()?, Guard::NodeStatus { node: node.into_node_id()?, one_of: one_of.into_iter().collect() })))
+        self.expect(|| {
+            Ok((run.into_run_id()?, Guard::NodeStatus { node: node.into_node_id()?, one_of: one_of.into_iter().collect() }))
+        })
     }
 
     /// There must be no such node.

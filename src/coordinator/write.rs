@@ -5,8 +5,8 @@ use chrono::{DateTime, Utc};
 use super::{Commit, Coordinator, Transaction};
 use crate::error::Error;
 use crate::model::{
-    IntoInterval, IntoNodeId, IntoRunId, Mutation, NewRun, NodeId, NodeUpdate, PartitionKey, ProcessInfo, RunId, RunStatus, RunUpdate,
-    Snapshot,
+    IntoInterval, IntoNodeId, IntoRunId, Mutation, NewRun, NodeId, NodeUpdate, PartitionKey, ProcessInfo, RunId, RunStatus,
+    RunUpdate, Snapshot,
 };
 
 /// What happens to what a run's nodes completed when the run is deleted.
@@ -103,7 +103,12 @@ impl Coordinator {
     ///
     /// # Cancel safety
     /// As [`update_run`](Self::update_run).
-    pub async fn try_set_node_state(&self, run: impl IntoRunId, node: impl IntoNodeId, update: NodeUpdate) -> Result<Commit, Error> {
+    pub async fn try_set_node_state(
+        &self,
+        run: impl IntoRunId,
+        node: impl IntoNodeId,
+        update: NodeUpdate,
+    ) -> Result<Commit, Error> {
         let mut tx = self.transaction();
         tx.set_node_state(run, node, update);
         tx.try_commit().await

@@ -8,7 +8,7 @@ use super::batch::Refusal;
 use super::id::RunId;
 use super::json::RawJson;
 use super::metadata::Metadata;
-use super::mutation::{Change, Mutation, NewRun, NoteChanges, NodeUpdate, RunImport, RunUpdate};
+use super::mutation::{Change, Mutation, NewRun, NodeUpdate, NoteChanges, RunImport, RunUpdate};
 use super::node::NodeState;
 use super::run::{RunHeader, RunState, Version};
 use super::status::{NodeStatus, RunStatus};

@@ -61,7 +61,9 @@ impl Guard {
                 None => Some(format!("node {node:?} is not there")),
                 Some(state) => (!one_of.contains(&state.status)).then(|| format!("node {node:?} is {}", state.status)),
             },
-            Self::NodeAbsent { node } => run.node(node.as_str()).map(|state| format!("node {node:?} is there, and {}", state.status)),
+            Self::NodeAbsent { node } => {
+                run.node(node.as_str()).map(|state| format!("node {node:?} is there, and {}", state.status))
+            }
             Self::NodeVersion { node, version } => {
                 let found = run.node(node.as_str()).map_or(Version::NONE, |state| state.version);
                 (found != *version).then(|| format!("node {node:?} was changed at version {found}"))

@@ -181,9 +181,13 @@ mod tests {
 
     #[test]
     fn tokens_keep_their_own_text() {
-        let text = "{ \"b\" : [1e-300, 9007199254740993, 0.12366771697998047],\n \"a\": \"\\u0000 \\u65e5 x\\\" y\", \"n\": null }";
+        let text =
+            "{ \"b\" : [1e-300, 9007199254740993, 0.12366771697998047],\n \"a\": \"\\u0000 \\u65e5 x\\\" y\", \"n\": null }";
         let raw = RawJson::parse(text).unwrap();
-        assert_eq!(raw.as_str(), "{\"b\":[1e-300,9007199254740993,0.12366771697998047],\"a\":\"\\u0000 \\u65e5 x\\\" y\",\"n\":null}");
+        assert_eq!(
+            raw.as_str(),
+            "{\"b\":[1e-300,9007199254740993,0.12366771697998047],\"a\":\"\\u0000 \\u65e5 x\\\" y\",\"n\":null}"
+        );
         let members = raw.members().unwrap();
         assert_eq!(members[0].0, "b");
         assert_eq!(members[0].1.elements().unwrap()[1].as_str(), "9007199254740993");

@@ -94,7 +94,14 @@ pub struct LeaseRecord {
 
 impl LeaseRecord {
     /// A lease as it was granted.
-    pub fn new(key: LeaseKey, token: FencingToken, owner: LeaseOwner, purpose: Option<Arc<str>>, since: DateTime<Utc>, ttl_ms: u64) -> Self {
+    pub fn new(
+        key: LeaseKey,
+        token: FencingToken,
+        owner: LeaseOwner,
+        purpose: Option<Arc<str>>,
+        since: DateTime<Utc>,
+        ttl_ms: u64,
+    ) -> Self {
         let until = later(since, ttl_ms);
         Self { key, token, owner, purpose, since, until, ttl_ms }
     }

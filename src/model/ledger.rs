@@ -156,7 +156,10 @@ impl Ledger {
             let current = self.runs.get(&part.run);
             let version = current.map_or(Version::NONE, RunState::version);
             if version != part.before {
-                return Err(refuse(format!("it was made on run {:?} at version {}, which is at {version}", part.run, part.before)));
+                return Err(refuse(format!(
+                    "it was made on run {:?} at version {}, which is at {version}",
+                    part.run, part.before
+                )));
             }
             if part.after <= part.before || part.after.0 > seq.0 {
                 return Err(refuse(format!("it moves run {:?} from version {} to {}", part.run, part.before, part.after)));

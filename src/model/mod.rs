@@ -23,13 +23,11 @@ mod status;
 pub mod time;
 
 pub use apply::{apply, apply_all};
-pub use batch::{
-    Batch, BatchAnswer, BatchId, Entry, Fence, LeaseGrant, Outcome, Receipt, Refusal, RunPart, RunReceipt,
-};
+pub use batch::{Batch, BatchAnswer, BatchId, Entry, Fence, LeaseGrant, Outcome, Receipt, Refusal, RunPart, RunReceipt};
 pub use clock::{Clock, SystemClock};
 pub use coverage::{LastSuccess, NodeCoverage, Retained};
 pub use guard::{Guard, StatusSet, check_guards};
-pub use id::{InputError, IntoNodeId, IntoRunId, NodeId, PartitionKey, RunId, MAX_ID_BYTES};
+pub use id::{InputError, IntoNodeId, IntoRunId, MAX_ID_BYTES, NodeId, PartitionKey, RunId};
 pub use interval::{Interval, IntervalSet, IntoInterval};
 pub use json::RawJson;
 pub use lease::{FencingToken, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord};

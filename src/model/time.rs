@@ -28,7 +28,8 @@ pub fn parse(text: &str) -> Result<DateTime<Utc>, InputError> {
 /// As [`parse`], and says whether the text named a zone.
 pub(crate) fn parse_styled(text: &str) -> Result<(DateTime<Utc>, bool), InputError> {
     let refuse = |why: &str| InputError::new(format!("stamp {}", excerpt(text)), why);
-    let (stamp, zoned) = read(text).ok_or_else(|| refuse("write it as 2024-01-31, 2024-01-31T12:00:00 or 2024-01-31T12:00:00Z"))?;
+    let (stamp, zoned) =
+        read(text).ok_or_else(|| refuse("write it as 2024-01-31, 2024-01-31T12:00:00 or 2024-01-31T12:00:00Z"))?;
     if stamp.timestamp_subsec_nanos() % 1_000 != 0 {
         return Err(refuse("it is finer than a microsecond; cut it to six digits after the second"));
     }
@@ -104,14 +105,26 @@ mod tests {
 
     #[test]
     fn bad_stamps_are_refused() {
-        for bad in ["", "yesterday", "2024-13-01", "2024-02-30", "2023-02-29T00:00:00", "0000-01-01", "2024-01-01T00:00:00.1234567Z", "2024-01-01T25:00:00", "１２３"] {
+        for bad in [
+            "",
+            "yesterday",
+            "2024-13-01",
+            "2024-02-30",
+            "2023-02-29T00:00:00",
+            "0000-01-01",
+            "2024-01-01T00:00:00.1234567Z",
+            "2024-01-01T25:00:00",
+            "１２３",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn formats_read_back() {
-        for text in ["2024-01-10T12:00:00Z", "2024-01-10T12:00:00.500Z", "0001-01-01T00:00:00.000001Z", "9999-12-31T23:59:59.999999Z"] {
+        for text in
+            ["2024-01-10T12:00:00Z", "2024-01-10T12:00:00.500Z", "0001-01-01T00:00:00.000001Z", "9999-12-31T23:59:59.999999Z"]
+        {
             let stamp = parse(text).unwrap();
             assert_eq!(format(stamp), text);
             assert_eq!(parse(&format_sortable(stamp)).unwrap(), stamp);

@@ -26,7 +26,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(super) enum Msg<S> {
     Submit(Submission<S>),
     Barrier(oneshot::Sender<()>),
-    Done { answer: Result<BatchAnswer, StoreError>, took: Duration },
+    Done {
+        answer: Result<BatchAnswer, StoreError>,
+        took: Duration,
+    },
     Retry,
     /// Answered when everything is settled; entries that come later are refused as closed.
     Close(oneshot::Sender<()>),
@@ -181,7 +184,10 @@ impl<S: Sink> State<S> {
                 S::settle(settled);
                 return;
             }
-            let busy = StoreError::not_applied(StoreErrorKind::Unavailable, format!("storage does not settle an earlier batch: {error}"));
+            let busy = StoreError::not_applied(
+                StoreErrorKind::Unavailable,
+                format!("storage does not settle an earlier batch: {error}"),
+            );
             settled.extend(self.queue.reject_waiting(&busy));
             self.stuck = Some(busy);
             S::settle(settled);
@@ -213,6 +219,9 @@ impl<S: Sink> Report<S> {
 
 impl<S: Sink> Drop for Report<S> {
     fn drop(&mut self) {
-        self.send(Err(StoreError::unknown(StoreErrorKind::Poisoned, "the backend stopped in the middle of a batch; its code panicked")));
+        self.send(Err(StoreError::unknown(
+            StoreErrorKind::Poisoned,
+            "the backend stopped in the middle of a batch; its code panicked",
+        )));
     }
 }

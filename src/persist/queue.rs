@@ -189,8 +189,11 @@ impl<S, B> FlushQueue<S, B> {
         let mut settled = Vec::with_capacity(flight.len());
         for ((sink, chain), entry) in flight.into_iter().zip(entries) {
             self.break_chains(entry, chain);
-            let settlement =
-                if error.is_unknown_outcome() { Settlement::Unknown(error.clone()) } else { Settlement::NotApplied(error.clone()) };
+            let settlement = if error.is_unknown_outcome() {
+                Settlement::Unknown(error.clone())
+            } else {
+                Settlement::NotApplied(error.clone())
+            };
             settled.push((sink, settlement));
         }
         self.take_broken(&mut settled);

@@ -507,4 +507,3 @@ fn jitter(attempts: u32) -> Duration {
     let longest = 500_u64 << attempts.min(8);
     Duration::from_micros(RandomState::new().hash_one(attempts) % longest)
 }
-

@@ -94,7 +94,16 @@ pub(super) struct Chain {
 
 impl Chain {
     pub(super) fn new(id: RunId, committed: Option<RunState>) -> Self {
-        Self { id, tip: committed.clone(), committed, in_flight: VecDeque::new(), number: 1, tickets: 0, durable_in_flight: 0, broken: false }
+        Self {
+            id,
+            tip: committed.clone(),
+            committed,
+            in_flight: VecDeque::new(),
+            number: 1,
+            tickets: 0,
+            durable_in_flight: 0,
+            broken: false,
+        }
     }
 
     pub(super) fn number(&self) -> u64 {

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::actor::{Arguments, Msg, RunActor, RunContext};
 use super::admission::Permit;
-use super::op::{Committed, CommitError, DeferredLoss, Envelope, Op, Reply};
+use super::op::{CommitError, Committed, DeferredLoss, Envelope, Op, Reply};
 use crate::model::{RunId, RunState, Snapshot, Version};
 
 /// What readers see of a run, shared with its actor. Reading never waits for a writer.

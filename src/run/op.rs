@@ -4,7 +4,9 @@ use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
 use super::admission::Permit;
-use crate::model::{CommitSeq, Entry, Fence, Guard, LeaseMutation, Mutation, NodeId, Receipt, Refusal, RunId, RunReceipt, Version};
+use crate::model::{
+    CommitSeq, Entry, Fence, Guard, LeaseMutation, Mutation, NodeId, Receipt, Refusal, RunId, RunReceipt, Version,
+};
 use crate::store::StoreError;
 
 /// One transaction on one run, before it is checked.

@@ -88,13 +88,17 @@ impl StoreError {
     /// The same fault with the error that it came from.
     pub fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
         let Inner { kind, unknown, message, .. } = &*self.inner;
-        Self { inner: Arc::new(Inner { kind: *kind, unknown: *unknown, message: message.clone(), source: Some(Box::new(source)) }) }
+        Self {
+            inner: Arc::new(Inner { kind: *kind, unknown: *unknown, message: message.clone(), source: Some(Box::new(source)) }),
+        }
     }
 
     /// The same fault, after which nobody knows whether it has happened.
     pub fn into_unknown(self) -> Self {
         let Inner { kind, message, .. } = &*self.inner;
-        Self { inner: Arc::new(Inner { kind: *kind, unknown: true, message: message.clone(), source: Some(Box::new(self.clone())) }) }
+        Self {
+            inner: Arc::new(Inner { kind: *kind, unknown: true, message: message.clone(), source: Some(Box::new(self.clone())) }),
+        }
     }
 
     /// What kind of fault it is.

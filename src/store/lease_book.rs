@@ -69,8 +69,13 @@ impl LeaseBook {
     /// All leases that are held and not expired.
     pub fn list(&self) -> Vec<LeaseRecord> {
         let now = Instant::now();
-        let mut all: Vec<LeaseRecord> =
-            self.lock().values().flat_map(HashMap::values).filter(|held| held.is_live(now)).map(|held| held.record.clone()).collect();
+        let mut all: Vec<LeaseRecord> = self
+            .lock()
+            .values()
+            .flat_map(HashMap::values)
+            .filter(|held| held.is_live(now))
+            .map(|held| held.record.clone())
+            .collect();
         all.sort_by_key(|record| record.token);
         all
     }

@@ -28,8 +28,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::model::{
-    Batch, BatchAnswer, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage, RunQuery,
-    RunState, Version,
+    Batch, BatchAnswer, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage,
+    RunQuery, RunState, Version,
 };
 
 pub use answers::AnswerLog;
@@ -196,14 +196,17 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
 
     /// The state of a node in the newest run that has it.
     fn latest_node<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Option<(RunId, NodeState)>, StoreError>> {
-        Box::pin(async move { find_newest(self, |run| run.node(node.as_str()).map(|state| (run.id().clone(), state.clone()))).await })
+        Box::pin(
+            async move { find_newest(self, |run| run.node(node.as_str()).map(|state| (run.id().clone(), state.clone()))).await },
+        )
     }
 
     /// The last success of a node over all runs, also those that cleanup deleted.
     fn last_success<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Option<LastSuccess>, StoreError>> {
         Box::pin(async move {
             let live = find_newest(self, |run| LastSuccess::of(run, run.node(node.as_str())?)).await?;
-            let kept = self.retained().await?.into_iter().find(|(id, _)| id == node).and_then(|(_, retained)| retained.last_success);
+            let kept =
+                self.retained().await?.into_iter().find(|(id, _)| id == node).and_then(|(_, retained)| retained.last_success);
             Ok(match (live, kept) {
                 (Some(live), Some(kept)) if kept.is_newer_than(&live) => Some(kept),
                 (live, kept) => live.or(kept),

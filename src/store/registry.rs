@@ -170,7 +170,9 @@ fn database(options: &BackendOptions) -> Result<Arc<dyn StateBackend>, StoreErro
         let needs = |feature: &str| {
             StoreError::not_applied(
                 StoreErrorKind::Unsupported,
-                format!("database_url with {scheme}:// needs the feature `{feature}`, which is not compiled into this build; remove database_url to use the SQLite file"),
+                format!(
+                    "database_url with {scheme}:// needs the feature `{feature}`, which is not compiled into this build; remove database_url to use the SQLite file"
+                ),
             )
         };
         return Err(match scheme {

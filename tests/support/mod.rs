@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 use seeknal_state::model::{Batch, BatchAnswer, BatchId};
 use seeknal_state::store::{BoxFuture, LeaseStore, OpenProcess};
 use seeknal_state::{
-    LeaseRecord, MemoryBackend, OpenReport, ProcessInfo, RunId, RunPage, RunQuery, RunState, StateBackend, StoreError, StoreErrorKind,
+    LeaseRecord, MemoryBackend, OpenReport, ProcessInfo, RunId, RunPage, RunQuery, RunState, StateBackend, StoreError,
+    StoreErrorKind,
 };
 use tokio::sync::Semaphore;
 
