@@ -177,11 +177,10 @@ impl Engine {
         let mut told = Ok(());
         for handle in self.directory.resident() {
             let cell = handle.cell();
-            if cell.has_deferred() || cell.peek_loss().is_some() {
-                if let Err(loss) = handle.flush().await {
+            if (cell.has_deferred() || cell.peek_loss().is_some())
+                && let Err(loss) = handle.flush().await {
                     told = told.and(Err(Error::DeferredLost(loss)));
                 }
-            }
         }
         told
     }

@@ -75,11 +75,10 @@ impl Coordinator {
             && worker.as_ref().map(|w| &w.id) != self.worker().as_ref().map(|me| &me.id)
         {
             let processes = self.engine().backend.processes().await?;
-            if !self.is_gone(worker.as_ref(), &processes) {
-                if let Some(worker) = worker {
+            if !self.is_gone(worker.as_ref(), &processes)
+                && let Some(worker) = worker {
                     return Err(Error::RunInUse { run, worker });
                 }
-            }
             let mut tx: Transaction = self.transaction();
             tx.expect_version(&run, snapshot.version());
             tx.update_run(&run, RunUpdate::running());

@@ -45,9 +45,9 @@ impl Actor for Supervisor {
         event: SupervisionEvent,
         state: &mut Weak<Directory>,
     ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(actor, error) = event {
-            if let Some(directory) = state.upgrade() {
-                if let Some(run) = directory.crashed(actor.get_id()) {
+        if let SupervisionEvent::ActorFailed(actor, error) = event
+            && let Some(directory) = state.upgrade()
+                && let Some(run) = directory.crashed(actor.get_id()) {
                     tracing::error!(%run, %error, "the actor of a run died; it is started again from what is in storage");
                     drop(tokio::spawn(async move {
                         if let Err(error) = directory.existing(&run).await {
@@ -55,8 +55,6 @@ impl Actor for Supervisor {
                         }
                     }));
                 }
-            }
-        }
         Ok(())
     }
 }

@@ -222,11 +222,10 @@ impl Coordinator {
     }
 
     pub(super) fn header_change(&self, mut update: RunUpdate) -> Mutation {
-        if update.status == Some(RunStatus::Running) && update.worker.is_keep() {
-            if let Some(worker) = self.worker() {
+        if update.status == Some(RunStatus::Running) && update.worker.is_keep()
+            && let Some(worker) = self.worker() {
                 update.worker = crate::model::Change::Set(worker);
             }
-        }
         Mutation::Update { update, at: UNSTAMPED }
     }
 }

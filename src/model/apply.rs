@@ -151,11 +151,10 @@ fn update_node(node: &mut NodeState, update: &NodeUpdate, at: DateTime<Utc>) {
     }
     update.started_at.apply_to(&mut node.started_at);
     update.finished_at.apply_to(&mut node.finished_at);
-    if moved.is_some_and(NodeStatus::is_ended) && update.duration_ms == Change::Keep {
-        if let (Some(start), Some(end)) = (node.started_at, node.finished_at) {
+    if moved.is_some_and(NodeStatus::is_ended) && update.duration_ms == Change::Keep
+        && let (Some(start), Some(end)) = (node.started_at, node.finished_at) {
             node.duration_ms = u64::try_from((end - start).num_milliseconds()).ok();
         }
-    }
     update.duration_ms.apply_to(&mut node.duration_ms);
     update.row_count.apply_to(&mut node.row_count);
     update.fingerprint.apply_to(&mut node.fingerprint);

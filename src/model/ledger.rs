@@ -225,22 +225,19 @@ impl Ledger {
             None if !creates => return Err(Refusal::RunNotFound { run: part.run.clone() }),
             None => Version(self.seq.0.saturating_add(1)),
         };
-        if let Some(run) = current {
-            if let Some((guard, found)) = check_guards(run, &part.guards) {
+        if let Some(run) = current
+            && let Some((guard, found)) = check_guards(run, &part.guards) {
                 return Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found });
             }
-        }
-        if part.guards.contains(&Guard::Unlocked) {
-            if let Some(holder) = fences.holder(&part.run) {
+        if part.guards.contains(&Guard::Unlocked)
+            && let Some(holder) = fences.holder(&part.run) {
                 let found = format!("it is locked by {holder}");
                 return Err(Refusal::Guard { run: part.run.clone(), guard: Guard::Unlocked, found });
             }
-        }
-        if let (Some(run), Some(after)) = (current, &part.after) {
-            if run.version() == part.expect && after.version() == version && after.created_version() == run.created_version() {
+        if let (Some(run), Some(after)) = (current, &part.after)
+            && run.version() == part.expect && after.version() == version && after.created_version() == run.created_version() {
                 return Ok((Some(after.clone()), version));
             }
-        }
         let mut state = current.cloned();
         apply_all(&mut state, &part.run, &part.mutations, version)?;
         Ok((state, version))
@@ -421,7 +418,7 @@ impl Ledger {
             .iter()
             .map(|(node, coverage)| (node.clone(), Retained { coverage: NodeCoverage::clone(coverage), last_success: None }))
             .collect();
-        for (node, success) in self.last_success.iter() {
+        for (node, success) in &self.last_success {
             all.entry(node.clone()).or_default().last_success = Some(LastSuccess::clone(success));
         }
         all

@@ -269,18 +269,15 @@ impl State {
 
     /// Answers a caller with an error; a deferred write that was acknowledged is lost.
     fn give_up(&mut self, ack: Option<Ack>, error: CommitError) {
-        match ack {
-            Some(ack) => ack.answer(Err(error)),
-            None => {
-                let cause = match &error {
-                    CommitError::Refused(refusal) => refusal.to_string(),
-                    CommitError::Store(error) => error.to_string(),
-                    _ => "others changed the run again and again".to_owned(),
-                };
-                let loss = self.cell.note_loss(1, &cause);
-                tracing::error!(run = %loss.run, lost = loss.lost, cause = %loss.cause, "deferred writes were lost");
-                self.context.surroundings.lost(&loss);
-            }
+        if let Some(ack) = ack { ack.answer(Err(error)) } else {
+            let cause = match &error {
+                CommitError::Refused(refusal) => refusal.to_string(),
+                CommitError::Store(error) => error.to_string(),
+                _ => "others changed the run again and again".to_owned(),
+            };
+            let loss = self.cell.note_loss(1, &cause);
+            tracing::error!(run = %loss.run, lost = loss.lost, cause = %loss.cause, "deferred writes were lost");
+            self.context.surroundings.lost(&loss);
         }
     }
 

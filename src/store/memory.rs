@@ -76,7 +76,7 @@ impl MemoryBackend {
 }
 
 impl StateBackend for MemoryBackend {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "memory"
     }
 

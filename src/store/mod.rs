@@ -278,11 +278,10 @@ where
     loop {
         let page = backend.list_runs(&query).await?;
         for summary in &page.runs {
-            if let Some(run) = backend.load_run(&summary.run_id).await? {
-                if let Some(found) = find(&run) {
+            if let Some(run) = backend.load_run(&summary.run_id).await?
+                && let Some(found) = find(&run) {
                     return Ok(Some(found));
                 }
-            }
         }
         if page.next.is_none() {
             return Ok(None);

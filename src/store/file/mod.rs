@@ -180,7 +180,7 @@ fn blocking<'a, T: Send + 'static>(
 }
 
 impl StateBackend for FileBackend {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "file"
     }
 
@@ -369,11 +369,10 @@ impl Drop for FileBackend {
     fn drop(&mut self) {
         let Access::Write { phase, .. } = &self.access else { return };
         let phase = std::mem::replace(&mut *lock(phase), Phase::Closed);
-        if let Phase::Open(running) = phase {
-            if running.sender.send(Op::Close(None)).is_ok() {
+        if let Phase::Open(running) = phase
+            && running.sender.send(Op::Close(None)).is_ok() {
                 // A fault of this close has nobody to be told to; the journal holds everything.
                 let _ended = running.thread.join();
             }
-        }
     }
 }

@@ -386,8 +386,8 @@ pub(super) fn heal(state: &mut State, paths: &Paths, now: DateTime<Utc>) -> Resu
         ));
     }
     let mut place = paths.journal.clone();
-    if let Some(active) = &state.active {
-        if active.stored.path == paths.next {
+    if let Some(active) = &state.active
+        && active.stored.path == paths.next {
             if state.pending.is_some() {
                 place.clone_from(&paths.next);
             } else {
@@ -396,7 +396,6 @@ pub(super) fn heal(state: &mut State, paths: &Paths, now: DateTime<Utc>) -> Resu
                 renamed = true;
             }
         }
-    }
     for spent in std::mem::take(&mut state.spent) {
         let taken_over = spent == paths.journal && state.active.is_some() && place == paths.journal;
         if !taken_over {

@@ -198,7 +198,7 @@ pub(super) fn indent(compact: &[u8], mark: usize) -> (Vec<u8>, usize) {
             b' ' | b'\n' | b'\r' | b'\t' => {}
             b'{' | b'[' => {
                 out.push(byte);
-                while rest.next_if(|byte| byte.is_ascii_whitespace()).is_some() {}
+                while rest.next_if(u8::is_ascii_whitespace).is_some() {}
                 if let Some(close) = rest.next_if(|byte| matches!(byte, b'}' | b']')) {
                     out.push(close);
                 } else {

@@ -435,11 +435,10 @@ impl Writer {
             return answer(reply, Ok(()));
         }
         self.waiting.push((self.ledger.seq().0, reply));
-        if self.job.is_none() {
-            if let Err(error) = self.begin_checkpoint() {
+        if self.job.is_none()
+            && let Err(error) = self.begin_checkpoint() {
                 self.fail_waiting(&error);
             }
-        }
     }
 
     fn fail_waiting(&mut self, error: &StoreError) {
@@ -542,22 +541,20 @@ impl Writer {
         if now.duration_since(self.last_look) >= LOOK {
             self.last_look = now;
             // While a checkpoint runs, the document changes by our own hand; a fault of the system is met again where it matters.
-            if self.job.is_none() {
-                if let Err(error) = checkpoint::check(&self.paths, self.document.identity) {
+            if self.job.is_none()
+                && let Err(error) = checkpoint::check(&self.paths, self.document.identity) {
                     self.poisoned = poison(&error);
                     return;
                 }
-            }
         }
         self.note_leases();
         let wanted = !self.waiting.is_empty() || self.is_checkpoint_due(now);
-        if wanted && self.job.is_none() && self.is_dirty() && self.retry.is_none_or(|(at, _)| now >= at) {
-            if let Err(error) = self.begin_checkpoint() {
+        if wanted && self.job.is_none() && self.is_dirty() && self.retry.is_none_or(|(at, _)| now >= at)
+            && let Err(error) = self.begin_checkpoint() {
                 let wait = self.retry.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LONGEST_RETRY));
                 self.retry = Some((now + wait, wait));
                 self.fail_waiting(&error);
             }
-        }
     }
 
     fn is_checkpoint_due(&self, now: Instant) -> bool {
