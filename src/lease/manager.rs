@@ -10,7 +10,7 @@ use std::time::Duration;
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
-use crate::model::{FencingToken, LeaseKey, LeaseOwner, LeaseRecord, ProcessInfo, Refusal, RunId};
+use crate::model::{FencingToken, LeaseKey, LeaseOwner, LeaseRecord, ProcessInfo, Refusal};
 use crate::store::{LeaseBook, LeaseStore, StoreError, StoreErrorKind};
 
 use super::DoorError;
