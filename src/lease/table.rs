@@ -394,11 +394,6 @@ impl LeaseTable {
         self.runs.keys()
     }
 
-    /// What a request is on.
-    pub(super) fn key(&self, ticket: Ticket) -> Option<&LeaseKey> {
-        self.slots.get(&ticket).map(|slot| &slot.key)
-    }
-
     /// Whether nothing is held, claimed, leaving or awaited.
     pub(super) fn is_empty(&self) -> bool {
         self.slots.is_empty()

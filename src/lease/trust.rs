@@ -191,3 +191,44 @@ pub(super) fn trusted(ttl: Duration) -> Duration {
     let margin = (ttl / 10).clamp(Duration::from_millis(10), Duration::from_secs(2)).min(ttl / 2);
     ttl.saturating_sub(margin)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_lost_stays_lost() {
+        let time = Arc::new(LeaseTime::new());
+        let trust = Trust::new(Arc::clone(&time), Some(time.now() + ms(100)));
+        tokio::time::advance(ms(90)).await;
+        assert!(trust.extend(time.now() + ms(100)).is_ok());
+        tokio::time::advance(ms(90)).await;
+        assert!(trust.state().is_ok() && trust.remaining() <= Some(ms(10)));
+        tokio::time::advance(ms(10)).await;
+        // The answer that comes on the very tick is the first to look.
+        assert_eq!(trust.extend(time.now() + ms(100)), Err(LostReason::Expired));
+        trust.lose(LostReason::Forced);
+        assert_eq!(trust.state(), Err(LostReason::Expired), "the first reason stays");
+        assert_eq!((trust.lost().await, trust.remaining()), (LostReason::Expired, Some(Duration::ZERO)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiters_learn_of_an_end_at_any_moment() {
+        let time = Arc::new(LeaseTime::new());
+        let open = Trust::new(Arc::clone(&time), None);
+        assert_eq!((open.state(), open.remaining()), (Ok(None), None));
+        let ((), first, second) = tokio::join!(async { open.lose(LostReason::Storage) }, open.lost(), open.lost());
+        assert_eq!((first, second), (LostReason::Storage, LostReason::Storage));
+    }
+
+    #[test]
+    fn trust_ends_before_the_lease_does() {
+        for (ttl, trust) in [(1, 0), (20, 10), (100, 90), (1_000, 900), (30_000, 28_000), (3_600_000, 3_598_000)] {
+            assert_eq!(trusted(ms(ttl)).as_millis(), trust, "{ttl}");
+        }
+    }
+}

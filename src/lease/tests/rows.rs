@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::world::{Rows, ms, node, start, until, whole};
+use super::world::{Rows, lost, ms, node, start, until, whole};
 use crate::lease::{Lease, LeaseError, LeaseHandle, LockOptions, LostReason};
 use crate::store::StateBackend;
 
@@ -102,7 +102,7 @@ async fn a_silent_storage_costs_the_lease_and_a_late_answer_does_not_bring_it_ba
     let locks = open(&rows).await;
     let lease = get(&locks, brief()).await;
     rows.shared.renewals.send_replace(false);
-    assert_eq!(lease.lost().await, LostReason::Storage);
+    assert_eq!(lost(&lease).await, LostReason::Storage);
     let extended = rows.held();
     assert!(extended.iter().all(|held| held.token == lease.token()), "the row may still be there: {extended:?}");
     rows.shared.renewals.send_replace(true);
@@ -122,7 +122,7 @@ async fn renewals_that_fail_are_tried_again_as_long_as_there_is_trust() {
     until("it was renewed", || rows.shared.renewals_asked.load(Ordering::SeqCst) >= 2).await;
     assert!(!lease.is_lost());
     rows.shared.renewals_fail.store(true, Ordering::SeqCst);
-    assert_eq!(lease.lost().await, LostReason::Storage);
+    assert_eq!(lost(&lease).await, LostReason::Storage);
 }
 
 #[tokio::test]
@@ -131,7 +131,7 @@ async fn a_lease_forced_in_another_process_is_noticed() {
     let (here, there) = (open(&rows).await, open(&rows.another()).await);
     let lease = get(&here, brief()).await;
     assert_eq!(there.force_unlock(lease.token()).await.unwrap().token, lease.token());
-    assert_eq!(lease.lost().await, LostReason::Forced);
+    assert_eq!(lost(&lease).await, LostReason::Forced);
     assert!(matches!(there.force_unlock(lease.token()).await, Err(LeaseError::NotFound { .. })));
     assert!(here.acquire(whole("r"), brief(), LONG).await.unwrap().is_some(), "and its place here is free");
 }
@@ -188,7 +188,7 @@ async fn by_hand_a_lease_is_renewed_or_expires() {
     tokio::time::sleep(ms(600)).await;
     lease.renew().await.unwrap();
     assert!(lease.remaining() > ms(500), "{:?}", lease.remaining());
-    assert_eq!(lease.lost().await, LostReason::Expired);
+    assert_eq!(lost(&lease).await, LostReason::Expired);
     until("the row is given back", || rows.held().is_empty()).await;
     assert_eq!(rows.shared.renewals_asked.load(Ordering::SeqCst), 1, "nobody kept it alive");
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::lease::{DoorError, LeaseHandle, LeaseStoreDoor};
+use crate::lease::{DoorError, Lease, LeaseHandle, LeaseStoreDoor, LostReason};
 use crate::model::*;
 use crate::store::*;
 
@@ -34,6 +34,11 @@ pub(super) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(start.elapsed() < Duration::from_secs(20), "never: {what}");
         tokio::time::sleep(ms(2)).await;
     }
+}
+
+/// Why a lease was lost; the limit is for a broken build only.
+pub(super) async fn lost(lease: &Lease) -> LostReason {
+    tokio::time::timeout(Duration::from_secs(20), lease.lost()).await.expect("it is never lost")
 }
 
 /// A door that commits straight to the backend, with a flush that can be held up.
