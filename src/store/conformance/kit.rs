@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::{Chain, Harness};
 use crate::model::{
     Batch, Entry, Fence, FencingToken, InputError, Interval, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord, Mutation, NewRun,
-    NodeId, NodeStatus, NodeUpdate, Outcome, PartitionKey, ProcessInfo, Receipt, Refusal, RunId, RunQuery, RunState, RunSummary,
-    Version, time,
+    NodeId, NodeState, NodeStatus, NodeUpdate, Outcome, PartitionKey, ProcessInfo, RawJson, Receipt, Refusal, RunHeader, RunId,
+    RunQuery, RunState, RunSummary, Version, time,
 };
 use crate::store::{LeaseStore, StateBackend, StoreError};
 
@@ -347,10 +347,39 @@ pub(super) fn relative(run: &RunState) -> RunState {
 }
 
 /// A node that must be there.
-pub(super) fn node<'r>(run: &'r RunState, id: &str) -> Result<&'r crate::model::NodeState, Fault> {
+pub(super) fn node<'r>(run: &'r RunState, id: &str) -> Result<&'r NodeState, Fault> {
     run.node(id).ok_or_else(|| Fault::new(format!("node {id:?} of run {:?} must be there and is not", run.id())))
 }
 
 pub(super) fn status_of(run: &RunState, id: &str) -> Option<NodeStatus> {
     run.node(id).map(|node| node.status.clone())
+}
+
+/// A run without the foreign objects it came from: a store may add to those what its own form of them needs (see [`foreign_kept`]).
+pub(super) fn without_extra(run: &RunState) -> RunState {
+    let header = RunHeader { extra: None, ..run.header().clone() };
+    let nodes = run.nodes().map(|(id, node)| (id.clone(), NodeState { extra: None, ..node.clone() }));
+    RunState::from_parts(run.id().clone(), header, run.version(), run.created_version(), nodes)
+}
+
+/// Fails unless every member of a foreign object is still there, in its own text and in its old order.
+pub(super) fn foreign_kept(found: Option<&RawJson>, expected: Option<&RawJson>, what: &str) -> Result<(), Fault> {
+    let Some(members) = expected.and_then(RawJson::members) else { return Ok(()) };
+    let found = found.and_then(RawJson::members).unwrap_or_default();
+    let kept: Vec<_> = found.into_iter().filter(|(key, _)| members.iter().any(|(known, _)| known == key)).collect();
+    ensure_eq!(kept, members, "{what}: the members of a foreign object");
+    Ok(())
+}
+
+/// The same for a run and all its nodes.
+pub(super) fn all_foreign_kept(found: &RunState, expected: &RunState, what: &str) -> Result<(), Fault> {
+    foreign_kept(found.header().extra.as_ref(), expected.header().extra.as_ref(), what)?;
+    for (id, state) in expected.nodes() {
+        foreign_kept(
+            found.node(id.as_str()).and_then(|node| node.extra.as_ref()),
+            state.extra.as_ref(),
+            &format!("{what}, node {id:?}"),
+        )?;
+    }
+    Ok(())
 }

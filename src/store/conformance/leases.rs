@@ -253,8 +253,9 @@ pub(super) async fn leases_are_renewed_released_and_forced(harness: &dyn Harness
     bench.wait_for_expiry("run").await?;
     write_under(&bench, &key, token, false, "a write after the end of a renewal").await?;
 
+    let old = token;
     let token = bench.grant(key.clone(), "second", LONG).await?;
-    bench.applied(lease_entry(LeaseMutation::Release { key: key.clone(), token: wrong })).await?;
+    bench.applied(lease_entry(LeaseMutation::Release { key: key.clone(), token: old })).await?;
     write_under(&bench, &key, token, true, "releasing with an old token is no error and changes nothing").await?;
     bench.applied(lease_entry(LeaseMutation::Force { token })).await?;
     write_under(&bench, &key, token, false, "a write under a lease that was taken away").await?;

@@ -119,8 +119,12 @@ pub(super) async fn random_operations_match_the_model(harness: &dyn Harness) -> 
         let expected = ledger.commit(&model, &NoFences);
         let found = bench.send(real).await?;
         for (index, (found, expected)) in found.iter().zip(&expected.outcomes).enumerate() {
-            let entry = model.get(index);
-            ensure_eq!(outline(found), outline(expected), "batch {round}, entry {index}: {entry:?} answered {found:?}");
+            ensure_eq!(
+                outline(found),
+                outline(expected),
+                "batch {round}, entry {index}, decided as {:?}",
+                model.get(index).map(brief)
+            );
         }
         for id in twins.keys() {
             let (found, model) = (bench.load(id.as_str()).await?, ledger.run(id.as_str()));
@@ -275,6 +279,14 @@ async fn add_other_run(
     entries.0.parts.extend(real.parts);
     entries.1.parts.extend(model.parts);
     Ok(())
+}
+
+/// Enough of an entry to find it again.
+fn brief(entry: &Entry) -> Vec<String> {
+    let of = |part: &RunPart| {
+        format!("{} base {} expect {}, {} guards, {:?}", part.run, part.base, part.expect, part.guards.len(), part.mutations)
+    };
+    entry.parts.iter().map(of).collect()
 }
 
 /// What can be compared of an outcome: not numbers that each store chooses, not the words of a refusal.
