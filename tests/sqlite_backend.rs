@@ -9,12 +9,13 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 use seeknal_state::model::{
-    Batch, BatchAnswer, Entry, Guard, LeaseMutation, Ledger, Mutation, NoFences, Outcome, Receipt, Refusal, RunPart, apply_all, time,
+    Batch, BatchAnswer, Entry, Guard, LeaseMutation, Ledger, Mutation, NoFences, Outcome, Receipt, Refusal, RunPart, apply_all,
+    time,
 };
 use seeknal_state::{
-    BackendOptions, Fence, FencingToken, Interval, LeaseKey, LeaseOwner, Metadata, NewRun, NodeId, NodeStatus, NodeUpdate, PartitionKey,
-    ProcessInfo, RawJson, RunFilter, RunId, RunQuery, RunState, RunStatus, RunUpdate, StateBackend, StoreErrorKind, Version,
-    create_state_backend,
+    BackendOptions, Fence, FencingToken, Interval, LeaseKey, LeaseOwner, Metadata, NewRun, NodeId, NodeStatus, NodeUpdate,
+    PartitionKey, ProcessInfo, RawJson, RunFilter, RunId, RunQuery, RunState, RunStatus, RunUpdate, StateBackend, StoreErrorKind,
+    Version, create_state_backend,
 };
 
 type Backend = Arc<dyn StateBackend>;

@@ -178,9 +178,10 @@ impl Engine {
         for handle in self.directory.resident() {
             let cell = handle.cell();
             if (cell.has_deferred() || cell.peek_loss().is_some())
-                && let Err(loss) = handle.flush().await {
-                    told = told.and(Err(Error::DeferredLost(loss)));
-                }
+                && let Err(loss) = handle.flush().await
+            {
+                told = told.and(Err(Error::DeferredLost(loss)));
+            }
         }
         told
     }

@@ -76,9 +76,10 @@ impl Coordinator {
         {
             let processes = self.engine().backend.processes().await?;
             if !self.is_gone(worker.as_ref(), &processes)
-                && let Some(worker) = worker {
-                    return Err(Error::RunInUse { run, worker });
-                }
+                && let Some(worker) = worker
+            {
+                return Err(Error::RunInUse { run, worker });
+            }
             let mut tx: Transaction = self.transaction();
             tx.expect_version(&run, snapshot.version());
             tx.update_run(&run, RunUpdate::running());

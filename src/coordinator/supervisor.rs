@@ -47,14 +47,15 @@ impl Actor for Supervisor {
     ) -> Result<(), ActorProcessingErr> {
         if let SupervisionEvent::ActorFailed(actor, error) = event
             && let Some(directory) = state.upgrade()
-                && let Some(run) = directory.crashed(actor.get_id()) {
-                    tracing::error!(%run, %error, "the actor of a run died; it is started again from what is in storage");
-                    drop(tokio::spawn(async move {
-                        if let Err(error) = directory.existing(&run).await {
-                            tracing::error!(%run, %error, "a run could not be started again; the next use tries once more");
-                        }
-                    }));
+            && let Some(run) = directory.crashed(actor.get_id())
+        {
+            tracing::error!(%run, %error, "the actor of a run died; it is started again from what is in storage");
+            drop(tokio::spawn(async move {
+                if let Err(error) = directory.existing(&run).await {
+                    tracing::error!(%run, %error, "a run could not be started again; the next use tries once more");
                 }
+            }));
+        }
         Ok(())
     }
 }

@@ -222,10 +222,12 @@ impl Coordinator {
     }
 
     pub(super) fn header_change(&self, mut update: RunUpdate) -> Mutation {
-        if update.status == Some(RunStatus::Running) && update.worker.is_keep()
-            && let Some(worker) = self.worker() {
-                update.worker = crate::model::Change::Set(worker);
-            }
+        if update.status == Some(RunStatus::Running)
+            && update.worker.is_keep()
+            && let Some(worker) = self.worker()
+        {
+            update.worker = crate::model::Change::Set(worker);
+        }
         Mutation::Update { update, at: UNSTAMPED }
     }
 }

@@ -134,7 +134,8 @@ fn update_node(node: &mut NodeState, update: &NodeUpdate, at: DateTime<Utc>) {
     let moved = update.status.as_ref().filter(|status| **status != node.status);
     if let Some(status) = moved {
         if *status == NodeStatus::Running {
-            if node.status.is_ended() {
+            // Also by way of pending: what keeps the stamp of an end had ended.
+            if node.status.is_ended() || node.finished_at.is_some() {
                 node.attempt = node.attempt.saturating_add(1);
             }
             node.started_at = Some(at);
@@ -151,10 +152,12 @@ fn update_node(node: &mut NodeState, update: &NodeUpdate, at: DateTime<Utc>) {
     }
     update.started_at.apply_to(&mut node.started_at);
     update.finished_at.apply_to(&mut node.finished_at);
-    if moved.is_some_and(NodeStatus::is_ended) && update.duration_ms == Change::Keep
-        && let (Some(start), Some(end)) = (node.started_at, node.finished_at) {
-            node.duration_ms = u64::try_from((end - start).num_milliseconds()).ok();
-        }
+    if moved.is_some_and(NodeStatus::is_ended)
+        && update.duration_ms == Change::Keep
+        && let (Some(start), Some(end)) = (node.started_at, node.finished_at)
+    {
+        node.duration_ms = u64::try_from((end - start).num_milliseconds()).ok();
+    }
     update.duration_ms.apply_to(&mut node.duration_ms);
     update.row_count.apply_to(&mut node.row_count);
     update.fingerprint.apply_to(&mut node.fingerprint);

@@ -226,18 +226,23 @@ impl Ledger {
             None => Version(self.seq.0.saturating_add(1)),
         };
         if let Some(run) = current
-            && let Some((guard, found)) = check_guards(run, &part.guards) {
-                return Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found });
-            }
+            && let Some((guard, found)) = check_guards(run, &part.guards)
+        {
+            return Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found });
+        }
         if part.guards.contains(&Guard::Unlocked)
-            && let Some(holder) = fences.holder(&part.run) {
-                let found = format!("it is locked by {holder}");
-                return Err(Refusal::Guard { run: part.run.clone(), guard: Guard::Unlocked, found });
-            }
+            && let Some(holder) = fences.holder(&part.run)
+        {
+            let found = format!("it is locked by {holder}");
+            return Err(Refusal::Guard { run: part.run.clone(), guard: Guard::Unlocked, found });
+        }
         if let (Some(run), Some(after)) = (current, &part.after)
-            && run.version() == part.expect && after.version() == version && after.created_version() == run.created_version() {
-                return Ok((Some(after.clone()), version));
-            }
+            && run.version() == part.expect
+            && after.version() == version
+            && after.created_version() == run.created_version()
+        {
+            return Ok((Some(after.clone()), version));
+        }
         let mut state = current.cloned();
         apply_all(&mut state, &part.run, &part.mutations, version)?;
         Ok((state, version))
@@ -441,6 +446,8 @@ fn is_stale(part: &RunPart, run: &RunState, batch: &InBatch) -> bool {
     let header =
         part.mutations.iter().any(Mutation::touches_header) || part.guards.iter().any(|g| matches!(g, Guard::RunStatus(_)));
     let nodes = part.mutations.iter().filter_map(Mutation::node).chain(part.guards.iter().filter_map(Guard::node));
-    (header && newer(run.header().version))
+    let deletes = part.mutations.iter().any(|m| matches!(m, Mutation::Delete { .. }));
+    (deletes && newer(run.version()))
+        || (header && newer(run.header().version))
         || nodes.into_iter().any(|node| run.node(node.as_str()).is_some_and(|state| newer(state.version)))
 }

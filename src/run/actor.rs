@@ -269,7 +269,9 @@ impl State {
 
     /// Answers a caller with an error; a deferred write that was acknowledged is lost.
     fn give_up(&mut self, ack: Option<Ack>, error: CommitError) {
-        if let Some(ack) = ack { ack.answer(Err(error)) } else {
+        if let Some(ack) = ack {
+            ack.answer(Err(error))
+        } else {
             let cause = match &error {
                 CommitError::Refused(refusal) => refusal.to_string(),
                 CommitError::Store(error) => error.to_string(),

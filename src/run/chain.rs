@@ -26,10 +26,11 @@ pub(crate) fn plan(
         return refuse(Refusal::RunNotFound { run: id.clone() }, mutations, guards);
     }
     if let Some(run) = tip
-        && let Some((guard, found)) = check_guards(run, &guards) {
-            let refusal = Refusal::Guard { run: id.clone(), guard: guard.clone(), found };
-            return refuse(refusal, mutations, guards);
-        }
+        && let Some((guard, found)) = check_guards(run, &guards)
+    {
+        let refusal = Refusal::Guard { run: id.clone(), guard: guard.clone(), found };
+        return refuse(refusal, mutations, guards);
+    }
     let mut after = tip.cloned();
     // A new run's version is the backend's to give; one is what stands in for it until then.
     if let Err(refusal) = apply_all(&mut after, id, &mutations, expect.next()) {

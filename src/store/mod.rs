@@ -279,9 +279,10 @@ where
         let page = backend.list_runs(&query).await?;
         for summary in &page.runs {
             if let Some(run) = backend.load_run(&summary.run_id).await?
-                && let Some(found) = find(&run) {
-                    return Ok(Some(found));
-                }
+                && let Some(found) = find(&run)
+            {
+                return Ok(Some(found));
+            }
         }
         if page.next.is_none() {
             return Ok(None);
