@@ -8,13 +8,12 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
-use seeknal_state::model::time;
-use seeknal_state::{
-    BackendOptions, Batch, BatchAnswer, Entry, Fence, FencingToken, Guard, Interval, LeaseKey, LeaseMutation, LeaseOwner, Ledger,
-    Metadata, Mutation, NewRun, NoFences, NodeId, NodeStatus, NodeUpdate, Outcome, PartitionKey, ProcessInfo, RawJson, Receipt,
-    Refusal, RunFilter, RunId, RunPart, RunQuery, RunState, RunStatus, RunUpdate, StateBackend, StoreErrorKind, Version,
-    apply_all, create_state_backend,
+use seeknal_state::model::{
+    Batch, BatchAnswer, Entry, Fence, FencingToken, Guard, Interval, LeaseKey, LeaseMutation, LeaseOwner, Ledger, Metadata,
+    Mutation, NewRun, NoFences, NodeId, NodeStatus, NodeUpdate, Outcome, PartitionKey, ProcessInfo, RawJson, Receipt, Refusal,
+    RunFilter, RunId, RunPart, RunQuery, RunState, RunStatus, RunUpdate, Version, apply_all, time,
 };
+use seeknal_state::store::{BackendOptions, StateBackend, StoreErrorKind, create_state_backend};
 
 mod commits;
 mod files;
