@@ -5,47 +5,21 @@
 //! rows that the entry touches or guards on must be no newer than its base (save what its own chain wrote), and its mutations are applied to
 //! the rows as they are now.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use rusqlite::Connection;
 
+use super::cell::{Cell, head};
 use super::error::sql_error;
-use super::own::{Head, Memory, OwnVersions, Settled};
-use super::rows::{At, Fields, Stamp};
+use super::own::{Memory, Settled};
+use super::rows::Stamp;
 use super::{lease, outlive, read, write};
 use crate::model::{
-    BatchAnswer, CommitSeq, Entry, Guard, InputError, IntervalSet, LastSuccess, LeaseGrant, Mutation, NodeId, NodeState,
-    NodeStatus, Outcome, PartitionKey, Receipt, Refusal, Retained, RunHeader, RunId, RunPart, RunReceipt, RunState, RunStatus,
-    Version, apply_all, check_guards, time,
+    BatchAnswer, CommitSeq, Entry, Guard, InputError, LastSuccess, LeaseGrant, Mutation, Outcome, Receipt, Refusal, Retained,
+    RunId, RunPart, RunReceipt, RunState, Version, apply_all, check_guards,
 };
 use crate::store::StoreError;
-
-/// What is to be written of one node.
-#[derive(Debug, Default)]
-pub(super) struct PendingNode {
-    /// The node as it will be; `None`: it goes.
-    pub(super) state: Option<Arc<NodeState>>,
-    /// Whether all of its intervals and partitions are to be written anew.
-    pub(super) whole: bool,
-    /// Where its intervals changed.
-    pub(super) intervals: IntervalSet,
-    /// Which of its partitions changed.
-    pub(super) partitions: BTreeSet<PartitionKey>,
-}
-
-/// One run in the transaction: what is stored, and what is to be written.
-#[derive(Debug)]
-pub(super) struct Cell {
-    pub(super) head: Option<Head>,
-    /// The run's header, where it was needed.
-    pub(super) header: Option<RunHeader>,
-    pub(super) header_changed: bool,
-    pub(super) changed: bool,
-    pub(super) nodes: BTreeMap<NodeId, PendingNode>,
-    own: OwnVersions,
-}
 
 /// What a part becomes if its entry is accepted.
 struct Decided {
@@ -269,156 +243,6 @@ impl<'c> Session<'c> {
         }
         Ok(())
     }
-}
-
-impl Cell {
-    fn update(&mut self, part: &RunPart, after: &RunState, version: Version) {
-        let Some(head) = &mut self.head else { return };
-        head.version = version;
-        self.changed = true;
-        for mutation in &part.mutations {
-            let Some(id) = mutation.node() else {
-                head.header_version = after.header().version;
-                self.header = Some(after.header().clone());
-                self.header_changed = true;
-                continue;
-            };
-            let state = after.node_shared(id.as_str());
-            if !self.nodes.contains_key(id) {
-                self.nodes.insert(id.clone(), PendingNode::default());
-            }
-            let Some(pending) = self.nodes.get_mut(id) else { continue };
-            match mutation {
-                Mutation::DeleteNode { .. } => {
-                    pending.whole = true;
-                    head.nodes_deleted = version;
-                }
-                Mutation::AddInterval { interval, .. } | Mutation::RemoveInterval { interval, .. } => {
-                    pending.intervals.insert(*interval);
-                }
-                Mutation::AddPartition { partition, .. } | Mutation::RemovePartition { partition, .. } => {
-                    pending.partitions.insert(partition.clone());
-                }
-                _ => {}
-            }
-            pending.state = state;
-        }
-    }
-
-    fn create(&mut self, after: &RunState) {
-        let header = after.header();
-        self.head = Some(Head {
-            version: after.version(),
-            created_version: after.created_version(),
-            header_version: header.version,
-            nodes_deleted: Version::NONE,
-            created_at: Arc::from(Stamp::of(header.created_at).as_str()),
-        });
-        self.header = Some(header.clone());
-        self.header_changed = true;
-        self.changed = true;
-        for (id, _) in after.nodes() {
-            let state = after.node_shared(id.as_str());
-            self.nodes.insert(id.clone(), PendingNode { state, whole: true, ..PendingNode::default() });
-        }
-    }
-
-    /// Whether a row that the part writes or guards on is newer than its base, and not written by its own chain.
-    fn is_stale(&self, conn: &Connection, part: &RunPart, head: &Head) -> Result<bool, StoreError> {
-        // The chain has seen as many of this process's commits after its base as it expects; if there are more, it has not seen them all.
-        let ahead = part.expect.0.saturating_sub(part.base.0);
-        let own_seen = self.own.count_after(part.base) <= ahead;
-        let unseen = |version: Version| version > part.base && !(own_seen && self.own.contains(version));
-        let header =
-            part.mutations.iter().any(Mutation::touches_header) || part.guards.iter().any(|g| matches!(g, Guard::RunStatus(_)));
-        if header && unseen(head.header_version) {
-            return Ok(true);
-        }
-        let nodes: BTreeSet<&NodeId> =
-            part.mutations.iter().filter_map(Mutation::node).chain(part.guards.iter().filter_map(Guard::node)).collect();
-        for id in nodes {
-            let version = self.glance(conn, &part.run, id)?.map_or(head.nodes_deleted, |(_, version)| version);
-            if unseen(version) {
-                return Ok(true);
-            }
-        }
-        // Deleting a run touches all of it.
-        Ok(part.mutations.iter().any(|m| matches!(m, Mutation::Delete { .. })) && unseen(head.version))
-    }
-
-    /// Status and version of a node, without the rest.
-    fn glance(&self, conn: &Connection, run: &RunId, id: &NodeId) -> Result<Option<(NodeStatus, Version)>, StoreError> {
-        if let Some(pending) = self.nodes.get(id) {
-            return Ok(pending.state.as_ref().map(|state| (state.status.clone(), state.version)));
-        }
-        let place = At::table("node_states").run(run).node(id);
-        let fail = |error| sql_error(place, error);
-        let sql = "SELECT status, version FROM node_states WHERE run_id = ?1 AND node_id = ?2";
-        let mut statement = conn.prepare_cached(sql).map_err(fail)?;
-        let mut rows = statement.query([run.as_str(), id.as_str()]).map_err(fail)?;
-        let Some(row) = rows.next().map_err(fail)? else { return Ok(None) };
-        let fields = Fields::new(row, place);
-        Ok(Some((NodeStatus::parse(fields.text(0)?), fields.version(1)?)))
-    }
-
-    /// As much of the run as its guards look at.
-    fn guard_view(&mut self, conn: &Connection, part: &RunPart, head: &Head) -> Result<RunState, StoreError> {
-        let header = if part.guards.iter().any(|guard| matches!(guard, Guard::RunStatus(_))) {
-            self.header(conn, &part.run)?.clone()
-        } else {
-            RunHeader::new(RunStatus::Pending, DateTime::UNIX_EPOCH)
-        };
-        let mut nodes = Vec::new();
-        for id in part.guards.iter().filter_map(Guard::node) {
-            if let Some((status, version)) = self.glance(conn, &part.run, id)? {
-                let mut state = NodeState::new(status);
-                state.version = version;
-                nodes.push((id.clone(), state));
-            }
-        }
-        Ok(RunState::from_parts(part.run.clone(), header, head.version, head.created_version, nodes))
-    }
-
-    /// The run as it is now, with the nodes that the part touches.
-    fn present(&mut self, conn: &Connection, part: &RunPart, head: &Head) -> Result<RunState, StoreError> {
-        let header = self.header(conn, &part.run)?.clone();
-        let touched: BTreeSet<&NodeId> = part.mutations.iter().filter_map(Mutation::node).collect();
-        let mut nodes = Vec::with_capacity(touched.len());
-        for id in touched {
-            let state = match self.nodes.get(id) {
-                Some(pending) => pending.state.as_deref().cloned(),
-                None => read::node(conn, &part.run, id)?,
-            };
-            nodes.extend(state.map(|state| (id.clone(), state)));
-        }
-        Ok(RunState::from_parts(part.run.clone(), header, head.version, head.created_version, nodes))
-    }
-
-    fn header(&mut self, conn: &Connection, run: &RunId) -> Result<&RunHeader, StoreError> {
-        if self.header.is_none() {
-            self.header = read::run_row(conn, run)?.map(|row| row.header);
-        }
-        self.header.as_ref().ok_or_else(|| super::error::corrupt(At::table("runs").run(run), "its row is gone"))
-    }
-}
-
-fn head(conn: &Connection, run: &RunId) -> Result<Option<Head>, StoreError> {
-    let place = At::table("runs").run(run);
-    let fail = |error| sql_error(place, error);
-    let sql = "SELECT version, created_version, header_version, nodes_deleted_version, created_at FROM runs WHERE run_id = ?1";
-    let mut statement = conn.prepare_cached(sql).map_err(fail)?;
-    let mut rows = statement.query([run.as_str()]).map_err(fail)?;
-    let Some(row) = rows.next().map_err(fail)? else { return Ok(None) };
-    let fields = Fields::new(row, place);
-    let created_at = fields.text(4)?;
-    time::parse(created_at).map_err(|error| fields.bad(4, error))?;
-    Ok(Some(Head {
-        version: fields.version(0)?,
-        created_version: fields.version(1)?,
-        header_version: fields.version(2)?,
-        nodes_deleted: fields.version(3)?,
-        created_at: Arc::from(created_at),
-    }))
 }
 
 /// Keeps what outlives a run that is deleted.

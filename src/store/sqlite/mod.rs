@@ -1,11 +1,12 @@
 //! The SQLite database, `target/state.db`: one writer thread, separate readers, leases as rows, any number of processes on one machine.
 //!
 //! - `open`, `schema`: what lies at the path, what is refused untouched, settings, tables.
-//! - `thread`: the writer; `decide` judges entries, `write` puts rows down, `own` is what it remembers, `answer` the answers of batches.
+//! - `thread`: the writer; `decide` judges entries, `cell` is one run meanwhile, `write` puts rows down, `own` is what it remembers, `answer` the answers of batches.
 //! - `read`: everything that is asked; `lease`: locks; `outlive`: what stays of deleted runs; `owners`: who has it open.
 
 mod answer;
 mod boot;
+mod cell;
 mod decide;
 mod error;
 mod lease;

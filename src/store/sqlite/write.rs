@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, params};
 
-use super::decide::{Cell, PendingNode};
+use super::cell::{Cell, PendingNode};
 use super::error::sql_error;
 use super::outlive::{Rewrite, rewrites};
 use super::rows::{At, Number, Stamp, counter, fingerprint_text, metadata_text};

@@ -1,0 +1,245 @@
+//! What a commit becomes: rows, refusals, guards, chains, answers, what outlives a run.
+
+use super::*;
+
+#[tokio::test]
+async fn a_run_comes_back_as_it_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    let mut notes = Metadata::new();
+    notes.insert("n", RawJson::parse("1e-300").unwrap());
+    let update = NodeUpdate::success()
+        .row_count(u64::MAX)
+        .duration_ms(9_223_372_036_854_775_808)
+        .fingerprint("abc123")
+        .error("warn\u{0}ing")
+        .watermark("last_watermark", "2024-01-01")
+        .metadata("big", serde_json::json!({"z": 1, "a": [1, 2]}));
+    let mutations = vec![
+        Mutation::Create { run: NewRun::running().metadata("trigger", "cron"), at: at(0) },
+        set("a/../b", update),
+        set("日本", NodeUpdate::status(NodeStatus::parse("upstream_failed"))),
+        Mutation::AddInterval { node: node_id("a/../b"), interval: hours(0, 2) },
+        Mutation::AddInterval { node: node_id("a/../b"), interval: hours(4, 6) },
+        Mutation::AddPartition { node: node_id("later"), partition: PartitionKey::new("dt=2024-01-01").unwrap() },
+    ];
+    let receipt = change(&backend, "run 1", mutations.clone()).await;
+    assert_eq!(receipt.runs[0].before, Version::NONE);
+    let mut oracle = None;
+    apply_all(&mut oracle, &run_id("run 1"), &mutations, receipt.runs[0].after).unwrap();
+    assert_eq!(load(&backend, "run 1").await, oracle.clone().unwrap());
+    assert_eq!(backend.run_version(&run_id("run 1")).await.unwrap(), Some(receipt.runs[0].after));
+
+    backend.close().await.unwrap();
+    let again = open(&db(dir.path())).await;
+    assert_eq!(load(&again, "run 1").await, oracle.unwrap());
+    assert!(again.verify().await.unwrap().is_sound());
+}
+
+#[tokio::test]
+async fn columns_are_readable_with_plain_sql() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    change(&backend, "r", vec![create(0), set("n", NodeUpdate::success().row_count(1000).fingerprint("abc"))]).await;
+    change(&backend, "r", vec![Mutation::AddInterval { node: node_id("n"), interval: hours(0, 1) }]).await;
+    backend.close().await.unwrap();
+    let sql = raw(&db(dir.path()));
+    let row: (String, i64, String, String) = sql
+        .query_row("SELECT status, row_count, fingerprint, finished_at FROM node_states WHERE run_id = 'r'", [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })
+        .unwrap();
+    assert_eq!(row, ("success".into(), 1000, "abc".into(), time::format_sortable(at(100))));
+    let interval: (String, String) =
+        sql.query_row("SELECT start_at, end_at FROM completed_intervals", [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    assert_eq!(interval, (time::format_sortable(at(0)), time::format_sortable(at(3600))));
+    let mode: String = sql.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+    assert_eq!(mode, "wal");
+}
+
+#[tokio::test]
+async fn missing_and_existing_runs_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    let missing = change_guarded(&backend, "r", vec![], vec![set("n", NodeUpdate::running())]).await;
+    assert!(matches!(refused(missing), Refusal::RunNotFound { .. }));
+    change(&backend, "r", vec![create(0)]).await;
+    let twice = change_guarded(&backend, "r", vec![], vec![create(1)]).await;
+    assert!(matches!(refused(twice), Refusal::RunExists { .. }));
+    let no_node = change_guarded(&backend, "r", vec![], vec![Mutation::DeleteNode { node: node_id("n") }]).await;
+    assert!(matches!(refused(no_node), Refusal::NodeNotFound { .. }));
+
+    // Deleted and made again: what stood on the old one is refused.
+    let old = load(&backend, "r").await;
+    change(&backend, "r", vec![Mutation::Delete { keep_coverage: false }]).await;
+    let made = change(&backend, "r", vec![create(2)]).await;
+    assert!(made.runs[0].after > old.version().next());
+    let part = part_on(Some(&old), old.version(), "r", vec![], vec![set("n", NodeUpdate::running())]);
+    let outcome = commit(&backend, vec![entry(part)]).await.outcomes.remove(0);
+    assert!(matches!(refused(outcome), Refusal::RunNotFound { .. }));
+}
+
+#[tokio::test]
+async fn guards_are_decided_on_the_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    change(&backend, "r", vec![create(0), set("n", NodeUpdate::running())]).await;
+    let version = load(&backend, "r").await.version();
+    let running = vec![NodeStatus::Running];
+    for (guard, holds) in [
+        (Guard::RunVersion(version), true),
+        (Guard::RunVersion(Version(1_000_000)), false),
+        (Guard::RunStatus(vec![RunStatus::Running]), true),
+        (Guard::RunStatus(vec![RunStatus::Failed]), false),
+        (Guard::NodeStatus { node: node_id("n"), one_of: running.clone() }, true),
+        (Guard::NodeStatus { node: node_id("n"), one_of: vec![NodeStatus::Pending] }, false),
+        (Guard::NodeStatus { node: node_id("x"), one_of: running }, false),
+        (Guard::NodeAbsent { node: node_id("x") }, true),
+        (Guard::NodeAbsent { node: node_id("n") }, false),
+        (Guard::NodeVersion { node: node_id("n"), version }, true),
+        (Guard::NodeVersion { node: node_id("n"), version: Version::NONE }, false),
+        (Guard::Unlocked, true),
+    ] {
+        // What is written is refused by itself, so that the version stays where it is.
+        let outcome = change_guarded(&backend, "r", vec![guard.clone()], vec![Mutation::DeleteNode { node: node_id("y") }]).await;
+        match refused(outcome) {
+            Refusal::NodeNotFound { .. } => assert!(holds, "{guard}"),
+            Refusal::Guard { guard: found, .. } => assert!(!holds && found == guard, "{guard}"),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_takes_its_chain_and_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    change(&backend, "a", vec![create(0)]).await;
+    change(&backend, "b", vec![create(1)]).await;
+    let (a, b) = (load(&backend, "a").await, load(&backend, "b").await);
+    let guard = Guard::NodeStatus { node: node_id("n"), one_of: vec![NodeStatus::Success] };
+    let entries = vec![
+        entry(part_on(Some(&a), a.version(), "a", vec![guard], vec![set("n", NodeUpdate::running())])),
+        entry(part_on(Some(&b), b.version(), "b", vec![], vec![set("n", NodeUpdate::running())])),
+        entry(part_on(Some(&a), a.version(), "a", vec![], vec![set("m", NodeUpdate::running())])),
+    ];
+    let answer = commit(&backend, entries).await;
+    assert!(matches!(answer.outcomes[0], Outcome::Refused(Refusal::Guard { .. })));
+    assert!(matches!(answer.outcomes[1], Outcome::Applied(_)));
+    assert!(matches!(answer.outcomes[2], Outcome::Refused(Refusal::Chained { .. })));
+    assert_eq!(load(&backend, "a").await, a);
+}
+
+#[tokio::test]
+async fn a_batch_is_applied_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    let other = open(&db(dir.path())).await;
+    change(&backend, "r", vec![create(0)]).await;
+    let tip = load(&backend, "r").await;
+    let good = entry(part_on(Some(&tip), tip.version(), "r", vec![], vec![set("n", NodeUpdate::running())]));
+    let bad = entry(part_on(Some(&tip), tip.version(), "r", vec![Guard::NodeAbsent { node: node_id("n") }], vec![]));
+    for entries in [vec![good.clone(), grant(LeaseKey::run(run_id("x")), "me", 60_000)], vec![good, bad]] {
+        let batch = Arc::new(Batch::new(entries));
+        let first = backend.commit(Arc::clone(&batch)).await.unwrap();
+        let state = load(&backend, "r").await;
+        assert_eq!(backend.commit(Arc::clone(&batch)).await.unwrap(), first);
+        assert_eq!(other.commit(batch).await.unwrap(), first, "another opening answers from the same row");
+        assert_eq!(load(&backend, "r").await, state);
+    }
+}
+
+#[tokio::test]
+async fn cleanup_keeps_coverage_and_the_last_success() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    let n = node_id("n");
+    for (run, second, rows) in [("old", 0, 1), ("new", 10, 2)] {
+        let mutations = vec![
+            create(second),
+            set("n", NodeUpdate::success().row_count(rows).watermark("w", "x")),
+            Mutation::AddInterval { node: n.clone(), interval: hours(second, second + 5) },
+            Mutation::AddPartition { node: n.clone(), partition: PartitionKey::new(run).unwrap() },
+        ];
+        change(&backend, run, mutations).await;
+    }
+    let (coverage, success) = (backend.coverage(&n).await.unwrap(), backend.last_success(&n).await.unwrap());
+    assert_eq!(success.as_ref().unwrap().row_count, Some(2));
+    for run in ["new", "old"] {
+        change(&backend, run, vec![Mutation::Delete { keep_coverage: true }]).await;
+        assert_eq!(backend.coverage(&n).await.unwrap(), coverage);
+        assert_eq!(backend.last_success(&n).await.unwrap(), success);
+    }
+    assert!(backend.latest_node(&n).await.unwrap().is_none());
+    assert!(backend.node_ids().await.unwrap().into_iter().eq([n.clone()]));
+
+    // Carried to another store, where it joins what is there.
+    let other = open(&dir.path().join("other.db")).await;
+    commit(&other, vec![Entry { retained: backend.retained().await.unwrap(), ..Entry::default() }]).await;
+    assert_eq!(other.retained().await.unwrap(), backend.retained().await.unwrap());
+}
+
+#[tokio::test]
+async fn listing_filters_and_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    let mut ledger = Ledger::new();
+    for index in 0..25_i64 {
+        let run = format!("{}{index}", if index % 2 == 0 { "a%_" } else { "ä" });
+        // Three runs share every stamp.
+        let mut mutations = vec![create(index / 3), set("n", NodeUpdate::success()), set("m", NodeUpdate::failed("x"))];
+        if index % 4 == 0 {
+            mutations.push(Mutation::Update { update: RunUpdate::failed(), at: at(50) });
+        }
+        let entries = vec![entry(part_on(None, Version::NONE, &run, vec![], mutations))];
+        ledger.commit(&entries, &NoFences);
+        commit(&backend, entries).await;
+    }
+    let filters = [
+        RunFilter::all(),
+        RunFilter::all().status(RunStatus::Failed),
+        RunFilter::all().status(RunStatus::Failed).status(RunStatus::Running).created_from(at(2)).created_before(at(6)),
+        RunFilter::all().id_prefix("a%_"),
+        RunFilter::all().id_prefix("ä1"),
+        RunFilter::all().id_prefix("' OR 1 --"),
+        RunFilter::all().id_prefix(""),
+    ];
+    for filter in filters {
+        for limit in [1, 4, 1000] {
+            let mut query = RunQuery::new(filter.clone()).limit(limit);
+            loop {
+                let page = backend.list_runs(&query).await.unwrap();
+                assert_eq!(page, ledger.list(&query), "{query:?}");
+                if page.next.is_none() {
+                    break;
+                }
+                query = query.after(page.next);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn batches_that_wait_together_keep_their_own_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    for index in 0..40 {
+        change(&backend, &format!("r{index}"), vec![create(index)]).await;
+    }
+    let mut waiting = tokio::task::JoinSet::new();
+    for index in 0..40 {
+        let backend = Arc::clone(&backend);
+        waiting.spawn(async move {
+            let run = format!("r{index}");
+            for count in 0..10_u64 {
+                let receipt = change(&backend, &run, vec![set("n", NodeUpdate::running().row_count(count))]).await;
+                assert_eq!(receipt.runs[0].run, run.as_str());
+            }
+            assert_eq!(load(&backend, &run).await.node("n").unwrap().row_count, Some(9));
+        });
+    }
+    while let Some(done) = waiting.join_next().await {
+        done.unwrap();
+    }
+    assert!(backend.verify().await.unwrap().is_sound());
+}

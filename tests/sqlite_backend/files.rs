@@ -1,0 +1,166 @@
+//! What lies at the path: refused untouched, told by name, closed, replaced, read-only.
+
+use super::*;
+
+#[tokio::test]
+async fn foreign_databases_are_refused_untouched() {
+    for (name, setup) in [
+        (
+            "seeknal",
+            "CREATE TABLE run_state (x); CREATE TABLE node_state (x); CREATE TABLE backend_locks (x); INSERT INTO run_state VALUES (1)",
+        ),
+        ("wal", "PRAGMA journal_mode = WAL; CREATE TABLE anything (x)"),
+        ("marked", "PRAGMA application_id = 4711; VACUUM"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = db(dir.path());
+        raw(&path).execute_batch(setup).unwrap();
+        let before = bytes_of(dir.path());
+        for backend in
+            [make(&path), create_state_backend("database", &BackendOptions::new().db_path(&path).read_only(true)).unwrap()]
+        {
+            let error = backend.initialize().await.unwrap_err();
+            assert_eq!(error.kind(), StoreErrorKind::Foreign, "{name}: {error}");
+            assert!(error.to_string().contains("mv "), "{error}");
+            assert_eq!(bytes_of(dir.path()), before, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn newer_and_damaged_databases_are_refused_untouched() {
+    type Case = (&'static str, fn(&Path), StoreErrorKind);
+    let make_ours = || async {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = open(&db(dir.path())).await;
+        change(&backend, "r", vec![create(0), set("n", NodeUpdate::success())]).await;
+        backend.close().await.unwrap();
+        dir
+    };
+    let cases: [Case; 4] = [
+        ("newer", |path| raw(path).pragma_update(None, "user_version", 99).unwrap(), StoreErrorKind::NewerFormat),
+        (
+            "text",
+            |path| std::fs::write(path, "this is not a database, but it is longer than a header: ".repeat(40)).unwrap(),
+            StoreErrorKind::Corrupt,
+        ),
+        ("zeros", |path| std::fs::write(path, vec![0; 8192]).unwrap(), StoreErrorKind::Corrupt),
+        (
+            "cut",
+            |path| {
+                let bytes = std::fs::read(path).unwrap();
+                std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+            },
+            StoreErrorKind::Corrupt,
+        ),
+    ];
+    for (name, harm, kind) in cases {
+        let dir = make_ours().await;
+        harm(&db(dir.path()));
+        let before = bytes_of(dir.path());
+        let error = make(&db(dir.path())).initialize().await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{name}: {error}");
+        assert!(error.to_string().contains("state.db"), "{error}");
+        assert_eq!(bytes_of(dir.path()), before, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_file_is_a_new_database_and_reading_makes_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("deep/er/state.db");
+    let reading = create_state_backend("database", &BackendOptions::new().db_path(&path).read_only(true)).unwrap();
+    assert_eq!(reading.initialize().await.unwrap_err().kind(), StoreErrorKind::NotFound);
+    assert!(!dir.path().join("deep").exists());
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, "").unwrap();
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0)]).await;
+    let beside = open_reading(&path).await;
+    assert_eq!(load(&beside, "r").await, load(&backend, "r").await);
+    let error = beside.commit(Arc::new(Batch::new(vec![]))).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::ReadOnly, false));
+}
+
+#[tokio::test]
+async fn values_that_make_no_sense_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let backend = open(&path).await;
+    let harms = [
+        ("UPDATE node_states SET started_at = 'yesterday' WHERE run_id = ?1", "started_at"),
+        ("UPDATE node_states SET row_count = -5 WHERE run_id = ?1", "row_count"),
+        ("UPDATE node_states SET metadata = '{' WHERE run_id = ?1", "metadata"),
+        ("UPDATE runs SET created_at = x'00' WHERE run_id = ?1", "created_at"),
+        ("UPDATE completed_intervals SET end_at = start_at WHERE run_id = ?1", "start_at"),
+        ("DELETE FROM node_states WHERE run_id = ?1", "node"),
+    ];
+    for (index, (harm, column)) in harms.iter().enumerate() {
+        let run = format!("harmed {index}");
+        let mutations =
+            vec![create(0), set("n", NodeUpdate::success()), Mutation::AddInterval { node: node_id("n"), interval: hours(0, 1) }];
+        change(&backend, &run, mutations).await;
+        raw(&path).execute(harm, [&run]).unwrap();
+        let error = backend.load_run(&run_id(&run)).await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt);
+        let text = error.to_string();
+        assert!(text.contains(column) && text.contains(&run) && text.contains("table "), "{text}");
+    }
+    let report = backend.verify().await.unwrap();
+    for index in 0..harms.len() {
+        let run = format!("harmed {index}");
+        assert!(report.problems.iter().any(|problem| problem.contains(&run)), "{run}: {:?}", report.problems);
+    }
+}
+
+#[tokio::test]
+async fn closing_answers_and_then_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0)]).await;
+    backend.checkpoint().await.unwrap();
+    backend.close().await.unwrap();
+    backend.close().await.unwrap();
+    let error = backend.commit(Arc::new(Batch::new(vec![]))).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Closed, false));
+    assert_eq!(backend.load_run(&run_id("r")).await.unwrap_err().kind(), StoreErrorKind::Closed);
+    assert!(!path.with_file_name("state.db-wal").exists());
+}
+
+#[tokio::test]
+async fn a_replaced_database_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0)]).await;
+    std::fs::rename(&path, dir.path().join("away.db")).unwrap();
+    let error = backend.commit(Arc::new(Batch::new(vec![]))).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Poisoned, false));
+    std::fs::rename(dir.path().join("away.db"), &path).unwrap();
+    change(&backend, "r", vec![set("n", NodeUpdate::running())]).await;
+}
+
+#[tokio::test]
+async fn what_may_only_be_read_is_read_and_says_so() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0)]).await;
+    let state = load(&backend, "r").await;
+    backend.close().await.unwrap();
+    let allow = |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    allow(0o555);
+    // Who may write everywhere (root) cannot be shown a folder that may not be written.
+    if std::fs::write(dir.path().join("probe"), "").is_err() {
+        let before = bytes_of(dir.path());
+        let reading = open_reading(&path).await;
+        assert_eq!(load(&reading, "r").await, state);
+        reading.close().await.unwrap();
+        let error = make(&dir.path().join("new.db")).initialize().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::ReadOnly, "{error}");
+        assert_eq!(bytes_of(dir.path()), before);
+    }
+    allow(0o755);
+}

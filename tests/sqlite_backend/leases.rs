@@ -1,0 +1,122 @@
+//! Leases as rows: exclusion, expiry, fences, force, tokens that never go back.
+
+use super::*;
+
+#[tokio::test]
+async fn leases_exclude_expire_and_fence() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
+    change(&one, "r", vec![create(0)]).await;
+    let (run, node) = (LeaseKey::run(run_id("r")), LeaseKey::node(run_id("r"), node_id("n")));
+    let token = lock(&one, &run, "a", 60_000).await.unwrap();
+    for key in [&run, &node] {
+        match lock(&two, key, "b", 60_000).await.unwrap_err() {
+            Refusal::LeaseHeld { holder } => assert_eq!((holder.token, &*holder.owner.name), (token, "a")),
+            other => panic!("{other}"),
+        }
+    }
+    let listed = two.list_leases().await.unwrap();
+    assert_eq!((listed.len(), listed[0].token, listed[0].purpose.as_deref()), (1, token, Some("test")));
+    assert_eq!(listed[0].owner, owner_like(&listed[0].owner, "a"));
+    let unlocked = change_guarded(&two, "r", vec![Guard::Unlocked], vec![set("n", NodeUpdate::running())]).await;
+    assert!(matches!(refused(unlocked), Refusal::Guard { guard: Guard::Unlocked, .. }));
+
+    // Under the token it may write; under another one it may not.
+    let fenced = |token: FencingToken| Fence { key: LeaseKey::run(run_id("r")), token };
+    let write = |fence: Fence, tip: RunState| {
+        let part = part_on(Some(&tip), tip.version(), "r", vec![], vec![set("n", NodeUpdate::new())]);
+        Entry { parts: vec![part], fences: vec![fence], ..Entry::default() }
+    };
+    applied(commit(&one, vec![write(fenced(token), load(&one, "r").await)]).await.outcomes.remove(0));
+    let wrong = commit(&one, vec![write(fenced(FencingToken(token.0 + 1)), load(&one, "r").await)]).await.outcomes.remove(0);
+    assert!(matches!(refused(wrong), Refusal::Fenced { .. }));
+
+    // An old token renews and releases nothing.
+    let lease = |mutation| Entry { leases: vec![mutation], ..Entry::default() };
+    let old = FencingToken(0);
+    let renew = |token| lease(LeaseMutation::Renew { key: LeaseKey::run(run_id("r")), token, at: at(1), ttl_ms: 60_000 });
+    assert!(matches!(refused(commit(&one, vec![renew(old)]).await.outcomes.remove(0)), Refusal::LeaseGone { .. }));
+    applied(commit(&one, vec![renew(token)]).await.outcomes.remove(0));
+    applied(commit(&one, vec![lease(LeaseMutation::Release { key: run.clone(), token: old })]).await.outcomes.remove(0));
+    assert_eq!(one.list_leases().await.unwrap().len(), 1);
+
+    // Taken away by somebody else: the holder's writes are refused.
+    assert!(matches!(
+        refused(commit(&two, vec![lease(LeaseMutation::Force { token: FencingToken(999_999) })]).await.outcomes.remove(0)),
+        Refusal::LeaseGone { .. }
+    ));
+    applied(commit(&two, vec![lease(LeaseMutation::Force { token })]).await.outcomes.remove(0));
+    assert!(matches!(
+        refused(commit(&one, vec![write(fenced(token), load(&one, "r").await)]).await.outcomes.remove(0)),
+        Refusal::Fenced { .. }
+    ));
+
+    // A lease of zero milliseconds is over when it is granted: the next one takes it over, with a higher token.
+    let brief = lock(&one, &node, "a", 0).await.unwrap();
+    assert!(one.list_leases().await.unwrap().is_empty());
+    let next = lock(&two, &run, "b", u64::MAX).await.unwrap();
+    assert!(next > brief && brief > token);
+    assert_eq!(one.list_leases().await.unwrap().len(), 1);
+    assert!(matches!(refused(commit(&one, vec![renew(brief)]).await.outcomes.remove(0)), Refusal::LeaseGone { .. }));
+}
+
+fn owner_like(seen: &LeaseOwner, name: &str) -> LeaseOwner {
+    let mut like = owner(name);
+    like.process.id = Arc::clone(&seen.process.id);
+    like
+}
+
+#[tokio::test]
+async fn several_leases_are_granted_together_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    let key = |node: &str| LeaseKey::node(run_id("r"), node_id(node));
+    lock(&backend, &key("b"), "other", 60_000).await.unwrap();
+    let both = Entry {
+        leases: ["a", "b"]
+            .map(|node| LeaseMutation::Grant { key: key(node), owner: owner("me"), purpose: None, at: at(0), ttl_ms: 60_000 })
+            .into(),
+        ..Entry::default()
+    };
+    assert!(matches!(refused(commit(&backend, vec![both]).await.outcomes.remove(0)), Refusal::LeaseHeld { .. }));
+    assert_eq!(backend.list_leases().await.unwrap().len(), 1);
+    lock(&backend, &key("a"), "third", 60_000).await.unwrap();
+}
+
+#[tokio::test]
+async fn ending_or_deleting_a_run_frees_its_locks() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    for last in [Mutation::Update { update: RunUpdate::success(), at: at(9) }, Mutation::Delete { keep_coverage: true }] {
+        change(&backend, "r", vec![create(0)]).await;
+        let token = lock(&backend, &LeaseKey::node(run_id("r"), node_id("n")), "a", 60_000).await.unwrap();
+        let others = lock(&backend, &LeaseKey::run(run_id("r2")), "a", 60_000).await.unwrap();
+        change(&backend, "r", vec![last.clone()]).await;
+        let left: Vec<_> = backend.list_leases().await.unwrap().into_iter().map(|lease| lease.token).collect();
+        assert_eq!(left, [others], "{token} stayed");
+        commit(&backend, vec![Entry { leases: vec![LeaseMutation::Force { token: others }], ..Entry::default() }]).await;
+        if !matches!(last, Mutation::Delete { .. }) {
+            change(&backend, "r", vec![Mutation::Delete { keep_coverage: false }]).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn numbers_go_on_over_a_restored_backup() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let key = LeaseKey::run(run_id("r"));
+    let backend = open(&path).await;
+    change(&backend, "first", vec![create(0)]).await;
+    backend.close().await.unwrap();
+    let copy = std::fs::read(&path).unwrap();
+    let backend = open(&path).await;
+    let token = lock(&backend, &key, "a", 1).await.unwrap();
+    let receipt = change(&backend, "second", vec![create(0)]).await;
+    backend.close().await.unwrap();
+    std::fs::write(&path, copy).unwrap();
+    let backend = open(&path).await;
+    assert!(lock(&backend, &key, "a", 60_000).await.unwrap() > token);
+    let again = change(&backend, "second", vec![create(0)]).await;
+    assert!(again.seq > receipt.seq && again.runs[0].after > receipt.runs[0].after);
+}

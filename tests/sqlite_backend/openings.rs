@@ -1,0 +1,284 @@
+//! Several openings of one database, as several processes have them; one of them is killed.
+
+use super::*;
+
+#[tokio::test]
+async fn two_openings_write_different_nodes_and_lose_nothing() {
+    const EACH: u32 = 60;
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
+    change(&one, "r", vec![create(0)]).await;
+    let writer = |backend: Backend, node: &'static str| async move {
+        let mut tip = load(&backend, "r").await;
+        for count in 0..EACH {
+            let update = NodeUpdate::running().row_count(count.into()).metadata(format!("{node}{count}"), count);
+            let mutations = vec![
+                set(node, update),
+                Mutation::AddInterval { node: node_id(node), interval: hours(i64::from(count) * 2, i64::from(count) * 2 + 1) },
+            ];
+            let part = part_on(Some(&tip), tip.version(), "r", vec![], mutations);
+            let receipt = applied(commit(&backend, vec![entry(part.clone())]).await.outcomes.remove(0));
+            // An actor that was alone goes on with its tip; one that was not reads again.
+            tip = if receipt.runs[0].before == part.expect { part.after.unwrap() } else { load(&backend, "r").await };
+        }
+    };
+    tokio::join!(writer(Arc::clone(&one), "left"), writer(Arc::clone(&two), "right"));
+    let state = load(&one, "r").await;
+    for node in ["left", "right"] {
+        let node = state.node(node).unwrap();
+        assert_eq!(
+            (node.metadata.len(), node.intervals.len(), node.row_count),
+            (EACH as usize, EACH as usize, Some(u64::from(EACH) - 1))
+        );
+    }
+    assert_eq!(state.version().0, state.created_version().0 + 2 * u64::from(EACH));
+    assert!(one.verify().await.unwrap().is_sound());
+}
+
+/// Two sides send chains of entries on the same three nodes, the second batch of a chain before the first one is answered, as actors do. Every key that was
+/// accepted is there in the end, and none that was refused.
+#[tokio::test]
+async fn chains_of_two_openings_never_lose_or_smuggle_a_write() {
+    const ROUNDS: usize = 25;
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
+    let nodes = ["a", "b", "c"];
+    change(&one, "r", [create(0)].into_iter().chain(nodes.map(|node| set(node, NodeUpdate::pending()))).collect()).await;
+    let created = load(&one, "r").await.version();
+    let side = |backend: Backend, name: &'static str, stride: usize| async move {
+        let mut outcomes = Vec::new();
+        for round in 0..ROUNDS {
+            let seen = load(&backend, "r").await;
+            let mut tip = seen.clone();
+            let mut chain = |from: usize| {
+                let mut keys = Vec::new();
+                let entries = (from..from + 2)
+                    .map(|index| {
+                        let node = nodes[(round * stride + index) % nodes.len()];
+                        let key = format!("{name}-{round}-{index}");
+                        // Every third one guards on a node that it does not write.
+                        let other = node_id(nodes[(round + index) % nodes.len()]);
+                        let version = tip.node(other.as_str()).unwrap().version;
+                        let guards = if index % 3 == 0 { vec![Guard::NodeVersion { node: other, version }] } else { vec![] };
+                        let part = part_on(
+                            Some(&tip),
+                            seen.version(),
+                            "r",
+                            guards,
+                            vec![set(node, NodeUpdate::new().metadata(&key, 1))],
+                        );
+                        tip = part.after.clone().unwrap();
+                        keys.push((node, key));
+                        entry(part)
+                    })
+                    .collect();
+                (keys, Arc::new(Batch::new(entries)))
+            };
+            for (keys, batch) in [chain(0), chain(2)] {
+                let answer = backend.commit(batch).await.unwrap();
+                outcomes.extend(
+                    keys.into_iter().zip(answer.outcomes.into_iter().map(|outcome| matches!(outcome, Outcome::Applied(_)))),
+                );
+            }
+        }
+        outcomes
+    };
+    let (left, right) = tokio::join!(side(Arc::clone(&one), "left", 1), side(Arc::clone(&two), "right", 2));
+    let state = load(&one, "r").await;
+    let accepted = left.iter().chain(&right).filter(|(_, accepted)| *accepted).count();
+    assert!(accepted >= ROUNDS && accepted < left.len() + right.len(), "nothing was contended: {accepted}");
+    for ((node, key), accepted) in left.into_iter().chain(right) {
+        assert_eq!(state.node(node).unwrap().metadata.get(&key).is_some(), accepted, "{node} {key}");
+    }
+    assert_eq!(state.version().0, created.0 + accepted as u64);
+}
+
+#[tokio::test]
+async fn two_openings_claim_one_node_and_one_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
+    change(&one, "r", vec![create(0)]).await;
+    for round in 0..30 {
+        let node = format!("n{round}");
+        let claim = |backend: Backend| {
+            let node = node.clone();
+            async move {
+                let guard = Guard::NodeAbsent { node: node_id(&node) };
+                change_guarded(&backend, "r", vec![guard], vec![set(&node, NodeUpdate::running())]).await
+            }
+        };
+        let (a, b) = tokio::join!(claim(Arc::clone(&one)), claim(Arc::clone(&two)));
+        let wins = [&a, &b].iter().filter(|outcome| matches!(outcome, Outcome::Applied(_))).count();
+        assert_eq!(wins, 1, "{a:?} {b:?}");
+        let loser = if matches!(a, Outcome::Applied(_)) { b } else { a };
+        assert!(matches!(refused(loser), Refusal::Guard { .. } | Refusal::Stale { .. }));
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_seen_is_stale() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
+    change(&one, "r", vec![create(0), set("n", NodeUpdate::pending()), set("gone", NodeUpdate::pending())]).await;
+    let seen = load(&one, "r").await;
+    change(&two, "r", vec![set("n", NodeUpdate::running().metadata("theirs", 1))]).await;
+    change(&two, "r", vec![Mutation::DeleteNode { node: node_id("gone") }]).await;
+    let try_one = |mutations: Vec<Mutation>, guards: Vec<Guard>| {
+        let part = part_on(Some(&seen), seen.version(), "r", guards, mutations);
+        let one = Arc::clone(&one);
+        async move { commit(&one, vec![entry(part)]).await.outcomes.remove(0) }
+    };
+    let pending = Guard::NodeStatus { node: node_id("n"), one_of: vec![NodeStatus::Running] };
+    for (mutations, guards) in [
+        (vec![set("n", NodeUpdate::success())], vec![]),
+        (vec![set("other", NodeUpdate::success())], vec![pending]),
+        (vec![set("gone", NodeUpdate::success())], vec![]),
+        (vec![Mutation::Delete { keep_coverage: false }], vec![]),
+    ] {
+        assert!(matches!(refused(try_one(mutations, guards).await), Refusal::Stale { .. }));
+    }
+    // A row that nobody touched is written, and nothing else of what this side believes.
+    let before = load(&one, "r").await;
+    let receipt = applied(try_one(vec![Mutation::Update { update: RunUpdate::new().metadata("k", 1), at: at(5) }], vec![]).await);
+    assert_eq!(receipt.runs[0].before, before.version());
+    let after = load(&one, "r").await;
+    assert_eq!(after.node("n"), before.node("n"));
+    assert_eq!(after.header().version, receipt.runs[0].after);
+    assert_eq!(after.header().metadata.get("k").unwrap().as_str(), "1");
+}
+
+/// The versions fit by accident: this side's first entry was refused, somebody else's commit took its number, and the next entry of the broken
+/// chain expects just that number. Its own view of the rows must not be written.
+#[tokio::test]
+async fn a_number_that_fits_by_accident_is_not_trusted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
+    change(&one, "r", vec![create(0), set("m", NodeUpdate::pending())]).await;
+    let seen = load(&one, "r").await;
+    let guard = Guard::NodeStatus { node: node_id("m"), one_of: vec![NodeStatus::Failed] };
+    let first = part_on(Some(&seen), seen.version(), "r", vec![guard], vec![set("m", NodeUpdate::new().metadata("never", 1))]);
+    let tip = first.after.clone().unwrap();
+    let second = part_on(Some(&tip), seen.version(), "r", vec![], vec![set("m", NodeUpdate::new().metadata("second", 1))]);
+    refused(commit(&one, vec![entry(first)]).await.outcomes.remove(0));
+    change(&two, "r", vec![set("x", NodeUpdate::running())]).await;
+    applied(commit(&one, vec![entry(second)]).await.outcomes.remove(0));
+    let state = load(&one, "r").await;
+    let notes = &state.node("m").unwrap().metadata;
+    assert!(notes.get("never").is_none(), "what was refused came in by the back door");
+    assert!(notes.get("second").is_some());
+    assert!(state.node("x").is_some());
+}
+
+#[tokio::test]
+async fn openings_know_one_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let (one, two) = (open(&path).await, open(&path).await);
+    let ids = |backend: &Backend| backend.process().unwrap().id;
+    assert_ne!(ids(&one), ids(&two));
+    let listed = one.processes().await.unwrap();
+    assert_eq!(
+        listed.iter().map(|process| (Arc::clone(&process.process.id), process.alive)).collect::<Vec<_>>(),
+        [(ids(&one), Some(true)), (ids(&two), Some(true))]
+    );
+    two.close().await.unwrap();
+    assert_eq!(one.processes().await.unwrap().len(), 1);
+
+    // What a dead one left: its file, and nobody's lock on it.
+    let own = std::fs::read_dir(dir.path().join("state.db.owners")).unwrap().next().unwrap().unwrap().path();
+    let dead = std::fs::read_to_string(&own).unwrap().replace(&*ids(&one), "dead");
+    std::fs::write(own.with_file_name("dead.lock"), dead).unwrap();
+    let listed = one.processes().await.unwrap();
+    assert!(listed.iter().any(|process| &*process.process.id == "dead" && process.alive == Some(false)));
+    assert!(!own.with_file_name("dead.lock").exists(), "it is swept once it was told");
+}
+
+#[tokio::test]
+async fn a_busy_database_is_told_and_nothing_is_half_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0)]).await;
+    let tip = load(&backend, "r").await;
+    let foreign = raw(&path);
+    foreign.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let batch =
+        Arc::new(Batch::new(vec![entry(part_on(Some(&tip), tip.version(), "r", vec![], vec![set("n", NodeUpdate::running())]))]));
+    let error = backend.commit(Arc::clone(&batch)).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Busy, false));
+    assert!(error.to_string().contains("seeknal state locks"), "{error}");
+    assert_eq!(load(&backend, "r").await, tip, "reading goes on");
+    foreign.execute_batch("ROLLBACK").unwrap();
+    applied(backend.commit(batch).await.unwrap().outcomes.remove(0));
+}
+
+/// Not a test of its own: what [`killed_at_any_moment_nothing_told_is_lost`] starts and kills.
+#[tokio::test]
+async fn child_that_is_killed() {
+    use std::io::Write;
+    let Some(path) = std::env::var_os("SEEKNAL_TEST_CHILD_DB") else { return };
+    let backend = open(Path::new(&path)).await;
+    let run = std::process::id().to_string();
+    change(&backend, &run, vec![create(0)]).await;
+    let mut tip = load(&backend, &run).await;
+    for count in 1_u64.. {
+        // Two nodes in one entry: both or neither must be found.
+        let mutations =
+            vec![set("left", NodeUpdate::running().row_count(count)), set("right", NodeUpdate::running().row_count(count))];
+        let part = part_on(Some(&tip), tip.version(), &run, vec![], mutations);
+        tip = part.after.clone().unwrap();
+        let receipt = applied(commit(&backend, vec![entry(part)]).await.outcomes.remove(0));
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "ack {count} {}", receipt.runs[0].after).unwrap();
+        out.flush().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn killed_at_any_moment_nothing_told_is_lost() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    // A survivor has it open all the time, and every child comes to a database that the last one left behind.
+    let survivor = open(&path).await;
+    for acks in [1, 7, 40, 90] {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "openings::child_that_is_killed", "--nocapture"])
+            .env("SEEKNAL_TEST_CHILD_DB", &path)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut told = (0_u64, 0_u64);
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let note = |line: String, told: &mut (u64, u64)| {
+            // A line that the kill cut short was not told.
+            let Some(at) = line.find("ack ") else { return };
+            let mut words = line[at..].split(' ').skip(1).map(str::parse);
+            if let (Some(Ok(count)), Some(Ok(version))) = (words.next(), words.next()) {
+                *told = (count, version);
+            }
+        };
+        while told.0 < acks {
+            note(lines.next().unwrap().unwrap(), &mut told);
+        }
+        child.kill().unwrap();
+        // Everything but the last line, which may be cut short, counts.
+        let mut rest: Vec<String> = lines.map_while(Result::ok).collect();
+        rest.pop();
+        for line in rest {
+            note(line, &mut told);
+        }
+        child.wait().unwrap();
+
+        let state = load(&survivor, &child.id().to_string()).await;
+        let found = |node: &str| state.node(node).and_then(|node| node.row_count).unwrap();
+        assert_eq!(found("left"), found("right"), "an entry is whole or not at all");
+        assert!(found("left") >= told.0 && state.version().0 >= told.1, "told {told:?}, found {}", found("left"));
+        let dead = survivor.processes().await.unwrap().into_iter().find(|other| other.process.pid == child.id()).unwrap();
+        assert_eq!(dead.alive, Some(false), "its death is seen at once");
+        change(&survivor, &format!("after {acks}"), vec![create(0)]).await;
+    }
+    assert!(survivor.verify().await.unwrap().is_sound());
+}
