@@ -138,6 +138,7 @@ struct Failing {
 }
 
 impl StateBackend for Failing {
+    #[expect(clippy::unnecessary_literal_bound, reason = "the trait's signature")]
     fn name(&self) -> &str {
         "failing"
     }

@@ -152,6 +152,23 @@ async fn an_older_backup_keeps_its_content_under_its_own_name() {
 }
 
 #[tokio::test]
+async fn what_a_killed_move_left_lying_is_swept_and_nothing_else() {
+    let dir = project("file").await;
+    let stray = |name: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, "half").unwrap();
+        path
+    };
+    let swept = [
+        stray("target/run_state.json.bak.01a20682f584742387eb3e561cbca77c.tmp"),
+        stray("seeknal_project.yml.01a20682f584742387eb3e561cbca77c.tmp"),
+    ];
+    let kept = [stray("target/run_state.json.bak.mine.tmp"), stray("seeknal_project.yml.tmp")];
+    relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
+    assert!(swept.iter().all(|path| !path.exists()) && kept.iter().all(|path| path.exists()));
+}
+
+#[tokio::test]
 async fn a_live_writer_is_named_and_nothing_happens() {
     let dir = project("file").await;
     let writer = open("file", &dir.path().join("target")).await;
