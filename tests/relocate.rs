@@ -10,9 +10,10 @@ use std::path::Path;
 
 use chrono::{DateTime, Utc};
 use projects::{fill, open, project, put, tree};
+use seeknal_state::model::{Mutation, NewRun, time};
 use seeknal_state::project::relocate::{self, Home, Step};
 use seeknal_state::project::{ProjectErrorKind, Settings, migrate};
-use seeknal_state::{BackendOptions, Mutation, NewRun, create_state_backend, time};
+use seeknal_state::store::{BackendOptions, create_state_backend};
 
 fn now() -> DateTime<Utc> {
     time::parse("2024-06-01T10:00:00Z").unwrap()
