@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use assert_cmd::Command;
 use projects::{GUIDE, open, project, put, tree};
-use seeknal_state::{Batch, Entry, LeaseKey, LeaseMutation, LeaseOwner, Mutation, NewRun, Outcome, RunId, StateBackend, time};
+use seeknal_state::model::{Batch, Entry, LeaseKey, LeaseMutation, LeaseOwner, Mutation, NewRun, Outcome, RunId, time};
+use seeknal_state::store::StateBackend;
 use serde_json::Value;
 
 fn seeknal(dir: &Path) -> Command {
@@ -185,7 +186,7 @@ async fn cleanup_deletes_old_runs_and_keeps_what_they_completed() {
         assert_eq!(left.as_array().unwrap().len(), 1);
         assert_eq!(left[0]["run_id"], "still");
         let backend = open(backend, &dir.path().join("target")).await;
-        let node = seeknal_state::NodeId::new("load").unwrap();
+        let node = seeknal_state::model::NodeId::new("load").unwrap();
         assert_eq!(backend.coverage(&node).await.unwrap().intervals.len(), 2);
         assert_eq!(backend.last_success(&node).await.unwrap().unwrap().run_id, "run_2");
         backend.close().await.unwrap();

@@ -5,13 +5,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use seeknal_state::model::{
+    Batch, BatchAnswer, Entry, Interval, LeaseRecord, Mutation, NewRun, NodeId, NodeUpdate, Outcome, PartitionKey, RunId,
+    RunPage, RunPart, RunQuery, RunState, RunUpdate, Version, time,
+};
 use seeknal_state::project::migrate::{Fate, execute, plan, verify};
 use seeknal_state::project::{ProjectErrorKind, cleanup};
-use seeknal_state::{
-    Batch, BatchAnswer, BoxFuture, Entry, Interval, LeaseRecord, MemoryBackend, Mutation, NewRun, NodeId, NodeUpdate, OpenReport,
-    Outcome, PartitionKey, RunId, RunPage, RunPart, RunQuery, RunState, RunUpdate, StateBackend, StoreError, StoreErrorKind,
-    Version, time,
-};
+use seeknal_state::store::{BoxFuture, MemoryBackend, OpenReport, StateBackend, StoreError, StoreErrorKind};
 
 fn entry(run: &str, base: u64, mutations: Vec<Mutation>) -> Entry {
     let version = Version(base);
@@ -138,6 +138,7 @@ struct Failing {
 }
 
 impl StateBackend for Failing {
+    #[expect(clippy::unnecessary_literal_bound, reason = "the trait's signature")]
     fn name(&self) -> &str {
         "failing"
     }
@@ -173,7 +174,7 @@ impl StateBackend for Failing {
         self.inner.list_leases()
     }
 
-    fn retained(&self) -> BoxFuture<'_, Result<Vec<(NodeId, seeknal_state::Retained)>, StoreError>> {
+    fn retained(&self) -> BoxFuture<'_, Result<Vec<(NodeId, seeknal_state::model::Retained)>, StoreError>> {
         self.inner.retained()
     }
 }

@@ -10,9 +10,10 @@ use std::path::Path;
 
 use chrono::{DateTime, Utc};
 use projects::{fill, open, project, put, tree};
+use seeknal_state::model::{Mutation, NewRun, time};
 use seeknal_state::project::relocate::{self, Home, Step};
 use seeknal_state::project::{ProjectErrorKind, Settings, migrate};
-use seeknal_state::{BackendOptions, Mutation, NewRun, create_state_backend, time};
+use seeknal_state::store::{BackendOptions, create_state_backend};
 
 fn now() -> DateTime<Utc> {
     time::parse("2024-06-01T10:00:00Z").unwrap()
@@ -149,6 +150,23 @@ async fn an_older_backup_keeps_its_content_under_its_own_name() {
     assert_eq!(aside, dir.path().join("target/run_state.json.bak.20240601T100000Z"));
     assert_eq!(fs::read_to_string(aside).unwrap(), "older");
     assert_eq!(fs::read(backup).unwrap(), fs::read(dir.path().join("target/run_state.json")).unwrap());
+}
+
+#[tokio::test]
+async fn what_a_killed_move_left_lying_is_swept_and_nothing_else() {
+    let dir = project("file").await;
+    let stray = |name: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, "half").unwrap();
+        path
+    };
+    let swept = [
+        stray("target/run_state.json.bak.01a20682f584742387eb3e561cbca77c.tmp"),
+        stray("seeknal_project.yml.01a20682f584742387eb3e561cbca77c.tmp"),
+    ];
+    let kept = [stray("target/run_state.json.bak.mine.tmp"), stray("seeknal_project.yml.tmp")];
+    relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
+    assert!(swept.iter().all(|path| !path.exists()) && kept.iter().all(|path| path.exists()));
 }
 
 #[tokio::test]

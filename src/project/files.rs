@@ -56,6 +56,22 @@ pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<(
     sync_folder(folder)
 }
 
+/// Removes what a killed [`replace`] of this file left beside it. Only for who keeps all others from replacing it.
+pub(super) fn sweep(path: &Path) -> Result<(), ProjectError> {
+    let folder = folder_of(path);
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let entries = fs::read_dir(folder).map_err(|error| ProjectError::io(folder, error))?;
+    for entry in entries {
+        let entry = entry.map_err(|error| ProjectError::io(folder, error))?;
+        let found = entry.file_name().to_string_lossy().into_owned();
+        let stamp = found.strip_prefix(&name).and_then(|rest| rest.strip_prefix('.')).and_then(|rest| rest.strip_suffix(".tmp"));
+        if stamp.is_some_and(|stamp| uuid::Uuid::try_parse(stamp).is_ok()) {
+            fs::remove_file(entry.path()).map_err(|error| ProjectError::io(&entry.path(), error))?;
+        }
+    }
+    Ok(())
+}
+
 /// A durable copy, put in place whole.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), ProjectError> {
     let mut source = File::open(from).map_err(|error| ProjectError::io(from, error))?;

@@ -17,6 +17,8 @@ use crate::store::{OpenReport, StateBackend};
 
 /// The document's name in the state's folder.
 const DOCUMENT: &str = "run_state.json";
+/// What a backup's name ends with.
+const BACKUP: &str = ".bak";
 
 /// The backends between which a project moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -225,9 +227,11 @@ async fn move_state(
         }
     };
     go_on(observe(Step::Locked))?;
+    let document = settings.target.value.join(DOCUMENT);
+    files::sweep(&with_suffix(&document, BACKUP))?;
+    files::sweep(&report.settings_file)?;
     file.checkpoint().await?;
     go_on(observe(Step::Checkpointed))?;
-    let document = settings.target.value.join(DOCUMENT);
     if document.exists() {
         back_up(&document, now, observe, report)?;
         if let (Home::Database, Some(backup)) = (to, &report.backup) {
@@ -317,7 +321,7 @@ fn back_up(
     observe: &mut impl FnMut(Step) -> ControlFlow<()>,
     report: &mut Report,
 ) -> Result<(), ProjectError> {
-    let backup = with_suffix(document, ".bak");
+    let backup = with_suffix(document, BACKUP);
     if !files::same_content(document, &backup)? {
         if backup.symlink_metadata().is_ok() {
             let aside = free_name(&backup, now);

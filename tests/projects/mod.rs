@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use seeknal_state::{
-    BackendOptions, Batch, Entry, Interval, Mutation, NewRun, NodeId, NodeUpdate, Outcome, PartitionKey, RunId, RunPart,
-    RunUpdate, StateBackend, Version, create_state_backend, time,
+use seeknal_state::model::{
+    Batch, Entry, Interval, Mutation, NewRun, NodeId, NodeUpdate, Outcome, PartitionKey, RunId, RunPart, RunUpdate, Version, time,
 };
+use seeknal_state::store::{BackendOptions, StateBackend, create_state_backend};
 
 /// The guide's own sample.
 pub(crate) const GUIDE: &str = r#"{
@@ -40,9 +40,9 @@ pub(crate) async fn open(name: &str, base: &Path) -> Arc<dyn StateBackend> {
 pub(crate) async fn put(backend: &Arc<dyn StateBackend>, run: &str, mutations: Vec<Mutation>) {
     let run = RunId::new(run).unwrap();
     let had = backend.load_run(&run).await.unwrap();
-    let version = had.as_ref().map_or(Version::NONE, seeknal_state::RunState::version);
+    let version = had.as_ref().map_or(Version::NONE, seeknal_state::model::RunState::version);
     let mut after = had;
-    seeknal_state::apply_all(&mut after, &run, &mutations, version.next()).unwrap();
+    seeknal_state::model::apply_all(&mut after, &run, &mutations, version.next()).unwrap();
     let part = RunPart { run, base: version, expect: version, guards: vec![], mutations, after };
     let batch = Arc::new(Batch::new(vec![Entry { parts: vec![part], ..Entry::default() }]));
     let outcomes = backend.commit(batch).await.unwrap().outcomes;
