@@ -8,8 +8,8 @@ use chrono::{DateTime, TimeZone, Utc};
 use seeknal_state::file::{FileBackend, repair};
 use seeknal_state::{
     BackendOptions, Batch, BatchAnswer, Entry, Fence, FencingToken, Guard, Interval, LeaseKey, LeaseOwner, LeaseRecord,
-    LeaseStore, Mutation, NewRun, NodeId, NodeStatus, NodeUpdate, Outcome, PartitionKey, ProcessInfo, Receipt, Refusal, RunId,
-    RunPart, RunQuery, RunState, RunUpdate, StateBackend, StoreErrorKind, Version,
+    LeaseStore, Mutation, NewRun, NodeId, NodeStatus, NodeUpdate, Outcome, PartitionKey, Receipt, Refusal, RunId, RunPart,
+    RunQuery, RunState, RunUpdate, StateBackend, StoreErrorKind, Version,
 };
 
 fn at(second: i64) -> DateTime<Utc> {
@@ -189,7 +189,7 @@ async fn a_last_frame_that_is_torn_at_any_byte_is_cut_and_kept_aside() {
         let seen = reader(copy.path()).await;
         assert_eq!(all(&seen).await, *if is_whole { whole } else { before }, "cut at {cut}");
         assert_eq!(std::fs::read(journal(copy.path())).unwrap(), torn, "a reader changes nothing");
-        if cut % 16 != 0 && cut + 20 < end {
+        if cut % 64 != 0 && cut + 9 < end {
             continue;
         }
         let (backend, notices) = open_told(copy.path()).await;
@@ -594,5 +594,4 @@ async fn a_document_that_cannot_be_replaced_fails_the_checkpoint_and_loses_nothi
     let told = all(&backend).await;
     drop(backend);
     assert_eq!(all(&open(folder.path()).await).await, told, "dropping closes");
-    let _ = ProcessInfo::current(at(0));
 }

@@ -56,11 +56,6 @@ impl Lock {
         self.value.seq
     }
 
-    /// The highest token that may have been given out.
-    pub(super) fn token(&self) -> u64 {
-        self.value.token
-    }
-
     /// Makes sure that sequence numbers up to this one may be used; synced before it returns.
     pub(super) fn cover_seq(&mut self, seq: u64) -> Result<(), StoreError> {
         if seq <= self.value.seq {

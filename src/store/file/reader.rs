@@ -25,7 +25,6 @@ pub(super) struct View {
     pub(super) ledger: Ledger,
     pub(super) leases: Vec<LeaseRecord>,
     pub(super) notices: Vec<String>,
-    pub(super) replayed: usize,
 }
 
 /// A reader that remembers what it read as long as the files stay as they are.
@@ -101,7 +100,7 @@ fn load(paths: &Paths) -> Result<View, StoreError> {
                     to - from
                 ));
             }
-            return Ok(View { ledger: state.ledger, leases: state.leases, notices: state.notices, replayed: state.replayed });
+            return Ok(View { ledger: state.ledger, leases: state.leases, notices: state.notices });
         }
         std::thread::sleep(PAUSE);
     }
