@@ -348,8 +348,10 @@ pub(super) fn checksum(before: &[u8], after: &[u8]) -> u32 {
 fn read_history(source: Source<'_>, raw: &str) -> Result<(RunId, Building), StoreError> {
     #[derive(Deserialize)]
     struct Run<'a> {
-        run_id: RunId,
-        run_version: Version,
+        #[serde(rename = "run_id")]
+        id: RunId,
+        #[serde(rename = "run_version")]
+        version: Version,
         created_version: Version,
         #[serde(borrow)]
         nodes: HashMap<NodeId, &'a RawValue>,
@@ -361,7 +363,7 @@ fn read_history(source: Source<'_>, raw: &str) -> Result<(RunId, Building), Stor
         serde_json::from_str::<NodeState>(raw.get()).map(|node| (id, node)).map_err(|error| source.parse_error(raw.get(), &error))
     };
     let nodes = run.nodes.into_iter().map(node).collect::<Result<_, _>>()?;
-    Ok((run.run_id, Building { header, version: run.run_version, created: run.created_version, nodes }))
+    Ok((run.id, Building { header, version: run.version, created: run.created_version, nodes }))
 }
 
 fn read_own_run(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::lock::{self, Seen};
 use super::paths::{Identity, Paths};
-use super::recover;
+use super::recover::{self, State};
 use crate::model::{Clock, LeaseRecord, Ledger, SystemClock};
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -73,8 +73,8 @@ fn is_settled(look: &Look) -> bool {
     look.iter().flatten().all(|identity| now.saturating_sub(identity.changed_ms()) > TICK_OF_STAMPS)
 }
 
-/// Reads document and journals; again, if a writer moved them meanwhile.
-fn load(paths: &Paths) -> Result<View, StoreError> {
+/// Reads document and journals; again, if a writer moved them meanwhile. Also says what was seen of the lock.
+pub(super) fn read_settled(paths: &Paths) -> Result<(State, Seen), StoreError> {
     let mut attempt = 0;
     loop {
         attempt += 1;
@@ -86,22 +86,26 @@ fn load(paths: &Paths) -> Result<View, StoreError> {
         };
         // Without a writer nothing moves: what is apart is apart.
         if settled || !seen.held || attempt == ATTEMPTS {
-            let mut state = found?;
-            for (journal, records) in &state.strangers {
-                state.notices.push(format!(
-                    "{} does not belong to {}: the document wins; its {records} records will be set aside when the state is opened for writing",
-                    journal.display(),
-                    paths.document.display()
-                ));
-            }
-            if let (Some((from, to)), false) = (state.active.as_ref().and_then(|active| active.torn), seen.held) {
-                state.notices.push(format!(
-                    "the last record of the journal is torn ({} bytes at byte {from}); it was never acknowledged, and is cut when the state is opened for writing",
-                    to - from
-                ));
-            }
-            return Ok(View { ledger: state.ledger, leases: state.leases, notices: state.notices });
+            return found.map(|state| (state, seen));
         }
         std::thread::sleep(PAUSE);
     }
+}
+
+fn load(paths: &Paths) -> Result<View, StoreError> {
+    let (mut state, seen) = read_settled(paths)?;
+    for (journal, records) in &state.strangers {
+        state.notices.push(format!(
+            "{} does not belong to {}: the document wins; its {records} records will be set aside when the state is opened for writing",
+            journal.display(),
+            paths.document.display()
+        ));
+    }
+    if let (Some((from, to)), false) = (state.active.as_ref().and_then(|active| active.torn), seen.held) {
+        state.notices.push(format!(
+            "the last record of the journal is torn ({} bytes at byte {from}); it was never acknowledged, and is cut when the state is opened for writing",
+            to - from
+        ));
+    }
+    Ok(View { ledger: state.ledger, leases: state.leases, notices: state.notices })
 }
