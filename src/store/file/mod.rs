@@ -371,9 +371,10 @@ impl Drop for FileBackend {
         let Access::Write { phase, .. } = &self.access else { return };
         let phase = std::mem::replace(&mut *lock(phase), Phase::Closed);
         if let Phase::Open(running) = phase
-            && running.sender.send(Op::Close(None)).is_ok() {
-                // A fault of this close has nobody to be told to; the journal holds everything.
-                let _ended = running.thread.join();
-            }
+            && running.sender.send(Op::Close(None)).is_ok()
+        {
+            // A fault of this close has nobody to be told to; the journal holds everything.
+            let _ended = running.thread.join();
+        }
     }
 }

@@ -276,9 +276,10 @@ fn write_over(out: &mut Vec<u8>, members: &Members<'_>, node: &NodeState, place:
     };
     for key in lacking {
         if get(members, key).is_none()
-            && let Some(text) = new_member(key, members, node, place) {
-                object.raw(key, &text)?;
-            }
+            && let Some(text) = new_member(key, members, node, place)
+        {
+            object.raw(key, &text)?;
+        }
     }
     object.end();
     Ok(())

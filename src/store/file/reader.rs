@@ -44,9 +44,10 @@ impl Reader {
         let look = look(&self.paths)?;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, view)) = &*last
-            && *at == look {
-                return Ok(Arc::clone(view));
-            }
+            && *at == look
+        {
+            return Ok(Arc::clone(view));
+        }
         let view = Arc::new(load(&self.paths)?);
         *last = is_settled(&look).then(|| (look, Arc::clone(&view)));
         Ok(view)

@@ -393,14 +393,14 @@ pub(super) fn heal(state: &mut State, paths: &Paths, now: DateTime<Utc>) -> Resu
     }
     let mut place = paths.journal.clone();
     if let Some(active) = &state.active
-        && active.stored.path == paths.next {
-            if state.pending.is_some() {
-                place.clone_from(&paths.next);
-            } else {
-                // It takes the place of the spent one.
-                paths::rename(&paths.next, &paths.journal)?;
-                renamed = true;
-            }
+        && active.stored.path == paths.next
+    {
+        if state.pending.is_some() {
+            place.clone_from(&paths.next);
+        } else {
+            // It takes the place of the spent one.
+            paths::rename(&paths.next, &paths.journal)?;
+            renamed = true;
         }
     for spent in std::mem::take(&mut state.spent) {
         let taken_over = spent == paths.journal && state.active.is_some() && place == paths.journal;

@@ -102,12 +102,13 @@ pub fn repair(base: &Path, now: DateTime<Utc>, use_previous: bool) -> Result<Vec
 fn repair_locked(paths: &Paths, lock: &Lock, now: DateTime<Utc>, use_previous: bool) -> Result<Vec<String>, StoreError> {
     let mut done = Vec::new();
     if let Some((bytes, _)) = paths::read(&paths.document)?
-        && let Err(error) = document::read(&paths.document, &bytes, lock.seq()) {
-            if error.kind() != StoreErrorKind::Corrupt || !use_previous {
-                return Err(error);
-            }
-            bring_back_previous(paths, lock, now, &mut done)?;
+        && let Err(error) = document::read(&paths.document, &bytes, lock.seq())
+    {
+        if error.kind() != StoreErrorKind::Corrupt || !use_previous {
+            return Err(error);
         }
+        bring_back_previous(paths, lock, now, &mut done)?;
+    }
     for journal in [&paths.journal, &paths.next] {
         mend_journal(paths, journal, now, &mut done)?;
     }

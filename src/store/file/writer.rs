@@ -436,9 +436,10 @@ impl Writer {
         }
         self.waiting.push((self.ledger.seq().0, reply));
         if self.job.is_none()
-            && let Err(error) = self.begin_checkpoint() {
-                self.fail_waiting(&error);
-            }
+            && let Err(error) = self.begin_checkpoint()
+        {
+            self.fail_waiting(&error);
+        }
     }
 
     fn fail_waiting(&mut self, error: &StoreError) {
@@ -557,12 +558,16 @@ impl Writer {
         }
         self.note_leases();
         let wanted = !self.waiting.is_empty() || self.is_checkpoint_due(now);
-        if wanted && self.job.is_none() && self.is_dirty() && self.retry.is_none_or(|(at, _)| now >= at)
-            && let Err(error) = self.begin_checkpoint() {
-                let wait = self.retry.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LONGEST_RETRY));
-                self.retry = Some((now + wait, wait));
-                self.fail_waiting(&error);
-            }
+        if wanted
+            && self.job.is_none()
+            && self.is_dirty()
+            && self.retry.is_none_or(|(at, _)| now >= at)
+            && let Err(error) = self.begin_checkpoint()
+        {
+            let wait = self.retry.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LONGEST_RETRY));
+            self.retry = Some((now + wait, wait));
+            self.fail_waiting(&error);
+        }
     }
 
     fn is_checkpoint_due(&self, now: Instant) -> bool {
