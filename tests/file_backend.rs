@@ -758,3 +758,105 @@ fn system_calls_that_fail_lose_nothing_that_was_acknowledged() {
         }
     }
 }
+
+/// Writes and checkpoints until it is killed; notes every acknowledged node in a file, after its acknowledgement and before the next.
+#[tokio::test]
+#[ignore = "it is run by another test, and killed"]
+async fn child_that_is_killed() {
+    use std::io::Write;
+    let folder = PathBuf::from(std::env::var_os("STATE_FOLDER").unwrap());
+    let mut acks = std::fs::OpenOptions::new().create(true).append(true).open(std::env::var_os("ACKS").unwrap()).unwrap();
+    let backend = open(&folder).await;
+    let run = backend.load_run(&run_id("run_1")).await.unwrap();
+    let first = run.as_ref().map_or(0, RunState::node_count);
+    if run.is_none() {
+        create(&backend, "run_1", 0).await;
+    }
+    for number in first..first + 12 {
+        let node = format!("node_{number}");
+        set(&backend, "run_1", &node, NodeUpdate::success(), 1).await;
+        writeln!(acks, "{node}").unwrap();
+        if number % 4 == 3 {
+            backend.checkpoint().await.unwrap();
+        }
+    }
+    backend.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kill_at_any_system_call_also_while_it_recovers_keeps_what_was_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let traced = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
+    if !traced.is_ok_and(|status| status.success()) {
+        return;
+    }
+    let mut killed = 0;
+    for call in ["pwrite64", "fdatasync", "fsync", "/rename.*", "/unlink.*", "/link.*", "write"] {
+        for when in [1, 2, 3, 4, 6, 9, 13] {
+            let state = folder.path().join(format!("{}-{when}", call.replace(['/', '.', '*'], "")));
+            std::fs::create_dir(&state).unwrap();
+            let acks = state.join("acks");
+            for attempt in ["first", "second"] {
+                let out = std::process::Command::new("strace")
+                    .args(["-f", "-o", "/dev/null", "-e", &format!("inject={call}:signal=SIGKILL:when={when}")])
+                    .arg(std::env::current_exe().unwrap())
+                    .args(["--exact", "child_that_is_killed", "--ignored", "--nocapture"])
+                    .envs([("STATE_FOLDER", &state), ("ACKS", &acks)])
+                    .output()
+                    .unwrap();
+                let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+                assert!(!text.contains("panicked"), "{call} {when} {attempt}: {text}");
+                killed += usize::from(!out.status.success());
+                let acknowledged = std::fs::read_to_string(&acks).unwrap_or_default();
+                let told: Vec<&str> = acknowledged.lines().collect();
+                let check = |runs: &[RunState], how: &str| {
+                    let there = runs.first().map_or(0, RunState::node_count);
+                    assert!(told.iter().all(|node| runs[0].node(node).is_some()), "{call} {when} {attempt} {how}: {told:?}");
+                    // At most the one that was under way when it was killed, in every attempt.
+                    assert!(there <= told.len() + 2, "{call} {when} {attempt} {how}: {there} for {told:?}");
+                };
+                check(&all(&reader(&state).await).await, "read");
+                let copy = tempfile::tempdir().unwrap();
+                copy_folder(&state, copy.path());
+                check(&all(&open(copy.path()).await).await, "opened");
+            }
+        }
+    }
+    assert!(killed > 40, "only {killed} were killed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_beside_a_writer_that_checkpoints_never_sees_less_than_was_acknowledged_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = Arc::new(open(folder.path()).await);
+    create(&backend, "run_1", 0).await;
+    let acknowledged = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let reading = tokio::spawn({
+        let (folder, acknowledged, done) = (folder.path().to_owned(), Arc::clone(&acknowledged), Arc::clone(&done));
+        async move {
+            let mut looks = 0;
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                let before = acknowledged.load(std::sync::atomic::Ordering::SeqCst);
+                let seen = reader(&folder).await;
+                let run = seen.load_run(&run_id("run_1")).await.unwrap().unwrap();
+                assert!(run.version().0 >= before, "{} is seen, {before} was acknowledged", run.version());
+                looks += 1;
+            }
+            looks
+        }
+    });
+    let writing = async {
+        for second in 0..150 {
+            let receipt = set(&backend, "run_1", "node", NodeUpdate::running().attempt(second), 1).await;
+            acknowledged.store(receipt.runs[0].after.0, std::sync::atomic::Ordering::SeqCst);
+            if second % 3 == 0 {
+                backend.checkpoint().await.unwrap();
+            }
+        }
+    };
+    writing.await;
+    backend.close().await.unwrap();
+    done.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert!(reading.await.unwrap() > 0);
+}

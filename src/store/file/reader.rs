@@ -81,12 +81,17 @@ pub(super) fn read_settled(paths: &Paths) -> Result<(State, Seen), StoreError> {
         attempt += 1;
         let seen = lock::look(&paths.lock)?;
         let found = recover::read(paths, seen.value.seq);
-        let settled = match &found {
-            Ok(state) => state.strangers.is_empty(),
-            Err(error) => error.kind() != StoreErrorKind::Corrupt,
+        // A document takes its place before its journal is put away: as long as it is the same, what was read beside it belongs to it.
+        let (settled, read) = match &found {
+            Ok(state) => (state.strangers.is_empty(), Some(state.document)),
+            Err(error) => (error.kind() != StoreErrorKind::Corrupt, None),
+        };
+        let moved = match read {
+            Some(document) => Identity::at(&paths.document)? != document,
+            None => false,
         };
         // Without a writer nothing moves: what is apart is apart.
-        if settled || !seen.held || attempt == ATTEMPTS {
+        if (!moved && (settled || !seen.held)) || attempt == ATTEMPTS {
             return found.map(|state| (state, seen));
         }
         std::thread::sleep(PAUSE);
