@@ -8,8 +8,8 @@ use chrono::{DateTime, TimeZone, Utc};
 use seeknal_state::file::{FileBackend, repair};
 use seeknal_state::{
     BackendOptions, Batch, BatchAnswer, Entry, Fence, FencingToken, Guard, Interval, LeaseKey, LeaseOwner, LeaseRecord,
-    LeaseStore, Mutation, NewRun, NodeId, NodeStatus, NodeUpdate, Outcome, PartitionKey, ProcessInfo, Receipt, Refusal, RunId,
-    RunPart, RunQuery, RunState, RunUpdate, StateBackend, StoreErrorKind, Version,
+    LeaseStore, Mutation, NewRun, NodeId, NodeStatus, NodeUpdate, Outcome, PartitionKey, Receipt, Refusal, RunId, RunPart,
+    RunQuery, RunState, RunUpdate, StateBackend, StoreErrorKind, Version,
 };
 
 fn at(second: i64) -> DateTime<Utc> {
@@ -189,7 +189,7 @@ async fn a_last_frame_that_is_torn_at_any_byte_is_cut_and_kept_aside() {
         let seen = reader(copy.path()).await;
         assert_eq!(all(&seen).await, *if is_whole { whole } else { before }, "cut at {cut}");
         assert_eq!(std::fs::read(journal(copy.path())).unwrap(), torn, "a reader changes nothing");
-        if cut % 16 != 0 && cut + 20 < end {
+        if cut % 64 != 0 && cut + 9 < end {
             continue;
         }
         let (backend, notices) = open_told(copy.path()).await;
@@ -594,5 +594,269 @@ async fn a_document_that_cannot_be_replaced_fails_the_checkpoint_and_loses_nothi
     let told = all(&backend).await;
     drop(backend);
     assert_eq!(all(&open(folder.path()).await).await, told, "dropping closes");
-    let _ = ProcessInfo::current(at(0));
+}
+
+/// Runs one of the tests below again in a process of its own, whose files may not grow beyond a size: the nearest thing to a full disk.
+fn run_child(test: &str, folder: &Path, largest_file: u64) {
+    let out = std::process::Command::new("sh")
+        .args(["-c", "trap '' XFSZ; exec prlimit --fsize=$0:unlimited \"$@\"", &largest_file.to_string()])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--nocapture"])
+        .env("STATE_FOLDER", folder)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && text.contains("1 passed"), "{text}");
+}
+
+fn is_there(program: &str) -> bool {
+    std::process::Command::new(program).arg("--version").output().is_ok()
+}
+
+#[test]
+fn a_full_disk_is_a_typed_error_and_service_goes_on_with_the_space() {
+    if !is_there("prlimit") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    run_child("child_on_a_full_disk", folder.path(), 3 << 20);
+}
+
+#[tokio::test]
+#[ignore = "it is run by another test, under a limit"]
+async fn child_on_a_full_disk() {
+    let folder = PathBuf::from(std::env::var_os("STATE_FOLDER").unwrap());
+    let backend = open(&folder).await;
+    create(&backend, "run_1", 0).await;
+    let mut told = all(&backend).await;
+    let mut error = None;
+    for second in 1..200 {
+        let update = NodeUpdate::running().metadata("text", "x".repeat(64 * 1024));
+        let mutation =
+            Mutation::SetNode { node: node_id(&format!("node_{}", second % 20)), update: Box::new(update), at: at(second) };
+        let one = entry(vec![part("run_1", version(&backend, "run_1").await, vec![mutation])]);
+        match backend.commit(Arc::new(Batch::new(vec![one]))).await {
+            Ok(_) => told = all(&backend).await,
+            Err(found) => {
+                error = Some(found);
+                break;
+            }
+        }
+    }
+    let error = error.expect("the limit was met");
+    assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Full, false), "{error}");
+    assert!(error.to_string().contains("space"), "{error}");
+    assert_eq!(all(&backend).await, told, "the state is as it was");
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(&folder, killed.path());
+    assert_eq!(all(&open(killed.path()).await).await, told, "so it is on the disk");
+    let freed = std::process::Command::new("prlimit")
+        .args(["--pid", &std::process::id().to_string(), "--fsize=unlimited"])
+        .status()
+        .unwrap();
+    assert!(freed.success());
+    set(&backend, "run_1", "after", NodeUpdate::success(), 999).await;
+    let told = all(&backend).await;
+    backend.close().await.unwrap();
+    assert_eq!(all(&open(&folder).await).await, told);
+}
+
+/// Writes, checkpoints and opens again; for running by hand under a tool that makes system calls fail. Whatever was acknowledged must be there, and
+/// whatever was said not to be applied must not.
+#[tokio::test]
+#[ignore = "it is run by another test, under faults"]
+async fn child_under_faults() {
+    let folder = PathBuf::from(std::env::var_os("STATE_FOLDER").unwrap());
+    let backend = FileBackend::new(&options(&folder));
+    if let Err(error) = backend.initialize().await {
+        eprintln!("open: {error}");
+        return;
+    }
+    // Acknowledged, refused for good, or in doubt: by node.
+    let mut known: std::collections::BTreeMap<String, Option<bool>> = std::collections::BTreeMap::new();
+    let mut version = Version::NONE;
+    for second in 0..30_i64 {
+        let node = format!("node_{second}");
+        let mut mutations =
+            vec![Mutation::SetNode { node: node_id(&node), update: Box::new(NodeUpdate::success()), at: at(second) }];
+        if version == Version::NONE {
+            mutations.insert(0, Mutation::Create { run: NewRun::running(), at: at(0) });
+        }
+        let batch = Arc::new(Batch::new(vec![entry(vec![part("run_1", version, mutations)])]));
+        for _ in 0..5 {
+            let answer = backend.commit(Arc::clone(&batch)).await;
+            known.insert(
+                node.clone(),
+                match &answer {
+                    Ok(answer) => Some(matches!(answer.outcomes[0], Outcome::Applied(_))),
+                    Err(error) if error.is_unknown_outcome() => None,
+                    Err(_) => Some(false),
+                },
+            );
+            match answer {
+                Ok(answer) => {
+                    version = applied(&answer, 0).runs[0].after;
+                    break;
+                }
+                Err(error) => eprintln!("commit {second}: {error}"),
+            }
+        }
+        if second % 7 == 6 {
+            if let Err(error) = backend.checkpoint().await {
+                eprintln!("checkpoint: {error}");
+            }
+        }
+    }
+    let told = backend.load_run(&run_id("run_1")).await.unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    copy_folder(&folder, copy.path());
+    let check = |run: Option<RunState>, what: &str| {
+        for (node, known) in &known {
+            let is_there = run.as_ref().is_some_and(|run| run.node(node).is_some());
+            assert!(known.is_none_or(|known| known == is_there), "{what}: {node}: told {known:?}, there {is_there}");
+        }
+    };
+    check(told, "in memory");
+    let killed = reader(copy.path()).await;
+    check(killed.load_run(&run_id("run_1")).await.unwrap(), "after a kill");
+    if let Err(error) = backend.close().await {
+        eprintln!("close: {error}");
+    }
+    let seen = reader(&folder).await;
+    check(seen.load_run(&run_id("run_1")).await.unwrap(), "after a close");
+}
+
+#[test]
+fn system_calls_that_fail_lose_nothing_that_was_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let traced = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
+    if !traced.is_ok_and(|status| status.success()) {
+        return;
+    }
+    let mut place = 0;
+    for (call, error) in [
+        ("fdatasync", "EIO"),
+        ("fsync", "EIO"),
+        ("pwrite64", "EIO"),
+        ("pwrite64", "ENOSPC"),
+        ("/rename.*", "EACCES"),
+        ("/link.*", "EPERM"),
+    ] {
+        for when in ["1", "2", "3", "5", "9", "14", "3+2", "6+"] {
+            place += 1;
+            let state = folder.path().join(place.to_string());
+            std::fs::create_dir(&state).unwrap();
+            let out = std::process::Command::new("strace")
+                .args(["-f", "-o", "/dev/null", "-e", &format!("inject={call}:error={error}:when={when}")])
+                .arg(std::env::current_exe().unwrap())
+                .args(["--exact", "child_under_faults", "--ignored", "--nocapture"])
+                .env("STATE_FOLDER", &state)
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+            assert!(out.status.success() && text.contains("1 passed"), "{call} {error} when {when}: {text}");
+        }
+    }
+}
+
+/// Writes and checkpoints until it is killed; notes every acknowledged node in a file, after its acknowledgement and before the next.
+#[tokio::test]
+#[ignore = "it is run by another test, and killed"]
+async fn child_that_is_killed() {
+    use std::io::Write;
+    let folder = PathBuf::from(std::env::var_os("STATE_FOLDER").unwrap());
+    let mut acks = std::fs::OpenOptions::new().create(true).append(true).open(std::env::var_os("ACKS").unwrap()).unwrap();
+    let backend = open(&folder).await;
+    let run = backend.load_run(&run_id("run_1")).await.unwrap();
+    let first = run.as_ref().map_or(0, RunState::node_count);
+    if run.is_none() {
+        create(&backend, "run_1", 0).await;
+    }
+    for number in first..first + 12 {
+        let node = format!("node_{number}");
+        set(&backend, "run_1", &node, NodeUpdate::success(), 1).await;
+        writeln!(acks, "{node}").unwrap();
+        if number % 4 == 3 {
+            backend.checkpoint().await.unwrap();
+        }
+    }
+    backend.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kill_at_any_system_call_also_while_it_recovers_keeps_what_was_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let traced = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
+    if !traced.is_ok_and(|status| status.success()) {
+        return;
+    }
+    let mut killed = 0;
+    for call in ["pwrite64", "fdatasync", "fsync", "/rename.*", "/unlink.*", "/link.*", "write"] {
+        for when in [1, 2, 3, 4, 6, 9, 13] {
+            let state = folder.path().join(format!("{}-{when}", call.replace(['/', '.', '*'], "")));
+            std::fs::create_dir(&state).unwrap();
+            let acks = state.join("acks");
+            for attempt in ["first", "second"] {
+                let out = std::process::Command::new("strace")
+                    .args(["-f", "-o", "/dev/null", "-e", &format!("inject={call}:signal=SIGKILL:when={when}")])
+                    .arg(std::env::current_exe().unwrap())
+                    .args(["--exact", "child_that_is_killed", "--ignored", "--nocapture"])
+                    .envs([("STATE_FOLDER", &state), ("ACKS", &acks)])
+                    .output()
+                    .unwrap();
+                let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+                assert!(!text.contains("panicked"), "{call} {when} {attempt}: {text}");
+                killed += usize::from(!out.status.success());
+                let acknowledged = std::fs::read_to_string(&acks).unwrap_or_default();
+                let told: Vec<&str> = acknowledged.lines().collect();
+                let check = |runs: &[RunState], how: &str| {
+                    let there = runs.first().map_or(0, RunState::node_count);
+                    assert!(told.iter().all(|node| runs[0].node(node).is_some()), "{call} {when} {attempt} {how}: {told:?}");
+                    // At most the one that was under way when it was killed, in every attempt.
+                    assert!(there <= told.len() + 2, "{call} {when} {attempt} {how}: {there} for {told:?}");
+                };
+                check(&all(&reader(&state).await).await, "read");
+                let copy = tempfile::tempdir().unwrap();
+                copy_folder(&state, copy.path());
+                check(&all(&open(copy.path()).await).await, "opened");
+            }
+        }
+    }
+    assert!(killed > 40, "only {killed} were killed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_beside_a_writer_that_checkpoints_never_sees_less_than_was_acknowledged_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = Arc::new(open(folder.path()).await);
+    create(&backend, "run_1", 0).await;
+    let acknowledged = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let reading = tokio::spawn({
+        let (folder, acknowledged, done) = (folder.path().to_owned(), Arc::clone(&acknowledged), Arc::clone(&done));
+        async move {
+            let mut looks = 0;
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                let before = acknowledged.load(std::sync::atomic::Ordering::SeqCst);
+                let seen = reader(&folder).await;
+                let run = seen.load_run(&run_id("run_1")).await.unwrap().unwrap();
+                assert!(run.version().0 >= before, "{} is seen, {before} was acknowledged", run.version());
+                looks += 1;
+            }
+            looks
+        }
+    });
+    let writing = async {
+        for second in 0..150 {
+            let receipt = set(&backend, "run_1", "node", NodeUpdate::running().attempt(second), 1).await;
+            acknowledged.store(receipt.runs[0].after.0, std::sync::atomic::Ordering::SeqCst);
+            if second % 3 == 0 {
+                backend.checkpoint().await.unwrap();
+            }
+        }
+    };
+    writing.await;
+    backend.close().await.unwrap();
+    done.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert!(reading.await.unwrap() > 0);
 }

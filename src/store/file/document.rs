@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::kept;
 use super::node::{self, Dialect};
 use super::stamp;
 use super::text::{self, Members, Source, damaged, get, line_and_column, string};
@@ -175,13 +176,8 @@ fn shape_of(members: &Members<'_>, order: Vec<NodeId>) -> Shape {
 }
 
 /// The members of the top level that are neither nodes nor ours.
-fn kept_top(members: &Members<'_>) -> RawJson {
-    let kept: Vec<(String, RawJson)> = members
-        .iter()
-        .filter(|(key, _)| key != "nodes" && key != "seeknal_state")
-        .filter_map(|(key, raw)| Some((key.to_string(), RawJson::parse(raw).ok()?)))
-        .collect();
-    RawJson::object(kept.iter().map(|(key, raw)| (key.as_str(), raw)))
+fn without_our_part<'a>(members: &Members<'a>) -> Members<'a> {
+    members.iter().filter(|(key, _)| key != "nodes" && key != "seeknal_state").cloned().collect()
 }
 
 struct NodeText<'a> {
@@ -237,7 +233,7 @@ fn read_foreign(source: Source<'_>, members: &Members<'_>, nodes: Option<&str>, 
                 header.status = status.clone();
             }
             header.created_at = top.started_at.or_else(|| newest_stamp(&nodes)).unwrap_or(DateTime::UNIX_EPOCH);
-            header.extra = (!bare).then(|| kept_top(members));
+            header.extra = if bare { None } else { kept::restore("true", &without_our_part(members)) };
         } else {
             header.created_at = oldest_stamp(&nodes).unwrap_or(DateTime::UNIX_EPOCH);
         }
@@ -352,8 +348,10 @@ pub(super) fn checksum(before: &[u8], after: &[u8]) -> u32 {
 fn read_history(source: Source<'_>, raw: &str) -> Result<(RunId, Building), StoreError> {
     #[derive(Deserialize)]
     struct Run<'a> {
-        run_id: RunId,
-        run_version: Version,
+        #[serde(rename = "run_id")]
+        id: RunId,
+        #[serde(rename = "run_version")]
+        version: Version,
         created_version: Version,
         #[serde(borrow)]
         nodes: HashMap<NodeId, &'a RawValue>,
@@ -365,7 +363,7 @@ fn read_history(source: Source<'_>, raw: &str) -> Result<(RunId, Building), Stor
         serde_json::from_str::<NodeState>(raw.get()).map(|node| (id, node)).map_err(|error| source.parse_error(raw.get(), &error))
     };
     let nodes = run.nodes.into_iter().map(node).collect::<Result<_, _>>()?;
-    Ok((run.run_id, Building { header, version: run.run_version, created: run.created_version, nodes }))
+    Ok((run.id, Building { header, version: run.version, created: run.created_version, nodes }))
 }
 
 fn read_own_run(
@@ -394,7 +392,7 @@ fn read_own_run(
             "finished_at" => header.finished_at = serde_json::from_str(raw).map_err(fail)?,
             "worker" => header.worker = serde_json::from_str(raw).map_err(fail)?,
             "metadata" => header.metadata = serde_json::from_str(raw).map_err(fail)?,
-            "kept" if raw == "true" => header.extra = Some(kept_top(members)),
+            "kept" => header.extra = kept::restore(raw, &without_our_part(members)),
             _ => {}
         }
     }
@@ -422,21 +420,19 @@ fn read_our_nodes(
         let node::Found { mut state, mut run } = node::read(&text.members);
         state.version = part.run_version;
         // A node of which nothing is told beside was put in by somebody else.
-        let mut keep = true;
+        let mut kept = Some("true");
         if let Some(raw) = beside.get(text.id.as_str()) {
-            keep = false;
+            kept = None;
             for (field, raw) in text::members(raw).map_err(|error| source.parse_error(raw, &error))? {
                 let fail = |error| source.parse_error(raw, &error);
                 match &*field {
                     "run_id" => run = Some(serde_json::from_str(raw).map_err(fail)?),
-                    "kept" => keep = raw == "true",
+                    "kept" => kept = Some(raw),
                     field => node::set(&mut state, field, raw).map_err(fail)?,
                 }
             }
         }
-        if keep {
-            state.extra = RawJson::parse(text.raw).ok();
-        }
+        state.extra = kept.and_then(|note| kept::restore(note, &text.members));
         let Some(run) = run.or_else(|| top_id.cloned()) else {
             return Err(source.error(text.raw, format!("node {:?} belongs to no run", text.id)));
         };

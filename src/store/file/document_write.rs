@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use super::document::{FORMAT, NO_CHECKSUM, Shape, checksum, told_by_top};
+use super::kept;
 use super::node::{self, Dialect, ObjectWriter, Overrides, Place};
 use super::stamp::{self, Style};
 use super::text::{self, Members, get, indent, string};
@@ -238,8 +239,8 @@ fn own_run(run: &RunState, members: &Members<'_>) -> serde_json::Result<String> 
     if !header.metadata.is_empty() {
         own.value("metadata", &header.metadata)?;
     }
-    if header.extra.is_some() {
-        own.value("kept", &true)?;
+    if let Some(source) = &header.extra {
+        own.raw("kept", &kept::note(source.as_str(), members))?;
     }
     own.end();
     // It was written as text just now.
@@ -251,9 +252,6 @@ fn write_beside(out: &mut Vec<u8>, nodes: &[(&NodeId, &NodeState, Overrides)]) -
     for (id, state, unsaid) in nodes {
         let mut own = ObjectWriter::begin(object.key(id.as_str())?);
         own.value("version", &state.version)?;
-        if state.extra.is_some() {
-            own.value("kept", &true)?;
-        }
         for (field, raw) in unsaid {
             own.raw(field, raw)?;
         }

@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::paths::Identity;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The newest format that this version reads, and the one it writes.
@@ -212,7 +211,6 @@ pub(super) fn last_written(bytes: &[u8], offset: usize) -> Option<usize> {
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) path: PathBuf,
-    pub(super) identity: Identity,
     pub(super) bytes: Vec<u8>,
     /// `None` if it was never begun: the crash came while the file was made, so that no frame can be in it.
     pub(super) header: Option<Header>,
@@ -221,7 +219,7 @@ pub(super) struct Stored {
 impl Stored {
     /// Reads a journal; `None` if there is none.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, StoreError> {
-        let Some((bytes, identity)) = super::paths::read(path)? else { return Ok(None) };
+        let Some((bytes, _)) = super::paths::read(path)? else { return Ok(None) };
         let header = Header::from_bytes(&bytes);
         match &header {
             None => {
@@ -248,7 +246,7 @@ impl Stored {
             }
             Some(_) => {}
         }
-        Ok(Some(Self { path: path.to_owned(), identity, bytes, header }))
+        Ok(Some(Self { path: path.to_owned(), bytes, header }))
     }
 
     /// How many records its valid frames hold; for saying what is set aside.

@@ -15,6 +15,9 @@ use crate::store::{StoreError, StoreErrorKind};
 /// How many sequence numbers are reserved with one sync: hours of writing at full speed.
 const SEQ_BLOCK: u64 = 10_000_000;
 
+/// Somebody who only asks whether the lock is held has it for an instant: it is tried so often, 5 ms apart.
+const ASKED_FOR: u32 = 20;
+
 /// The lock, held.
 #[derive(Debug)]
 pub(super) struct Lock {
@@ -34,10 +37,8 @@ impl Lock {
     /// Takes the lock and changes nothing.
     pub(super) fn acquire_unnamed(paths: &Paths) -> Result<Self, StoreError> {
         let mut file = HighWaterFile::open(&paths.lock)?;
-        // Somebody who only asks whether the lock is held has it for an instant.
-        const ASKED: u32 = 20;
         let mut taken = file.try_lock()?;
-        for _ in 0..ASKED {
+        for _ in 0..ASKED_FOR {
             if taken {
                 break;
             }
@@ -54,11 +55,6 @@ impl Lock {
     /// The highest sequence number that may have been used.
     pub(super) fn seq(&self) -> u64 {
         self.value.seq
-    }
-
-    /// The highest token that may have been given out.
-    pub(super) fn token(&self) -> u64 {
-        self.value.token
     }
 
     /// Makes sure that sequence numbers up to this one may be used; synced before it returns.

@@ -14,6 +14,7 @@ mod checkpoint;
 mod document;
 mod document_write;
 mod journal;
+mod kept;
 mod lock;
 mod node;
 mod paths;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::kept;
 use super::stamp::{self, Style};
 use super::text::{self, Members, elements, get, string};
 use crate::model::{
@@ -182,8 +183,12 @@ pub(super) fn write(out: &mut Vec<u8>, node: &NodeState, place: Place<'_>) -> se
         }
     }
     let written = out.get(start..).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or("{}");
-    let found = read(&text::members(written)?);
-    unsaid(node, &found, place)
+    let members = text::members(written)?;
+    let mut unsaid = unsaid(node, &read(&members), place)?;
+    if let Some(source) = &node.extra {
+        unsaid.push(("kept", kept::note(source.as_str(), &members)));
+    }
+    Ok(unsaid)
 }
 
 /// Whether all that our own shape writes of it reads back as it is.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::lock::{self, Seen};
 use super::paths::{Identity, Paths};
-use super::recover;
+use super::recover::{self, State};
 use crate::model::{Clock, LeaseRecord, Ledger, SystemClock};
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -25,7 +25,6 @@ pub(super) struct View {
     pub(super) ledger: Ledger,
     pub(super) leases: Vec<LeaseRecord>,
     pub(super) notices: Vec<String>,
-    pub(super) replayed: usize,
 }
 
 /// A reader that remembers what it read as long as the files stay as they are.
@@ -75,35 +74,44 @@ fn is_settled(look: &Look) -> bool {
     look.iter().flatten().all(|identity| now.saturating_sub(identity.changed_ms()) > TICK_OF_STAMPS)
 }
 
-/// Reads document and journals; again, if a writer moved them meanwhile.
-fn load(paths: &Paths) -> Result<View, StoreError> {
+/// Reads document and journals; again, if a writer moved them meanwhile. Also says what was seen of the lock.
+pub(super) fn read_settled(paths: &Paths) -> Result<(State, Seen), StoreError> {
     let mut attempt = 0;
     loop {
         attempt += 1;
         let seen = lock::look(&paths.lock)?;
         let found = recover::read(paths, seen.value.seq);
-        let settled = match &found {
-            Ok(state) => state.strangers.is_empty(),
-            Err(error) => error.kind() != StoreErrorKind::Corrupt,
+        // A document takes its place before its journal is put away: as long as it is the same, what was read beside it belongs to it.
+        let (settled, read) = match &found {
+            Ok(state) => (state.strangers.is_empty(), Some(state.document)),
+            Err(error) => (error.kind() != StoreErrorKind::Corrupt, None),
+        };
+        let moved = match read {
+            Some(document) => Identity::at(&paths.document)? != document,
+            None => false,
         };
         // Without a writer nothing moves: what is apart is apart.
-        if settled || !seen.held || attempt == ATTEMPTS {
-            let mut state = found?;
-            for (journal, records) in &state.strangers {
-                state.notices.push(format!(
-                    "{} does not belong to {}: the document wins; its {records} records will be set aside when the state is opened for writing",
-                    journal.display(),
-                    paths.document.display()
-                ));
-            }
-            if let (Some((from, to)), false) = (state.active.as_ref().and_then(|active| active.torn), seen.held) {
-                state.notices.push(format!(
-                    "the last record of the journal is torn ({} bytes at byte {from}); it was never acknowledged, and is cut when the state is opened for writing",
-                    to - from
-                ));
-            }
-            return Ok(View { ledger: state.ledger, leases: state.leases, notices: state.notices, replayed: state.replayed });
+        if (!moved && (settled || !seen.held)) || attempt == ATTEMPTS {
+            return found.map(|state| (state, seen));
         }
         std::thread::sleep(PAUSE);
     }
+}
+
+fn load(paths: &Paths) -> Result<View, StoreError> {
+    let (mut state, seen) = read_settled(paths)?;
+    for (journal, records) in &state.strangers {
+        state.notices.push(format!(
+            "{} does not belong to {}: the document wins; its {records} records will be set aside when the state is opened for writing",
+            journal.display(),
+            paths.document.display()
+        ));
+    }
+    if let (Some((from, to)), false) = (state.active.as_ref().and_then(|active| active.torn), seen.held) {
+        state.notices.push(format!(
+            "the last record of the journal is torn ({} bytes at byte {from}); it was never acknowledged, and is cut when the state is opened for writing",
+            to - from
+        ));
+    }
+    Ok(View { ledger: state.ledger, leases: state.leases, notices: state.notices })
 }

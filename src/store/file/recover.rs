@@ -234,6 +234,12 @@ fn join_journals(
             note_replay(state, &replayed);
             match next {
                 Some((next, next_header)) if next_header.follows.as_deref() == Some(header.generation.as_str()) => {
+                    if next_header.after != replayed.tail && next.count_records() == 0 {
+                        // It was given up while it was made, and the writer went on with the old one.
+                        state.spent.push(next.path);
+                        state.active = Some(replayed.active(stored, header));
+                        return Ok(());
+                    }
                     if next_header.after != replayed.tail {
                         return Err(gap(
                             &next,

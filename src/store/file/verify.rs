@@ -6,26 +6,20 @@ use chrono::{DateTime, Utc};
 
 use super::document;
 use super::journal::{HEADER_LEN, Kind, Stored, frame_at, last_written, lines};
-use super::lock::{self, Lock};
+use super::lock::Lock;
 use super::paths::{self, Paths};
+use super::reader::read_settled;
 use super::recover;
 use crate::store::{StoreError, StoreErrorKind, VerifyReport};
 
 /// Checks document, journals, numbers and leftovers; changes nothing.
 pub(super) fn verify(paths: &Paths) -> Result<VerifyReport, StoreError> {
     let mut report = VerifyReport::new();
-    let seen = match lock::look(&paths.lock) {
-        Ok(seen) => {
+    let mut held = false;
+    match read_settled(paths) {
+        Ok((state, seen)) => {
+            held = seen.held;
             report.checked.push(format!("{}: token {}, sequence {}", paths.lock.display(), seen.value.token, seen.value.seq));
-            seen
-        }
-        Err(error) => {
-            report.problems.push(error.to_string());
-            lock::Seen::default()
-        }
-    };
-    match recover::read(paths, seen.value.seq) {
-        Ok(state) => {
             let runs = state.ledger.run_count();
             let nodes: usize = state.ledger.runs().map(crate::model::RunState::node_count).sum();
             report.checked.push(format!(
@@ -35,7 +29,7 @@ pub(super) fn verify(paths: &Paths) -> Result<VerifyReport, StoreError> {
             ));
             check_versions(&state.ledger, &mut report);
             // Beside a live writer document and journal may be seen apart, or a frame half written.
-            if !seen.held {
+            if !held {
                 for (journal, records) in &state.strangers {
                     report
                         .problems
@@ -58,7 +52,7 @@ pub(super) fn verify(paths: &Paths) -> Result<VerifyReport, StoreError> {
             Err(error) => report.problems.push(error.to_string()),
         }
     }
-    if !seen.held {
+    if !held {
         for left in paths.unfinished() {
             report.checked.push(format!("{}: left by a crash, removed at the next open for writing", left.display()));
         }

@@ -344,10 +344,10 @@ impl Writer {
 
     /// After the journal failed: everything goes into a new document, or nobody knows.
     fn write_instead(&mut self, work: &Ledger, cause: Option<StoreError>) -> Result<(), StoreError> {
+        // The frame may be on the disk or not, and stays in doubt until a document is there: whoever sends the batch again learns it.
         self.write_document_now(work).map_err(|error| match cause {
-            // The frame may be on the disk or not.
             Some(cause) => StoreError::unknown(cause.kind(), format!("{cause}; and no new document could be written: {error}")),
-            None => error,
+            None => error.into_unknown(),
         })
     }
 
@@ -472,13 +472,21 @@ impl Writer {
         Ok(())
     }
 
+    /// Checks that nobody else touched the document; if somebody did, nothing more is written.
+    fn check_document(&mut self) -> Result<(), StoreError> {
+        checkpoint::check(&self.paths, self.document.identity).inspect_err(|error| self.document_failed(error, None))
+    }
+
     fn rotate(&mut self) -> Result<(), StoreError> {
-        checkpoint::check(&self.paths, self.document.identity).inspect_err(|error| self.poisoned = poison(error))?;
+        self.check_document()?;
         let Some(journal) = &self.journal else { return Ok(()) };
         let follows = journal.header().generation.clone();
         let generation = new_generation();
         let header = Header::new(&generation, Some(&follows), self.ledger.seq().0, self.tail);
-        let next = Journal::create(&self.paths.next, header, || self.paths.sync_folder())?;
+        let next = Journal::create(&self.paths.next, header, || self.paths.sync_folder()).inspect_err(|_| {
+            // Half made, it would look like a journal that goes on where this one ended; with no record in it, it is passed over.
+            let _passed_over = paths::remove(&self.paths.next);
+        })?;
         self.journal = Some(next);
         self.tail = self.ledger.seq().0;
         self.lease_changes = self.lease_changes.wrapping_sub(1);
@@ -541,11 +549,9 @@ impl Writer {
         let now = Instant::now();
         if now.duration_since(self.last_look) >= LOOK {
             self.last_look = now;
-            // While a checkpoint runs, the document changes by our own hand; a fault of the system is met again where it matters.
-            if self.job.is_none()
-                && let Err(error) = checkpoint::check(&self.paths, self.document.identity)
-            {
-                self.poisoned = poison(&error);
+            // While a checkpoint runs, the document changes by our own hand.
+            // A fault of the system is met again where it matters; a document that was replaced poisons.
+            if self.job.is_none() && self.check_document().is_err() && self.poisoned.is_some() {
                 return;
             }
         }
@@ -633,11 +639,6 @@ impl Writer {
         let seq = result.is_ok().then_some(self.ledger.seq().0);
         result.and(self.lock.release(seq))
     }
-}
-
-/// A document that was replaced poisons; a fault of the system does not.
-fn poison(error: &StoreError) -> Option<StoreError> {
-    (error.kind() == StoreErrorKind::Poisoned).then(|| error.clone())
 }
 
 fn new_generation() -> String {
