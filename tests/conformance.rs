@@ -17,7 +17,34 @@ impl Harness for MemoryHarness {
     }
 }
 
+/// A folder that holds the storage of one of the built-in backends.
+#[cfg(any(feature = "file", feature = "sqlite"))]
+struct Folder {
+    folder: tempfile::TempDir,
+    backend: &'static str,
+}
+
+#[cfg(any(feature = "file", feature = "sqlite"))]
+impl Folder {
+    fn of(backend: &'static str) -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), backend }
+    }
+}
+
+#[cfg(any(feature = "file", feature = "sqlite"))]
+impl Harness for Folder {
+    fn open(&self) -> BoxFuture<'_, Result<Arc<dyn StateBackend>, StoreError>> {
+        let options = seeknal_state::BackendOptions::new().base_path(self.folder.path());
+        let backend = seeknal_state::create_state_backend(self.backend, &options);
+        Box::pin(async move { backend })
+    }
+}
+
 seeknal_state::conformance_tests!(memory, MemoryHarness::default());
+#[cfg(feature = "file")]
+seeknal_state::conformance_tests!(file, Folder::of("file"));
+#[cfg(feature = "sqlite")]
+seeknal_state::conformance_tests!(sqlite, Folder::of("database"));
 
 #[tokio::test]
 async fn the_report_names_every_case() {

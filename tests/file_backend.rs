@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeZone, Utc};
-use seeknal_state::file::{FileBackend, repair};
+use seeknal_state::model::{Batch, BatchAnswer, Entry, Guard, Mutation, Outcome, Receipt, Refusal, RunPart};
+use seeknal_state::store::LeaseStore;
+use seeknal_state::store::file::{FileBackend, repair};
 use seeknal_state::{
-    BackendOptions, Batch, BatchAnswer, Entry, Fence, FencingToken, Guard, Interval, LeaseKey, LeaseOwner, LeaseRecord,
-    LeaseStore, Mutation, NewRun, NodeId, NodeStatus, NodeUpdate, Outcome, PartitionKey, Receipt, Refusal, RunId, RunPart,
-    RunQuery, RunState, RunUpdate, StateBackend, StoreErrorKind, Version,
+    BackendOptions, Fence, FencingToken, Interval, LeaseKey, LeaseOwner, LeaseRecord, NewRun, NodeId, NodeStatus, NodeUpdate,
+    PartitionKey, RunId, RunQuery, RunState, RunUpdate, StateBackend, StoreErrorKind, Version,
 };
 
 fn at(second: i64) -> DateTime<Utc> {

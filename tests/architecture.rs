@@ -1,0 +1,100 @@
+//! The house keeps its floors: imports go down only, rooms on one floor are strangers, every file says what it is for.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Which floor a room is on. What is not here is the roof (`lib.rs`, `error.rs`, `main.rs`), which may name everything.
+const FLOORS: &[(&str, u32)] =
+    &[("model", 0), ("store", 1), ("persist", 2), ("run", 3), ("lease", 3), ("coordinator", 4), ("project", 5), ("cli", 6)];
+
+/// The crate's error sits above the rooms' own: only the rooms that speak to users may name it.
+const MAY_NAME_THE_ERROR: &[&str] = &["coordinator", "project", "cli"];
+
+fn sources() -> BTreeMap<PathBuf, String> {
+    fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.insert(path.clone(), std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    found
+}
+
+fn room(path: &Path) -> Option<&'static str> {
+    let relative = path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap();
+    let first = relative.components().next().unwrap().as_os_str().to_str().unwrap();
+    FLOORS.iter().map(|(room, _)| *room).find(|room| *room == first)
+}
+
+fn floor(room: &str) -> u32 {
+    FLOORS.iter().find(|(name, _)| *name == room).unwrap().1
+}
+
+/// Every room that a file names by `crate::room`, outside of comments.
+fn named(text: &str) -> Vec<String> {
+    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut rooms = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        if let Some(group) = rest.strip_prefix('{') {
+            rooms.extend(group.split('}').next().unwrap().split(',').map(|name| word(name.trim())));
+        } else {
+            rooms.push(word(rest));
+        }
+    }
+    rooms
+}
+
+#[test]
+fn imports_go_down_only() {
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for (path, text) in sources() {
+        let Some(room) = room(&path) else { continue };
+        for other in named(&text) {
+            if other == "error" && !MAY_NAME_THE_ERROR.contains(&room) {
+                wrong.push(format!("{} names the crate's error", path.display()));
+            }
+            let Some((_, other_floor)) = FLOORS.iter().find(|(name, _)| *name == other) else { continue };
+            seen += 1;
+            if other != room && *other_floor >= floor(room) {
+                wrong.push(format!("{} (floor {}) names {other} (floor {other_floor})", path.display(), floor(room)));
+            }
+        }
+    }
+    assert!(seen > 50, "the test does not see the imports any more");
+    assert!(wrong.is_empty(), "imports that do not go down:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_file_says_what_it_is_for_and_no_path_climbs_two_floors() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        if !text.starts_with("//! ") {
+            wrong.push(format!("{} does not begin with its purpose", path.display()));
+        }
+        if text.contains("super::super") {
+            wrong.push(format!("{} climbs by super::super", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_ground_floor_does_no_io_and_knows_no_runtime() {
+    for (path, text) in sources() {
+        if room(&path) != Some("model") {
+            continue;
+        }
+        for forbidden in ["tokio::", "std::fs", "std::net", "std::thread", "ractor::", "Instant::now"] {
+            assert!(!text.contains(forbidden), "{} uses {forbidden}", path.display());
+        }
+    }
+}
