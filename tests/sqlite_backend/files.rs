@@ -184,7 +184,7 @@ async fn a_full_disk_is_told_and_service_goes_on() {
         let part = part_on(Some(&tip), tip.version(), "r", vec![], mutations);
         match backend.commit(Arc::new(Batch::new(vec![entry(part)]))).await {
             Ok(answer) => {
-                written = applied(answer.outcomes.into_iter().next().unwrap()).runs[0].after.0 - tip.created_version().0
+                written = applied(answer.outcomes.into_iter().next().unwrap()).runs[0].after.0 - tip.created_version().0;
             }
             Err(error) => break error,
         }
