@@ -164,3 +164,34 @@ async fn what_may_only_be_read_is_read_and_says_so() {
     }
     allow(0o755);
 }
+
+/// Needs a file system of a few megabytes that may be filled: `mount -t tmpfs -o size=3m tmpfs DIR`, and `SEEKNAL_TEST_SMALL_FS=DIR`.
+#[tokio::test]
+async fn a_full_disk_is_told_and_service_goes_on() {
+    let Some(small) = std::env::var_os("SEEKNAL_TEST_SMALL_FS") else { return };
+    let dir = tempfile::tempdir_in(small).unwrap();
+    let filler = dir.path().join("filler");
+    std::fs::write(&filler, vec![1; 1 << 20]).unwrap();
+    let backend = open(&db(dir.path())).await;
+    change(&backend, "r", vec![create(0)]).await;
+    let mut written = 0_u64;
+    let error = loop {
+        let tip = load(&backend, "r").await;
+        let mutations = vec![set(
+            "n",
+            NodeUpdate::running().row_count(written + 1).error("x".repeat(100_000 + usize::try_from(written).unwrap())),
+        )];
+        let part = part_on(Some(&tip), tip.version(), "r", vec![], mutations);
+        match backend.commit(Arc::new(Batch::new(vec![entry(part)]))).await {
+            Ok(answer) => {
+                written = applied(answer.outcomes.into_iter().next().unwrap()).runs[0].after.0 - tip.created_version().0;
+            }
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Full, false), "{error}");
+    assert_eq!(load(&backend, "r").await.node("n").unwrap().row_count, Some(written), "what was told stays, and nothing else");
+    std::fs::remove_file(filler).unwrap();
+    change(&backend, "r", vec![set("n", NodeUpdate::success())]).await;
+    assert!(backend.verify().await.unwrap().is_sound());
+}

@@ -133,7 +133,6 @@ async fn what_was_not_seen_is_stale() {
         (vec![set("n", NodeUpdate::success())], vec![]),
         (vec![set("other", NodeUpdate::success())], vec![pending]),
         (vec![set("gone", NodeUpdate::success())], vec![]),
-        (vec![Mutation::Delete { keep_coverage: false }], vec![]),
     ] {
         assert!(matches!(refused(try_one(mutations, guards).await), Refusal::Stale { .. }));
     }

@@ -241,7 +241,8 @@ pub(super) async fn leases_are_renewed_released_and_forced(harness: &dyn Harness
     let token = bench.grant(key.clone(), "first", Duration::from_secs(5)).await?;
     bench.applied(lease_entry(LeaseMutation::Renew { key: key.clone(), token, at: at(10), ttl_ms: 600_000 })).await?;
     write_under(&bench, &key, token, true, "a write under a renewed lease").await?;
-    let wrong = FencingToken(token.0 + 1);
+    // Not a token that a later grant here may get.
+    let wrong = FencingToken(token.0 + 1_000_000);
     let renew = LeaseMutation::Renew { key: key.clone(), token: wrong, at: at(10), ttl_ms: 600_000 };
     ensure_eq!(
         bench.refused(lease_entry(renew)).await?,

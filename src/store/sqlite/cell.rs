@@ -39,6 +39,9 @@ pub(super) struct Cell {
     pub(super) changed: bool,
     pub(super) nodes: BTreeMap<NodeId, PendingNode>,
     pub(super) own: OwnVersions,
+    /// The batch that wrote to it last, and the version before it did. What is newer was written by the chain itself: all entries of one run in one
+    /// batch stand on one another.
+    pub(super) began: Option<(usize, Version)>,
 }
 
 impl Cell {
@@ -93,12 +96,19 @@ impl Cell {
         }
     }
 
+    /// Whether an earlier entry of the same batch wrote this version.
+    pub(super) fn is_of_batch(&self, batch: usize, version: Version) -> bool {
+        self.began.is_some_and(|(of, began)| of == batch && version > began)
+    }
+
     /// Whether a row that the part writes or guards on is newer than its base, and not written by its own chain.
-    pub(super) fn is_stale(&self, conn: &Connection, part: &RunPart, head: &Head) -> Result<bool, StoreError> {
+    pub(super) fn is_stale(&self, conn: &Connection, part: &RunPart, head: &Head, batch: usize) -> Result<bool, StoreError> {
         // The chain has seen as many of this process's commits after its base as it expects; if there are more, it has not seen them all.
         let ahead = part.expect.0.saturating_sub(part.base.0);
         let own_seen = self.own.count_after(part.base) <= ahead;
-        let unseen = |version: Version| version > part.base && !(own_seen && self.own.contains(version));
+        let unseen = |version: Version| {
+            version > part.base && !(own_seen && self.own.contains(version)) && !self.is_of_batch(batch, version)
+        };
         let header =
             part.mutations.iter().any(Mutation::touches_header) || part.guards.iter().any(|g| matches!(g, Guard::RunStatus(_)));
         if header && unseen(head.header_version) {
@@ -112,8 +122,7 @@ impl Cell {
                 return Ok(true);
             }
         }
-        // Deleting a run touches all of it.
-        Ok(part.mutations.iter().any(|m| matches!(m, Mutation::Delete { .. })) && unseen(head.version))
+        Ok(false)
     }
 
     /// Status and version of a node, without the rest.

@@ -47,6 +47,8 @@ pub(super) struct Session<'c> {
     memory: &'c Memory,
     now: DateTime<Utc>,
     cells: BTreeMap<RunId, Cell>,
+    /// Which batch of this transaction is being decided.
+    batch: usize,
     seq: u64,
     token: u64,
     counted: (u64, u64),
@@ -59,11 +61,12 @@ impl<'c> Session<'c> {
             Some(counters) => counters,
             None => read::counters(conn)?,
         };
-        Ok(Self { conn, memory, now, cells: BTreeMap::new(), seq, token, counted: (seq, token) })
+        Ok(Self { conn, memory, now, cells: BTreeMap::new(), batch: 0, seq, token, counted: (seq, token) })
     }
 
     /// Decides the entries of one batch in their order.
     pub(super) fn decide(&mut self, entries: &[Entry]) -> Result<BatchAnswer, StoreError> {
+        self.batch = self.batch.saturating_add(1);
         let mut refused = HashSet::new();
         let mut outcomes = Vec::with_capacity(entries.len());
         for entry in entries {
@@ -157,18 +160,20 @@ impl<'c> Session<'c> {
     fn part(&mut self, part: &RunPart) -> Verdict<Decided> {
         let conn = self.conn;
         let next = Version(self.seq.saturating_add(1));
+        let batch = self.batch;
+        let creates = part.mutations.first().is_some_and(Mutation::creates_run);
         let cell = self.cell(&part.run)?;
         let head = cell.head.clone();
         let version = head.as_ref().map_or(next, |head| head.version.next());
         let before = head.as_ref().map_or(Version::NONE, |head| head.version);
         let mut unbroken = false;
         if let Some(head) = &head {
-            if !part.mutations.first().is_some_and(Mutation::creates_run) {
-                if part.base < head.created_version {
+            if !creates {
+                if part.base < head.created_version && !cell.is_of_batch(batch, head.created_version) {
                     return Ok(Err(Refusal::RunNotFound { run: part.run.clone() }));
                 }
                 unbroken = head.version == part.expect && cell.own.covers(part.base, head.version);
-                if !unbroken && cell.is_stale(conn, part, head)? {
+                if !unbroken && cell.is_stale(conn, part, head, batch)? {
                     return Ok(Err(Refusal::Stale { run: part.run.clone() }));
                 }
             }
@@ -178,6 +183,10 @@ impl<'c> Session<'c> {
                     return Ok(Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found }));
                 }
             }
+        }
+        if head.is_none() && !creates {
+            // Also a part that only guards: nothing can be said of a run that is not there.
+            return Ok(Err(Refusal::RunNotFound { run: part.run.clone() }));
         }
         if part.guards.contains(&Guard::Unlocked)
             && let Some(holder) = lease::holder(conn, &part.run)?
@@ -209,7 +218,8 @@ impl<'c> Session<'c> {
                 None => head(self.conn, run)?,
             };
             let own = self.memory.own(run);
-            let cell = Cell { head, header: None, header_changed: false, changed: false, nodes: BTreeMap::new(), own };
+            let cell =
+                Cell { head, header: None, header_changed: false, changed: false, nodes: BTreeMap::new(), own, began: None };
             self.cells.insert(run.clone(), cell);
         }
         self.cells.get_mut(run).ok_or_else(|| super::error::corrupt(format_args!("run {run:?}"), "it vanished from memory"))
@@ -219,8 +229,12 @@ impl<'c> Session<'c> {
     fn install(&mut self, part: &RunPart, decided: Decided) -> Result<(), StoreError> {
         let conn = self.conn;
         let now = self.now;
-        let Decided { after, version, .. } = decided;
+        let batch = self.batch;
+        let Decided { after, before, version } = decided;
         let cell = self.cell(&part.run)?;
+        if cell.began.is_none_or(|(of, _)| of != batch) {
+            cell.began = Some((batch, before));
+        }
         cell.own.push(version);
         match (cell.head.is_some(), after) {
             (true, Some(after)) => cell.update(part, &after, version),

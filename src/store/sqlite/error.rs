@@ -53,6 +53,11 @@ pub(super) fn is_io(error: &Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::SystemIoFailure))
 }
 
+/// Whether the error tells that no space was left.
+pub(super) fn is_full(error: &Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DiskFull))
+}
+
 /// Whether the error tells of damage, or of a file that is no database.
 pub(super) fn is_damage(error: &Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))

@@ -18,7 +18,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::decide::Session;
-use super::error::{is_io, sql_error};
+use super::error::{is_full, is_io, sql_error};
 use super::open::{self, beside};
 use super::own::{Memory, Settled};
 use super::owners::Owner;
@@ -247,7 +247,8 @@ impl Writer {
         self.memory.doubt();
         // After a failed write or sync the commit may lie in the WAL all the same, and count after a crash. The batch is sent again under its id: either
         // it is found, or its pages are written anew in the same place.
-        let certain = still_inside && !is_io(&error);
+        // A full disk is certain: the commit's last page did not fit, and SQLite has rolled back by itself.
+        let certain = (still_inside && !is_io(&error)) || is_full(&error);
         let error = sql_error(&self.place, error);
         Err(if certain { error } else { error.into_unknown() })
     }
