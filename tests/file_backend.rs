@@ -1,5 +1,12 @@
 //! The file backend through its public doors: what it writes, what a crash leaves, what others write beside it.
 #![cfg(feature = "file")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test that cannot go on has failed"
+)]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -501,7 +508,7 @@ async fn a_kill_at_any_step_of_a_checkpoint_loses_nothing_and_applies_nothing_tw
         again.checkpoint().await.unwrap();
         again.close().await.unwrap();
         assert_eq!(all(&open(crashed.path()).await).await, more, "{step}: closed");
-        assert!(!names(crashed.path()).iter().any(|name| name.ends_with(".next")), "{step}");
+        assert!(!names(crashed.path()).iter().any(|name| name.contains(".next")), "{step}");
     }
 }
 
@@ -702,10 +709,10 @@ async fn child_under_faults() {
                 Err(error) => eprintln!("commit {second}: {error}"),
             }
         }
-        if second % 7 == 6 {
-            if let Err(error) = backend.checkpoint().await {
-                eprintln!("checkpoint: {error}");
-            }
+        if second % 7 == 6
+            && let Err(error) = backend.checkpoint().await
+        {
+            eprintln!("checkpoint: {error}");
         }
     }
     let told = backend.load_run(&run_id("run_1")).await.unwrap();

@@ -7,10 +7,12 @@ use crate::model::RawJson;
 /// What tells the source of a written object: `true` if it is the object itself, else what was added and what changed members said, or
 /// the whole source where it cannot be told so.
 pub(super) fn note(source: &str, written: &Members<'_>) -> String {
-    let own = text::members(source).unwrap_or_default();
+    let whole = || format!("{{\"whole\":{source}}}");
+    // What is no object, or has a key twice, cannot be told by its members.
+    let Ok(own) = text::members(source) else { return whole() };
     let in_place = own.len() <= written.len() && own.iter().zip(written).all(|((key, _), (now, _))| key == now);
     if !in_place {
-        return format!("{{\"whole\":{source}}}");
+        return whole();
     }
     let json = |key: &str| RawJson::string(key).to_string();
     let added: Vec<String> = written.iter().skip(own.len()).map(|(key, _)| json(key)).collect();

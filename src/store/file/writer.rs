@@ -550,9 +550,11 @@ impl Writer {
         if now.duration_since(self.last_look) >= LOOK {
             self.last_look = now;
             // While a checkpoint runs, the document changes by our own hand.
-            // A fault of the system is met again where it matters; a document that was replaced poisons.
-            if self.job.is_none() && self.check_document().is_err() && self.poisoned.is_some() {
-                return;
+            if self.job.is_none() {
+                // A fault of the system is met again where it matters; a document that was replaced poisons.
+                if self.check_document().is_err() && self.poisoned.is_some() {
+                    return;
+                }
             }
         }
         self.note_leases();
