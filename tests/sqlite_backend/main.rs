@@ -17,7 +17,6 @@ use seeknal_state::store::{BackendOptions, StateBackend, StoreErrorKind, create_
 
 mod commits;
 #[cfg(feature = "conformance")]
-mod conformance;
 mod files;
 mod leases;
 mod openings;
