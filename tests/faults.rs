@@ -333,3 +333,24 @@ async fn close_answers_everybody_and_drop_closes_too() {
         tokio::task::yield_now().await;
     }
 }
+
+#[tokio::test]
+async fn a_full_coordinator_refuses_who_does_not_want_to_wait() {
+    let backend = LyingBackend::new(false);
+    let state = Coordinator::builder().max_in_flight(1).open(Arc::clone(&backend) as Arc<dyn StateBackend>).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    backend.close_gate();
+    let first = tokio::spawn({
+        let state = state.clone();
+        async move { state.set_node_state("r", "a", NodeUpdate::running()).await }
+    });
+    backend.arrived(2).await;
+    let refused = state.try_set_node_state("r", "b", NodeUpdate::running()).await;
+    assert!(matches!(refused, Err(Error::Overloaded)), "{refused:?}");
+    backend.open_gate();
+    first.await.unwrap().unwrap();
+    state.try_set_node_state("r", "b", NodeUpdate::running()).await.unwrap();
+    let huge = NodeUpdate::running().metadata("blob", "x".repeat(17 << 20));
+    let error = state.set_node_state("r", "b", huge).await.unwrap_err();
+    assert!(error.to_string().contains("split it"), "{error}");
+}

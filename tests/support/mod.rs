@@ -1,5 +1,5 @@
-//! A backend that lies on demand, through the public trait.
-#![allow(dead_code, reason = "every test takes what it needs of it")]
+//! Places for state on every backend, and a backend that lies on demand, through the public trait.
+#![allow(dead_code, unused_macros, reason = "every test takes what it needs of it")]
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -9,10 +9,48 @@ use std::sync::{Arc, Mutex};
 use seeknal_state::model::{Batch, BatchAnswer, BatchId};
 use seeknal_state::store::{BoxFuture, LeaseStore, OpenProcess};
 use seeknal_state::{
-    LeaseRecord, MemoryBackend, OpenReport, ProcessInfo, RunId, RunPage, RunQuery, RunState, StateBackend, StoreError,
-    StoreErrorKind,
+    BackendOptions, Coordinator, LeaseRecord, MemoryBackend, OpenReport, ProcessInfo, RunId, RunPage, RunQuery, RunState,
+    StateBackend, StoreError, StoreErrorKind, create_state_backend,
 };
 use tokio::sync::Semaphore;
+
+/// A place for state, of one of the built-in backends.
+pub(crate) struct Store {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) backend: &'static str,
+}
+
+impl Store {
+    pub(crate) fn of(backend: &'static str) -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), backend }
+    }
+
+    pub(crate) fn backend(&self) -> Arc<dyn StateBackend> {
+        create_state_backend(self.backend, &BackendOptions::new().base_path(self.folder.path())).unwrap()
+    }
+
+    pub(crate) async fn open(&self) -> Coordinator {
+        Coordinator::open(self.backend()).await.unwrap()
+    }
+}
+
+macro_rules! on_every_backend {
+    ($($case:ident),+ $(,)?) => {
+        on_every_backend!(@ memory "memory": $($case),+);
+        on_every_backend!(@ file "file": $($case),+);
+        on_every_backend!(@ sqlite "database": $($case),+);
+    };
+    (@ $module:ident $name:literal: $($case:ident),+) => {
+        mod $module {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    super::$case(super::support::Store::of($name)).await;
+                }
+            )+
+        }
+    };
+}
 
 /// What happens to the next commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

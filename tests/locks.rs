@@ -1,0 +1,208 @@
+//! Locks through the front door, on every backend.
+#![cfg(all(feature = "file", feature = "sqlite"))]
+
+#[macro_use]
+mod support;
+
+use std::time::Duration;
+
+use seeknal_state::{Error, LeaseError, LeaseKey, LockOptions, LostReason, NewRun, NodeId, NodeUpdate, RunId, RunUpdate};
+use support::Store;
+
+const NOW: Duration = Duration::ZERO;
+const SOON: Duration = Duration::from_secs(5);
+
+on_every_backend!(
+    a_run_and_its_nodes_exclude_one_another,
+    waiters_are_served_in_order,
+    a_fenced_write_is_refused_once_the_lease_is_lost,
+    a_lease_that_nobody_renews_expires_by_itself,
+    ending_a_run_frees_its_locks,
+    tokens_grow_over_restarts,
+    a_cycle_of_waiters_is_refused_with_the_names,
+    a_caller_that_goes_away_leaks_nothing,
+    abandoned_runs_are_taken_over,
+);
+
+fn run(name: &str) -> LeaseKey {
+    LeaseKey::run(RunId::new(name).unwrap())
+}
+
+async fn a_run_and_its_nodes_exclude_one_another(store: Store) {
+    let state = store.open().await;
+    let node = state.acquire_node_lock("r", "a", NOW).await.unwrap().expect("free");
+    assert!(state.acquire_lock("r", NOW).await.unwrap().is_none());
+    let other = state.acquire_node_lock("r", "b", NOW).await.unwrap().expect("another node is free");
+    assert!(state.acquire_lock("another", NOW).await.unwrap().is_some());
+    let listed = state.list_locks().await.unwrap();
+    assert_eq!(listed.len(), 2);
+    assert!(listed.iter().all(|lease| lease.owner.process.pid == std::process::id()));
+    drop((node, other));
+    let whole = state.acquire_lock("r", SOON).await.unwrap().expect("free again");
+    assert!(state.acquire_node_lock("r", "a", NOW).await.unwrap().is_none());
+    whole.release().await.unwrap();
+    state.close().await.unwrap();
+}
+
+async fn waiters_are_served_in_order(store: Store) {
+    let state = store.open().await;
+    let first = state.acquire_lock("r", NOW).await.unwrap().expect("free");
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let mut waiters = Vec::new();
+    for number in 0..20 {
+        let (state, told) = (state.clone(), told.clone());
+        let (started, is_waiting) = tokio::sync::oneshot::channel();
+        waiters.push(tokio::spawn(async move {
+            let waiting = state.acquire_lock("r", SOON);
+            tokio::pin!(waiting);
+            // Polled once, it has its place in the queue.
+            let mut started = Some(started);
+            let lease = std::future::poll_fn(|context| {
+                let polled = waiting.as_mut().poll(context);
+                if let Some(started) = started.take() {
+                    let _told = started.send(());
+                }
+                polled
+            })
+            .await
+            .unwrap()
+            .expect("in time");
+            told.send((number, lease.token())).unwrap();
+        }));
+        is_waiting.await.unwrap();
+    }
+    let mut last = first.token();
+    drop(first);
+    for expected in 0..20 {
+        let (number, token) = heard.recv().await.unwrap();
+        assert_eq!(number, expected);
+        assert!(token > last, "tokens grow with every grant");
+        last = token;
+    }
+    for waiter in waiters {
+        waiter.await.unwrap();
+    }
+}
+
+async fn a_fenced_write_is_refused_once_the_lease_is_lost(store: Store) {
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let lease = state.acquire_lock("r", NOW).await.unwrap().expect("free");
+    let fenced = state.with_lease(&lease);
+    fenced.set_node_state("r", "n", NodeUpdate::running().row_count(1)).await.unwrap();
+    let freed = state.force_unlock(lease.token()).await.unwrap();
+    assert_eq!(freed.token, lease.token());
+    assert_eq!(lease.lost().await, LostReason::Forced);
+    let error = fenced.set_node_state("r", "n", NodeUpdate::running().row_count(2)).await.unwrap_err();
+    assert!(error.is_lease_lost(), "{error}");
+    let mut tx = state.transaction();
+    tx.fenced_by(&lease).set_node_state("r", "n", NodeUpdate::running().row_count(3));
+    assert!(tx.commit().await.unwrap_err().is_lease_lost());
+    assert_eq!(state.get_node_state("r", "n").await.unwrap().unwrap().row_count, Some(1));
+    // The new holder is not touched by the old token.
+    let next = state.acquire_lock("r", NOW).await.unwrap().expect("free");
+    drop(lease);
+    assert!(matches!(state.force_unlock(freed.token).await, Err(Error::Lease(LeaseError::NotFound { .. }))));
+    state.with_lease(&next).set_node_state("r", "n", NodeUpdate::running().row_count(4)).await.unwrap();
+    assert!(!next.is_lost());
+}
+
+async fn a_lease_that_nobody_renews_expires_by_itself(store: Store) {
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let options = || LockOptions::new().ttl(Duration::from_millis(60)).keep_alive(false);
+    let lease = state.acquire(run("r"), options(), NOW).await.unwrap().expect("free");
+    assert!(lease.remaining() <= Duration::from_millis(60));
+    let next = state.acquire_lock("r", SOON).await.unwrap().expect("the first one expired without anybody's help");
+    assert_eq!(lease.lost().await, LostReason::Expired);
+    assert!(next.token() > lease.token());
+    let error = state.with_lease(&lease).set_node_state("r", "n", NodeUpdate::running()).await.unwrap_err();
+    assert!(error.is_lease_lost(), "{error}");
+    drop(next);
+    // A guard that keeps alive outlives its TTL many times over.
+    let kept = state.acquire(run("r"), LockOptions::new().ttl(Duration::from_millis(150)), SOON).await.unwrap().expect("free");
+    assert!(state.acquire_lock("r", Duration::from_millis(600)).await.unwrap().is_none());
+    assert!(!kept.is_lost());
+    state.with_lease(&kept).set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+}
+
+async fn ending_a_run_frees_its_locks(store: Store) {
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let node = state.acquire_node_lock("r", "n", NOW).await.unwrap().expect("free");
+    state.update_run("r", RunUpdate::success()).await.unwrap();
+    assert_eq!(node.lost().await, LostReason::RunEnded);
+    assert!(state.acquire_lock("r", SOON).await.unwrap().is_some());
+    assert!(state.list_locks().await.unwrap().iter().all(|lease| lease.key.node.is_none()));
+}
+
+async fn tokens_grow_over_restarts(store: Store) {
+    let state = store.open().await;
+    let first = state.acquire_lock("r", NOW).await.unwrap().expect("free").token();
+    state.close().await.unwrap();
+    let state = store.open().await;
+    let lease = state.acquire_lock("r", SOON).await.unwrap().expect("closing released it");
+    if store.backend != "memory" {
+        assert!(lease.token() > first);
+    }
+}
+
+async fn a_cycle_of_waiters_is_refused_with_the_names(store: Store) {
+    let state = store.open().await;
+    let named = |name: &str| LockOptions::new().owner(name);
+    let _a = state.acquire(run("a"), named("alice"), NOW).await.unwrap().expect("free");
+    let _b = state.acquire(run("b"), named("bob"), NOW).await.unwrap().expect("free");
+    let waiting = tokio::spawn({
+        let state = state.clone();
+        let options = named("alice");
+        async move { state.acquire(run("b"), options, SOON).await }
+    });
+    let error = loop {
+        match state.acquire(run("a"), named("bob"), Duration::from_millis(20)).await {
+            Ok(None) => {}
+            Ok(Some(_)) => panic!("it is held"),
+            Err(error) => break error,
+        }
+    };
+    let text = error.to_string();
+    assert!(text.contains("alice") && text.contains("bob"), "{text}");
+    waiting.abort();
+    let again = state.acquire(run("a"), named("alice"), NOW).await.unwrap_err();
+    assert!(matches!(again, Error::Lease(LeaseError::Reentrant { .. })), "{again}");
+}
+
+async fn a_caller_that_goes_away_leaks_nothing(store: Store) {
+    let state = store.open().await;
+    for micros in 0..60_u64 {
+        let doomed = state.acquire_lock("r", SOON);
+        let _gone = tokio::time::timeout(Duration::from_micros(micros * 20), doomed).await;
+    }
+    let lease = state.acquire_lock("r", SOON).await.unwrap().expect("nobody holds it any more");
+    lease.release().await.unwrap();
+    while !state.list_locks().await.unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn abandoned_runs_are_taken_over(store: Store) {
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    state.create_run("done", NewRun::running()).await.unwrap();
+    state.update_run("done", RunUpdate::success()).await.unwrap();
+    assert!(state.abandoned_runs().await.unwrap().is_empty(), "its process lives");
+    assert!(state.resume_run("r").await.is_ok(), "one's own run needs no taking over");
+    state.close().await.unwrap();
+    if store.backend == "memory" {
+        return;
+    }
+    let state = store.open().await;
+    let abandoned = state.abandoned_runs().await.unwrap();
+    assert_eq!(abandoned.iter().map(|run| run.summary.run_id.as_str()).collect::<Vec<_>>(), ["r"]);
+    let resumed = state.resume_run("r").await.unwrap();
+    assert_eq!(resumed.header().worker, state.backend().process());
+    assert!(state.abandoned_runs().await.unwrap().is_empty());
+    assert!(state.resume_run("done").await.unwrap_err().is_conflict());
+    assert!(state.resume_run("nowhere").await.unwrap_err().is_not_found());
+    let node = NodeId::new("n").unwrap();
+    state.set_node_state("r", node, NodeUpdate::running()).await.unwrap();
+}
