@@ -170,6 +170,18 @@ async fn what_a_killed_move_left_lying_is_swept_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_database_that_a_killed_move_half_made_is_made_anew() {
+    let dir = project("file").await;
+    for name in ["state.db.new", "state.db.new-journal"] {
+        fs::write(dir.path().join("target").join(name), "half made").unwrap();
+    }
+    assert!(relocate::preview(&settings(dir.path()), Home::Database, |_, _| ()).await.unwrap().plan.is_some());
+    relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
+    assert_moved(dir.path(), "database").await;
+    assert!(!dir.path().join("target/state.db.new").exists() && !dir.path().join("target/state.db.new-journal").exists());
+}
+
+#[tokio::test]
 async fn a_live_writer_is_named_and_nothing_happens() {
     let dir = project("file").await;
     let writer = open("file", &dir.path().join("target")).await;

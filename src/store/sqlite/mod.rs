@@ -127,7 +127,7 @@ impl SqliteBackend {
                     ));
                 }
                 let conn = open::open_reader(&path)?;
-                open::recheck(&conn, &shared.place, false)?;
+                open::recheck(&conn, &shared.place)?;
                 if let Some(idle) = shared.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
                     idle.push(conn);
                 }

@@ -50,17 +50,16 @@ fn length(path: &Path) -> Result<Option<u64>, StoreError> {
 /// Opens for writing; makes the database, and its folder, if they are not there.
 pub(super) fn open_writer(db: &Path, sidecar: &HighWaterFile) -> Result<Connection, StoreError> {
     let place = db.display().to_string();
-    // One opening at a time looks and makes: a database that is half made is never taken for somebody else's.
+    // One opening at a time looks and makes.
     sidecar.lock()?;
     let opened = (|| {
-        let fresh = check(db)? == Found::Nothing;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut conn = Connection::open_with_flags(db, flags).map_err(|error| sql_error(&place, error))?;
-        if fresh {
-            conn.pragma_update(None, "page_size", PAGE_SIZE).map_err(|error| sql_error(&place, error))?;
+        if check(db)? == Found::Nothing {
+            make(db)?;
         }
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut conn = Connection::open_with_flags(db, flags).map_err(|error| sql_error(&place, error))?;
         configure(&conn, true).map_err(|error| sql_error(&place, error))?;
-        recheck(&conn, &place, fresh)?;
+        recheck(&conn, &place)?;
         // The tables are made before the WAL: so the main file always tells whose it is.
         schema::migrate(&mut conn, &place)?;
         demand_wal(&conn, &place)?;
@@ -68,6 +67,28 @@ pub(super) fn open_writer(db: &Path, sidecar: &HighWaterFile) -> Result<Connecti
     })();
     sidecar.unlock()?;
     opened
+}
+
+/// Makes the database under another name and renames it when it is whole: who is killed here leaves no half-made database, which nobody could tell from a
+/// damaged or a foreign one. What an earlier one left is removed; the sidecar's lock keeps others out.
+fn make(db: &Path) -> Result<(), StoreError> {
+    let new = beside(db, ".new");
+    let place = new.display().to_string();
+    for stale in [beside(&new, "-journal"), new.clone()] {
+        match std::fs::remove_file(&stale) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::io(stale.display(), error)),
+            _ => {}
+        }
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut conn = Connection::open_with_flags(&new, flags).map_err(|error| sql_error(&place, error))?;
+    conn.pragma_update(None, "page_size", PAGE_SIZE).map_err(|error| sql_error(&place, error))?;
+    configure(&conn, true).map_err(|error| sql_error(&place, error))?;
+    schema::migrate(&mut conn, &place)?;
+    conn.close().map_err(|(_, error)| sql_error(&place, error))?;
+    std::fs::rename(&new, db).map_err(|error| StoreError::io(db.display(), error))?;
+    let folder = db.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| StoreError::io(folder.display(), error))
 }
 
 /// Opens for reading a database that is there. Nothing is made or changed.
@@ -129,13 +150,13 @@ pub(super) fn check(db: &Path) -> Result<Found, StoreError> {
 }
 
 /// The same question under locks, with what waits in the WAL. A refusal leaves the files alone.
-pub(super) fn recheck(conn: &Connection, place: &str, fresh: bool) -> Result<(), StoreError> {
+pub(super) fn recheck(conn: &Connection, place: &str) -> Result<(), StoreError> {
     let fail = |error| sql_error(place, error);
     let keep = |on| conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, on).map(|_| ()).map_err(fail);
     keep(true)?;
     let application = schema::application_id(conn).map_err(fail)?;
     let version = schema::schema_version(conn).map_err(fail)?;
-    if application != APPLICATION_ID && !(fresh && application == 0) {
+    if application != APPLICATION_ID {
         return Err(foreign(Path::new(place), application, &[]));
     }
     schema::refuse_newer(version, place)?;
