@@ -16,7 +16,8 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     let folder = tempfile::tempdir()?;
     // Without the feature `file` the same runs in memory.
     let name = if cfg!(feature = "file") { "file" } else { "memory" };
-    let state = Coordinator::open(create_state_backend(name, &BackendOptions::new().base_path(folder.path().join("target")))?).await?;
+    let state =
+        Coordinator::open(create_state_backend(name, &BackendOptions::new().base_path(folder.path().join("target")))?).await?;
     for run in ["monday", "tuesday"] {
         state.create_run(run, NewRun::running()).await?;
     }

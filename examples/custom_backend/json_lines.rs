@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use seeknal_state::model::{
-    Batch, BatchAnswer, BatchId, Clock, Entry, LeaseRecord, Ledger, Mutation, NoFences, NodeId, Outcome, ProcessInfo, Retained, RunId,
-    RunPage, RunPart, RunQuery, RunState, SystemClock, Version,
+    Batch, BatchAnswer, BatchId, Clock, Entry, LeaseRecord, Ledger, Mutation, NoFences, NodeId, Outcome, ProcessInfo, Retained,
+    RunId, RunPage, RunPart, RunQuery, RunState, SystemClock, Version,
 };
 use seeknal_state::store::{AnswerLog, BoxFuture, LeaseBook, LeaseStore};
 use seeknal_state::{BackendOptions, OpenReport, StateBackend, StoreError, StoreErrorKind};
@@ -26,13 +26,15 @@ use seeknal_state::{BackendOptions, OpenReport, StateBackend, StoreError, StoreE
 ///
 /// # Errors
 /// [`StoreErrorKind::Input`] without a path, [`StoreErrorKind::Unsupported`] for reading only.
-pub fn make(options: &BackendOptions) -> Result<Arc<dyn StateBackend>, StoreError> {
+pub(crate) fn make(options: &BackendOptions) -> Result<Arc<dyn StateBackend>, StoreError> {
     if options.is_read_only() {
         return Err(StoreError::unsupported(NAME, "opening for reading only"));
     }
     match options.get("path") {
         Some(path) => Ok(Arc::new(JsonLines::new(path))),
-        None => Err(StoreError::not_applied(StoreErrorKind::Input, "the custom backend needs the option `path`, the file of its log")),
+        None => {
+            Err(StoreError::not_applied(StoreErrorKind::Input, "the custom backend needs the option `path`, the file of its log"))
+        }
     }
 }
 
@@ -129,11 +131,16 @@ impl JsonLines {
     }
 
     /// Does blocking work on a thread that may block. It goes on when the caller goes away.
-    fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static) -> BoxFuture<'_, Result<T, StoreError>> {
+    fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static,
+    ) -> BoxFuture<'_, Result<T, StoreError>> {
         let shared = Arc::clone(&self.shared);
         Box::pin(async move {
             let done = tokio::task::spawn_blocking(move || work(&shared)).await;
-            done.unwrap_or_else(|error| Err(StoreError::unknown(StoreErrorKind::Poisoned, format!("the custom backend panicked: {error}"))))
+            done.unwrap_or_else(|error| {
+                Err(StoreError::unknown(StoreErrorKind::Poisoned, format!("the custom backend panicked: {error}")))
+            })
         })
     }
 
@@ -159,7 +166,10 @@ impl Shared {
 
     fn corrupt(&self, number: usize, why: impl fmt::Display) -> StoreError {
         let place = format!("{}, line {number}", self.path.display());
-        StoreError::not_applied(StoreErrorKind::Corrupt, format!("{place}: {why}; the file was left as it is, restore it from a backup"))
+        StoreError::not_applied(
+            StoreErrorKind::Corrupt,
+            format!("{place}: {why}; the file was left as it is, restore it from a backup"),
+        )
     }
 
     fn open(&self) -> Result<OpenReport, StoreError> {
@@ -170,7 +180,8 @@ impl Shared {
         }
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|error| self.io(error))?;
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(&self.path).map_err(|error| self.io(error))?;
+        let mut file =
+            OpenOptions::new().read(true).append(true).create(true).open(&self.path).map_err(|error| self.io(error))?;
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => StoreError::not_applied(
                 StoreErrorKind::Busy,
@@ -221,7 +232,8 @@ impl Shared {
                 Line::Batch { id, accepted, answer } => {
                     let entries: Vec<Entry> = accepted.into_iter().map(Accepted::into_entry).collect();
                     let again = memory.ledger.commit(&entries, &NoFences);
-                    if !again.outcomes.iter().eq(answer.outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Applied(_)))) {
+                    if !again.outcomes.iter().eq(answer.outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Applied(_))))
+                    {
                         return Err(self.corrupt(number, "it does not lead to the answer that was given"));
                     }
                     memory.answers.put(id, answer);
@@ -239,7 +251,8 @@ impl Shared {
         let log = log.as_mut().ok_or_else(StoreError::closed)?;
         let mut ledger = self.memory().ledger.clone();
         let answer = ledger.commit(&batch.entries, &*self.leases);
-        let accepted: Vec<Accepted> = batch.entries.iter().zip(&answer.outcomes).filter_map(|(entry, outcome)| accepted(entry, outcome)).collect();
+        let accepted: Vec<Accepted> =
+            batch.entries.iter().zip(&answer.outcomes).filter_map(|(entry, outcome)| accepted(entry, outcome)).collect();
         if !accepted.is_empty() {
             self.append(log, &Line::Batch { id: batch.id, accepted, answer: answer.clone() })?;
         }

@@ -13,7 +13,9 @@ mod json_lines;
 use std::error::Error;
 use std::path::PathBuf;
 
-use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, RunId, RunUpdate, StateBackendFactory, create_state_backend};
+use seeknal_state::{
+    BackendOptions, Coordinator, NewRun, NodeUpdate, RunId, RunUpdate, StateBackendFactory, create_state_backend,
+};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -48,7 +50,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     let found = state.get_run(&run).await?.ok_or("the run is gone")?;
     println!("found {} again: {}, version {}, {} nodes", run, found.header().status, found.version(), found.node_count());
-    println!("extract completed {}", state.get_completed_intervals(&run, "extract").await?.iter().map(|i| i.to_string()).collect::<String>());
+    println!(
+        "extract completed {}",
+        state.get_completed_intervals(&run, "extract").await?.iter().map(|i| i.to_string()).collect::<String>()
+    );
     state.close().await?;
     println!("log: {}", path.display());
     Ok(())

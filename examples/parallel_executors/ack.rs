@@ -72,7 +72,15 @@ impl Said {
 
     /// A status of a run.
     pub(crate) fn header(run: &RunId, status: &str) -> Self {
-        Self { run: run.clone(), node: None, status: status.to_owned(), attempt: None, rows: None, interval: None, partition: None }
+        Self {
+            run: run.clone(),
+            node: None,
+            status: status.to_owned(),
+            attempt: None,
+            rows: None,
+            interval: None,
+            partition: None,
+        }
     }
 }
 
@@ -150,19 +158,4 @@ fn open_log(path: &Path) -> io::Result<File> {
         }
     }
     Ok(log)
-}
-
-/// Reads an ack log. Lines that were cut off by a kill are counted, not read.
-pub(crate) fn read(path: &Path) -> io::Result<(Vec<Line>, usize)> {
-    let text = std::fs::read(path)?;
-    let mut lines = Vec::new();
-    let mut cut = 0;
-    for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        match serde_json::from_slice(line) {
-            Ok(line) => lines.push(line),
-            Err(error) if error.is_eof() => cut += 1,
-            Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))),
-        }
-    }
-    Ok((lines, cut))
 }

@@ -2,6 +2,7 @@
 //!
 //! It knows nothing of the process that wrote: the ack log and the stored runs are all it needs.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
@@ -38,23 +39,14 @@ impl Stored {
     }
 }
 
-/// How strictly rows are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// All writers ended in order: a row is exactly what was acknowledged last.
-    InOrder,
-    /// A writer was killed: a write that nobody was told of may be there, as a whole.
-    Killed,
-}
-
 /// What a comparison found.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     pub(crate) writes: usize,
     pub(crate) transactions: usize,
     pub(crate) rows: usize,
-    /// Rows whose last write nobody was told of.
-    pub(crate) ahead: usize,
+    /// What is there beyond all acknowledgements: right after a kill, as whole transactions; wrong if all writers ended in order.
+    pub(crate) ahead: Vec<String>,
     pub(crate) problems: Vec<String>,
 }
 
@@ -62,18 +54,18 @@ impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} acknowledged writes in {} transactions on {} rows, {} rows written after their last acknowledgement, {} problems",
+            "{} acknowledged writes in {} transactions on {} rows; {} rows and runs are ahead of their last acknowledgement; {} problems",
             self.writes,
             self.transactions,
             self.rows,
-            self.ahead,
+            self.ahead.len(),
             self.problems.len()
         )
     }
 }
 
 /// Compares the ack log with what is stored.
-pub(crate) fn compare(lines: &[Line], stored: &Stored, ending: Ending) -> Findings {
+pub(crate) fn compare(lines: &[Line], stored: &Stored) -> Findings {
     let mut found = Findings { writes: lines.len(), ..Findings::default() };
     let mut last: BTreeMap<(&RunId, Option<&NodeId>), &Line> = BTreeMap::new();
     let mut newest: BTreeMap<&RunId, u64> = BTreeMap::new();
@@ -111,20 +103,24 @@ pub(crate) fn compare(lines: &[Line], stored: &Stored, ending: Ending) -> Findin
     for (run, version) in newest {
         match stored.0.get(run) {
             None => found.problems.push(format!("run {run}: version {version} was acknowledged, and there is no such run")),
-            Some(state) if state.version().0 < version || (ending == Ending::InOrder && state.version().0 > version) => {
-                found.problems.push(format!("run {run}: version {version} was acknowledged last, stored is {}", state.version()));
+            Some(state) => {
+                let differs = || format!("run {run}: version {version} was acknowledged last, stored is {}", state.version());
+                match state.version().0.cmp(&version) {
+                    Ordering::Less => found.problems.push(differs()),
+                    Ordering::Equal => {}
+                    Ordering::Greater => found.ahead.push(differs()),
+                }
             }
-            Some(_) => {}
         }
     }
     for line in last.into_values() {
-        compare_row(line, stored, ending, &by_tx, &mut found);
+        compare_row(line, stored, &by_tx, &mut found);
     }
     found.problems.extend(whole(stored));
     found
 }
 
-fn compare_row(line: &Line, stored: &Stored, ending: Ending, by_tx: &HashMap<&str, &Line>, found: &mut Findings) {
+fn compare_row(line: &Line, stored: &Stored, by_tx: &HashMap<&str, &Line>, found: &mut Findings) {
     let Some(run) = stored.0.get(&line.run) else { return };
     let (version, status, attempt) = match &line.node {
         None => (run.header().version.0, run.header().status.as_str(), None),
@@ -137,11 +133,9 @@ fn compare_row(line: &Line, stored: &Stored, ending: Ending, by_tx: &HashMap<&st
         return found.problems.push(format!("{}: stored is the older version {version}", Row(line)));
     }
     if version > line.after {
-        found.ahead += 1;
+        found.ahead.push(format!("{}: stored is version {version}, which nobody was told of", Row(line)));
         let mark = attempt.and_then(Mark::of);
-        if ending == Ending::InOrder {
-            found.problems.push(format!("{}: stored is version {version}, which nobody was told of", Row(line)));
-        } else if let Some(told) = mark.as_ref().and_then(|mark| by_tx.get(mark.tx.as_str())) {
+        if let Some(told) = mark.as_ref().and_then(|mark| by_tx.get(mark.tx.as_str())) {
             found.problems.push(format!("{}: version {version} repeats transaction {}", Row(line), told.tx));
         }
         return;

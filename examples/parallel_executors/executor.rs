@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use tokio::sync::oneshot;
 
 use seeknal_state::{
-    Commit, Coordinator, Error, FencingToken, Lease, LeaseKey, LockOptions, NodeStatus, NodeUpdate, RunStatus, RunUpdate,
+    Commit, Coordinator, FencingToken, Lease, LeaseKey, LockOptions, NodeStatus, NodeUpdate, RunStatus, RunUpdate,
 };
 
 use crate::Failure;
@@ -185,7 +185,9 @@ impl Floor {
     }
 
     async fn pretend_to_work(&self, tasks: &[Task]) {
-        let longest = tasks.iter().map(|task| chance::below(self.work_ms + 1, self.seed, &["work", task.node.as_str(), &task.attempt.to_string()]));
+        let longest = tasks
+            .iter()
+            .map(|task| chance::below(self.work_ms + 1, self.seed, &["work", task.node.as_str(), &task.attempt.to_string()]));
         tokio::time::sleep(Duration::from_millis(longest.max().unwrap_or(0))).await;
     }
 

@@ -10,12 +10,13 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 
 use seeknal_state::{
-    BackendOptions, Coordinator, Error, NewRun, NodeId, NodeUpdate, RunId, RunState, RunStatus, RunUpdate, create_state_backend, model::time,
+    BackendOptions, Coordinator, Error, NewRun, NodeId, NodeUpdate, RunId, RunState, RunStatus, RunUpdate, create_state_backend,
+    model::time,
 };
 
 use crate::ack::{Line, Said, Scribe};
 use crate::board::{Board, Outcome, Task};
-use crate::check::{self, Ending, Stored};
+use crate::check::{self, Stored};
 use crate::dag::Dag;
 use crate::executor::{Floor, Hostage, Tally};
 use crate::marks::{MADE_BY, Mark, Plan};
@@ -81,7 +82,10 @@ pub(crate) async fn run(options: &Options) -> Result<bool, Failure> {
     let again = open().await?;
     let stored = Stored::read(&again).await?;
     let worked_on: BTreeSet<RunId> = summary.runs().cloned().chain(elsewhere).collect();
-    summary.findings = check::compare(&told, &stored, Ending::InOrder);
+    summary.findings = check::compare(&told, &stored);
+    // Everybody ended in order: nothing may be there that nobody was told of.
+    let ahead = std::mem::take(&mut summary.findings.ahead);
+    summary.findings.problems.extend(ahead);
     let (unchanged, changes) = check::unchanged(&before, &stored, &worked_on);
     summary.unchanged = unchanged;
     summary.findings.problems.extend(changes);
@@ -262,6 +266,9 @@ async fn uncovered(state: &Coordinator, summary: &Summary, stored: &Stored) -> R
 
 impl Sentence for Hostage {
     fn sentence(&self) -> String {
-        format!("executor {} was killed while it held {} of {} (token {})", self.executor, self.task.node, self.task.run, self.token)
+        format!(
+            "executor {} was killed while it held {} of {} (token {})",
+            self.executor, self.task.node, self.task.run, self.token
+        )
     }
 }

@@ -59,8 +59,12 @@ impl Story {
     /// What is wrong with it.
     pub(crate) fn problem(&self) -> Option<String> {
         match (&self.takeover, &self.late) {
-            (_, Ok(commit)) => Some(format!("the killed executor wrote version {} under a lock that it had lost", commit.version())),
-            (_, Err(error)) if !matches!(error, Error::LeaseLost(_)) => Some(format!("the late write failed for another reason: {error}")),
+            (_, Ok(commit)) => {
+                Some(format!("the killed executor wrote version {} under a lock that it had lost", commit.version()))
+            }
+            (_, Err(error)) if !matches!(error, Error::LeaseLost(_)) => {
+                Some(format!("the late write failed for another reason: {error}"))
+            }
             (None, _) => Some("nobody took over the node of the killed executor alone".to_owned()),
             (Some(takeover), _) if takeover.token <= self.hostage.token => {
                 Some(format!("the lock was taken over with token {}, which is not above {}", takeover.token, self.hostage.token))
