@@ -6,10 +6,14 @@ use tokio::sync::mpsc;
 
 use seeknal_state::{NodeId, NodeStatus, RunId, RunState};
 
+use crate::chance;
 use crate::dag::Dag;
 
 /// How often a node is tried before it is failed for good.
 pub(crate) const MAX_ATTEMPTS: u32 = 5;
+
+/// Of a hundred nodes that become ready so many go to an executor together with the next one, often of another run.
+const IN_PAIRS: u64 = 30;
 
 /// One node that is ready.
 #[derive(Debug, Clone)]
@@ -60,22 +64,30 @@ struct Run {
 
 #[derive(Debug)]
 struct Inner {
+    seed: u64,
     runs: Vec<Run>,
+    /// How many nodes were given out, and are not back.
+    out: usize,
+    /// A node that waits for a second one to go with; never while nothing is out, so that it goes in the end.
+    shelf: Option<Task>,
     /// Gone when nothing is left to do, which sends the executors home.
-    ready: Option<mpsc::UnboundedSender<Task>>,
+    ready: Option<mpsc::UnboundedSender<Vec<Task>>>,
 }
 
 /// The board that all executors look at.
 #[derive(Debug)]
 pub(crate) struct Board {
     inner: Mutex<Inner>,
-    tasks: tokio::sync::Mutex<mpsc::UnboundedReceiver<Task>>,
+    tasks: tokio::sync::Mutex<mpsc::UnboundedReceiver<Vec<Task>>>,
 }
 
 impl Board {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let (ready, tasks) = mpsc::unbounded_channel();
-        Self { inner: Mutex::new(Inner { runs: Vec::new(), ready: Some(ready) }), tasks: tokio::sync::Mutex::new(tasks) }
+        Self {
+            inner: Mutex::new(Inner { seed, runs: Vec::new(), out: 0, shelf: None, ready: Some(ready) }),
+            tasks: tokio::sync::Mutex::new(tasks),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -130,6 +142,8 @@ impl Board {
                 tasks.extend(task(place, &run.id, &run.dag, &run.steps, index));
             }
         }
+        // So that neighbours are of different runs.
+        tasks.sort_by_key(|task| (task.index, task.place));
         inner.send(tasks);
         inner.close_if_done();
     }
@@ -144,19 +158,16 @@ impl Board {
         self.lock().runs.iter().map(|run| run.left).sum()
     }
 
-    /// The next node that is ready; `None` when all is done.
-    pub(crate) async fn next(&self) -> Option<Task> {
+    /// The next node that is ready, or the next two, to be committed as one; `None` when all is done.
+    pub(crate) async fn next(&self) -> Option<Vec<Task>> {
         self.tasks.lock().await.recv().await
-    }
-
-    /// Another node that is ready, if there is one now.
-    pub(crate) fn another(&self) -> Option<Task> {
-        self.tasks.try_lock().ok()?.try_recv().ok()
     }
 
     /// Puts a node back, for another try by anybody.
     pub(crate) fn again(&self, task: Task) {
-        self.lock().send(vec![task]);
+        let mut inner = self.lock();
+        inner.out = inner.out.saturating_sub(1);
+        inner.send(vec![task]);
     }
 
     /// A node ended well.
@@ -179,7 +190,8 @@ impl Board {
             }
         }
         let ended = run.ended();
-        let tasks = ready.into_iter().filter_map(|index| task_of(task.place, run, index)).collect();
+        let tasks: Vec<Task> = ready.into_iter().filter_map(|index| task_of(task.place, run, index)).collect();
+        inner.out = inner.out.saturating_sub(1);
         inner.send(tasks);
         inner.close_if_done();
         Outcome { skip: Vec::new(), ended }
@@ -203,6 +215,8 @@ impl Board {
             }
         }
         let ended = run.ended();
+        inner.out = inner.out.saturating_sub(1);
+        inner.send(Vec::new());
         inner.close_if_done();
         Outcome { skip, ended }
     }
@@ -237,12 +251,22 @@ impl Run {
 }
 
 impl Inner {
-    fn send(&self, tasks: Vec<Task>) {
-        if let Some(ready) = &self.ready {
-            for task in tasks {
-                // The receiver is a neighbour of this sender: it is there.
-                drop(ready.send(task));
+    /// Gives out what is ready, now or on the shelf.
+    fn send(&mut self, tasks: Vec<Task>) {
+        let Some(ready) = &self.ready else { return };
+        let mut tasks = self.shelf.take().into_iter().chain(tasks);
+        while let Some(task) = tasks.next() {
+            let dice =
+                chance::below(100, self.seed, &["pair", task.node.as_str(), &task.place.to_string(), &task.attempt.to_string()]);
+            let second = if dice < IN_PAIRS { tasks.next() } else { None };
+            if dice < IN_PAIRS && second.is_none() && self.out > 0 {
+                self.shelf = Some(task);
+                return;
             }
+            let bundle: Vec<Task> = std::iter::once(task).chain(second).collect();
+            self.out += bundle.len();
+            // The receiver is a neighbour of this sender: it is there.
+            drop(ready.send(bundle));
         }
     }
 

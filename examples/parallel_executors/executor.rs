@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use tokio::sync::oneshot;
 
 use seeknal_state::{
-    Commit, Coordinator, FencingToken, Lease, LeaseKey, LockOptions, NodeStatus, NodeUpdate, RunStatus, RunUpdate,
+    Coordinator, Error, FencingToken, Lease, LeaseKey, LockOptions, NodeStatus, NodeUpdate, RunStatus, RunUpdate,
 };
 
 use crate::Failure;
@@ -21,8 +21,6 @@ use crate::marks::{Mark, Plan};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Of a hundred attempts so many fail.
 const FAILING: u64 = 15;
-/// Of a hundred takings so many take a second node, and commit both results as one.
-const IN_PAIRS: u64 = 30;
 
 /// What all executors share.
 #[derive(Debug)]
@@ -70,11 +68,10 @@ pub(crate) struct Tally {
 impl Floor {
     /// Works until nothing is left to do.
     pub(crate) async fn work(&self, executor: usize) -> Result<(), Failure> {
-        while let Some(task) = self.board.next().await {
-            let mut tasks = vec![task];
-            let dice = chance::below(100, self.seed, &["pair", task_name(&tasks), self.day(tasks.first())]);
-            if dice < IN_PAIRS && !self.is_hostage_wanted() {
-                tasks.extend(self.board.another());
+        while let Some(mut tasks) = self.board.next().await {
+            if self.is_hostage_wanted() {
+                // The one who dies holds one lock.
+                tasks.drain(1..).for_each(|task| self.board.again(task));
             }
             // Everybody takes locks in one order, so that nobody waits in a circle.
             tasks.sort_by(|a, b| (&a.run, &a.node).cmp(&(&b.run, &b.node)));
@@ -271,26 +268,25 @@ impl Floor {
 
     async fn end_run(&self, place: usize, good: bool) -> Result<(), Failure> {
         let status = if good { RunStatus::Success } else { RunStatus::Failed };
-        self.change_run(place, RunUpdate::status(status.clone()), &status).await?;
-        Ok(())
+        self.change_run(place, RunUpdate::status(status.clone()), &status).await
     }
 
     /// Changes a run as a whole: under its lock, which waits for all of its nodes' locks and keeps new ones out.
-    pub(crate) async fn change_run(&self, place: usize, update: RunUpdate, status: &RunStatus) -> Result<Commit, Failure> {
+    pub(crate) async fn change_run(&self, place: usize, update: RunUpdate, status: &RunStatus) -> Result<(), Failure> {
         let run = self.board.run_at(place).ok_or(Failure::Told("no such run on the board".to_owned()))?;
         let name = self.scribe.new_tx();
-        let Some(lease) = self.state.acquire_lock(&run, PATIENCE).await? else {
-            return Err(Failure::Told(format!("the lock on run {run} was not to be had in {} s", PATIENCE.as_secs())));
-        };
-        let fenced = self.state.with_lease(&lease);
-        let commit = fenced.update_run(&run, update.metadata("write", name.as_str())).await?;
-        self.scribe.acknowledged(&name, &commit, vec![Said::header(&run, status.as_str())])?;
-        Ok(commit)
+        let update = update.metadata("write", name.as_str());
+        loop {
+            let Some(lease) = self.state.acquire_lock(&run, PATIENCE).await? else {
+                return Err(Failure::Told(format!("the lock on run {run} was not to be had in {} s", PATIENCE.as_secs())));
+            };
+            match self.state.with_lease(&lease).update_run(&run, update.clone()).await {
+                Ok(commit) => return Ok(self.scribe.acknowledged(&name, &commit, vec![Said::header(&run, status.as_str())])?),
+                Err(Error::LeaseLost(_)) => self.tally.lost_locks.fetch_add(1, Ordering::Relaxed),
+                Err(error) => return Err(error.into()),
+            };
+        }
     }
-}
-
-fn task_name(tasks: &[Task]) -> &str {
-    tasks.first().map_or("", |task| task.node.as_str())
 }
 
 /// The name under which an executor asks for locks.

@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 
 use seeknal_state::{
-    BackendOptions, Coordinator, Error, NewRun, NodeId, NodeUpdate, RunId, RunState, RunStatus, RunUpdate, create_state_backend,
-    model::time,
+    BackendOptions, Coordinator, Error, LeaseError, NewRun, NodeId, NodeUpdate, RunId, RunState, RunStatus, RunUpdate,
+    create_state_backend, model::time,
 };
 
 use crate::ack::{Line, Said, Scribe};
@@ -40,7 +40,7 @@ pub(crate) async fn run(options: &Options) -> Result<bool, Failure> {
     let elsewhere: BTreeSet<RunId> = live_elsewhere(&state, &before, &abandoned);
     let mut floor = Floor {
         state,
-        board: Board::new(),
+        board: Board::new(options.seed),
         scribe: Scribe::open(options.ack_log.as_deref())?,
         plans: Vec::new(),
         seed: options.seed,
@@ -157,6 +157,8 @@ async fn begin(floor: &mut Floor, dag: &Dag, day: DateTime<Utc>, seed: u64) -> R
 async fn resume(floor: &mut Floor, old: &RunState) -> Result<Option<Resumed>, Failure> {
     let Some(plan) = Plan::of(old.header()) else { return Ok(None) };
     let run = old.id().clone();
+    // First: whoever dies between the two leaves the run as it was, for the next one to find.
+    let freed = free_locks(&floor.state, old).await?;
     let taken = match floor.state.resume_run(&run).await {
         Ok(taken) => taken,
         // Another process was faster.
@@ -166,10 +168,27 @@ async fn resume(floor: &mut Floor, old: &RunState) -> Result<Option<Resumed>, Fa
     let version = taken.header().version.0;
     let said = Said::header(&run, taken.header().status.as_str());
     floor.scribe.note(vec![Line::new(said, &floor.scribe.new_tx(), 1, version - 1, version, None)])?;
-    let resumed = Resumed::new(&run, old, taken.state());
+    let resumed = Resumed::new(&run, old, taken.state(), freed);
     let dag = Dag::of(taken.state().nodes().map(|(id, _)| id.clone()).collect(), plan.seed);
     enter(floor, dag, plan, taken.state(), RunUpdate::new().metadata("resumed_by", std::process::id())).await?;
     Ok(Some(resumed))
+}
+
+/// Takes away the locks that a dead process left on its run, instead of waiting until they expire. Their tokens are void from now on: if it were alive
+/// after all, its writes would be refused.
+async fn free_locks(state: &Coordinator, run: &RunState) -> Result<usize, Failure> {
+    let Some(dead) = &run.header().worker else { return Ok(0) };
+    let locks = state.list_locks().await?;
+    let mut freed = 0;
+    for lock in locks.iter().filter(|lock| lock.key.run == *run.id() && lock.owner.process.id == dead.id) {
+        match state.force_unlock(lock.token).await {
+            Ok(_) => freed += 1,
+            // It expired meanwhile.
+            Err(Error::Lease(LeaseError::NotFound { .. })) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(freed)
 }
 
 /// Puts a run on the board, and notes that on the run.

@@ -32,10 +32,11 @@ pub(crate) struct Resumed {
     ended: usize,
     running: usize,
     nodes: usize,
+    freed: usize,
 }
 
 impl Resumed {
-    pub(crate) fn new(run: &RunId, old: &RunState, now: &RunState) -> Self {
+    pub(crate) fn new(run: &RunId, old: &RunState, now: &RunState, freed: usize) -> Self {
         let count = |wanted: &dyn Fn(&NodeStatus) -> bool| now.nodes().filter(|(_, node)| wanted(&node.status)).count();
         Self {
             run: run.clone(),
@@ -43,6 +44,7 @@ impl Resumed {
             ended: count(&|status| status.is_ended() && *status != NodeStatus::Failed),
             running: count(&|status| *status == NodeStatus::Running),
             nodes: now.node_count(),
+            freed,
         }
     }
 }
@@ -122,10 +124,10 @@ pub(crate) fn pipeline(dag: &Dag, own: &BTreeSet<NodeId>, runs: usize) -> io::Re
 }
 
 pub(crate) fn resumed(resumed: &Resumed) -> io::Result<()> {
-    let Resumed { run, worker, ended, running, nodes } = resumed;
+    let Resumed { run, worker, ended, running, nodes, freed } = resumed;
     writeln!(
         io::stdout().lock(),
-        "resumed   {run}, left by {worker}: {ended} of {nodes} nodes had ended; {running} were running and run again"
+        "resumed   {run}, left by {worker}: {ended} of {nodes} nodes had ended; {running} were running and run again; {freed} of its locks were freed"
     )
 }
 

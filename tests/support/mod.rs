@@ -1,141 +1,36 @@
-//! A backend that lies on demand, through the public trait.
-#![allow(dead_code, reason = "every test takes what it needs of it")]
+//! Finds the examples as cargo lays them out, and runs them as a user would.
 
-use std::collections::VecDeque;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
 
-use seeknal_state::model::{Batch, BatchAnswer, BatchId};
-use seeknal_state::store::{BoxFuture, LeaseStore, OpenProcess};
-use seeknal_state::{
-    LeaseRecord, MemoryBackend, OpenReport, ProcessInfo, RunId, RunPage, RunQuery, RunState, StateBackend, StoreError,
-    StoreErrorKind,
-};
-use tokio::sync::Semaphore;
-
-/// What happens to the next commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lie {
-    /// It is applied, and the answer is lost.
-    AnswerLost,
-    /// It is not applied, and nobody knows.
-    NeverArrived,
-    /// It is refused by storage: nothing happened.
-    Full,
-    /// The backend's code panics.
-    Panic,
-    /// It answers too few outcomes.
-    TooFew,
-}
-
-/// A memory backend behind a gate, with lies to tell.
-#[derive(Debug)]
-pub(crate) struct LyingBackend {
-    pub(crate) inner: MemoryBackend,
-    pub(crate) lies: Mutex<VecDeque<Lie>>,
-    pub(crate) sent: Mutex<Vec<BatchId>>,
-    /// One permit a commit; open by default.
-    pub(crate) gate: Semaphore,
-    pub(crate) gated: AtomicBool,
-    pub(crate) shared: bool,
-    pub(crate) commits: AtomicUsize,
-}
-
-impl LyingBackend {
-    pub(crate) fn new(shared: bool) -> Arc<Self> {
-        Arc::new(Self {
-            inner: MemoryBackend::new(),
-            lies: Mutex::default(),
-            sent: Mutex::default(),
-            gate: Semaphore::new(0),
-            gated: AtomicBool::new(false),
-            shared,
-            commits: AtomicUsize::new(0),
-        })
-    }
-
-    pub(crate) fn tell(&self, lies: impl IntoIterator<Item = Lie>) {
-        self.lies.lock().unwrap().extend(lies);
-    }
-
-    pub(crate) fn close_gate(&self) {
-        self.gated.store(true, Ordering::SeqCst);
-    }
-
-    pub(crate) fn open_gate(&self) {
-        self.gated.store(false, Ordering::SeqCst);
-        self.gate.add_permits(10_000);
-    }
-
-    /// Waits until so many commits have arrived at the backend.
-    pub(crate) async fn arrived(&self, commits: usize) {
-        while self.commits.load(Ordering::SeqCst) < commits {
-            tokio::task::yield_now().await;
+/// The built example of that name; it is built if it is not there.
+pub(crate) fn example(name: &str) -> PathBuf {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let test = std::env::current_exe().unwrap();
+    // target/debug/deps/kill9-… beside target/debug/examples/….
+    let profile = test.parent().and_then(Path::parent).unwrap();
+    let path = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    let _one_at_a_time = BUILDING.lock().unwrap();
+    if !path.exists() {
+        let mut features = Vec::new();
+        for (feature, is_on) in [
+            ("file", cfg!(feature = "file")),
+            ("sqlite", cfg!(feature = "sqlite")),
+            ("conformance", cfg!(feature = "conformance")),
+            ("cli", cfg!(feature = "cli")),
+        ] {
+            if is_on {
+                features.push(feature);
+            }
         }
+        let mut build = Command::new(env!("CARGO"));
+        build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--no-default-features", "--example", name]);
+        build.arg("--target-dir").arg(profile.parent().unwrap()).arg("--features").arg(features.join(","));
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "example {name} does not build");
     }
-}
-
-impl StateBackend for LyingBackend {
-    fn name(&self) -> &str {
-        "lying"
-    }
-
-    fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
-        self.inner.initialize()
-    }
-
-    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
-        Box::pin(async move {
-            self.commits.fetch_add(1, Ordering::SeqCst);
-            self.sent.lock().unwrap().push(batch.id);
-            if self.gated.load(Ordering::SeqCst) {
-                self.gate.acquire().await.unwrap().forget();
-            }
-            let lie = self.lies.lock().unwrap().pop_front();
-            match lie {
-                None => self.inner.commit(batch).await,
-                Some(Lie::AnswerLost) => {
-                    self.inner.commit(batch).await?;
-                    Err(StoreError::unknown(StoreErrorKind::Unavailable, "the answer was lost"))
-                }
-                Some(Lie::NeverArrived) => Err(StoreError::unknown(StoreErrorKind::Unavailable, "no answer")),
-                Some(Lie::Full) => Err(StoreError::not_applied(StoreErrorKind::Full, "no space left")),
-                Some(Lie::Panic) => panic!("the backend's own fault"),
-                Some(Lie::TooFew) => Ok(BatchAnswer { outcomes: Vec::new() }),
-            }
-        })
-    }
-
-    fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
-        self.inner.load_run(run)
-    }
-
-    fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
-        self.inner.list_runs(query)
-    }
-
-    fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
-        self.inner.list_leases()
-    }
-
-    fn lease_store(&self) -> LeaseStore {
-        self.inner.lease_store()
-    }
-
-    fn reserve_tokens(&self, count: u64) -> BoxFuture<'_, Result<Range<u64>, StoreError>> {
-        self.inner.reserve_tokens(count)
-    }
-
-    fn is_shared(&self) -> bool {
-        self.shared
-    }
-
-    fn process(&self) -> Option<ProcessInfo> {
-        self.inner.process()
-    }
-
-    fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
-        self.inner.processes()
-    }
+    path
 }
