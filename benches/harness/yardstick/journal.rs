@@ -5,9 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use chrono::Utc;
 use seeknal_state::model::{BatchId, CommitSeq, Mutation};
-use seeknal_state::{NodeUpdate, RunId, Version};
+use seeknal_state::{Clock, NodeUpdate, RunId, SystemClock, Version};
 use serde::Serialize;
 
 use crate::Outcome;
@@ -62,7 +61,7 @@ impl RawJournal {
     fn append(&mut self) -> Outcome<u64> {
         self.buffer.clear();
         self.buffer.resize(HEAD, 0);
-        let (batch, at) = (BatchId::generate(), Utc::now());
+        let (batch, at) = (BatchId::generate(), SystemClock.now());
         let mut mutations = Vec::with_capacity(self.width);
         for _ in 0..self.batch {
             let index = self.dice.below(RUNS);
