@@ -79,12 +79,14 @@ pub(crate) struct Compared {
 pub(crate) fn compare(sides: &mut Sides, pace: Pace) -> Outcome<Compared> {
     /// Lets a backend end what it does when it becomes idle, so that it is not on its neighbour's bill.
     const BREATH: Duration = Duration::from_millis(50);
+    /// The longest latency that is told, in nanoseconds: a minute.
+    const LONGEST: u64 = 60_000_000_000;
     let warm_up = pace.lasting.min(Duration::from_millis(500));
     sides.product.round(warm_up)?;
     for yardstick in &mut sides.yardsticks {
         yardstick.round(warm_up)?;
     }
-    let mut latencies = Histogram::<u64>::new(3)?;
+    let mut latencies = Histogram::<u64>::new_with_bounds(1, LONGEST, 3)?;
     let mut rates = Vec::new();
     let mut against: Vec<(Vec<f64>, Vec<f64>)> = sides.yardsticks.iter().map(|_| (Vec::new(), Vec::new())).collect();
     for _ in 0..pace.rounds {
