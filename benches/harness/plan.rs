@@ -1,0 +1,202 @@
+//! What is measured against what, and what it should reach.
+
+use std::fmt;
+use std::path::Path;
+
+use tokio::runtime::Runtime;
+
+use crate::Outcome;
+use crate::goal::Goal;
+use crate::measure::{Contender, Sides};
+use crate::workload::{Product, Work};
+use crate::yardstick::{BareLocks, Mutexed, RawJournal, RawLoop, Rows};
+
+/// Where the state rests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backend {
+    Memory,
+    File,
+    Sqlite,
+    /// Nowhere: the ceiling of everything above the backends.
+    Null,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Memory => "memory",
+            Self::File => "file",
+            Self::Sqlite => "sqlite",
+            Self::Null => "null sink",
+        })
+    }
+}
+
+/// What the product is measured against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Yardstick {
+    /// The same rows in SQLite, by a loop on one thread.
+    RawSqlite { rows: Rows, batch: usize },
+    /// The same lines in a journal, by a loop on one thread.
+    RawJournal { batch: usize },
+    /// `Mutex<Connection>`, one commit a write, a thread for every client.
+    Mutexed,
+    /// Our own actors over a backend that does nothing.
+    NullSink,
+    /// A thread that commits rows of locks in groups.
+    BareLocks,
+}
+
+impl fmt::Display for Yardstick {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RawSqlite { rows, batch } => write!(f, "raw sqlite {rows} x{batch}"),
+            Self::RawJournal { batch } => write!(f, "raw journal x{batch}"),
+            Self::Mutexed => f.write_str("Mutex<Connection>"),
+            Self::NullSink => f.write_str("null sink"),
+            Self::BareLocks => f.write_str("bare lock thread"),
+        }
+    }
+}
+
+/// One comparison.
+#[derive(Debug, Clone)]
+pub(crate) struct Case {
+    pub(crate) work: Work,
+    pub(crate) backend: Backend,
+    pub(crate) clients: usize,
+    /// What is asked of the rate itself.
+    pub(crate) goal: Option<Goal>,
+    pub(crate) against: Vec<(Yardstick, Option<Goal>)>,
+}
+
+impl Case {
+    fn new(work: Work, backend: Backend, clients: usize) -> Self {
+        Self { work, backend, clients, goal: None, against: Vec::new() }
+    }
+
+    fn against(mut self, yardstick: Yardstick, goal: Option<f64>) -> Self {
+        self.against.push((yardstick, goal.map(Goal::Ratio)));
+        self
+    }
+
+    /// What `--only` looks at.
+    pub(crate) fn name(&self) -> String {
+        let backend = self.backend.to_string().replace(' ', "-");
+        format!("{}/{backend}/{}", self.work, self.clients)
+    }
+
+    /// Opens all sides, each in a folder of its own.
+    pub(crate) fn contenders(&self, runtime: &Runtime, folder: &Path) -> Outcome<Sides> {
+        let product = Product::open(runtime, self.work, self.backend, self.clients, &folder.join("product"))?;
+        let mut yardsticks: Vec<Box<dyn Contender>> = Vec::new();
+        for (index, (yardstick, _)) in self.against.iter().enumerate() {
+            let folder = folder.join(format!("yardstick-{index}"));
+            let handle = runtime.handle();
+            yardsticks.push(match *yardstick {
+                Yardstick::RawSqlite { rows, batch } => {
+                    Box::new(RawLoop::open(runtime, &folder, rows, batch, self.work.width())?)
+                }
+                Yardstick::RawJournal { batch } => Box::new(RawJournal::create(&folder, batch, self.work.width())?),
+                Yardstick::Mutexed => Box::new(Mutexed::open(runtime, &folder, self.clients)?),
+                Yardstick::NullSink => Box::new(Product::open(runtime, self.work, Backend::Null, self.clients, &folder)?),
+                Yardstick::BareLocks => Box::new(BareLocks::open(runtime, handle.clone(), &folder, self.clients)?),
+            });
+        }
+        Ok(Sides { product: Box::new(product), yardsticks })
+    }
+}
+
+/// Half of the clients are in the batch while the other half is collected.
+fn forming(clients: usize) -> usize {
+    (clients / 2).max(1)
+}
+
+/// All comparisons; a few small ones with `quick`.
+pub(crate) fn cases(quick: bool) -> Vec<Case> {
+    let clients: &[usize] = if quick { &[1, 16] } else { &[1, 16, 256, 4096] };
+    let mut cases = Vec::new();
+    durable(&mut cases, clients);
+    transactions(&mut cases, clients);
+    for backend in [Backend::Memory, Backend::File, Backend::Sqlite] {
+        cases.extend(clients.iter().map(|clients| Case::new(Work::Deferred, backend, *clients)));
+    }
+    for work in [Work::Snapshot, Work::SnapshotBesideWriter, Work::NodeState] {
+        for clients in clients.iter().filter(|clients| **clients <= 16) {
+            let mut case = Case::new(work, Backend::Memory, *clients);
+            // One reader, 1 µs a read.
+            case.goal = (work != Work::NodeState && *clients == 1).then_some(Goal::Rate(1_000_000.0));
+            cases.push(case);
+        }
+    }
+    locks(&mut cases, clients);
+    cases
+}
+
+fn durable(cases: &mut Vec<Case>, clients: &[usize]) {
+    let work = Work::Durable;
+    for clients in clients.iter().copied() {
+        let batch = forming(clients);
+        let raw = |rows| Yardstick::RawSqlite { rows, batch };
+        let goal = match clients {
+            1 => Some(0.8),
+            16 => Some(1.1),
+            256 => Some(0.9),
+            _ => None,
+        };
+        let mut sqlite = Case::new(work, Backend::Sqlite, clients)
+            .against(raw(Rows::Same), goal)
+            .against(raw(Rows::Sorted), None)
+            .against(raw(Rows::NodesAlone), None);
+        if clients <= 256 {
+            sqlite = sqlite.against(Yardstick::Mutexed, (clients == 256).then_some(15.0));
+        }
+        if clients == 256 {
+            // Beside the batch that forms by itself the one of all clients.
+            let batch = clients;
+            sqlite = sqlite
+                .against(Yardstick::RawSqlite { rows: Rows::Same, batch }, None)
+                .against(Yardstick::RawSqlite { rows: Rows::NodesAlone, batch }, None);
+        }
+        cases.push(sqlite);
+        let mut file = Case::new(work, Backend::File, clients)
+            .against(Yardstick::RawJournal { batch }, None)
+            .against(Yardstick::NullSink, (clients == 256).then_some(0.55));
+        if clients == 256 {
+            file = file.against(Yardstick::RawJournal { batch: clients }, None);
+        }
+        cases.push(file);
+        cases.push(Case::new(work, Backend::Memory, clients).against(Yardstick::NullSink, None));
+    }
+}
+
+fn transactions(cases: &mut Vec<Case>, clients: &[usize]) {
+    for clients in clients.iter().copied() {
+        let batch = forming(clients);
+        let case = |backend| Case::new(Work::Transaction, backend, clients);
+        cases.push(case(Backend::Sqlite).against(Yardstick::RawSqlite { rows: Rows::Same, batch }, None));
+        cases.push(case(Backend::File).against(Yardstick::RawJournal { batch }, None));
+        cases.push(case(Backend::Memory).against(Yardstick::NullSink, None));
+    }
+}
+
+fn locks(cases: &mut Vec<Case>, clients: &[usize]) {
+    for backend in [Backend::Memory, Backend::File, Backend::Sqlite] {
+        for work in [Work::LockApart, Work::LockOne] {
+            for clients in clients.iter().copied() {
+                // Thousands of waiters on one lock of a database measure only how long a queue is.
+                if work == Work::LockOne && (clients == 1 || clients > 256) {
+                    continue;
+                }
+                let mut case = Case::new(work, backend, clients);
+                if work == Work::LockApart && backend != Backend::Sqlite && clients >= 16 {
+                    case.goal = Some(Goal::Rate(100_000.0));
+                }
+                if work == Work::LockApart && backend == Backend::Sqlite && clients <= 256 {
+                    case = case.against(Yardstick::BareLocks, (clients == 16).then_some(0.8));
+                }
+                cases.push(case);
+            }
+        }
+    }
+}
