@@ -152,21 +152,14 @@ async fn a_cycle_of_waiters_is_refused_with_the_names(store: Store) {
     let named = |name: &str| LockOptions::new().owner(name);
     let _a = state.acquire(run("a"), named("alice"), NOW).await.unwrap().expect("free");
     let _b = state.acquire(run("b"), named("bob"), NOW).await.unwrap().expect("free");
-    let waiting = tokio::spawn({
-        let state = state.clone();
-        let options = named("alice");
-        async move { state.acquire(run("b"), options, SOON).await }
-    });
-    let error = loop {
-        match state.acquire(run("a"), named("bob"), Duration::from_millis(20)).await {
-            Ok(None) => {}
-            Ok(Some(_)) => panic!("it is held"),
-            Err(error) => break error,
-        }
-    };
+    let waiting = state.acquire(run("b"), named("alice"), SOON);
+    tokio::pin!(waiting);
+    // Polled once, it has its place in the queue.
+    let polled = std::future::poll_fn(|context| std::task::Poll::Ready(waiting.as_mut().poll(context))).await;
+    assert!(polled.is_pending());
+    let error = state.acquire(run("a"), named("bob"), SOON).await.unwrap_err();
     let text = error.to_string();
     assert!(text.contains("alice") && text.contains("bob"), "{text}");
-    waiting.abort();
     let again = state.acquire(run("a"), named("alice"), NOW).await.unwrap_err();
     assert!(matches!(again, Error::Lease(LeaseError::Reentrant { .. })), "{again}");
 }
