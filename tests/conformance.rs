@@ -1,6 +1,9 @@
 //! The conformance suite on the backends of this crate: every case is a test of its own.
 #![cfg(feature = "conformance")]
 
+#[path = "../examples/custom_backend/json_lines.rs"]
+mod json_lines;
+
 use std::sync::Arc;
 
 use seeknal_state::store::conformance::{Harness, cases, run_all, run_case};
@@ -40,7 +43,19 @@ impl Harness for Folder {
     }
 }
 
+/// A log of the backend that the example of a custom one makes.
+struct CustomHarness(tempfile::TempDir);
+
+impl Harness for CustomHarness {
+    fn open(&self) -> BoxFuture<'_, Result<Arc<dyn StateBackend>, StoreError>> {
+        let path = self.0.path().join("state.jsonl");
+        let backend = json_lines::make(&seeknal_state::BackendOptions::new().set("path", path.to_string_lossy()));
+        Box::pin(async move { backend })
+    }
+}
+
 seeknal_state::conformance_tests!(memory, MemoryHarness::default());
+seeknal_state::conformance_tests!(custom, CustomHarness(tempfile::tempdir().unwrap()));
 #[cfg(feature = "file")]
 seeknal_state::conformance_tests!(file, Folder::of("file"));
 #[cfg(feature = "sqlite")]
