@@ -23,12 +23,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     StateBackendFactory::register("custom", json_lines::make)?;
 
     let fresh;
-    let path = match std::env::args_os().nth(1) {
-        Some(path) => PathBuf::from(path),
-        None => {
-            fresh = tempfile::tempdir()?;
-            fresh.path().join("state.jsonl")
-        }
+    let path = if let Some(path) = std::env::args_os().nth(1) {
+        PathBuf::from(path)
+    } else {
+        fresh = tempfile::tempdir()?;
+        fresh.path().join("state.jsonl")
     };
     let options = BackendOptions::new().set("path", path.to_string_lossy());
 

@@ -117,7 +117,7 @@ pub(crate) fn opened(project: &Path, backend: &str, location: &str, notices: &[S
 pub(crate) fn pipeline(dag: &Dag, own: &BTreeSet<NodeId>, runs: usize) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if runs > 0 {
-        writeln!(out, "found     {runs} earlier runs")?;
+        writeln!(out, "found     {}", earlier(runs))?;
     }
     let whose = if own.is_empty() { "made-up nodes" } else { "nodes of the state itself" };
     writeln!(out, "pipeline  {} {whose} in {} layers", dag.len(), dag.layers())
@@ -139,7 +139,7 @@ pub(crate) fn elsewhere(runs: &BTreeSet<RunId>) -> io::Result<()> {
 pub(crate) fn begin_bar(bar: &ProgressBar, nodes: u64) {
     bar.set_draw_target(ProgressDrawTarget::stderr());
     bar.set_length(nodes);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} nodes, {elapsed} ({per_sec})") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} nodes, {elapsed}") {
         bar.set_style(style);
     }
     if !bar.is_hidden() {
@@ -183,8 +183,10 @@ pub(crate) fn summary(summary: &Summary, stored: &Stored, ack_log: Option<&Path>
     if problems.is_empty() {
         writeln!(
             out,
-            "\ncheck     ok: {} acknowledged writes in {} transactions are on disk, none in part; {} earlier runs are unchanged",
-            summary.findings.writes, summary.findings.transactions, summary.unchanged
+            "\ncheck     ok: {} acknowledged writes in {} transactions are on disk, none in part; {} unchanged",
+            summary.findings.writes,
+            summary.findings.transactions,
+            earlier(summary.unchanged)
         )
     } else {
         writeln!(out, "\ncheck     FAILED: {}", summary.findings)?;
@@ -198,6 +200,10 @@ pub(crate) fn summary(summary: &Summary, stored: &Stored, ack_log: Option<&Path>
     }
 }
 
+fn earlier(runs: usize) -> String {
+    if runs == 1 { "1 earlier run".to_owned() } else { format!("{runs} earlier runs") }
+}
+
 fn nodes(run: &RunState) -> String {
     let mut by_status: BTreeMap<&NodeStatus, usize> = BTreeMap::new();
     for (_, node) in run.nodes() {
@@ -208,15 +214,15 @@ fn nodes(run: &RunState) -> String {
 }
 
 pub(crate) fn failure(failure: &Failure) {
-    let mut text = format!("error: {failure}\n");
+    let mut lines = vec![format!("error: {failure}")];
     let mut source = failure.source();
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(&format!("  because: {cause_text}\n"));
+        let line = format!("  because: {cause}");
+        if !lines.iter().any(|said| said.contains(&cause.to_string())) {
+            lines.push(line);
         }
         source = cause.source();
     }
     // Nobody is left to tell if this fails.
-    drop(io::stderr().write_all(text.as_bytes()));
+    drop(writeln!(io::stderr(), "{}", lines.join("\n")));
 }

@@ -3,20 +3,29 @@
 //!
 //! `SEEKNAL_KILLS=200 cargo test --test kill9` kills 200 times on each backend; `SEEKNAL_KILL_SEED=N` chooses other moments.
 #![cfg(all(feature = "file", feature = "sqlite"))]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
 
+#[path = "../binaries/mod.rs"]
 mod binaries;
+mod checker;
 
 // The example's own comparison and log format: what the example claims is what is tested.
-#[path = "../examples/parallel_executors/ack.rs"]
+#[path = "../../examples/parallel_executors/ack.rs"]
 #[allow(dead_code, reason = "only the format is needed here")]
 mod ack;
-#[path = "../examples/parallel_executors/chance.rs"]
+#[path = "../../examples/parallel_executors/chance.rs"]
 mod chance;
-#[path = "../examples/parallel_executors/check.rs"]
+#[path = "../../examples/parallel_executors/check.rs"]
 #[allow(dead_code, reason = "only the comparison is needed here")]
 mod check;
-#[path = "../examples/parallel_executors/marks.rs"]
-#[allow(dead_code, reason = "only reading is needed here")]
+#[path = "../../examples/parallel_executors/marks.rs"]
 mod marks;
 
 use std::fs;
@@ -163,13 +172,14 @@ fn campaign(backend: &str) {
     }
     assert!(checked > 0, "nothing was ever acknowledged");
     println!(
-        "{backend}: {kills} kills in {round} rounds, up to {checked} writes compared at once, {ahead} rows ahead of their acknowledgement"
+        "{backend}: {kills} kills in {round} rounds, up to {checked} writes compared at once, {ahead} times something was ahead of its acknowledgement; {:.0?}",
+        start.elapsed()
     );
 }
 
 /// Opens the state and compares. Every other time it is a copy that is opened, so that the next job recovers from the crash itself.
 fn look(target: &Path, backend: &str, lines: &[Line], round: u64) -> Findings {
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         return check::compare(lines, &read_state(target, backend));
     }
     let apart = tempfile::tempdir().unwrap();
