@@ -62,9 +62,14 @@ pub(super) struct Work {
 impl Coordinator {
     /// Commits one mutation of one run: the way of most writes.
     pub(super) async fn write(&self, run: RunId, mutation: Mutation) -> Result<Commit, Error> {
-        let mut work = Work::default();
-        work.runs.insert(run, Draft { mutations: vec![mutation], guards: Vec::new() });
-        self.commit_work(work).await
+        let engine = self.engine();
+        if engine.is_closed() {
+            return Err(Error::Closed);
+        }
+        let fences = self.fences.as_deref().map(<[Fence]>::to_vec).unwrap_or_default();
+        let deferred = self.durability == Durability::Deferred;
+        let op = Op { mutations: vec![mutation], fences, deferred, ..Op::default() };
+        Ok(engine.commit_one(run, op, false).await?.into())
     }
 
     pub(super) async fn commit_work(&self, mut work: Work) -> Result<Commit, Error> {

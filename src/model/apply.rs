@@ -74,6 +74,10 @@ pub fn apply(state: &mut Option<RunState>, id: &RunId, mutation: &Mutation, vers
 /// # Errors
 /// [`Refusal`] of the first mutation that is refused; then the state is untouched.
 pub fn apply_all(state: &mut Option<RunState>, id: &RunId, mutations: &[Mutation], version: Version) -> Result<(), Refusal> {
+    if let [mutation] = mutations {
+        // Refused alone it changes nothing: no copy is needed to fall back to.
+        return apply(state, id, mutation, version);
+    }
     let mut next = state.clone();
     for (index, mutation) in mutations.iter().enumerate() {
         if matches!(mutation, Mutation::Delete { .. }) && index + 1 < mutations.len() {

@@ -1,7 +1,7 @@
 //! A whole store as one pure value: every run, the order of runs, coverage, last successes, and the rules by which entries are
 //! accepted or refused. The memory and file backends are this ledger with a place to rest; for database backends it is the oracle.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -60,15 +60,16 @@ type OrderKey = (DateTime<Utc>, RunId);
 struct InBatch {
     /// The runs of which an entry was refused: what comes later stands on it.
     refused: HashSet<RunId>,
-    /// The runs that were written, with the version they had before the batch. What is newer was written by their own chain: all entries of one
-    /// run in one batch stand on one another.
-    began: HashMap<RunId, Version>,
+    /// The runs that were written, once for every entry, with the version they had before it. What is newer was written by their own chain: all
+    /// entries of one run in one batch stand on one another.
+    /// A list, because nearly nobody asks: only an entry that meets another version than it expected.
+    wrote: Vec<(RunId, Version)>,
 }
 
 impl InBatch {
     /// Whether an earlier entry of the same chain wrote this version.
     fn is_own(&self, run: &RunId, version: Version) -> bool {
-        self.began.get(run).is_some_and(|began| version > *began)
+        self.wrote.iter().any(|(written, before)| written == run && version > *before)
     }
 }
 
@@ -125,9 +126,8 @@ impl Ledger {
                 self.seq = CommitSeq(self.seq.0.saturating_add(1));
                 let mut runs = Vec::with_capacity(after.len());
                 for (part, (state, version)) in entry.parts.iter().zip(after) {
-                    let before = self.runs.get(&part.run).map_or(Version::NONE, RunState::version);
-                    batch.began.entry(part.run.clone()).or_insert(before);
-                    self.install(&part.run, &part.mutations, state);
+                    let before = self.install(&part.run, &part.mutations, state);
+                    batch.wrote.push((part.run.clone(), before));
                     runs.push(RunReceipt { run: part.run.clone(), before, after: version });
                 }
                 for (node, retained) in &entry.retained {
@@ -248,8 +248,8 @@ impl Ledger {
         Ok((state, version))
     }
 
-    /// Puts a decided state in place and keeps the indexes.
-    fn install(&mut self, run: &RunId, mutations: &[Mutation], after: Option<RunState>) {
+    /// Puts a decided state in place, keeps the indexes, and tells the version before.
+    fn install(&mut self, run: &RunId, mutations: &[Mutation], after: Option<RunState>) -> Version {
         let before = self.runs.get(run).cloned();
         match (&before, &after) {
             (Some(old), Some(new)) => {
@@ -277,6 +277,7 @@ impl Ledger {
                 self.runs.remove_mut(run);
             }
         }
+        before.map_or(Version::NONE, |run| run.version())
     }
 
     fn index_run(&mut self, run: &RunState) {
