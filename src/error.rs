@@ -68,9 +68,6 @@ pub enum Error {
     /// Nobody knows whether it was written: the run's actor ended in mid-flight.
     #[error("whether the write on run {0:?} happened is not known; read the run before you write again")]
     Unknown(RunId),
-    /// A setting, file or command that makes no sense in a project.
-    #[error("{0}")]
-    Project(String),
 }
 
 impl Error {

@@ -24,6 +24,7 @@ pub(crate) struct Limits {
     pub(crate) resident_runs: usize,
     pub(crate) event_backlog: usize,
     pub(crate) entry_bytes: usize,
+    pub(crate) lease_ttl: Duration,
 }
 
 /// Settings for opening a store.
@@ -64,6 +65,7 @@ impl CoordinatorBuilder {
                 resident_runs: 10_000,
                 event_backlog: 4_096,
                 entry_bytes: 16 << 20,
+                lease_ttl: Duration::from_secs(30),
             },
             clock: Arc::new(SystemClock),
         }
@@ -97,6 +99,13 @@ impl CoordinatorBuilder {
     /// How many runs may be resident; beyond, those that were not used since the last sweep are sent to sleep first. Default 10,000.
     pub fn max_resident_runs(mut self, runs: usize) -> Self {
         self.limits.resident_runs = runs;
+        self
+    }
+
+    /// How long the leases of `acquire_lock` and `acquire_node_lock` last without a renewal. Default 30 s; see [`LockOptions::ttl`](crate::LockOptions::ttl) for the
+    /// bounds, which are checked when a lock is asked for.
+    pub fn lease_ttl(mut self, ttl: Duration) -> Self {
+        self.limits.lease_ttl = ttl;
         self
     }
 

@@ -9,7 +9,7 @@ use crate::lease::{Lease, LockOptions};
 use crate::model::{FencingToken, IntoNodeId, IntoRunId, LeaseKey, LeaseRecord};
 
 impl Coordinator {
-    /// Locks a run (and so all its nodes), waiting for it at most this long; `None` if the time was up. Zero tries once. The lease lasts 30 s and is
+    /// Locks a run (and so all its nodes), waiting for it at most this long; `None` if the time was up. Zero tries once. The lease lasts 30 s (or what the builder was told) and is
     /// kept alive by its guard; dropping the guard releases it.
     ///
     /// Locks are advisory between callers who do not fence: write through [`with_lease`](Self::with_lease), and a write under a lease that was
@@ -21,7 +21,7 @@ impl Coordinator {
     /// # Cancel safety
     /// A caller that goes away, at whatever instant, leaves its place in the queue or gives the lock back.
     pub async fn acquire_lock(&self, run: impl IntoRunId, wait: Duration) -> Result<Option<Lease>, Error> {
-        self.acquire(LeaseKey::run(run.into_run_id()?), LockOptions::new(), wait).await
+        self.acquire(LeaseKey::run(run.into_run_id()?), self.lock_options(), wait).await
     }
 
     /// Locks one node of a run; a lock on the whole run excludes it. Else as [`acquire_lock`](Self::acquire_lock).
@@ -38,7 +38,7 @@ impl Coordinator {
         wait: Duration,
     ) -> Result<Option<Lease>, Error> {
         let (run, node) = super::write::ids(run, node)?;
-        self.acquire(LeaseKey::node(run, node), LockOptions::new(), wait).await
+        self.acquire(LeaseKey::node(run, node), self.lock_options(), wait).await
     }
 
     /// Locks a run or a node with options: owner, purpose, TTL, renewal, re-entry.
@@ -53,6 +53,10 @@ impl Coordinator {
             return Err(Error::Closed);
         }
         Ok(self.engine().leases.acquire(key, options, wait).await?)
+    }
+
+    fn lock_options(&self) -> LockOptions {
+        LockOptions::new().ttl(self.engine().limits.lease_ttl)
     }
 
     /// The same coordinator, whose writes are refused once the lease is lost: decided by its fencing token, inside the commit. The lease itself

@@ -2,7 +2,8 @@
 
 use super::{Coordinator, Transaction};
 use crate::error::Error;
-use crate::model::{IntoRunId, ProcessInfo, RunFilter, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot};
+use crate::lease::LeaseError;
+use crate::model::{IntoRunId, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot};
 use crate::store::OpenProcess;
 
 /// A running run that nobody works on.
@@ -58,8 +59,8 @@ impl Coordinator {
         }
     }
 
-    /// Takes over a run whose process is gone: from now on this process is its worker. Its nodes stay as they are: what was running was not
-    /// finished, and is the caller's to start again.
+    /// Takes over a run whose process is gone: from now on this process is its worker, and the locks that the dead process held on the run and
+    /// its nodes are free. Its nodes stay as they are: what was running was not finished, and is the caller's to start again.
     ///
     /// # Errors
     /// [`Error::RunInUse`] if its process lives (or cannot be known to be gone), [`Error::RunNotFound`], [`Error::Conflict`] if the run is not running any
@@ -84,6 +85,9 @@ impl Coordinator {
             tx.expect_version(&run, snapshot.version());
             tx.update_run(&run, RunUpdate::running());
             tx.commit().await?;
+            if let Some(dead) = worker {
+                self.free_locks_of(&run, &dead).await?;
+            }
         } else if snapshot.header().status != RunStatus::Running {
             let mut tx: Transaction = self.transaction();
             tx.expect_run_status(&run, [RunStatus::Running]);
@@ -91,5 +95,18 @@ impl Coordinator {
             tx.commit().await?;
         }
         self.get_run(&run).await?.ok_or(Error::RunNotFound(run))
+    }
+
+    async fn free_locks_of(&self, run: &RunId, dead: &ProcessInfo) -> Result<(), Error> {
+        for lease in self.list_locks().await? {
+            if lease.key.run == *run && lease.owner.process.id == dead.id {
+                match self.force_unlock(lease.token).await {
+                    // It expired meanwhile.
+                    Ok(_) | Err(Error::Lease(LeaseError::NotFound { .. })) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! The persistence actor: carries what the queue decides.
 //!
-//! A flush runs in a task of its own and answers by a message, so that the mailbox is always served. The answer of a flush first starts the next one
-//! and is then told to the runs: the disk never waits for them.
+//! A flush runs in a task of its own and answers by a message, so that the mailbox is always served. The actor first starts the next flush and then
+//! tells the runs: the disk never waits for them. Where nothing waits to be flushed and all of a batch was applied there is nothing to decide, and the
+//! task tells the runs itself, one hop earlier. Either way the outcomes of one batch are told before those of the next.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 
 use super::queue::{FlushQueue, Settlement, Sink, Submission};
 use super::stats::PersistStats;
-use crate::model::{Batch, BatchAnswer};
+use crate::model::{Batch, BatchAnswer, Outcome};
 use crate::store::{StateBackend, StoreError, StoreErrorKind};
 
 /// How long waiters wait for an unknown outcome to be settled before they are told that it is unknown.
@@ -26,7 +27,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(super) enum Msg<S> {
     Submit(Submission<S>),
     Barrier(oneshot::Sender<()>),
+    /// The batch under way was applied as a whole, and who waited was told.
+    Applied {
+        took: Duration,
+    },
     Done {
+        flight: Vec<(S, u64)>,
         answer: Result<BatchAnswer, StoreError>,
         took: Duration,
     },
@@ -50,6 +56,7 @@ pub(super) struct Arguments {
 
 struct Current<S> {
     batch: Arc<Batch>,
+    /// Empty while they are with the flush.
     sinks: Vec<(S, u64)>,
     barriers: Vec<oneshot::Sender<()>>,
     /// Since when the outcome is unknown; a flush that is merely slow is not.
@@ -82,7 +89,8 @@ impl<S: Sink> Actor for PersistActor<S> {
         match message {
             Msg::Submit(submission) => state.submit(submission),
             Msg::Barrier(reply) => state.queue.push_barrier(reply),
-            Msg::Done { answer, took } => state.done(&myself, answer, took),
+            Msg::Applied { took } => state.applied(&myself, took),
+            Msg::Done { flight, answer, took } => state.done(&myself, flight, answer, took),
             Msg::Retry => state.send_current(&myself),
             Msg::Close(reply) => {
                 state.closed = true;
@@ -107,12 +115,17 @@ impl<S: Sink> State<S> {
         } else if let Some(returned) = self.queue.push(submission) {
             S::settle(vec![returned]);
         }
+        self.count_waiting();
+    }
+
+    fn count_waiting(&self) {
         self.stats.waiting.store(u64::try_from(self.queue.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     fn flush_next(&mut self, myself: &ActorRef<Msg<S>>) {
         while self.current.is_none() {
             let Some((entries, flight)) = self.queue.next_batch() else { return };
+            self.count_waiting();
             if entries.is_empty() {
                 for barrier in flight.barriers {
                     let _waiter_gone = barrier.send(());
@@ -127,9 +140,10 @@ impl<S: Sink> State<S> {
     }
 
     fn send_current(&mut self, myself: &ActorRef<Msg<S>>) {
-        let Some(current) = &self.current else { return };
+        let Some(current) = &mut self.current else { return };
         let (backend, batch) = (Arc::clone(&self.backend), Arc::clone(&current.batch));
-        let mut report = Report { to: Some(myself.clone()), started: Instant::now() };
+        let (flight, stats) = (std::mem::take(&mut current.sinks), Arc::clone(&self.stats));
+        let mut report = Report { to: Some(myself.clone()), flight, stats, started: Instant::now() };
         drop(tokio::spawn(async move {
             let span = tracing::debug_span!("flush", backend = backend.name(), entries = batch.entries.len(), batch = %batch.id);
             let answer = tracing::Instrument::instrument(backend.commit(batch), span).await;
@@ -137,8 +151,27 @@ impl<S: Sink> State<S> {
         }));
     }
 
-    fn done(&mut self, myself: &ActorRef<Msg<S>>, answer: Result<BatchAnswer, StoreError>, took: Duration) {
+    fn applied(&mut self, myself: &ActorRef<Msg<S>>, took: Duration) {
+        let Some(current) = self.current.take() else { return };
+        let entries = current.batch.entries.len();
+        self.stats.flushed(entries, took);
+        self.stats.applied.fetch_add(u64::try_from(entries).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.stuck = None;
+        self.flush_next(myself);
+        for barrier in current.barriers {
+            let _waiter_gone = barrier.send(());
+        }
+    }
+
+    fn done(
+        &mut self,
+        myself: &ActorRef<Msg<S>>,
+        flight: Vec<(S, u64)>,
+        answer: Result<BatchAnswer, StoreError>,
+        took: Duration,
+    ) {
         let Some(mut current) = self.current.take() else { return };
+        current.sinks = flight;
         self.stats.flushed(current.batch.entries.len(), took);
         let settled = match answer {
             Ok(answer) => {
@@ -203,17 +236,40 @@ impl<S: Sink> State<S> {
     }
 }
 
-/// Reports the end of a flush to the actor, also when the backend panicked.
+/// Reports the end of a flush, also when the backend panicked.
 struct Report<S: Sink> {
     to: Option<ActorRef<Msg<S>>>,
+    flight: Vec<(S, u64)>,
+    stats: Arc<PersistStats>,
     started: Instant,
 }
 
 impl<S: Sink> Report<S> {
     fn send(&mut self, answer: Result<BatchAnswer, StoreError>) {
-        if let Some(actor) = self.to.take() {
-            let _actor_gone = actor.cast(Msg::Done { answer, took: self.started.elapsed() });
+        let Some(actor) = self.to.take() else { return };
+        let (flight, took) = (std::mem::take(&mut self.flight), self.started.elapsed());
+        match answer {
+            Ok(answer) if self.is_plain(&answer, flight.len()) => {
+                let settled = flight.into_iter().zip(answer.outcomes).filter_map(|((sink, _), outcome)| match outcome {
+                    Outcome::Applied(receipt) => Some((sink, Settlement::Applied(receipt))),
+                    Outcome::Refused(_) => None,
+                });
+                S::settle(settled.collect());
+                let _actor_gone = actor.cast(Msg::Applied { took });
+            }
+            answer => {
+                let _actor_gone = actor.cast(Msg::Done { flight, answer, took });
+            }
         }
+    }
+}
+
+impl<S: Sink> Report<S> {
+    /// Whether nothing has to be decided, and nothing waits for the answer.
+    fn is_plain(&self, answer: &BatchAnswer, expected: usize) -> bool {
+        self.stats.waiting.load(Ordering::Relaxed) == 0
+            && answer.outcomes.len() == expected
+            && answer.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Applied(_)))
     }
 }
 

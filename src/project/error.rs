@@ -96,3 +96,15 @@ impl From<InputError> for ProjectError {
         Self::input(error.to_string())
     }
 }
+
+impl From<crate::error::Error> for ProjectError {
+    fn from(error: crate::error::Error) -> Self {
+        match error {
+            crate::error::Error::Store(error) => error.into(),
+            crate::error::Error::Input(error) => error.into(),
+            error if error.is_conflict() => Self::new(ProjectErrorKind::Conflict, error.to_string()),
+            error if error.is_not_found() => Self::new(ProjectErrorKind::NotFound, error.to_string()),
+            error => Self::new(ProjectErrorKind::Failed, error.to_string()),
+        }
+    }
+}

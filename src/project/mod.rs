@@ -12,8 +12,52 @@ mod settings_file;
 mod switch;
 mod verify;
 
+use std::path::Path;
+
+use crate::coordinator::Coordinator;
+
 pub use error::{ProjectError, ProjectErrorKind};
 pub use settings::{Lookup, Secret, Settings, Source, Sourced, process_environment};
 pub use settings_file::KEYS;
 pub use switch::{Switch, switch_backend};
 pub use verify::{repair, verify};
+
+/// Opens the state of the project that `path` (a folder, or a file in it) belongs to, as the command line would: settings are searched upwards, the
+/// environment overrides them.
+///
+/// ```no_run
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let state = seeknal_state::project::open(".").await?;
+/// for run in state.list_runs(&seeknal_state::RunQuery::default()).await?.runs {
+///     println!("{} {}", run.run_id, run.header.status);
+/// }
+/// state.close().await?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`Settings::load`]; whatever opening the storage finds.
+///
+/// # Cancel safety
+/// Dropping the future closes what was opened so far.
+pub async fn open(path: impl AsRef<Path>) -> Result<Coordinator, ProjectError> {
+    open_with(&Settings::load(path.as_ref(), &process_environment)?).await
+}
+
+/// Opens the state that settings name.
+///
+/// # Errors
+/// Whatever opening the storage finds.
+///
+/// # Cancel safety
+/// Dropping the future closes what was opened so far.
+pub async fn open_with(settings: &Settings) -> Result<Coordinator, ProjectError> {
+    let mut builder = Coordinator::builder();
+    if let Some(idle) = &settings.idle_run {
+        builder = builder.idle_after(idle.value);
+    }
+    if let Some(ttl) = &settings.lease_ttl {
+        builder = builder.lease_ttl(ttl.value);
+    }
+    builder.open(settings.backend(false)?).await.map_err(ProjectError::from)
+}

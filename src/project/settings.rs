@@ -105,7 +105,7 @@ impl fmt::Display for Secret {
 /// | top level | `state_backend` | `file` (default), `database`, or a registered name; `SEEKNAL_STATE_BACKEND` overrides it |
 /// | top level | `database_url` | a remote database instead of `state.db`; `SEEKNAL_DATABASE_URL` overrides it |
 /// | `seeknal_state` | `target_path` | the state's folder, relative to the project's; `target` |
-/// | `seeknal_state` | `lease_ttl_ms` | life of a lock without renewal, milliseconds, 100 to 86,400,000; 30,000 |
+/// | `seeknal_state` | `lease_ttl_ms` | life of a lock without renewal, milliseconds, 100 to 3,600,000; 30,000 |
 /// | `seeknal_state` | `idle_run_seconds` | a run without work leaves memory after this, seconds, 1 to 86,400; 60 |
 /// | `seeknal_state` | `options` | texts for a registered backend; none |
 ///
@@ -198,7 +198,7 @@ impl Settings {
                     self.target = Sourced { value: under(&self.project, Path::new(&text.value)), source: text.source };
                 }
                 "lease_ttl_ms" => {
-                    let number = reader.number(&full, &found, 100..=86_400_000)?;
+                    let number = reader.number(&full, &found, 100..=3_600_000)?;
                     self.lease_ttl = Some(Sourced { value: Duration::from_millis(number.value), source: number.source });
                 }
                 "idle_run_seconds" => {

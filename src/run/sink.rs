@@ -79,6 +79,16 @@ impl Drop for Outcomes {
 
 impl Sink for FlushSink {
     fn settle(outcomes: Vec<(Self, Settlement)>) {
+        // A lone outcome is the usual one of a lone writer.
+        if outcomes.len() == 1 {
+            for (sink, settlement) in outcomes {
+                match sink {
+                    FlushSink::Run(sink) => drop(sink.actor.clone().cast(Msg::Settled(Outcomes(vec![(sink, settlement)])))),
+                    FlushSink::One(sink) => sink.answer(settlement),
+                }
+            }
+            return;
+        }
         let mut by_run: HashMap<ractor::ActorId, Vec<(RunSink, Settlement)>> = HashMap::new();
         for (sink, settlement) in outcomes {
             match sink {
