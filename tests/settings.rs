@@ -94,7 +94,7 @@ fn bad_settings_name_file_line_and_mend() {
         ("database_url: {password: hunter2}\n", 1, vec!["database_url is a mapping"]),
         ("seeknal_state: hunter2\n", 1, vec!["a mapping"]),
         ("seeknal_state:\n  target_pth: x\n", 2, vec!["did you mean \"target_path\"", "lease_ttl_ms"]),
-        ("seeknal_state:\n  lease_ttl_ms: 0\n", 2, vec!["100 to 86400000"]),
+        ("seeknal_state:\n  lease_ttl_ms: 0\n", 2, vec!["100 to 3600000"]),
         ("seeknal_state:\n  lease_ttl_ms: 5s\n", 2, vec!["whole number"]),
         ("seeknal_state:\n  idle_run_seconds: 99999999999999999999999\n", 2, vec!["1 to 86400"]),
         ("seeknal_state:\n  target_path: ''\n", 2, vec!["empty"]),

@@ -19,7 +19,7 @@ const MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// The keys under `seeknal_state:`, each with what it means, its unit and its default.
 pub const KEYS: &[(&str, &str)] = &[
     ("target_path", "the folder that holds run_state.json and state.db, relative to the project's folder; default: target"),
-    ("lease_ttl_ms", "how long a lock lives without renewal, in milliseconds, 100 to 86400000; default: 30000"),
+    ("lease_ttl_ms", "how long a lock lives without renewal, in milliseconds, 100 to 3600000; default: 30000"),
     ("idle_run_seconds", "after how long without work a run is put out of memory, in seconds, 1 to 86400; default: 60"),
     ("options", "a mapping of texts for a registered backend; default: none"),
 ];
