@@ -50,6 +50,7 @@ mod error;
 mod lease;
 pub mod model;
 mod persist;
+#[cfg(feature = "project")]
 pub mod project;
 mod run;
 pub mod store;

@@ -1,4 +1,5 @@
 //! Moving state between two backends: everything arrives, a cut copy is finished, a difference stops it, and what did not arrive is found.
+#![cfg(feature = "project")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ops::ControlFlow;

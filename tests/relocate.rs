@@ -1,5 +1,5 @@
 //! Moving a project between its backends: killed at every step and run again, conflicts, backups, and what must not change.
-#![cfg(all(feature = "file", feature = "sqlite"))]
+#![cfg(all(feature = "file", feature = "sqlite", feature = "project"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod projects;

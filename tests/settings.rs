@@ -1,4 +1,5 @@
 //! The settings of a project: where they are found, what wins, what is refused, and changing one of them.
+#![cfg(feature = "project")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ffi::OsString;
