@@ -23,6 +23,7 @@ pub(super) async fn start() -> Result<(ActorRef<Msg>, tokio::task::JoinHandle<()
     Actor::spawn(None, Supervisor, ()).await
 }
 
+#[cfg_attr(seeknal_ractor_async_trait, ractor::async_trait)]
 impl Actor for Supervisor {
     type Msg = Msg;
     type State = Weak<Directory>;

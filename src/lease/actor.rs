@@ -92,6 +92,7 @@ pub(super) enum Message {
 /// The actor; all it knows is in its state.
 pub(super) struct LockManager;
 
+#[cfg_attr(seeknal_ractor_async_trait, ractor::async_trait)]
 impl Actor for LockManager {
     type Msg = Message;
     type State = Manager;

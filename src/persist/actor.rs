@@ -75,6 +75,7 @@ pub(super) struct State<S> {
     closed: bool,
 }
 
+#[cfg_attr(seeknal_ractor_async_trait, ractor::async_trait)]
 impl<S: Sink> Actor for PersistActor<S> {
     type Msg = Msg<S>;
     type State = State<S>;

@@ -111,6 +111,7 @@ pub(super) struct State {
     fresh_hold: Option<oneshot::Sender<HoldGrant>>,
 }
 
+#[cfg_attr(seeknal_ractor_async_trait, ractor::async_trait)]
 impl Actor for RunActor {
     type Msg = Msg;
     type State = State;
