@@ -9,7 +9,10 @@ use super::json::RawJson;
 
 /// An ordered map from keys to JSON values. Keys keep the order in which they came, values keep their own text. Cheap to clone.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Metadata(Option<Arc<Vec<(Arc<str>, RawJson)>>>);
+pub struct Metadata(Option<Arc<Vec<Note>>>);
+
+/// A key and its value.
+type Note = (Arc<str>, RawJson);
 
 impl Metadata {
     /// No notes.

@@ -182,10 +182,9 @@ impl State {
                 continue;
             }
             match self.stash.front() {
-                None => return,
                 Some(Stashed::Commit(_)) => {}
                 Some(Stashed::Hold { .. } | Stashed::Flush(_)) if self.chain.is_settled() => {}
-                Some(_) => return,
+                None | Some(_) => return,
             }
             match self.stash.pop_front() {
                 Some(Stashed::Commit(envelope)) => {
@@ -271,7 +270,7 @@ impl State {
     /// Answers a caller with an error; a deferred write that was acknowledged is lost.
     fn give_up(&mut self, ack: Option<Ack>, error: CommitError) {
         if let Some(ack) = ack {
-            ack.answer(Err(error))
+            ack.answer(Err(error));
         } else {
             let cause = match &error {
                 CommitError::Refused(refusal) => refusal.to_string(),
@@ -298,7 +297,7 @@ impl State {
         for (ticket, before) in seen {
             if let Some(ack) = self.deferred.remove(&ticket) {
                 let receipt = RunReceipt { run: self.cell.id().clone(), before, after: before.next() };
-                ack.answer(Ok(Committed { seq: None, runs: vec![receipt], grants: Vec::new() }));
+                ack.answer(Ok(Committed { seq: None, runs: vec![receipt] }));
             }
         }
     }

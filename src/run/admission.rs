@@ -90,12 +90,12 @@ mod tests {
     async fn bounded_by_number_and_by_bytes() {
         let admission = Admission::new(2, 1024);
         let first = admission.try_acquire(1).unwrap();
-        let _second = admission.try_acquire(1).unwrap();
+        let second = admission.try_acquire(1).unwrap();
         assert_eq!(admission.try_acquire(1).unwrap_err(), Overloaded::Full);
         drop(first);
         let huge = tokio::time::timeout(std::time::Duration::from_millis(20), admission.acquire(1 << 30)).await;
         assert!(huge.is_err(), "the bytes of the other entry are still taken");
-        drop(_second);
+        drop(second);
         let _huge = admission.acquire(1 << 30).await.unwrap();
         assert_eq!(admission.try_acquire(1).unwrap_err(), Overloaded::Full);
         admission.close();

@@ -19,8 +19,8 @@ pub(crate) fn plan(
     tip: Option<&RunState>,
     mutations: Vec<Mutation>,
     guards: Vec<crate::model::Guard>,
-) -> Result<Planned, Refused> {
-    let refuse = |refusal, mutations, guards| Err(Refused { refusal, mutations, guards });
+) -> Result<Planned, Box<Refused>> {
+    let refuse = |refusal, mutations, guards| Err(Box::new(Refused { refusal, mutations, guards }));
     let expect = tip.map_or(Version::NONE, RunState::version);
     if tip.is_none() && !mutations.first().is_some_and(Mutation::creates_run) {
         return refuse(Refusal::RunNotFound { run: id.clone() }, mutations, guards);
@@ -136,9 +136,9 @@ impl Chain {
         let frees_locks = op.mutations.iter().any(Mutation::frees_locks);
         let planned = plan(&self.id, base, self.tip.as_ref(), std::mem::take(&mut op.mutations), std::mem::take(&mut op.guards));
         let Planned { part, after } = planned.map_err(|refused| {
-            op.mutations = refused.mutations;
-            op.guards = refused.guards;
-            refused.refusal
+            let Refused { refusal, mutations, guards } = *refused;
+            (op.mutations, op.guards) = (mutations, guards);
+            refusal
         })?;
         self.tickets += 1;
         let ticket = self.tickets;

@@ -78,12 +78,11 @@ pub(crate) struct Committed {
     /// Not known for a deferred write: it has no place in the order of the store yet.
     pub(crate) seq: Option<CommitSeq>,
     pub(crate) runs: Vec<RunReceipt>,
-    pub(crate) grants: Vec<crate::model::LeaseGrant>,
 }
 
 impl Committed {
     pub(crate) fn durable(receipt: Receipt) -> Self {
-        Self { seq: Some(receipt.seq), runs: receipt.runs, grants: receipt.grants }
+        Self { seq: Some(receipt.seq), runs: receipt.runs }
     }
 }
 

@@ -155,8 +155,7 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
 
     /// Reserves fencing tokens, durably: never given out before, never again, over restarts and restored backups. Needed with [`LeaseStore::Book`].
     fn reserve_tokens(&self, count: u64) -> BoxFuture<'_, Result<Range<u64>, StoreError>> {
-        let _unused = count;
-        Box::pin(async { Err(StoreError::unsupported(self.name(), "reserving fencing tokens")) })
+        Box::pin(async move { Err(StoreError::unsupported(self.name(), &format!("reserving {count} fencing tokens"))) })
     }
 
     /// How many batches the backend takes at once (1 to 64). Batches of one run are never sent at the same time.
