@@ -1,5 +1,6 @@
 //! The conformance suite on the backends of this crate: every case is a test of its own.
 #![cfg(feature = "conformance")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "../examples/custom_backend/json_lines.rs"]
 mod json_lines;

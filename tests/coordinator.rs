@@ -1,5 +1,6 @@
 //! The coordinator through its front door, on every backend.
 #![cfg(all(feature = "file", feature = "sqlite"))]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 #[macro_use]
 mod support;

@@ -1,4 +1,5 @@
 //! Storage that fails, lies and panics; actors that die; others that write. Through the front door and the public backend trait.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod support;
 

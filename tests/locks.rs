@@ -1,5 +1,6 @@
 //! Locks through the front door, on every backend.
 #![cfg(all(feature = "file", feature = "sqlite"))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[macro_use]
 mod support;

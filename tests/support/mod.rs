@@ -115,7 +115,7 @@ impl LyingBackend {
 }
 
 impl StateBackend for LyingBackend {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "lying"
     }
 
