@@ -43,6 +43,11 @@
 //! [`model`] is plain data and pure logic; [`store`] is where batches come to rest; above them the persistence actors, the run actors and the lock
 //! manager, which are private; [`coordinator`] is the front door. Most users need only the names at the crate's root.
 
+/// The example of the README, compiled and run.
+#[cfg(all(doctest, feature = "file"))]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
+
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod coordinator;
