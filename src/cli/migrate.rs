@@ -125,7 +125,11 @@ async fn execute(settings: &Settings, to: Home, out: &mut Output) -> Result<(), 
     out.line(format!("{} now says state_backend: {}", report.settings_file.display(), to.name()))?;
     out.line("To take it back:")?;
     for line in &report.rollback {
-        out.line(line)?;
+        if line.starts_with("state_backend:") {
+            out.line(format!("{line}  # in {}", report.settings_file.display()))?;
+        } else {
+            out.line(line)?;
+        }
     }
     Ok(())
 }

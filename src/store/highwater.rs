@@ -44,12 +44,14 @@ impl HighWaterFile {
     }
 
     /// What the file says, without opening it for writing.
+    #[cfg(feature = "file")]
     pub(super) fn peek(path: &Path) -> Result<HighWater, StoreError> {
         let file = File::open(path).map_err(|error| StoreError::io(path.display(), error))?;
         Self { path: path.to_owned(), file }.read()
     }
 
     /// Takes the exclusive lock; `false` if somebody else has it.
+    #[cfg(feature = "file")]
     pub(super) fn try_lock(&self) -> Result<bool, StoreError> {
         match self.file.try_lock() {
             Ok(()) => Ok(true),
@@ -59,6 +61,7 @@ impl HighWaterFile {
     }
 
     /// Waits for the exclusive lock.
+    #[cfg(feature = "sqlite")]
     pub(super) fn lock(&self) -> Result<(), StoreError> {
         self.file.lock().map_err(|error| StoreError::io(self.path.display(), error))
     }

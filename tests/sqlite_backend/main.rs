@@ -16,7 +16,6 @@ use seeknal_state::model::{
 use seeknal_state::store::{BackendOptions, StateBackend, StoreErrorKind, create_state_backend};
 
 mod commits;
-#[cfg(feature = "conformance")]
 mod files;
 mod leases;
 mod openings;

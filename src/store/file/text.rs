@@ -157,14 +157,19 @@ pub(super) fn line_and_column(bytes: &[u8], offset: usize) -> (usize, usize) {
 
 /// A document that cannot be read, and how to mend it.
 pub(super) fn damaged(path: &Path, place: &str, why: impl fmt::Display) -> StoreError {
+    let others: Vec<String> = [(".prev", " (the last document that this program wrote)"), (".bak", "")]
+        .into_iter()
+        .filter_map(|(end, what)| {
+            let mut other = path.as_os_str().to_owned();
+            other.push(end);
+            let other = Path::new(&other);
+            other.exists().then(|| format!("{}{what}", other.display()))
+        })
+        .collect();
+    let other = if others.is_empty() { "a backup".to_owned() } else { others.join(" or ") };
     StoreError::not_applied(
         StoreErrorKind::Corrupt,
-        format!(
-            "{}: {place}: {why}; the file was left as it is. `seeknal state verify` says more; \
-             mend it there, or put {1}.prev (the last document that this program wrote) or {1}.bak in its place",
-            path.display(),
-            path.file_name().map_or_else(|| path.to_string_lossy(), std::ffi::OsStr::to_string_lossy)
-        ),
+        format!("{}: {place}: {why}; it was left as it is. Mend it there, or put {other} in its place", path.display()),
     )
 }
 
