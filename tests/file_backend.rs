@@ -624,6 +624,8 @@ fn is_there(program: &str) -> bool {
 #[test]
 fn a_full_disk_is_a_typed_error_and_service_goes_on_with_the_space() {
     if !is_there("prlimit") {
+        let allowed = std::env::var_os("WITHOUT_FAULTS").is_some_and(|value| value == "1");
+        assert!(allowed, "prlimit is missing: install util-linux, or set WITHOUT_FAULTS=1 for a run without a full disk");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
