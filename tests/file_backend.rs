@@ -742,7 +742,10 @@ fn system_calls_that_fail_lose_nothing_that_was_acknowledged() {
     let traced = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
     if !traced.is_ok_and(|status| status.success()) {
         let allowed = std::env::var_os("WITHOUT_FAULTS").is_some_and(|value| value == "1");
-        assert!(allowed, "strace is missing or not permitted here: install it, or set WITHOUT_FAULTS=1 for a run without these faults");
+        assert!(
+            allowed,
+            "strace is missing or not permitted here: install it, or set WITHOUT_FAULTS=1 for a run without these faults"
+        );
         return;
     }
     let mut place = 0;
@@ -801,7 +804,10 @@ async fn a_kill_at_any_system_call_also_while_it_recovers_keeps_what_was_acknowl
     let traced = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
     if !traced.is_ok_and(|status| status.success()) {
         let allowed = std::env::var_os("WITHOUT_FAULTS").is_some_and(|value| value == "1");
-        assert!(allowed, "strace is missing or not permitted here: install it, or set WITHOUT_FAULTS=1 for a run without these faults");
+        assert!(
+            allowed,
+            "strace is missing or not permitted here: install it, or set WITHOUT_FAULTS=1 for a run without these faults"
+        );
         return;
     }
     let mut killed = 0;

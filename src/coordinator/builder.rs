@@ -1,6 +1,6 @@
 //! Settings of a coordinator, with their units, defaults and limits.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -143,6 +143,16 @@ impl CoordinatorBuilder {
         if limits.idle_after < Duration::from_millis(1) {
             return Err(InputError::new("idle_after", "it is shorter than 1 ms").into());
         }
+        // A task of its own: a caller that goes away in the middle drops what it opened, and dropping it closes it.
+        match tokio::spawn(start(backend, limits, clock)).await {
+            Ok(opened) => opened,
+            Err(_) => Err(Error::Closed),
+        }
+    }
+}
+
+async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Clock>) -> Result<Coordinator, Error> {
+    {
         let report = backend.initialize().await?;
         for notice in &report.notices {
             tracing::warn!(backend = backend.name(), "{notice}");
@@ -157,11 +167,21 @@ impl CoordinatorBuilder {
             persist: persist.clone(),
             clock: Arc::clone(&clock),
             surroundings: Arc::clone(&directory) as Arc<dyn crate::run::Surroundings>,
-            deferred_runs: AtomicUsize::new(0),
+            deferred_runs: Arc::default(),
+            losses: Arc::default(),
+            chain_numbers: Arc::default(),
         });
         directory.set_context(&context);
         let doors = Doors::new(persist, &directory, &context);
-        let leases = LeaseHandle::start(Arc::clone(&backend), Arc::new(doors), Arc::clone(&clock)).await?;
+        let leases = match LeaseHandle::start(Arc::clone(&backend), Arc::new(doors), Arc::clone(&clock)).await {
+            Ok(leases) => leases,
+            Err(error) => {
+                context.persist.close().await;
+                supervisor.stop(None);
+                let _gives_its_own_error = backend.close().await.is_err();
+                return Err(error.into());
+            }
+        };
         directory.set_leases(leases.clone());
         let engine = Arc::new(Engine {
             admission: Admission::new(limits.entries_in_flight, limits.bytes_in_flight),

@@ -134,10 +134,11 @@ impl Engine {
         if work.runs.is_empty() && work.leases.is_empty() {
             return Ok(Committed { seq: None, runs: Vec::new() });
         }
-        let engine = Arc::clone(self);
+        let (engine, first) = (Arc::clone(self), work.runs.keys().next().cloned());
         match tokio::spawn(async move { engine.several(work).await }).await {
             Ok(answer) => answer,
-            Err(_) => Err(Error::Closed),
+            // It panicked or its runtime ended, perhaps after it was sent.
+            Err(_) => Err(first.map_or(Error::Closed, Error::Unknown)),
         }
     }
 
@@ -151,6 +152,11 @@ impl Engine {
         let mut permit = Some(self.admit(weight, work.now).await?);
         for op in ops.values_mut() {
             op.stamp(|| self.context.clock.now());
+        }
+        for run in ops.keys() {
+            if let Some(loss) = self.context.losses.take(run) {
+                return Err(loss.into());
+            }
         }
         let (mut fresh, mut verified) = (false, false);
         for attempt in 1..=MAX_ATTEMPTS {
@@ -170,7 +176,11 @@ impl Engine {
             let (reply, answer) = oneshot::channel();
             let sink = FlushSink::One(OneSink { reply, permit: permit.take() });
             self.context.persist.submit(Submission { entry, weight, chain: 0, sink });
-            let reload = |held: Vec<HoldGrant>| held.into_iter().for_each(|grant| grant.release(Release::Reload));
+            let reload = |held: Vec<HoldGrant>| {
+                for grant in held {
+                    grant.release(Release::Reload);
+                }
+            };
             match answer.await {
                 Ok(Ok(receipt)) => {
                     for (run, _) in ops.iter().filter(|(_, op)| op.mutations.iter().any(Mutation::frees_locks)) {
@@ -263,7 +273,13 @@ impl Engine {
             }
         }
         for (grant, release) in releases {
-            grant.release(release);
+            let run = grant.cell().id().clone();
+            if !grant.release(release) {
+                // It died while it was held: its successor may have loaded before this commit.
+                if let Some(successor) = self.directory.get(run.as_str()) {
+                    successor.reload();
+                }
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Which runs are resident, and where. "Get, else start" under any number of callers starts one actor.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use dashmap::{DashMap, DashSet};
@@ -26,6 +27,7 @@ pub(crate) struct Directory {
     supervisor: ActorCell,
     context: OnceLock<Weak<RunContext>>,
     leases: OnceLock<LeaseHandle>,
+    ended: AtomicBool,
 }
 
 impl Directory {
@@ -38,6 +40,7 @@ impl Directory {
             supervisor,
             context: OnceLock::new(),
             leases: OnceLock::new(),
+            ended: AtomicBool::new(false),
         }
     }
 
@@ -111,8 +114,12 @@ impl Directory {
 
     async fn load_and_start(&self, run: &RunId, missing_too: bool) -> Result<RunHandle, Stop> {
         let context = self.context.get().and_then(Weak::upgrade).ok_or(Stop::Failed(Error::Closed))?;
-        if self.crashed.remove(run).is_some() && context.persist.barrier(run).await.is_err() {
+        if self.ended.load(Ordering::Acquire) {
             return Err(Stop::Failed(Error::Closed));
+        }
+        if self.crashed.contains(run) {
+            context.persist.barrier(run).await.map_err(|error| Stop::Failed(error.into()))?;
+            self.crashed.remove(run);
         }
         let state: Option<RunState> =
             context.backend.load_run(run).await.map_err(|error: StoreError| Stop::Failed(error.into()))?;
@@ -123,6 +130,11 @@ impl Directory {
             .await
             .map_err(|_| Stop::Failed(Error::Closed))?;
         self.by_actor.insert(handle.actor_id(), run.clone());
+        if self.ended.load(Ordering::Acquire) {
+            // Nobody else would end it.
+            handle.end();
+            return Err(Stop::Failed(Error::Closed));
+        }
         Ok(handle)
     }
 
@@ -155,6 +167,7 @@ impl Directory {
 
     /// Ends all actors; everything is settled.
     pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
         for handle in self.resident() {
             handle.end();
         }
@@ -175,8 +188,12 @@ enum Stop {
 }
 
 impl Surroundings for Directory {
-    fn retire(&self, run: &RunId, actor: ActorId) {
-        self.forget(run, actor);
+    fn retire(&self, run: &RunId, actor: ActorId, settled: bool) {
+        if settled {
+            self.forget(run, actor);
+        } else {
+            self.died(run, actor);
+        }
     }
 
     fn ended(&self, run: &RunId) {

@@ -83,7 +83,7 @@ impl Coordinator {
             read_only: engine.backend.is_read_only(),
             backend: engine.backend.name().to_owned(),
             location: engine.backend.location(),
-            lost: engine.directory.resident().iter().filter_map(|handle| handle.cell().peek_loss()).collect(),
+            lost: engine.context.losses.peek(),
             notices: engine.report.notices.clone(),
         }
     }

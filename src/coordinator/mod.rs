@@ -174,16 +174,9 @@ impl Coordinator {
 
 impl Engine {
     pub(crate) async fn flush(&self) -> Result<(), Error> {
-        let mut told = Ok(());
-        for handle in self.directory.resident() {
-            let cell = handle.cell();
-            if (cell.has_deferred() || cell.peek_loss().is_some())
-                && let Err(loss) = handle.flush().await
-            {
-                told = told.and(Err(Error::DeferredLost(loss)));
-            }
-        }
-        told
+        self.settle_deferred().await;
+        // The others stay to be told, by the next call.
+        self.context.losses.take_one().map_or(Ok(()), |loss| Err(loss.into()))
     }
 
     /// Waits until deferred writes are in storage, if there are any: questions that storage answers must see them. Losses stay to be told.
@@ -207,13 +200,11 @@ impl Engine {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        self.context.persist.wind_up();
+        // Who was admitted is answered first; who asks from now on is refused.
+        self.admission.drained().await;
         self.admission.close();
-        let mut told = Ok(());
-        for handle in self.directory.resident() {
-            if let Err(loss) = handle.flush().await {
-                told = told.and(Err(Error::DeferredLost(loss)));
-            }
-        }
+        let told = self.context.losses.take_all().map_or(Ok(()), |loss| Err(Error::DeferredLost(loss)));
         self.leases.close().await;
         self.context.persist.close().await;
         self.directory.end();

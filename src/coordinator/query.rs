@@ -173,6 +173,12 @@ impl Engine {
                 return Ok(snapshot);
             }
             handle.passivate();
+            if !self.is_closed() {
+                return Ok(self.backend.load_run(run).await?.map(|state| {
+                    let durable = state.version();
+                    Snapshot::new(state, durable)
+                }));
+            }
         }
         if self.is_closed() {
             return Err(Error::Closed);

@@ -24,9 +24,12 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// Whether everything before a barrier is settled, or why that cannot be said.
+pub(super) type BarrierReply = oneshot::Sender<Result<(), StoreError>>;
+
 pub(super) enum Msg<S> {
     Submit(Submission<S>),
-    Barrier(oneshot::Sender<()>),
+    Barrier(BarrierReply),
     /// The batch under way was applied as a whole, and who waited was told.
     Applied {
         took: Duration,
@@ -37,6 +40,8 @@ pub(super) enum Msg<S> {
         took: Duration,
     },
     Retry,
+    /// The coordinator is about to close: an outcome that stays unknown is not waited for any longer than it takes to give up.
+    WindUp,
     /// Answered when everything is settled; entries that come later are refused as closed.
     Close(oneshot::Sender<()>),
 }
@@ -58,7 +63,7 @@ struct Current<S> {
     batch: Arc<Batch>,
     /// Empty while they are with the flush.
     sinks: Vec<(S, u64)>,
-    barriers: Vec<oneshot::Sender<()>>,
+    barriers: Vec<BarrierReply>,
     /// Since when the outcome is unknown; a flush that is merely slow is not.
     unknown_since: Option<Instant>,
     pause: Duration,
@@ -67,10 +72,11 @@ struct Current<S> {
 pub(super) struct State<S> {
     backend: Arc<dyn StateBackend>,
     stats: Arc<PersistStats>,
-    queue: FlushQueue<S, oneshot::Sender<()>>,
+    queue: FlushQueue<S, BarrierReply>,
     current: Option<Current<S>>,
     /// Set while a batch whose waiters were told "unknown" is still not settled: nothing new is taken in.
     stuck: Option<StoreError>,
+    winding_up: bool,
     closing: Vec<oneshot::Sender<()>>,
     closed: bool,
 }
@@ -83,22 +89,37 @@ impl<S: Sink> Actor for PersistActor<S> {
 
     async fn pre_start(&self, _: ActorRef<Msg<S>>, args: Arguments) -> Result<State<S>, ActorProcessingErr> {
         let Arguments { backend, stats } = args;
-        Ok(State { backend, stats, queue: FlushQueue::new(), current: None, stuck: None, closing: Vec::new(), closed: false })
+        Ok(State {
+            backend,
+            stats,
+            queue: FlushQueue::new(),
+            current: None,
+            stuck: None,
+            winding_up: false,
+            closing: Vec::new(),
+            closed: false,
+        })
     }
 
     async fn handle(&self, myself: ActorRef<Msg<S>>, message: Msg<S>, state: &mut State<S>) -> Result<(), ActorProcessingErr> {
         match message {
             Msg::Submit(submission) => state.submit(submission),
-            Msg::Barrier(reply) => state.queue.push_barrier(reply),
+            Msg::Barrier(reply) => match &state.stuck {
+                Some(stuck) => {
+                    let _waiter_gone = reply.send(Err(stuck.clone()));
+                }
+                None => state.queue.push_barrier(reply),
+            },
+            Msg::WindUp => state.winding_up = true,
             Msg::Applied { took } => state.applied(&myself, took),
             Msg::Done { flight, answer, took } => state.done(&myself, flight, answer, took),
-            Msg::Retry => state.send_current(&myself),
+            Msg::Retry => state.send_current(&myself, true),
             Msg::Close(reply) => {
                 state.closed = true;
                 state.closing.push(reply);
             }
         }
-        state.flush_next(&myself);
+        state.flush_next(&myself, true);
         if state.closed && state.current.is_none() && state.queue.is_empty() {
             for reply in state.closing.drain(..) {
                 let _closer_gone = reply.send(());
@@ -123,28 +144,29 @@ impl<S: Sink> State<S> {
         self.stats.waiting.store(u64::try_from(self.queue.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    fn flush_next(&mut self, myself: &ActorRef<Msg<S>>) {
+    /// Starts the next flush. `in_order` says whether the outcomes of the last one were told: only then may the flush tell its own.
+    fn flush_next(&mut self, myself: &ActorRef<Msg<S>>, in_order: bool) {
         while self.current.is_none() {
             let Some((entries, flight)) = self.queue.next_batch() else { return };
             self.count_waiting();
             if entries.is_empty() {
                 for barrier in flight.barriers {
-                    let _waiter_gone = barrier.send(());
+                    let _waiter_gone = barrier.send(Ok(()));
                 }
                 continue;
             }
             let batch = Arc::new(Batch::new(entries));
             self.current =
                 Some(Current { batch, sinks: flight.sinks, barriers: flight.barriers, unknown_since: None, pause: FIRST_PAUSE });
-            self.send_current(myself);
+            self.send_current(myself, in_order);
         }
     }
 
-    fn send_current(&mut self, myself: &ActorRef<Msg<S>>) {
+    fn send_current(&mut self, myself: &ActorRef<Msg<S>>, in_order: bool) {
         let Some(current) = &mut self.current else { return };
         let (backend, batch) = (Arc::clone(&self.backend), Arc::clone(&current.batch));
         let (flight, stats) = (std::mem::take(&mut current.sinks), Arc::clone(&self.stats));
-        let mut report = Report { to: Some(myself.clone()), flight, stats, started: Instant::now() };
+        let mut report = Report { to: Some(myself.clone()), flight, stats, in_order, started: Instant::now() };
         drop(tokio::spawn(async move {
             let span = tracing::debug_span!("flush", backend = backend.name(), entries = batch.entries.len(), batch = %batch.id);
             let answer = tracing::Instrument::instrument(backend.commit(batch), span).await;
@@ -158,9 +180,9 @@ impl<S: Sink> State<S> {
         self.stats.flushed(entries, took);
         self.stats.applied.fetch_add(u64::try_from(entries).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.stuck = None;
-        self.flush_next(myself);
+        self.flush_next(myself, true);
         for barrier in current.barriers {
-            let _waiter_gone = barrier.send(());
+            let _waiter_gone = barrier.send(Ok(()));
         }
     }
 
@@ -194,10 +216,10 @@ impl<S: Sink> State<S> {
             counter.fetch_add(1, Ordering::Relaxed);
         }
         // The next flush goes down before the runs hear of this one.
-        self.flush_next(myself);
+        self.flush_next(myself, false);
         S::settle(settled);
         for barrier in current.barriers {
-            let _waiter_gone = barrier.send(());
+            let _waiter_gone = barrier.send(Ok(()));
         }
     }
 
@@ -206,23 +228,29 @@ impl<S: Sink> State<S> {
     fn unknown(&mut self, myself: &ActorRef<Msg<S>>, mut current: Current<S>, error: StoreError) {
         self.stats.unknown_flushes.fetch_add(1, Ordering::Relaxed);
         let since = *current.unknown_since.get_or_insert_with(Instant::now);
-        let hopeless = matches!(error.kind(), StoreErrorKind::Poisoned | StoreErrorKind::Closed);
-        if hopeless || since.elapsed() >= GIVE_UP_AFTER {
+        let given_up = since.elapsed() >= GIVE_UP_AFTER;
+        let hopeless = matches!(error.kind(), StoreErrorKind::Poisoned | StoreErrorKind::Closed) || (given_up && self.winding_up);
+        if hopeless || given_up {
             let error = error.into_unknown();
             tracing::error!(%error, batch = %current.batch.id, "the outcome of a flush is unknown");
             let mut settled = self.queue.failed(&current.batch.entries, std::mem::take(&mut current.sinks), &error);
             if hopeless {
-                for barrier in current.barriers {
-                    let _waiter_gone = barrier.send(());
-                }
+                self.stuck = None;
                 S::settle(settled);
+                for barrier in current.barriers {
+                    let _waiter_gone = barrier.send(Ok(()));
+                }
                 return;
             }
             let busy = StoreError::not_applied(
                 StoreErrorKind::Unavailable,
                 format!("storage does not settle an earlier batch: {error}"),
             );
-            settled.extend(self.queue.reject_waiting(&busy));
+            let (rejected, barriers) = self.queue.reject_waiting(&busy);
+            settled.extend(rejected);
+            for barrier in barriers.into_iter().chain(current.barriers.drain(..)) {
+                let _waiter_gone = barrier.send(Err(busy.clone()));
+            }
             self.stuck = Some(busy);
             S::settle(settled);
         }
@@ -242,6 +270,8 @@ struct Report<S: Sink> {
     to: Option<ActorRef<Msg<S>>>,
     flight: Vec<(S, u64)>,
     stats: Arc<PersistStats>,
+    /// Whether the outcomes of the flush before were told when this one began.
+    in_order: bool,
     started: Instant,
 }
 
@@ -268,7 +298,8 @@ impl<S: Sink> Report<S> {
 impl<S: Sink> Report<S> {
     /// Whether nothing has to be decided, and nothing waits for the answer.
     fn is_plain(&self, answer: &BatchAnswer, expected: usize) -> bool {
-        self.stats.waiting.load(Ordering::Relaxed) == 0
+        self.in_order
+            && self.stats.waiting.load(Ordering::Relaxed) == 0
             && answer.outcomes.len() == expected
             && answer.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Applied(_)))
     }

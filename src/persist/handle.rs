@@ -69,11 +69,18 @@ impl<S: Sink> Persist<S> {
         }
     }
 
-    /// Waits until everything that was sent for this run before is settled.
-    pub(crate) async fn barrier(&self, run: &RunId) -> Result<(), PersistClosed> {
+    /// Waits until everything that was sent for this run before is settled; an error if that cannot be said now.
+    pub(crate) async fn barrier(&self, run: &RunId) -> Result<(), StoreError> {
         let (reply, settled) = oneshot::channel();
-        self.shard(Some(run)).ok_or(PersistClosed)?.cast(Msg::Barrier(reply)).map_err(|_| PersistClosed)?;
-        settled.await.map_err(|_| PersistClosed)
+        self.shard(Some(run)).ok_or_else(StoreError::closed)?.cast(Msg::Barrier(reply)).map_err(|_| StoreError::closed())?;
+        settled.await.unwrap_or_else(|_| Err(StoreError::closed()))
+    }
+
+    /// The coordinator is about to close.
+    pub(crate) fn wind_up(&self) {
+        for shard in &*self.shards {
+            let _actor_gone = shard.cast(Msg::WindUp);
+        }
     }
 
     /// Refuses what comes from now on, waits until everything is settled, and ends the actors.

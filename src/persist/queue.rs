@@ -138,18 +138,17 @@ impl<S, B> FlushQueue<S, B> {
         Some((entries, flight))
     }
 
-    /// Takes out everything that waits and answers it with a fault; barriers stay.
-    pub(super) fn reject_waiting(&mut self, error: &StoreError) -> Vec<(S, Settlement)> {
+    /// Takes out everything that waits and answers it with a fault; barriers are the caller's to answer.
+    pub(super) fn reject_waiting(&mut self, error: &StoreError) -> (Vec<(S, Settlement)>, Vec<B>) {
         let mut rejected = Vec::new();
-        let mut kept = VecDeque::new();
+        let mut barriers = Vec::new();
         for item in self.waiting.drain(..) {
             match item {
                 Item::Entry(submission) => rejected.push((submission.sink, Settlement::NotApplied(error.clone()))),
-                Item::Barrier(barrier) => kept.push_back(Item::Barrier(barrier)),
+                Item::Barrier(barrier) => barriers.push(barrier),
             }
         }
-        self.waiting = kept;
-        rejected
+        (rejected, barriers)
     }
 
     /// Settles a flush that was answered, and whatever in the queue stood on what was refused.

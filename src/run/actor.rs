@@ -3,18 +3,19 @@
 //! Modes: *ready* takes ops; *recovering* waits until nothing is on its way, loads the run if others wrote to it, and checks again what came
 //! back; *held* belongs to a transaction over several runs. Whatever arrives meanwhile is stashed, in order.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
 use super::admission::Permit;
-use super::chain::{Chain, Progress, Touched, touched};
+use super::chain::{Chain, Progress, Touched};
 use super::handle::{HoldGrant, Release, RunCell};
+use super::losses::Losses;
 use super::op::{Ack, ChangeSeed, CommitError, Committed, DeferredLoss, Envelope, Op};
 use super::sink::{FlushSink, Outcomes, RunSink};
 use crate::model::{Clock, Receipt, RunId, RunReceipt, RunState, Version};
@@ -28,8 +29,8 @@ const LOAD_ATTEMPTS: u32 = 5;
 
 /// What a run's actor needs to know of the world above it.
 pub(crate) trait Surroundings: Send + Sync + fmt::Debug + 'static {
-    /// The actor ends, settled: the next use of the run starts a new one.
-    fn retire(&self, run: &RunId, actor: ractor::ActorId);
+    /// The actor ends: the next use of the run starts a new one, behind what was sent down if that is not settled.
+    fn retire(&self, run: &RunId, actor: ractor::ActorId, settled: bool);
     /// The run ended or was deleted: its locks and its nodes' are free.
     fn ended(&self, run: &RunId);
     /// Whether anybody listens to changes.
@@ -48,7 +49,11 @@ pub(crate) struct RunContext {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) surroundings: Arc<dyn Surroundings>,
     /// How many runs have deferred writes on their way.
-    pub(crate) deferred_runs: AtomicUsize,
+    pub(crate) deferred_runs: Arc<AtomicUsize>,
+    /// Deferred writes that were lost and not told yet.
+    pub(crate) losses: Arc<Losses>,
+    /// Where chains draw their numbers.
+    pub(crate) chain_numbers: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -58,6 +63,7 @@ pub(crate) enum Msg {
     Hold { fresh: bool, reply: oneshot::Sender<HoldGrant> },
     Release(Release),
     Flush(oneshot::Sender<()>),
+    Reload,
     Passivate,
     Loaded(Result<Option<RunState>, StoreError>),
 }
@@ -87,6 +93,8 @@ enum Stashed {
 
 /// An op with whom to answer (nobody, for a deferred write that was acknowledged).
 struct Job {
+    /// Its place among the ops of this actor: what comes back is checked again in this order.
+    order: u64,
     op: Op,
     ack: Option<Ack>,
     permit: Permit,
@@ -99,10 +107,10 @@ pub(super) struct State {
     chain: Chain,
     mode: Mode,
     stash: VecDeque<Stashed>,
-    /// What came back from storage to be checked again; older than everything in `unsent`.
-    returned: VecDeque<Job>,
-    /// What the actor refused on a state that was not settled (or not fresh), to be checked again.
-    unsent: VecDeque<Job>,
+    /// What came back from storage, or was refused on a state that was not settled (or not fresh), to be checked again, in the order in which
+    /// it was asked for.
+    again: BTreeMap<u64, Job>,
+    orders: u64,
     /// Deferred writes that are not acknowledged yet, because durable ones are on their way before them.
     deferred: HashMap<u64, Ack>,
     /// What is in storage, to be acknowledged when the run is loaded.
@@ -120,14 +128,14 @@ impl Actor for RunActor {
     async fn pre_start(&self, myself: ActorRef<Msg>, args: Arguments) -> Result<State, ActorProcessingErr> {
         let Arguments { context, cell, state } = args;
         Ok(State {
-            chain: Chain::new(cell.id().clone(), state),
+            chain: Chain::new(cell.id().clone(), state, Arc::clone(&context.chain_numbers)),
             context,
             cell,
             myself,
             mode: Mode::Ready,
             stash: VecDeque::new(),
-            returned: VecDeque::new(),
-            unsent: VecDeque::new(),
+            again: BTreeMap::new(),
+            orders: 0,
             deferred: HashMap::new(),
             overtaken: Vec::new(),
             fresh_hold: None,
@@ -142,6 +150,12 @@ impl Actor for RunActor {
             Msg::Settled(outcomes) => state.settled(outcomes),
             Msg::Release(release) => state.released(release),
             Msg::Loaded(loaded) => state.loaded(loaded),
+            Msg::Reload => {
+                if state.mode == Mode::Ready {
+                    state.recover(true);
+                    state.go_on();
+                }
+            }
             Msg::Passivate => state.passivate(),
         }
         Ok(())
@@ -177,7 +191,7 @@ impl State {
             if self.mode != Mode::Ready || self.chain.has_barrier() {
                 return;
             }
-            if let Some(job) = self.returned.pop_front().or_else(|| self.unsent.pop_front()) {
+            if let Some((_, job)) = self.again.pop_first() {
                 self.decide(job);
                 continue;
             }
@@ -189,9 +203,12 @@ impl State {
             match self.stash.pop_front() {
                 Some(Stashed::Commit(envelope)) => {
                     if let Some((op, permit, ack)) = envelope.open() {
-                        match self.cell.take_loss() {
+                        match self.context.losses.take(self.cell.id()) {
                             Some(loss) => ack.answer(Err(CommitError::Lost(loss))),
-                            None => self.decide(Job { op, ack: Some(ack), permit }),
+                            None => {
+                                self.orders += 1;
+                                self.decide(Job { order: self.orders, op, ack: Some(ack), permit });
+                            }
                         }
                     }
                 }
@@ -236,7 +253,7 @@ impl State {
 
     /// Checks an op against the tip, and sends it down or refuses it.
     fn decide(&mut self, job: Job) {
-        let Job { mut op, ack, permit } = job;
+        let Job { order, mut op, ack, permit } = job;
         if op.attempts > MAX_ATTEMPTS {
             self.give_up(ack, CommitError::Contended(self.cell.id().clone(), op.attempts));
             return;
@@ -246,9 +263,10 @@ impl State {
         let (deferred, weight) = (op.is_deferred(), op.weight());
         match self.chain.decide(&mut op, context.surroundings.wants_changes()) {
             Ok((ticket, entry)) => {
-                let mut sink = RunSink { actor: self.myself.clone(), ticket, ack, attempts: op.attempts, permit };
+                let losses = deferred.then(|| (Arc::clone(&context.losses), self.cell.id().clone()));
+                let mut sink = RunSink { actor: self.myself.clone(), ticket, order, ack, attempts: op.attempts, losses, permit };
                 if deferred {
-                    self.cell.set_deferred(true, &self.context.deferred_runs);
+                    self.cell.set_deferred(true);
                     if let Some(ack) = sink.ack.take() {
                         self.deferred.insert(ticket, ack);
                     }
@@ -260,7 +278,7 @@ impl State {
             Err(_) if !op.verified && (!self.chain.is_settled() || self.context.backend.is_shared()) => {
                 op.verified = true;
                 let reload = self.context.backend.is_shared();
-                self.unsent.push_back(Job { op, ack, permit });
+                self.again.insert(order, Job { order, op, ack, permit });
                 self.recover(reload);
             }
             Err(refusal) => self.give_up(ack, CommitError::Refused(refusal)),
@@ -277,8 +295,7 @@ impl State {
                 CommitError::Store(error) => error.to_string(),
                 _ => "others changed the run again and again".to_owned(),
             };
-            let loss = self.cell.note_loss(1, &cause);
-            tracing::error!(run = %loss.run, lost = loss.lost, cause = %loss.cause, "deferred writes were lost");
+            let loss = self.context.losses.note(self.cell.id(), &cause);
             self.context.surroundings.lost(&loss);
         }
     }
@@ -302,6 +319,11 @@ impl State {
         }
     }
 
+    /// Says whether acknowledged writes are not in storage yet.
+    fn mark_deferred(&self) {
+        self.cell.set_deferred(self.chain.has_deferred() || self.again.values().any(|job| job.ack.is_none()));
+    }
+
     fn publish(&self) {
         let durable = self.chain.committed().map_or(Version::NONE, RunState::version);
         self.cell.publish(self.chain.visible(), durable);
@@ -317,7 +339,7 @@ impl State {
     fn settled(&mut self, outcomes: Outcomes) {
         let mut acks = Vec::new();
         for (sink, settlement) in outcomes.take() {
-            let RunSink { ticket, ack, attempts, permit, .. } = sink;
+            let RunSink { ticket, order, ack, attempts, permit, .. } = sink;
             // A deferred write that is settled before it was acknowledged is answered like any other.
             let was_deferred = ack.is_none();
             let ack = ack.or_else(|| self.deferred.remove(&ticket));
@@ -342,7 +364,7 @@ impl State {
                 Settlement::Recheck(entry, reload) => {
                     self.chain.fell(ticket);
                     let op = Op::again(entry, attempts + 1, was_deferred);
-                    self.returned.push_back(Job { op, ack, permit });
+                    self.again.insert(order, Job { order, op, ack, permit });
                     self.recover(reload);
                 }
                 Settlement::Refused(refusal) => {
@@ -370,7 +392,7 @@ impl State {
         if !matches!(self.mode, Mode::Recovering { reload: true, .. }) {
             self.publish();
         }
-        self.cell.set_deferred(self.chain.has_deferred() || !self.returned.is_empty(), &self.context.deferred_runs);
+        self.mark_deferred();
         for (ack, committed) in acks {
             ack.answer(Ok(committed));
         }
@@ -379,8 +401,14 @@ impl State {
     }
 
     fn tell(&self, receipt: &Receipt, touched: Option<Touched>) {
-        let (Some(touched), Some(versions)) = (touched, receipt.runs.first()) else { return };
+        let Some(versions) = receipt.runs.first() else { return };
         let state = self.chain.committed().cloned();
+        // Who subscribed while it was on its way is told what its rows say.
+        let touched = match touched {
+            Some(touched) => touched,
+            None if self.context.surroundings.wants_changes() => newer(state.as_ref(), versions.before),
+            None => return,
+        };
         self.context.surroundings.changed(ChangeSeed {
             run: versions.run.clone(),
             before: versions.before,
@@ -398,14 +426,15 @@ impl State {
         self.mode = Mode::Recovering { reload: true, loading: true };
         let (context, have, myself) = (Arc::clone(&self.context), self.chain.committed().cloned(), self.myself.clone());
         let id = self.cell.id().clone();
-        let attempts = self.returned.iter().map(|job| job.op.attempts).max().unwrap_or(0);
+        let attempts = self.again.values().map(|job| job.op.attempts).max().unwrap_or(0);
         drop(tokio::spawn(async move {
             if attempts > 1 {
                 tokio::time::sleep(jitter(attempts)).await;
             }
             let mut answer = Err(StoreError::closed());
             for attempt in 0..LOAD_ATTEMPTS {
-                if context.persist.barrier(&id).await.is_err() {
+                if let Err(error) = context.persist.barrier(&id).await {
+                    answer = Err(error);
                     break;
                 }
                 answer = match &have {
@@ -435,6 +464,7 @@ impl State {
                     self.hold(reply);
                 }
                 self.go_on();
+                self.mark_deferred();
             }
             Err(error) => {
                 tracing::error!(run = %self.cell.id(), %error, "a run could not be loaded again; its actor ends");
@@ -442,11 +472,10 @@ impl State {
                 for (ack, committed) in self.overtaken.drain(..) {
                     ack.answer(Ok(committed));
                 }
-                let jobs: Vec<Job> = self.returned.drain(..).chain(self.unsent.drain(..)).collect();
-                for job in jobs {
+                for job in std::mem::take(&mut self.again).into_values() {
                     self.give_up(job.ack, CommitError::Store(error.clone()));
                 }
-                self.retire();
+                self.retire(false);
             }
         }
     }
@@ -462,11 +491,7 @@ impl State {
         if before == after {
             return;
         }
-        let mut changed = touched(&[]);
-        if let Some(state) = state {
-            changed.header = state.header().version > before;
-            changed.nodes = state.nodes().filter(|(_, node)| node.version > before).map(|(id, _)| id.clone()).collect();
-        }
+        let mut changed = newer(state, before);
         if let Some(known) = known {
             let gone = known.nodes().map(|(id, _)| id).filter(|id| state.is_none_or(|state| state.node(id.as_str()).is_none()));
             changed.nodes.extend(gone.cloned());
@@ -483,21 +508,27 @@ impl State {
         });
     }
 
-    /// Ends if there is nothing to do and nothing to tell.
+    /// Ends if there is nothing to do.
     fn passivate(&mut self) {
-        let idle = self.mode == Mode::Ready && self.chain.is_settled() && self.stash.is_empty() && self.returned.is_empty();
-        if idle && self.unsent.is_empty() && self.cell.peek_loss().is_none() {
-            self.retire();
+        if self.mode == Mode::Ready && self.chain.is_settled() && self.stash.is_empty() && self.again.is_empty() {
+            self.retire(true);
         }
     }
 
-    fn retire(&mut self) {
+    fn retire(&mut self, settled: bool) {
         self.mode = Mode::Retired;
-        self.context.surroundings.retire(self.cell.id(), self.myself.get_id());
+        self.context.surroundings.retire(self.cell.id(), self.myself.get_id(), settled);
         // What is queued behind this message, or stashed, goes back to its senders as it is dropped.
         self.stash.clear();
         self.myself.stop(None);
     }
+}
+
+/// The rows of a run that are newer than a version.
+fn newer(state: Option<&RunState>, version: Version) -> Touched {
+    let Some(state) = state else { return Touched { nodes: Vec::new(), header: true } };
+    let nodes = state.nodes().filter(|(_, node)| node.version > version).map(|(id, _)| id.clone()).collect();
+    Touched { nodes, header: state.header().version > version }
 }
 
 /// A pause that grows with the attempts and differs between processes.

@@ -31,13 +31,17 @@ pub(crate) struct Admission {
     count: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     units: u32,
+    entries: usize,
 }
 
 impl Admission {
     pub(crate) fn new(entries: usize, bytes: usize) -> Self {
         let units = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).max(1);
+        // So many that all of them can be taken at once.
+        let entries = entries.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
         Self {
-            count: Arc::new(Semaphore::new(entries.clamp(1, Semaphore::MAX_PERMITS))),
+            count: Arc::new(Semaphore::new(entries)),
+            entries,
             bytes: Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(1))),
             units,
         }
@@ -68,6 +72,12 @@ impl Admission {
         let count = Arc::clone(&self.count).try_acquire_owned().map_err(refuse)?;
         let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(self.units(weight)).map_err(refuse)?;
         Ok(Permit { _count: count, _bytes: bytes })
+    }
+
+    /// Waits until everything that was admitted is settled.
+    pub(crate) async fn drained(&self) {
+        let all = u32::try_from(self.entries).unwrap_or(u32::MAX);
+        let _all = self.count.acquire_many(all).await.is_ok();
     }
 
     /// Gives no more permits; who waits is refused.

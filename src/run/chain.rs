@@ -1,6 +1,8 @@
 //! The two states of a run and the chain of entries between them. Pure: it decides, the actor carries.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::op::Op;
 use crate::model::{Entry, Mutation, NodeId, Refusal, RunId, RunPart, RunReceipt, RunState, Version, apply_all, check_guards};
@@ -84,8 +86,9 @@ pub(super) struct Chain {
     committed: Option<RunState>,
     tip: Option<RunState>,
     in_flight: VecDeque<InFlight>,
-    /// Which chain this is: what is broken is followed by a new one.
+    /// Which chain this is: what is broken is followed by a new one. Drawn from one counter, so that no successor of this actor takes one again.
     number: u64,
+    numbers: Arc<AtomicU64>,
     tickets: u64,
     durable_in_flight: usize,
     /// Whether the tip stands on something that fell: nothing of it may be seen.
@@ -93,13 +96,14 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    pub(super) fn new(id: RunId, committed: Option<RunState>) -> Self {
+    pub(super) fn new(id: RunId, committed: Option<RunState>, numbers: Arc<AtomicU64>) -> Self {
         Self {
             id,
             tip: committed.clone(),
             committed,
             in_flight: VecDeque::new(),
-            number: 1,
+            number: draw(&numbers),
+            numbers,
             tickets: 0,
             durable_in_flight: 0,
             broken: false,
@@ -166,6 +170,8 @@ impl Chain {
     pub(super) fn applied(&mut self, ticket: u64, receipt: Option<&RunReceipt>) -> (Progress, bool) {
         let Some(entry) = self.take(ticket) else { return (Progress::Overtaken, false) };
         let Some(receipt) = receipt.filter(|receipt| receipt.before == entry.expect) else {
+            // The tip stands on a state that never was: nothing of it may be seen before the run is loaded.
+            self.broken = true;
             return (Progress::Overtaken, entry.frees_locks);
         };
         self.committed = match entry.after {
@@ -184,7 +190,7 @@ impl Chain {
     /// An entry is not in storage. The chain is broken: what stood on it comes back.
     pub(super) fn fell(&mut self, ticket: u64) {
         let _settled = self.take(ticket);
-        self.number += 1;
+        self.number = draw(&self.numbers);
         self.broken = true;
     }
 
@@ -239,4 +245,9 @@ pub(crate) fn touched(mutations: &[Mutation]) -> Touched {
         }
     }
     touched
+}
+
+/// A number that no chain had before; zero stands for no chain.
+fn draw(numbers: &AtomicU64) -> u64 {
+    numbers.fetch_add(1, Ordering::Relaxed).saturating_add(1)
 }

@@ -1,7 +1,7 @@
 //! The doors of a run: its cell, which readers use without asking anybody, and its actor's handle.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use ractor::{Actor, ActorCell, ActorId, ActorRef, MessagingErr};
@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::actor::{Arguments, Msg, RunActor, RunContext};
 use super::admission::Permit;
-use super::op::{CommitError, Committed, DeferredLoss, Envelope, Op, Reply};
+use super::op::{CommitError, Committed, Envelope, Op, Reply};
 use crate::model::{RunId, RunState, Snapshot, Version};
 
 /// What readers see of a run, shared with its actor. Reading never waits for a writer.
@@ -21,17 +21,18 @@ pub(crate) struct RunCell {
     used: AtomicBool,
     /// Deferred writes on their way.
     deferred: AtomicBool,
-    loss: Mutex<Option<DeferredLoss>>,
+    /// How many runs have such.
+    deferred_runs: Arc<AtomicUsize>,
 }
 
 impl RunCell {
-    pub(crate) fn new(id: RunId, state: Option<&RunState>) -> Self {
+    pub(crate) fn new(id: RunId, state: Option<&RunState>, deferred_runs: Arc<AtomicUsize>) -> Self {
         let cell = Self {
             id,
             snapshot: ArcSwapOption::empty(),
             used: AtomicBool::new(true),
             deferred: AtomicBool::new(false),
-            loss: Mutex::new(None),
+            deferred_runs,
         };
         cell.publish(state, state.map_or(Version::NONE, RunState::version));
         cell
@@ -62,12 +63,12 @@ impl RunCell {
         self.used.swap(false, Ordering::Relaxed)
     }
 
-    pub(super) fn set_deferred(&self, any: bool, runs: &AtomicUsize) {
+    pub(super) fn set_deferred(&self, any: bool) {
         if self.deferred.swap(any, Ordering::AcqRel) != any {
             if any {
-                runs.fetch_add(1, Ordering::AcqRel);
+                self.deferred_runs.fetch_add(1, Ordering::AcqRel);
             } else {
-                runs.fetch_sub(1, Ordering::AcqRel);
+                self.deferred_runs.fetch_sub(1, Ordering::AcqRel);
             }
         }
     }
@@ -76,22 +77,11 @@ impl RunCell {
     pub(crate) fn has_deferred(&self) -> bool {
         self.deferred.load(Ordering::Acquire)
     }
+}
 
-    pub(super) fn note_loss(&self, lost: u64, cause: &str) -> DeferredLoss {
-        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = loss.get_or_insert_with(|| DeferredLoss { run: self.id.clone(), lost: 0, cause: cause.to_owned() });
-        known.lost += lost;
-        known.clone()
-    }
-
-    /// Takes the loss that was not told yet.
-    pub(crate) fn take_loss(&self) -> Option<DeferredLoss> {
-        self.loss.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// The loss that was not told yet, without taking it.
-    pub(crate) fn peek_loss(&self) -> Option<DeferredLoss> {
-        self.loss.lock().unwrap_or_else(PoisonError::into_inner).clone()
+impl Drop for RunCell {
+    fn drop(&mut self) {
+        self.set_deferred(false);
     }
 }
 
@@ -119,7 +109,7 @@ impl RunHandle {
         state: Option<RunState>,
         supervisor: ActorCell,
     ) -> Result<Self, ractor::SpawnErr> {
-        let cell = Arc::new(RunCell::new(id, state.as_ref()));
+        let cell = Arc::new(RunCell::new(id, state.as_ref(), Arc::clone(&context.deferred_runs)));
         let args = Arguments { context, cell: Arc::clone(&cell), state };
         let (actor, _) = Actor::spawn_linked(None, RunActor, args, supervisor).await?;
         Ok(Self { cell, actor })
@@ -165,13 +155,9 @@ impl RunHandle {
         }
     }
 
-    /// Waits until everything that was sent before is settled, and tells the loss of deferred writes, once.
-    pub(crate) async fn flush(&self) -> Result<(), DeferredLoss> {
-        self.settle().await;
-        match self.cell.take_loss() {
-            Some(loss) => Err(loss),
-            None => Ok(()),
-        }
+    /// Makes the actor load the run again: somebody else wrote to it.
+    pub(crate) fn reload(&self) {
+        let _actor_gone = self.actor.cast(Msg::Reload);
     }
 
     /// Asks the actor to end if it is idle.
@@ -222,10 +208,11 @@ impl HoldGrant {
         &self.cell
     }
 
-    pub(crate) fn release(mut self, release: Release) {
-        if let Some(actor) = self.actor.take() {
-            let _actor_gone: Result<(), MessagingErr<Msg>> = actor.cast(Msg::Release(release));
-        }
+    /// Lets the actor go on. `false`: it died while it was held.
+    pub(crate) fn release(mut self, release: Release) -> bool {
+        let Some(actor) = self.actor.take() else { return true };
+        let gone: Result<(), MessagingErr<Msg>> = actor.cast(Msg::Release(release));
+        gone.is_ok()
     }
 }
 

@@ -13,6 +13,7 @@ mod actor;
 mod admission;
 mod chain;
 mod handle;
+mod losses;
 mod op;
 mod sink;
 

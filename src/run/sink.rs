@@ -1,14 +1,16 @@
 //! Where outcomes go: to the actor of the run, or to a task that waits.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
 use super::actor::Msg;
 use super::admission::Permit;
+use super::losses::Losses;
 use super::op::{Ack, CommitError, Committed};
-use crate::model::{Entry, Receipt, Refusal};
+use crate::model::{Entry, Receipt, Refusal, RunId};
 use crate::persist::{Settlement, Sink};
 use crate::store::StoreError;
 
@@ -26,9 +28,13 @@ pub(crate) enum FlushSink {
 pub(crate) struct RunSink {
     pub(super) actor: ActorRef<Msg>,
     pub(super) ticket: u64,
+    /// Its place among the ops of its actor.
+    pub(super) order: u64,
     /// None for a deferred write: its caller is answered by the actor.
     pub(super) ack: Option<Ack>,
     pub(super) attempts: u32,
+    /// Where the loss of a deferred write is noted if the actor is gone.
+    pub(super) losses: Option<(Arc<Losses>, RunId)>,
     pub(super) permit: Permit,
 }
 
@@ -61,6 +67,15 @@ impl Outcomes {
 impl Drop for Outcomes {
     fn drop(&mut self) {
         for (sink, settlement) in self.0.drain(..) {
+            if let (Some((losses, run)), None) = (&sink.losses, &sink.ack) {
+                let cause = match &settlement {
+                    Settlement::Applied(_) => continue,
+                    Settlement::Refused(refusal) => refusal.to_string(),
+                    Settlement::NotApplied(error) | Settlement::Unknown(error) => error.to_string(),
+                    Settlement::Recheck(..) => "the actor of the run ended".to_owned(),
+                };
+                losses.note(run, &cause);
+            }
             if let Some(ack) = sink.ack {
                 match settlement {
                     Settlement::Applied(receipt) => ack.answer(Ok(Committed::durable(receipt))),

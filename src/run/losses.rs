@@ -1,0 +1,90 @@
+//! Deferred writes that were lost and of which nobody was told yet. They outlive the actors of their runs.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::op::DeferredLoss;
+use crate::model::RunId;
+
+/// The losses by run. Asking costs one atomic load as long as there is none.
+#[derive(Debug, Default)]
+pub(crate) struct Losses {
+    runs: AtomicUsize,
+    by_run: Mutex<BTreeMap<RunId, DeferredLoss>>,
+}
+
+impl Losses {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RunId, DeferredLoss>> {
+        // Every change is a single call, so that a panicking holder leaves the map whole.
+        self.by_run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a lost write; answers with all that is lost of that run.
+    pub(super) fn note(&self, run: &RunId, cause: &str) -> DeferredLoss {
+        let mut by_run = self.lock();
+        let loss =
+            by_run.entry(run.clone()).or_insert_with(|| DeferredLoss { run: run.clone(), lost: 0, cause: cause.to_owned() });
+        loss.lost += 1;
+        let loss = loss.clone();
+        self.runs.store(by_run.len(), Ordering::Release);
+        tracing::error!(%run, lost = loss.lost, cause, "deferred writes were lost");
+        loss
+    }
+
+    /// Takes the loss of a run: it is told now.
+    pub(crate) fn take(&self, run: &RunId) -> Option<DeferredLoss> {
+        if self.runs.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let mut by_run = self.lock();
+        let loss = by_run.remove(run);
+        self.runs.store(by_run.len(), Ordering::Release);
+        loss
+    }
+
+    /// Takes one loss; the others stay to be told.
+    pub(crate) fn take_one(&self) -> Option<DeferredLoss> {
+        let run = self.lock().keys().next().cloned()?;
+        self.take(&run)
+    }
+
+    /// All losses, told as one.
+    pub(crate) fn take_all(&self) -> Option<DeferredLoss> {
+        let all = std::mem::take(&mut *self.lock());
+        self.runs.store(0, Ordering::Release);
+        let mut losses = all.into_values();
+        let mut told = losses.next()?;
+        for loss in losses {
+            told.lost += loss.lost;
+            told.cause = format!("{}; of run {:?}: {}", told.cause, loss.run, loss.cause);
+        }
+        Some(told)
+    }
+
+    /// All losses, without taking them.
+    pub(crate) fn peek(&self) -> Vec<DeferredLoss> {
+        self.lock().values().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_loss_is_told_once() {
+        let losses = Losses::default();
+        let (a, b) = (RunId::new("a").unwrap(), RunId::new("b").unwrap());
+        losses.note(&a, "full");
+        assert_eq!(losses.note(&a, "full").lost, 2);
+        losses.note(&b, "io");
+        assert_eq!(losses.take_one().unwrap().lost, 2);
+        assert!(losses.take(&a).is_none());
+        losses.note(&a, "again");
+        let all = losses.take_all().unwrap();
+        assert_eq!(all.lost, 2);
+        assert!(all.cause.contains("again") && all.cause.contains("io"));
+        assert!(losses.take(&b).is_none() && losses.peek().is_empty());
+    }
+}
