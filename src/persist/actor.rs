@@ -28,9 +28,7 @@ pub(super) enum Msg<S> {
     Submit(Submission<S>),
     Barrier(oneshot::Sender<()>),
     /// The batch under way was applied as a whole, and who waited was told.
-    Applied {
-        took: Duration,
-    },
+    Applied,
     Done {
         flight: Vec<(S, u64)>,
         answer: Result<BatchAnswer, StoreError>,
@@ -73,6 +71,8 @@ pub(super) struct State<S> {
     stuck: Option<StoreError>,
     closing: Vec<oneshot::Sender<()>>,
     closed: bool,
+    /// The batch before the one that is sent now is not told yet: whoever flushes must not tell this one by itself, and so first.
+    telling: bool,
 }
 
 #[cfg_attr(seeknal_ractor_async_trait, ractor::async_trait)]
@@ -83,14 +83,23 @@ impl<S: Sink> Actor for PersistActor<S> {
 
     async fn pre_start(&self, _: ActorRef<Msg<S>>, args: Arguments) -> Result<State<S>, ActorProcessingErr> {
         let Arguments { backend, stats } = args;
-        Ok(State { backend, stats, queue: FlushQueue::new(), current: None, stuck: None, closing: Vec::new(), closed: false })
+        Ok(State {
+            backend,
+            stats,
+            queue: FlushQueue::new(),
+            current: None,
+            stuck: None,
+            closing: Vec::new(),
+            closed: false,
+            telling: false,
+        })
     }
 
     async fn handle(&self, myself: ActorRef<Msg<S>>, message: Msg<S>, state: &mut State<S>) -> Result<(), ActorProcessingErr> {
         match message {
             Msg::Submit(submission) => state.submit(submission),
             Msg::Barrier(reply) => state.queue.push_barrier(reply),
-            Msg::Applied { took } => state.applied(&myself, took),
+            Msg::Applied => state.applied(&myself),
             Msg::Done { flight, answer, took } => state.done(&myself, flight, answer, took),
             Msg::Retry => state.send_current(&myself),
             Msg::Close(reply) => {
@@ -144,7 +153,7 @@ impl<S: Sink> State<S> {
         let Some(current) = &mut self.current else { return };
         let (backend, batch) = (Arc::clone(&self.backend), Arc::clone(&current.batch));
         let (flight, stats) = (std::mem::take(&mut current.sinks), Arc::clone(&self.stats));
-        let mut report = Report { to: Some(myself.clone()), flight, stats, started: Instant::now() };
+        let mut report = Report { to: Some(myself.clone()), may_tell: !self.telling, flight, stats, started: Instant::now() };
         drop(tokio::spawn(async move {
             let span = tracing::debug_span!("flush", backend = backend.name(), entries = batch.entries.len(), batch = %batch.id);
             let answer = tracing::Instrument::instrument(backend.commit(batch), span).await;
@@ -152,11 +161,8 @@ impl<S: Sink> State<S> {
         }));
     }
 
-    fn applied(&mut self, myself: &ActorRef<Msg<S>>, took: Duration) {
+    fn applied(&mut self, myself: &ActorRef<Msg<S>>) {
         let Some(current) = self.current.take() else { return };
-        let entries = current.batch.entries.len();
-        self.stats.flushed(entries, took);
-        self.stats.applied.fetch_add(u64::try_from(entries).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.stuck = None;
         self.flush_next(myself);
         for barrier in current.barriers {
@@ -194,7 +200,9 @@ impl<S: Sink> State<S> {
             counter.fetch_add(1, Ordering::Relaxed);
         }
         // The next flush goes down before the runs hear of this one.
+        self.telling = true;
         self.flush_next(myself);
+        self.telling = false;
         S::settle(settled);
         for barrier in current.barriers {
             let _waiter_gone = barrier.send(());
@@ -240,6 +248,8 @@ impl<S: Sink> State<S> {
 /// Reports the end of a flush, also when the backend panicked.
 struct Report<S: Sink> {
     to: Option<ActorRef<Msg<S>>>,
+    /// Whether the batch before it was told.
+    may_tell: bool,
     flight: Vec<(S, u64)>,
     stats: Arc<PersistStats>,
     started: Instant,
@@ -255,8 +265,12 @@ impl<S: Sink> Report<S> {
                     Outcome::Applied(receipt) => Some((sink, Settlement::Applied(receipt))),
                     Outcome::Refused(_) => None,
                 });
-                S::settle(settled.collect());
-                let _actor_gone = actor.cast(Msg::Applied { took });
+                let settled: Vec<_> = settled.collect();
+                // Counted first: whoever was told finds itself in the figures.
+                self.stats.flushed(settled.len(), took);
+                self.stats.applied.fetch_add(u64::try_from(settled.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+                S::settle(settled);
+                let _actor_gone = actor.cast(Msg::Applied);
             }
             answer => {
                 let _actor_gone = actor.cast(Msg::Done { flight, answer, took });
@@ -268,7 +282,8 @@ impl<S: Sink> Report<S> {
 impl<S: Sink> Report<S> {
     /// Whether nothing has to be decided, and nothing waits for the answer.
     fn is_plain(&self, answer: &BatchAnswer, expected: usize) -> bool {
-        self.stats.waiting.load(Ordering::Relaxed) == 0
+        self.may_tell
+            && self.stats.waiting.load(Ordering::Relaxed) == 0
             && answer.outcomes.len() == expected
             && answer.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Applied(_)))
     }
