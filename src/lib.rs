@@ -38,6 +38,17 @@
 //! | `memory` | in memory | no | no |
 //! | any, [`Durability::Deferred`] | in memory, on its way | what was flushed | what was flushed |
 //!
+//! # What else there is
+//!
+//! - Conditions: [`Transaction`] (`expect_…`, `fenced_by`); read, decide, commit: [`Coordinator::transact`].
+//! - Locks: [`Coordinator::acquire_lock`], [`Coordinator::acquire`] with [`LockOptions`], and [`Coordinator::with_lease`] for writes that end with them.
+//! - Questions: [`Coordinator::get_run`], [`Coordinator::list_runs`], [`Coordinator::latest_node_state`], [`Coordinator::coverage`], [`Coordinator::pending`].
+//! - After a crash: [`Coordinator::abandoned_runs`], [`Coordinator::resume_run`].
+//! - Looking on: [`Coordinator::subscribe`], [`Coordinator::stats`], [`Coordinator::health`], and spans of the crate `tracing`.
+//! - Errors: [`Error`], with `is_conflict()`, `is_retryable()`, `is_unknown_outcome()`, `is_lease_lost()`, `is_not_found()`.
+//! - A backend of your own: [`StateBackend`] and [`StateBackendFactory`]; the feature `conformance` has the test kit.
+//! - Project folders and their settings: feature `project`. The command `seeknal`: feature `cli`.
+//!
 //! # The rooms, from the ground up
 //!
 //! [`model`] is plain data and pure logic; [`store`] is where batches come to rest; above them the persistence actors, the run actors and the lock

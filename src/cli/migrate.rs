@@ -123,13 +123,9 @@ async fn execute(settings: &Settings, to: Home, out: &mut Output) -> Result<(), 
         out.line(format!("An older backup is now: {}", older.display()))?;
     }
     out.line(format!("{} now says state_backend: {}", report.settings_file.display(), to.name()))?;
-    out.line("To take it back:")?;
+    out.line(format!("To take it back (`state_backend` is the line for {}):", report.settings_file.display()))?;
     for line in &report.rollback {
-        if line.starts_with("state_backend:") {
-            out.line(format!("{line}  # in {}", report.settings_file.display()))?;
-        } else {
-            out.line(line)?;
-        }
+        out.line(line)?;
     }
     Ok(())
 }

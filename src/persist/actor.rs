@@ -31,9 +31,7 @@ pub(super) enum Msg<S> {
     Submit(Submission<S>),
     Barrier(BarrierReply),
     /// The batch under way was applied as a whole, and who waited was told.
-    Applied {
-        took: Duration,
-    },
+    Applied,
     Done {
         flight: Vec<(S, u64)>,
         answer: Result<BatchAnswer, StoreError>,
@@ -111,7 +109,7 @@ impl<S: Sink> Actor for PersistActor<S> {
                 None => state.queue.push_barrier(reply),
             },
             Msg::WindUp => state.winding_up = true,
-            Msg::Applied { took } => state.applied(&myself, took),
+            Msg::Applied => state.applied(&myself),
             Msg::Done { flight, answer, took } => state.done(&myself, flight, answer, took),
             Msg::Retry => state.send_current(&myself, true),
             Msg::Close(reply) => {
@@ -174,11 +172,8 @@ impl<S: Sink> State<S> {
         }));
     }
 
-    fn applied(&mut self, myself: &ActorRef<Msg<S>>, took: Duration) {
+    fn applied(&mut self, myself: &ActorRef<Msg<S>>) {
         let Some(current) = self.current.take() else { return };
-        let entries = current.batch.entries.len();
-        self.stats.flushed(entries, took);
-        self.stats.applied.fetch_add(u64::try_from(entries).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.stuck = None;
         self.flush_next(myself, true);
         for barrier in current.barriers {
@@ -285,8 +280,12 @@ impl<S: Sink> Report<S> {
                     Outcome::Applied(receipt) => Some((sink, Settlement::Applied(receipt))),
                     Outcome::Refused(_) => None,
                 });
-                S::settle(settled.collect());
-                let _actor_gone = actor.cast(Msg::Applied { took });
+                let settled: Vec<_> = settled.collect();
+                // Counted first: whoever was told finds itself in the figures.
+                self.stats.flushed(settled.len(), took);
+                self.stats.applied.fetch_add(u64::try_from(settled.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+                S::settle(settled);
+                let _actor_gone = actor.cast(Msg::Applied);
             }
             answer => {
                 let _actor_gone = actor.cast(Msg::Done { flight, answer, took });

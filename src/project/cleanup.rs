@@ -29,7 +29,7 @@ impl Rules {
     /// Runs that ended more than this many days before now go, but the newest `keep_last` ended ones stay.
     ///
     /// # Errors
-    /// [`ProjectErrorKind::Input`] if that many days ago is before the year 1.
+    /// [`ProjectErrorKind::Input`](super::ProjectErrorKind::Input) if that many days ago is before the year 1.
     pub fn older_than_days(days: u64, keep_last: u64, now: DateTime<Utc>) -> Result<Self, ProjectError> {
         let cutoff = i64::try_from(days)
             .ok()
@@ -177,7 +177,7 @@ pub struct Cleaned {
 /// when it was looked at, or is locked, stays.
 ///
 /// # Errors
-/// Whatever writing meets; [`ProjectErrorKind::Partial`] if something was deleted before.
+/// Whatever writing meets; [`ProjectErrorKind::Partial`](super::ProjectErrorKind::Partial) if something was deleted before.
 ///
 /// # Cancel safety
 /// Dropping it leaves every run whole or gone; start again to go on.

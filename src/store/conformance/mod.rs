@@ -8,7 +8,7 @@
 //! seeknal_state::conformance_tests!(memory, MemoryHarness::new());
 //! ```
 //!
-//! Only what the contract of [`StateBackend`](super::StateBackend) says is asked for: where a backend starts its sequence, how it spaces its tokens
+//! Only what the contract of [`StateBackend`] says is asked for: where a backend starts its sequence, how it spaces its tokens
 //! and in which words it refuses are its own business. The entries are made as run actors make them: see [`Chain`].
 
 mod chain;

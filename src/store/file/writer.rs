@@ -56,6 +56,8 @@ const IDLE: Duration = Duration::from_millis(500);
 const IDLE_SHARE: u32 = 20;
 /// How often the writer looks up when nothing happens: for leases to note, checkpoints to begin, a document that was replaced.
 const TICK: Duration = Duration::from_millis(100);
+/// A note of leases of this length at most is written again behind every frame that would overwrite it.
+const CARRIED_NOTE: usize = 16 << 10;
 /// How often the document is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// How many batches may share one sync.
@@ -100,6 +102,8 @@ pub(super) struct Writer {
     buffer: Vec<u8>,
     lease_changes: u64,
     lease_due: Instant,
+    /// What was noted last.
+    lease_note: Vec<u8>,
     last_write: Instant,
     last_look: Instant,
     last_checkpoint: Option<(Instant, Duration)>,
@@ -166,6 +170,7 @@ impl Writer {
             buffer: Vec::new(),
             lease_changes: shared.leases.changes(),
             lease_due: now,
+            lease_note: Vec::new(),
             last_write: now,
             last_look: now,
             last_checkpoint: None,
@@ -330,10 +335,15 @@ impl Writer {
         finish_frame(&mut self.buffer, start, epoch, Kind::Data, tail, first)?;
         let data = self.buffer.len() - start;
         if let Some(leases) = leases {
-            append_leases(&mut self.buffer, &leases, epoch, work.seq().0)?;
-        } else if journal.has_provisional() {
-            // Its place is taken now: it is noted again soon.
-            self.lease_changes = self.lease_changes.wrapping_sub(1);
+            encode_leases(&mut self.lease_note, &leases)?;
+            append_note(&mut self.buffer, &self.lease_note, epoch, work.seq().0)?;
+        } else if journal.has_provisional() && !self.lease_note.is_empty() {
+            // Its place is taken now. It moves on behind this frame, or, where that costs too much, is noted again soon.
+            if self.lease_note.len() <= CARRIED_NOTE {
+                append_note(&mut self.buffer, &self.lease_note, epoch, work.seq().0)?;
+            } else {
+                self.lease_changes = self.lease_changes.wrapping_sub(1);
+            }
         }
         journal.reserve(self.buffer.len())?;
         journal.append(&mut self.buffer, data).or_else(|error| {
@@ -607,7 +617,8 @@ impl Writer {
         let noted = self.ensure_journal().and_then(|()| {
             let Some(journal) = &mut self.journal else { return Ok(()) };
             self.buffer.clear();
-            append_leases(&mut self.buffer, &leases, journal.header().epoch, self.tail)?;
+            encode_leases(&mut self.lease_note, &leases)?;
+            append_note(&mut self.buffer, &self.lease_note, journal.header().epoch, self.tail)?;
             journal.note(&mut self.buffer)
         });
         if noted.is_err() {
@@ -647,11 +658,19 @@ fn new_generation() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
-fn append_leases(buffer: &mut Vec<u8>, leases: &Leases, epoch: u64, tail: u64) -> Result<(), StoreError> {
+/// The payload of a note; empty if there are no leases.
+fn encode_leases(note: &mut Vec<u8>, leases: &Leases) -> Result<(), StoreError> {
+    note.clear();
+    if leases.leases.is_empty() {
+        return Ok(());
+    }
+    serde_json::to_writer(note, leases)
+        .map_err(|error| StoreError::not_applied(StoreErrorKind::Input, format!("the leases cannot be written as JSON: {error}")))
+}
+
+fn append_note(buffer: &mut Vec<u8>, note: &[u8], epoch: u64, tail: u64) -> Result<(), StoreError> {
     let start = begin_frame(buffer);
-    serde_json::to_writer(&mut *buffer, leases).map_err(|error| {
-        StoreError::not_applied(StoreErrorKind::Input, format!("the leases cannot be written as JSON: {error}"))
-    })?;
+    buffer.extend_from_slice(if note.is_empty() { br#"{"leases":[]}"# } else { note });
     finish_frame(buffer, start, epoch, Kind::Leases, tail, tail)
 }
 
