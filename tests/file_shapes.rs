@@ -233,6 +233,7 @@ async fn a_document_that_another_program_rewrote_gets_its_history_from_the_previ
     assert!(report.notices.iter().any(|notice| notice.contains("rewritten") && notice.contains(".prev")), "{:?}", report.notices);
     let runs = all(&backend).await;
     assert_eq!(runs.iter().map(|run| run.id().as_str()).collect::<Vec<_>>(), ["sk", "run_0"]);
+    assert!(runs[1].node("m").is_some(), "also what was written after the last checkpoint but one");
     assert_eq!(backend.coverage(&node_id("n")).await.unwrap().intervals.len(), 1);
     applied(&backend, "sk", vec![set("m", NodeUpdate::failed("boom"), 9)]).await;
     let told = all(&backend).await;

@@ -30,7 +30,8 @@ impl RawJson {
     /// [`InputError`] if the value cannot be written as JSON (a map with keys that are no text, a failing `Serialize`).
     pub fn from_serialize(value: &impl Serialize) -> Result<Self, InputError> {
         let text = serde_json::to_string(value).map_err(|error| InputError::new("value", format!("it is no JSON: {error}")))?;
-        Ok(Self(Arc::from(text)))
+        // A value may carry JSON text of its own, with white space in it.
+        Self::parse(&text)
     }
 
     /// The JSON text of a plain string.
@@ -195,6 +196,12 @@ mod tests {
         assert_eq!(RawJson::object(members.iter().map(|(k, v)| (k.as_str(), v))), raw);
         let again: RawJson = serde_json::from_str(&serde_json::to_string(&raw).unwrap()).unwrap();
         assert_eq!(again, raw);
+    }
+
+    #[test]
+    fn no_way_in_keeps_white_space_between_tokens() {
+        let pretty = RawValue::from_string("{\n  \"a\": [ 1e0,\t2 ]\n}".to_owned()).unwrap();
+        assert_eq!(RawJson::from_serialize(&pretty).unwrap().as_str(), "{\"a\":[1e0,2]}");
     }
 
     #[test]

@@ -16,8 +16,6 @@ use crate::store::{StoreError, StoreErrorKind};
 pub(super) struct Expected {
     /// `None`: there should be none.
     pub(super) identity: Option<Identity>,
-    /// Whether it is one of ours, so that it is kept as the previous one.
-    pub(super) is_ours: bool,
 }
 
 /// A document that could not be written.
@@ -64,10 +62,6 @@ pub(super) fn put_document(
     let temporary = paths.temporary();
     let identity = paths::write_new(&temporary, &bytes)?;
     drop(bytes);
-    if expected.is_ours && expected.identity.is_some() {
-        // The previous document is a kindness to operators: a file system without links must not stop the checkpoint.
-        let _no_previous = keep_previous(paths);
-    }
     let placed = check(paths, expected.identity).and_then(|()| paths::rename(&temporary, &paths.document));
     if let Err(error) = placed {
         // The first fault is the one to tell; a leftover is swept at the next open.
@@ -75,15 +69,23 @@ pub(super) fn put_document(
         return Err(error.into());
     }
     paths.sync_folder().map_err(|error| Failed { error, placed: Some(identity) })?;
+    if let Err(error) = keep_copy(paths) {
+        // The document itself is in place: a second copy that could not be made must not stop anybody.
+        tracing::warn!(%error, "the document was written, but no copy of it could be kept");
+    }
     Ok(identity)
 }
 
-fn keep_previous(paths: &Paths) -> Result<(), StoreError> {
-    let link = paths.temporary();
-    std::fs::hard_link(&paths.document, &link).map_err(|error| StoreError::io(link.display(), error))?;
-    paths::rename(&link, &paths.previous)?;
-    // Where both names are links to one file already, the rename does nothing and leaves the new one behind.
-    paths::remove(&link)
+/// Keeps the last document of ours under a name that no other program rewrites. A copy and not a link: editors write in place, through all links.
+fn keep_copy(paths: &Paths) -> Result<(), StoreError> {
+    let copy = paths.temporary();
+    let kept = std::fs::copy(&paths.document, &copy)
+        .map_err(|error| StoreError::io(copy.display(), error))
+        .and_then(|_| paths::rename(&copy, &paths.previous));
+    if kept.is_err() {
+        let _left_for_the_sweep = paths::remove(&copy);
+    }
+    kept
 }
 
 /// A checkpoint under way on its own thread.

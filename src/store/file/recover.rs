@@ -28,8 +28,6 @@ pub(super) struct State {
     pub(super) shape: Shape,
     /// The document that is there.
     pub(super) document: Option<Identity>,
-    /// Whether it carries our own part.
-    pub(super) is_ours: bool,
     /// Its generation, if it is ours and untouched.
     pub(super) generation: Option<String>,
     /// The last sequence number that the document knows as used.
@@ -94,7 +92,6 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
         ledger: document.ledger,
         shape: document.shape,
         document: Some(identity),
-        is_ours: document.is_ours,
         generation: document.generation,
         active: None,
         pending: None,
@@ -149,7 +146,6 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
         ledger,
         shape,
         document: None,
-        is_ours: false,
         generation: None,
         document_seq,
         active: None,

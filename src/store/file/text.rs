@@ -181,7 +181,8 @@ pub(super) fn indent(compact: &[u8], mark: usize) -> (Vec<u8>, usize) {
     let mut rest = compact.iter().copied().peekable();
     let line = |out: &mut Vec<u8>, depth: usize| {
         out.push(b'\n');
-        out.resize(out.len() + depth * 2, b' ');
+        // Deeper than people read, spaces would grow with the square of the depth.
+        out.resize(out.len() + depth.min(64) * 2, b' ');
     };
     while let Some(byte) = rest.next() {
         match byte {

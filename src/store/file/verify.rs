@@ -148,7 +148,8 @@ fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mu
     let aside = Paths::aside(&paths.document, "damaged", now);
     let temporary = paths.temporary();
     paths::write_new(&temporary, &bytes)?;
-    paths::rename(&paths.document, &aside)?;
+    // The damaged one keeps its name until another stands in its place: a folder without a document would be read as empty.
+    std::fs::copy(&paths.document, &aside).map_err(|error| StoreError::io(aside.display(), error))?;
     paths::rename(&temporary, &paths.document)?;
     paths.sync_folder()?;
     done.push(format!(

@@ -72,7 +72,6 @@ const KEPT_BUFFER: usize = 4 << 20;
 #[derive(Debug)]
 struct Known {
     identity: Option<Identity>,
-    is_ours: bool,
     /// Its generation; `None` if a journal cannot continue it: there is none, or it is not as we wrote it.
     generation: Option<String>,
     seq: u64,
@@ -154,12 +153,7 @@ impl Writer {
             ledger: state.ledger,
             answers: AnswerLog::new(),
             shape: state.shape,
-            document: Known {
-                identity: state.document,
-                is_ours: state.is_ours,
-                generation: state.generation,
-                seq: state.document_seq,
-            },
+            document: Known { identity: state.document, generation: state.generation, seq: state.document_seq },
             journal,
             tail,
             broken: false,
@@ -396,8 +390,7 @@ impl Writer {
         let expected = self.expected();
         match checkpoint::put_document(&self.paths, ledger, names, &self.shape, &expected) {
             Ok(identity) => {
-                self.document =
-                    Known { identity: Some(identity), is_ours: true, generation: Some(generation), seq: ledger.seq().0 };
+                self.document = Known { identity: Some(identity), generation: Some(generation), seq: ledger.seq().0 };
                 self.journal = None;
                 self.tail = ledger.seq().0;
                 self.broken = false;
@@ -418,7 +411,7 @@ impl Writer {
     }
 
     fn expected(&self) -> Expected {
-        Expected { identity: self.document.identity, is_ours: self.document.is_ours }
+        Expected { identity: self.document.identity }
     }
 
     fn document_failed(&mut self, error: &StoreError, placed: Option<Identity>) {
@@ -509,12 +502,8 @@ impl Writer {
         match done.result {
             Ok(identity) => {
                 if let Some(pending) = self.pending.take() {
-                    self.document = Known {
-                        identity: Some(identity),
-                        is_ours: true,
-                        generation: Some(pending.generation),
-                        seq: pending.ledger.seq().0,
-                    };
+                    self.document =
+                        Known { identity: Some(identity), generation: Some(pending.generation), seq: pending.ledger.seq().0 };
                 }
                 if let Some(journal) = &mut self.journal {
                     if done.renamed {

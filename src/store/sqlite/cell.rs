@@ -109,6 +109,9 @@ impl Cell {
         let unseen = |version: Version| {
             version > part.base && !(own_seen && self.own.contains(version)) && !self.is_of_batch(batch, version)
         };
+        if part.mutations.iter().any(|mutation| matches!(mutation, Mutation::Delete { .. })) && unseen(head.version) {
+            return Ok(true);
+        }
         let header =
             part.mutations.iter().any(Mutation::touches_header) || part.guards.iter().any(|g| matches!(g, Guard::RunStatus(_)));
         if header && unseen(head.header_version) {

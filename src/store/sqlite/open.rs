@@ -270,6 +270,11 @@ fn refuse_network(db: &Path) -> Result<(), StoreError> {
         (0xFF53_4D42, "CIFS"),
         (0x5346_414F, "AFS"),
         (0x6B41_4653, "AFS"),
+        (0x00C3_6400, "Ceph"),
+        (0x0BD0_0BD0, "Lustre"),
+        (0x4750_4653, "GPFS"),
+        (0x7461_636F, "OCFS2"),
+        (0x7375_7245, "Coda"),
     ];
     let mut folder = db.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     while !folder.exists() {

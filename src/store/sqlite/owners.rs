@@ -89,7 +89,8 @@ pub(super) fn list(db: &Path, own: Option<&ProcessInfo>, sweep: bool) -> Result<
         let alive = if own.is_some_and(|own| own.id == written.process.id) {
             Some(true)
         } else {
-            match file.try_lock() {
+            // Shared, so that two who ask at once do not take each other for the owner.
+            match file.try_lock_shared() {
                 Err(TryLockError::WouldBlock) => Some(true),
                 Err(TryLockError::Error(_)) => None,
                 Ok(()) => {
