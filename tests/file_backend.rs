@@ -774,6 +774,94 @@ fn system_calls_that_fail_lose_nothing_that_was_acknowledged() {
     }
 }
 
+/// Commits while no sync of the journal succeeds: what is acknowledged stands in a document that was synced as a whole.
+#[tokio::test]
+#[ignore = "it is run by another test, under strace"]
+async fn child_whose_journal_cannot_be_synced() {
+    let folder = PathBuf::from(std::env::var_os("STATE_FOLDER").unwrap());
+    let backend = open(&folder).await;
+    create(&backend, "run_1", 0).await;
+    for number in 0..3 {
+        let node = format!("node_{number}");
+        set(&backend, "run_1", &node, NodeUpdate::success(), 1).await;
+        let text = std::fs::read_to_string(document(&folder)).unwrap();
+        assert!(text.contains(&node), "{node} was acknowledged, and only the journal whose sync failed has it");
+    }
+}
+
+#[test]
+fn what_a_failed_sync_left_in_the_journal_is_not_acknowledged_from_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let traced = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
+    if !traced.is_ok_and(|status| status.success()) {
+        let allowed = std::env::var_os("WITHOUT_FAULTS").is_some_and(|value| value == "1");
+        assert!(
+            allowed,
+            "strace is missing or not permitted here: install it, or set WITHOUT_FAULTS=1 for a run without these faults"
+        );
+        return;
+    }
+    let out = std::process::Command::new("strace")
+        .args(["-f", "-o", "/dev/null", "-e", "inject=fdatasync:error=EIO:when=1+"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "child_whose_journal_cannot_be_synced", "--ignored", "--nocapture"])
+        .env("STATE_FOLDER", folder.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// Commits while writes of the journal fail, says what was acknowledged, and dies without closing.
+#[tokio::test]
+#[ignore = "it is run by another test, under strace"]
+async fn child_that_dies_after_failed_writes() {
+    let folder = PathBuf::from(std::env::var_os("STATE_FOLDER").unwrap());
+    let backend = open(&folder).await;
+    create(&backend, "run_1", 0).await;
+    for number in 0..6 {
+        let node = format!("node_{number}");
+        set(&backend, "run_1", &node, NodeUpdate::success(), 1).await;
+        println!("acknowledged {node}");
+    }
+    std::process::abort();
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_after_a_failed_write_survives_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let traced = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
+    if !traced.is_ok_and(|status| status.success()) {
+        let allowed = std::env::var_os("WITHOUT_FAULTS").is_some_and(|value| value == "1");
+        assert!(
+            allowed,
+            "strace is missing or not permitted here: install it, or set WITHOUT_FAULTS=1 for a run without these faults"
+        );
+        return;
+    }
+    let mut acknowledged = 0;
+    for when in 1..=8 {
+        let state = folder.path().join(when.to_string());
+        std::fs::create_dir(&state).unwrap();
+        let out = std::process::Command::new("strace")
+            .args(["-f", "-o", "/dev/null", "-e", &format!("inject=pwrite64:error=EIO:when={when}")])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "child_that_dies_after_failed_writes", "--ignored", "--nocapture"])
+            .env("STATE_FOLDER", &state)
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&out.stdout).into_owned();
+        let backend = open(&state).await;
+        let run = backend.load_run(&run_id("run_1")).await.unwrap();
+        for node in told.lines().filter_map(|line| line.split("acknowledged ").nth(1)) {
+            acknowledged += 1;
+            let there = run.as_ref().is_some_and(|run| run.node(node.trim()).is_some());
+            assert!(there, "write {when} of the journal failed, and {node}, which was acknowledged, is gone");
+        }
+    }
+    assert!(acknowledged >= 24, "the child did not get far: {acknowledged}");
+}
+
 /// Writes and checkpoints until it is killed; notes every acknowledged node in a file, after its acknowledgement and before the next.
 #[tokio::test]
 #[ignore = "it is run by another test, and killed"]
