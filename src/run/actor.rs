@@ -203,12 +203,11 @@ impl State {
             match self.stash.pop_front() {
                 Some(Stashed::Commit(envelope)) => {
                     if let Some((op, permit, ack)) = envelope.open() {
-                        match self.context.losses.take(self.cell.id()) {
-                            Some(loss) => ack.answer(Err(CommitError::Lost(loss))),
-                            None => {
-                                self.orders += 1;
-                                self.decide(Job { order: self.orders, op, ack: Some(ack), permit });
-                            }
+                        if let Some(loss) = self.context.losses.take(self.cell.id()) {
+                            ack.answer(Err(CommitError::Lost(loss)));
+                        } else {
+                            self.orders += 1;
+                            self.decide(Job { order: self.orders, op, ack: Some(ack), permit });
                         }
                     }
                 }
