@@ -5,6 +5,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart};
@@ -346,7 +347,8 @@ async fn a_full_coordinator_refuses_who_does_not_want_to_wait() {
         async move { state.set_node_state("r", "a", NodeUpdate::running()).await }
     });
     backend.arrived(2).await;
-    let refused = state.try_set_node_state("r", "b", NodeUpdate::running()).await;
+    let refused = state.try_set_node_state("r", "b", NodeUpdate::running());
+    let refused = tokio::time::timeout(Duration::from_secs(10), refused).await.expect("it does not wait");
     assert!(matches!(refused, Err(Error::Overloaded)), "{refused:?}");
     backend.open_gate();
     first.await.unwrap().unwrap();
