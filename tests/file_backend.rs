@@ -604,6 +604,18 @@ async fn a_document_that_cannot_be_replaced_fails_the_checkpoint_and_loses_nothi
     assert_eq!(all(&open(folder.path()).await).await, told, "dropping closes");
 }
 
+/// Whether system calls can be made to fail here. Where they cannot, a test of them fails, unless a run without these faults is wanted.
+fn can_trace() -> bool {
+    let traced = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
+    let can = traced.is_ok_and(|status| status.success());
+    let unwanted = std::env::var_os("WITHOUT_FAULTS").is_some_and(|value| value == "1");
+    assert!(
+        can || unwanted,
+        "strace is missing or not permitted here: install it, or set WITHOUT_FAULTS=1 for a run without these faults"
+    );
+    can
+}
+
 /// Runs one of the tests below again in a process of its own, whose files may not grow beyond a size: the nearest thing to a full disk.
 fn run_child(test: &str, folder: &Path, largest_file: u64) {
     let out = std::process::Command::new("sh")
@@ -739,13 +751,7 @@ async fn child_under_faults() {
 #[test]
 fn system_calls_that_fail_lose_nothing_that_was_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
-    let traced = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
-    if !traced.is_ok_and(|status| status.success()) {
-        let allowed = std::env::var_os("WITHOUT_FAULTS").is_some_and(|value| value == "1");
-        assert!(
-            allowed,
-            "strace is missing or not permitted here: install it, or set WITHOUT_FAULTS=1 for a run without these faults"
-        );
+    if !can_trace() {
         return;
     }
     let mut place = 0;
@@ -792,13 +798,7 @@ async fn child_whose_journal_cannot_be_synced() {
 #[test]
 fn what_a_failed_sync_left_in_the_journal_is_not_acknowledged_from_there() {
     let folder = tempfile::tempdir().unwrap();
-    let traced = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
-    if !traced.is_ok_and(|status| status.success()) {
-        let allowed = std::env::var_os("WITHOUT_FAULTS").is_some_and(|value| value == "1");
-        assert!(
-            allowed,
-            "strace is missing or not permitted here: install it, or set WITHOUT_FAULTS=1 for a run without these faults"
-        );
+    if !can_trace() {
         return;
     }
     let out = std::process::Command::new("strace")
@@ -832,13 +832,7 @@ async fn child_that_dies_after_failed_writes() {
 #[tokio::test]
 async fn what_was_acknowledged_after_a_failed_write_survives_a_kill() {
     let folder = tempfile::tempdir().unwrap();
-    let traced = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
-    if !traced.is_ok_and(|status| status.success()) {
-        let allowed = std::env::var_os("WITHOUT_FAULTS").is_some_and(|value| value == "1");
-        assert!(
-            allowed,
-            "strace is missing or not permitted here: install it, or set WITHOUT_FAULTS=1 for a run without these faults"
-        );
+    if !can_trace() {
         return;
     }
     let mut acknowledged = 0;
@@ -891,13 +885,7 @@ async fn child_that_is_killed() {
 #[tokio::test]
 async fn a_kill_at_any_system_call_also_while_it_recovers_keeps_what_was_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
-    let traced = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
-    if !traced.is_ok_and(|status| status.success()) {
-        let allowed = std::env::var_os("WITHOUT_FAULTS").is_some_and(|value| value == "1");
-        assert!(
-            allowed,
-            "strace is missing or not permitted here: install it, or set WITHOUT_FAULTS=1 for a run without these faults"
-        );
+    if !can_trace() {
         return;
     }
     let mut killed = 0;
