@@ -80,13 +80,14 @@ impl Shared {
     /// Asks with a connection of its own, in one read transaction. Blocks.
     fn ask<T>(&self, ask: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut().ok_or_else(StoreError::closed)?.pop();
-        let mut conn = match idle {
-            Some(conn) => conn,
+        let (mut conn, lasting) = match idle {
+            Some(conn) => (conn, true),
             None => open::open_reader(&self.path)?,
         };
         let found = read::in_snapshot(&mut conn, &self.place, |tx| ask(tx));
         // A connection that met an error is not trusted with the next question.
         if found.is_ok()
+            && lasting
             && let Some(idle) =
                 self.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut().filter(|idle| idle.len() < READERS)
         {
@@ -126,9 +127,9 @@ impl SqliteBackend {
                         format!("{}: there is no state yet; open it for writing once, or check the path", path.display()),
                     ));
                 }
-                let conn = open::open_reader(&path)?;
+                let (conn, lasting) = open::open_reader(&path)?;
                 open::recheck(&conn, &shared.place)?;
-                if let Some(idle) = shared.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+                if lasting && let Some(idle) = shared.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
                     idle.push(conn);
                 }
                 Ok(())

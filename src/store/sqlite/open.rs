@@ -91,8 +91,9 @@ fn make(db: &Path) -> Result<(), StoreError> {
     std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| StoreError::io(folder.display(), error))
 }
 
-/// Opens for reading a database that is there. Nothing is made or changed.
-pub(super) fn open_reader(db: &Path) -> Result<Connection, StoreError> {
+/// Opens for reading a database that is there. Nothing is made or changed. Says also whether the connection sees later commits: one that took
+/// the file as it lay does not, and is good for one question.
+pub(super) fn open_reader(db: &Path) -> Result<(Connection, bool), StoreError> {
     let place = db.display().to_string();
     let fail = |error| sql_error(&place, error);
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -102,13 +103,13 @@ pub(super) fn open_reader(db: &Path) -> Result<Connection, StoreError> {
     };
     let opened = Connection::open_with_flags(db, flags).and_then(|conn| probe(&conn).map(|_| conn));
     match opened {
-        Ok(conn) => Ok(conn),
+        Ok(conn) => Ok((conn, true)),
         // Beside a database in a folder that may not be written SQLite cannot make its shared index. Nobody else writes there either, so
         // that the file can be read as it lies, if nothing waits in a WAL.
         Err(error) if is_unwritable(&error) && length(&beside(db, "-wal"))?.unwrap_or(0) == 0 => {
             let conn = open_immutable(db).map_err(fail)?;
             probe(&conn).map_err(fail)?;
-            Ok(conn)
+            Ok((conn, false))
         }
         Err(error) => Err(fail(error)),
     }
