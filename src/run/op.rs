@@ -172,3 +172,20 @@ pub(crate) struct ChangeSeed {
     pub(crate) deleted: bool,
     pub(crate) state: Option<crate::model::RunState>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::Admission;
+
+    #[tokio::test]
+    async fn an_op_whose_actor_ended_unread_goes_back_to_its_sender_with_its_permit() {
+        let admission = Admission::new(1, 1024);
+        let (envelope, answer) = Envelope::new(Op::default(), admission.try_acquire(1).unwrap());
+        drop(envelope);
+        let Reply::Bounced(_, permit) = answer.await.unwrap() else { panic!("nothing happened, and the sender is told so") };
+        assert_eq!(admission.available(), 0, "the permit came back with the op");
+        drop(permit);
+        assert_eq!(admission.available(), 1);
+    }
+}
