@@ -67,7 +67,7 @@ impl Coordinator {
             refused: stats.refused.load(Ordering::Relaxed),
             failed_flushes: stats.failed_flushes.load(Ordering::Relaxed),
             unknown_flushes: stats.unknown_flushes.load(Ordering::Relaxed),
-            waiting: stats.waiting.load(Ordering::Relaxed),
+            waiting: u64::try_from(engine.context.persist.waiting()).unwrap_or(u64::MAX),
             permits_available: engine.admission.available(),
             resident_runs: engine.directory.len(),
             batch_entries: stats.batch_entries.read(),

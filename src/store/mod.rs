@@ -7,6 +7,7 @@ mod answers;
 mod error;
 mod lease_book;
 mod memory;
+mod pull;
 mod registry;
 
 #[cfg(any(feature = "conformance", test))]
@@ -23,7 +24,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use serde::Serialize;
 
@@ -36,6 +37,7 @@ pub use answers::AnswerLog;
 pub use error::{StoreError, StoreErrorKind};
 pub use lease_book::LeaseBook;
 pub use memory::MemoryBackend;
+pub use pull::{BatchSource, Wake};
 pub use registry::{BackendOptions, StateBackendFactory, create_state_backend};
 
 /// A future of a backend's method.
@@ -138,6 +140,13 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
 
     /// Applies a batch; see the contract above. Answers with one outcome for every entry.
     fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>>;
+
+    /// Offers a source of batches to a backend that has a writer of its own. Who takes the offer answers how it is woken, and asks the source for batches
+    /// until it has none. The default does not: then every batch comes through [`commit`](Self::commit), one hop of the runtime later.
+    fn pull_from(&self, source: Weak<dyn BatchSource>) -> Option<Wake> {
+        drop(source);
+        None
+    }
 
     /// One run, as it is in stable storage.
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>>;

@@ -24,22 +24,20 @@ mod write;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rusqlite::Connection;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use self::thread::{Job, Writer};
 use super::{
-    BackendOptions, BoxFuture, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind, VerifyReport,
+    BackendOptions, BatchSource, BoxFuture, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind,
+    VerifyReport, Wake,
 };
 use crate::model::{
     Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage,
     RunQuery, RunState, SystemClock, Version,
 };
-
-/// Batches that wait in front of the writer at most; who comes later waits before it is sent.
-const QUEUE: usize = 64;
 
 /// Idle connections that are kept for readers.
 const READERS: usize = 4;
@@ -55,7 +53,7 @@ pub struct SqliteBackend {
 struct Opened {
     process: ProcessInfo,
     /// None: this opening only reads.
-    writer: Option<mpsc::Sender<Job>>,
+    writer: Option<mpsc::UnboundedSender<Job>>,
 }
 
 /// What readers on other threads need.
@@ -137,7 +135,7 @@ impl SqliteBackend {
             .await?;
             return Ok(Opened { process, writer: None });
         }
-        let (sender, jobs) = mpsc::channel(QUEUE);
+        let (sender, jobs) = mpsc::unbounded_channel();
         let (reply, opened) = oneshot::channel();
         let owner = process.clone();
         std::thread::Builder::new()
@@ -163,7 +161,7 @@ impl SqliteBackend {
         })
     }
 
-    fn writer(&self) -> Result<&mpsc::Sender<Job>, StoreError> {
+    fn writer(&self) -> Result<&mpsc::UnboundedSender<Job>, StoreError> {
         self.opened()?.writer.as_ref().ok_or_else(|| {
             StoreError::not_applied(StoreErrorKind::ReadOnly, format!("{} was opened for reading only", self.shared.place))
         })
@@ -172,7 +170,7 @@ impl SqliteBackend {
     /// Sends a job and waits for its answer; the job is done even if the waiting stops.
     async fn send<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.writer()?.send(job(reply)).await.map_err(|_| StoreError::closed())?;
+        self.writer()?.send(job(reply)).map_err(|_| StoreError::closed())?;
         answer.await.unwrap_or_else(|_| Err(broken()))
     }
 
@@ -211,6 +209,11 @@ impl StateBackend for SqliteBackend {
 
     fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
         Box::pin(self.send(|reply| Job::Commit { batch, reply }))
+    }
+
+    fn pull_from(&self, source: Weak<dyn BatchSource>) -> Option<Wake> {
+        let writer = self.writer().ok()?.clone();
+        Some(Box::new(move || writer.send(Job::Pull(Weak::clone(&source))).is_ok()))
     }
 
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
@@ -296,7 +299,7 @@ impl StateBackend for SqliteBackend {
             drop(idle);
             let Some(Opened { writer: Some(writer), .. }) = self.opened.get() else { return Ok(()) };
             let (reply, closed) = oneshot::channel();
-            if writer.send(Job::Close { reply }).await.is_err() {
+            if writer.send(Job::Close { reply }).is_err() {
                 return Ok(());
             }
             closed.await.unwrap_or_else(|_| Err(broken()))

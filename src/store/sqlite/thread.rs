@@ -1,10 +1,11 @@
 //! The writer: one thread that owns one connection.
 //!
 //! ```text
-//! commit() ──Job──► [mpsc] ──► recv, take what else waits, renewals first
+//! source ──next()──┐
+//! commit() ──Job──►[mpsc] ──► recv, take what else waits, renewals first
 //!                              BEGIN IMMEDIATE ─ known batch? answer from its row
 //!                              decide every entry ─ write the folded rows ─ keep the answers ─ COMMIT
-//!    ◄──oneshot── answers ─────┘
+//!    ◄──answers────────────────┘ and at once the next
 //! ```
 //!
 //! Several waiting batches share one transaction; each keeps its own id and answers. Whoever waits is answered once the transaction is in
@@ -12,7 +13,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
@@ -26,7 +27,8 @@ use super::rows::Stamp;
 use super::{answer, read, write};
 use crate::model::{Batch, BatchAnswer, BatchId, Clock, ProcessInfo, SystemClock};
 use crate::store::highwater::{HighWater, HighWaterFile};
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::pull::BatchReply;
+use crate::store::{BatchSource, StoreError, StoreErrorKind};
 
 /// Batches that share one transaction at most.
 const SHARED: usize = 64;
@@ -56,13 +58,13 @@ const SEQ_AHEAD: u64 = 10_000_000;
 pub(super) enum Job {
     /// Apply a batch.
     Commit { batch: Arc<Batch>, reply: oneshot::Sender<Result<BatchAnswer, StoreError>> },
+    /// Something waits in a source.
+    Pull(Weak<dyn BatchSource>),
     /// Bring the WAL into the database, as far as readers allow.
     Checkpoint { reply: oneshot::Sender<Result<(), StoreError>> },
     /// Answer everybody, then end.
     Close { reply: oneshot::Sender<Result<(), StoreError>> },
 }
-
-type Reply = oneshot::Sender<Result<BatchAnswer, StoreError>>;
 
 /// What the thread owns.
 pub(super) struct Writer {
@@ -111,16 +113,23 @@ impl Writer {
     }
 
     /// Works until it is told to close, or nobody is left who could ask.
-    pub(super) fn work(mut self, mut jobs: mpsc::Receiver<Job>) {
+    pub(super) fn work(mut self, mut jobs: mpsc::UnboundedReceiver<Job>) {
         let mut closing = None;
+        // Sources that may have more.
+        let mut sources: Vec<Arc<dyn BatchSource>> = Vec::new();
         while closing.is_none() {
-            let Some(first) = jobs.blocking_recv() else { break };
-            let mut batches: Vec<(Arc<Batch>, Reply)> = Vec::new();
+            let mut next = if sources.is_empty() {
+                let Some(first) = jobs.blocking_recv() else { break };
+                Some(first)
+            } else {
+                jobs.try_recv().ok()
+            };
+            let mut batches: Vec<(Arc<Batch>, BatchReply)> = Vec::new();
             let mut checkpoints = Vec::new();
-            let mut next = Some(first);
             while let Some(job) = next {
                 match job {
-                    Job::Commit { batch, reply } => batches.push((batch, reply)),
+                    Job::Commit { batch, reply } => batches.push((batch, BatchReply::asker(reply))),
+                    Job::Pull(source) => sources.extend(source.upgrade()),
                     Job::Checkpoint { reply } => checkpoints.push(reply),
                     Job::Close { reply } => {
                         // Who sent before is served, who sends after is refused.
@@ -130,9 +139,18 @@ impl Writer {
                 }
                 next = if batches.len() < SHARED || closing.is_some() { jobs.try_recv().ok() } else { None };
             }
+            sources.retain(|source| {
+                let batch = source.next();
+                batch.map(|batch| batches.push((batch, BatchReply::source(Arc::clone(source))))).is_some()
+            });
             self.commit(batches);
             for reply in checkpoints {
                 let _asker_gone = reply.send(self.checkpoint()).is_err();
+            }
+        }
+        for source in sources {
+            while source.next().is_some() {
+                source.answer(Err(StoreError::closed()));
             }
         }
         // The last connection to close brings the WAL into the database and removes it.
@@ -148,7 +166,7 @@ impl Writer {
         self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(|error| sql_error(&self.place, error))
     }
 
-    fn commit(&mut self, mut batches: Vec<(Arc<Batch>, Reply)>) {
+    fn commit(&mut self, mut batches: Vec<(Arc<Batch>, BatchReply)>) {
         if batches.is_empty() {
             return;
         }
@@ -158,7 +176,7 @@ impl Writer {
         match self.transaction(&all) {
             Ok(answers) => {
                 for ((batch, reply), answer) in batches.into_iter().zip(answers) {
-                    if reply.send(Ok(answer)).is_ok() {
+                    if reply.answer(Ok(answer)) {
                         self.told.push_back(batch.id);
                     }
                     // Who is gone may come back with the same batch: its answer stays until its age removes it.
@@ -172,7 +190,7 @@ impl Writer {
             }
             Err(error) => {
                 for (_, reply) in batches {
-                    let _asker_gone = reply.send(Err(error.clone())).is_err();
+                    let _asker_gone = reply.answer(Err(error.clone()));
                 }
             }
         }
