@@ -14,6 +14,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
@@ -55,6 +56,10 @@ const TOKENS_AHEAD: u64 = 100_000;
 /// How far the commit sequence is reserved ahead.
 const SEQ_AHEAD: u64 = 10_000_000;
 
+/// How often the writer looks whether its file is still the one that the path names. What was written between is lost with the file in any case, as all
+/// that was written before is.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// What the writer is asked for.
 pub(super) enum Job {
     /// Apply a batch.
@@ -74,6 +79,8 @@ pub(super) struct Writer {
     place: String,
     /// Which file the path named when it was opened.
     identity: Option<(u64, u64)>,
+    /// When that was looked at last.
+    looked: Option<Instant>,
     sidecar: HighWaterFile,
     reserved: HighWater,
     memory: Memory,
@@ -108,6 +115,7 @@ impl Writer {
             db,
             place,
             identity,
+            looked: None,
             sidecar,
             reserved,
             memory: Memory::default(),
@@ -219,11 +227,17 @@ impl Writer {
 
     /// Applies batches in one transaction of SQLite.
     fn transaction(&mut self, batches: &[&Batch]) -> Result<Vec<BatchAnswer>, StoreError> {
-        if self.identity.is_some() && identity(&self.db) != self.identity {
-            return Err(StoreError::not_applied(
-                StoreErrorKind::Poisoned,
-                format!("{} was renamed, removed or replaced while it was open; put it back or open the state anew", self.place),
-            ));
+        if self.looked.is_none_or(|at| at.elapsed() >= LOOK) {
+            if self.identity.is_some() && identity(&self.db) != self.identity {
+                return Err(StoreError::not_applied(
+                    StoreErrorKind::Poisoned,
+                    format!(
+                        "{} was renamed, removed or replaced while it was open; put it back or open the state anew",
+                        self.place
+                    ),
+                ));
+            }
+            self.looked = Some(Instant::now());
         }
         if let Err(error) = self.run("BEGIN IMMEDIATE") {
             self.leave_transaction();
