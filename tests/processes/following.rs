@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use seeknal_state::{ChangeStream, Event, NewRun, NodeUpdate, OnDelete, RunUpdate};
+use seeknal_state::{ChangeStream, Event, NewRun, NodeId, NodeUpdate, OnDelete, RunUpdate};
 
 use super::peer::Peer;
 use super::support::Store;
@@ -37,7 +37,7 @@ async fn snapshots_and_subscribers_follow_another_coordinator() {
         lags.push(until("the snapshot follows", async || rows(&here, "r", "n") == Some(row)).await);
         let change = event(&mut changes, |change| change.after == commit.version()).await;
         assert!(change.before < change.after && change.seq.is_none() && !change.deleted, "{change:?}");
-        assert_eq!(change.nodes.iter().map(|node| node.as_str()).collect::<Vec<_>>(), ["n"]);
+        assert_eq!(change.nodes.iter().map(NodeId::as_str).collect::<Vec<_>>(), ["n"]);
         assert!(!change.header, "the run's own fields did not change");
         assert_eq!(change.snapshot.as_ref().unwrap().node("n").unwrap().row_count, Some(row));
     }
@@ -127,7 +127,7 @@ async fn a_subscriber_hears_of_runs_that_nobody_here_asked_for() {
     let commit = there.set_node_state("known", "n", NodeUpdate::success()).await.unwrap();
     let moved = event(&mut changes, |change| change.run.as_str() == "known").await;
     assert_eq!((moved.before.next(), moved.after), (commit.version(), commit.version()), "the net change, from what was known");
-    assert_eq!(moved.nodes.iter().map(|node| node.as_str()).collect::<Vec<_>>(), ["n"]);
+    assert_eq!(moved.nodes.iter().map(NodeId::as_str).collect::<Vec<_>>(), ["n"]);
     there.delete_run("new", OnDelete::KeepCoverage).await.unwrap();
     assert!(event(&mut changes, |change| change.run.as_str() == "new").await.deleted);
     here.close().await.unwrap();
@@ -148,4 +148,45 @@ async fn a_database_that_is_replaced_is_noticed_by_who_reads() {
     assert!(here.fresh("r").await.unwrap().is_some(), "put back it is what it was");
     until("health tells", async || here.health().freshness.error.is_none()).await;
     here.close().await.unwrap();
+}
+
+/// Nothing is missed: whenever both fall silent, both show the same. Sooner than the versions would be asked for without a hint.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_every_burst_of_both_both_show_the_same() {
+    let store = Store::of("database");
+    let (here, there) = (store.open().await, store.open().await);
+    here.create_run("r", NewRun::running()).await.unwrap();
+    there.get_run("r").await.unwrap();
+    for round in 1..=40_u64 {
+        let burst = |state: seeknal_state::Coordinator, node: &'static str, writes: u64| async move {
+            for write in 0..writes {
+                state.set_node_state("r", node, NodeUpdate::running().row_count(round * 1000 + write)).await.unwrap();
+            }
+        };
+        // Uneven, so that each of them is the last one to write in some rounds, with and without the other one on its way.
+        let bursts = [
+            tokio::spawn(burst(here.clone(), "h", round % 7)),
+            tokio::spawn(burst(there.clone(), "t", (round * 3) % 5)),
+            tokio::spawn(burst(here.clone(), "both", round % 3)),
+            tokio::spawn(burst(there.clone(), "both", round % 2)),
+        ];
+        for burst in bursts {
+            burst.await.unwrap();
+        }
+        let stored = here.backend().run_version(&seeknal_state::RunId::new("r").unwrap()).await.unwrap().unwrap();
+        let same = async {
+            while [&here, &there].iter().any(|state| state.snapshot("r").is_none_or(|run| run.version() != stored)) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(3), same).await;
+        assert!(
+            in_time.is_ok(),
+            "round {round}: a commit was missed: {stored}, {:?}",
+            here.snapshot("r").map(|run| run.version())
+        );
+        assert_eq!(here.snapshot("r").unwrap().state(), there.snapshot("r").unwrap().state(), "round {round}");
+    }
+    here.close().await.unwrap();
+    there.close().await.unwrap();
 }

@@ -18,8 +18,6 @@ mod peer;
 mod writing;
 
 #[path = "../support/mod.rs"]
-#[macro_use]
-#[allow(unused_macros, reason = "every test takes what it needs of it")]
 mod support;
 
 use std::time::{Duration, Instant};
