@@ -5,7 +5,7 @@ use rusqlite::{Connection, params};
 use super::cell::{Cell, PendingNode};
 use super::error::sql_error;
 use super::outlive::{Rewrite, rewrites};
-use super::rows::{At, Number, Stamp, counter, fingerprint_text, metadata_text};
+use super::rows::{At, Number, Stamp, counter, fingerprint_text, list_text, metadata_text};
 use crate::model::{NodeId, NodeState, RawJson, RunHeader, RunId, Version};
 use crate::store::StoreError;
 
@@ -122,12 +122,14 @@ fn put_partition(conn: &Connection, run: &str, node: &str, partition: &str) -> r
 fn put_node(conn: &Connection, run: &str, node: &str, state: &NodeState, created_at: &str) -> rusqlite::Result<()> {
     // run_created_at never changes, so that an update leaves the index alone.
     let sql = "INSERT INTO node_states (run_id, node_id, status, attempt, started_at, finished_at, duration_ms, row_count, fingerprint, error, \
-               watermarks, metadata, extra, version, run_created_at) \
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \
+               watermarks, metadata, extra, version, run_created_at, depends_on, max_attempts, attempts, worker, token) \
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20) \
                ON CONFLICT (run_id, node_id) DO UPDATE SET status = excluded.status, attempt = excluded.attempt, \
                started_at = excluded.started_at, finished_at = excluded.finished_at, duration_ms = excluded.duration_ms, \
                row_count = excluded.row_count, fingerprint = excluded.fingerprint, error = excluded.error, \
-               watermarks = excluded.watermarks, metadata = excluded.metadata, extra = excluded.extra, version = excluded.version";
+               watermarks = excluded.watermarks, metadata = excluded.metadata, extra = excluded.extra, version = excluded.version, \
+               depends_on = excluded.depends_on, max_attempts = excluded.max_attempts, attempts = excluded.attempts, \
+               worker = excluded.worker, token = excluded.token";
     conn.prepare_cached(sql)?.execute(params![
         run,
         node,
@@ -144,6 +146,11 @@ fn put_node(conn: &Connection, run: &str, node: &str, state: &NodeState, created
         state.extra.as_ref().map(RawJson::as_str),
         counter(state.version.0),
         created_at,
+        list_text(&state.depends_on)?,
+        state.max_attempts,
+        list_text(&state.attempts)?,
+        state.worker.as_deref(),
+        state.token.map(|token| Number(token.0)),
     ])?;
     Ok(())
 }
