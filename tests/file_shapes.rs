@@ -192,7 +192,7 @@ async fn claims_are_written_where_there_is_something_to_say() {
     assert_eq!((odd.depends_on.len(), odd.attempts.len(), odd.max_attempts, odd.token), (0, 0, None, None));
     assert_eq!(run.node("plain").unwrap().depends_on.as_slice(), [node_id("odd")]);
     applied(&backend, "r", vec![set("odd", NodeUpdate::new().row_count(7), 1)]).await;
-    let own = NodeUpdate::new().depends_on(["plain"]).max_attempts(2).worker("w");
+    let own = NodeUpdate::new().depends_on(["plain"]).max_attempts(2);
     applied(&backend, "r", vec![set("own", own, 1), set("bare", NodeUpdate::success(), 1)]).await;
     backend.checkpoint().await.unwrap();
     let written = raw(&path);
@@ -205,7 +205,7 @@ async fn claims_are_written_where_there_is_something_to_say() {
         ["attempts", "depends_on", "max_attempts", "worker", "token"].iter().all(|key| text(&["nodes", "bare", key]).is_none())
     );
     // Taken over: what was somebody else's text under our names gives way, and is not lost.
-    applied(&backend, "r", vec![set("odd", NodeUpdate::running().worker("w").depends_on(["plain"]), 2)]).await;
+    applied(&backend, "r", vec![set("odd", NodeUpdate::running().depends_on(["plain"]), 2)]).await;
     let before = all(&backend).await;
     backend.close().await.unwrap();
     let after = all(&open(folder.path()).await).await;

@@ -132,7 +132,7 @@ impl Engine {
     /// Commits over several runs in a task of its own, so that a caller that goes away leaves no run held.
     async fn commit_several(self: &Arc<Self>, work: Work) -> Result<Committed, Error> {
         if work.runs.is_empty() && work.leases.is_empty() {
-            return Ok(Committed { seq: None, runs: Vec::new() });
+            return Ok(Committed { seq: None, runs: Vec::new(), grants: Vec::new() });
         }
         let (engine, first) = (Arc::clone(self), work.runs.keys().next().cloned());
         match tokio::spawn(async move { engine.several(work).await }).await {

@@ -19,6 +19,7 @@ mod mutation;
 mod node;
 mod process;
 mod query;
+mod ready;
 mod run;
 mod snapshot;
 mod status;
@@ -41,6 +42,7 @@ pub use mutation::{Change, MAX_DEPENDENCIES, Mutation, NewRun, NodeUpdate, RunIm
 pub use node::{Fingerprint, NodeState};
 pub use process::ProcessInfo;
 pub use query::{RunCursor, RunFilter, RunPage, RunQuery, RunSummary};
+pub(crate) use ready::{Pick, ReadyBoard, Taking};
 pub use run::{CommitSeq, RunHeader, RunState, Version};
 pub use snapshot::Snapshot;
 pub use status::{NodeStatus, RunStatus};

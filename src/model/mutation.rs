@@ -289,9 +289,22 @@ impl NodeUpdate {
         self
     }
 
-    /// Who works on it, for people; a claim gives its owner's name. Moving to `running` or `pending` forgets the last one.
-    pub fn worker(mut self, name: impl AsRef<str>) -> Self {
+    /// Who works on it: what tells a claimed node from one that its orchestrator moved by itself. Moving to `running` or `pending` forgets the
+    /// last one.
+    pub(crate) fn worker(mut self, name: impl AsRef<str>) -> Self {
         self.worker = Change::Set(Arc::from(name.as_ref()));
+        self
+    }
+
+    /// Which claim tells the end of the attempt.
+    pub(crate) fn token(mut self, token: FencingToken) -> Self {
+        self.token = Change::Set(token);
+        self
+    }
+
+    /// As if the attempt had not begun.
+    pub(crate) fn unbegun(mut self) -> Self {
+        self.started_at = Change::Clear;
         self
     }
 

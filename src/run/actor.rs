@@ -313,7 +313,7 @@ impl State {
         for (ticket, before) in seen {
             if let Some(ack) = self.deferred.remove(&ticket) {
                 let receipt = RunReceipt { run: self.cell.id().clone(), before, after: before.next() };
-                ack.answer(Ok(Committed { seq: None, runs: vec![receipt] }));
+                ack.answer(Ok(Committed { seq: None, runs: vec![receipt], grants: Vec::new() }));
             }
         }
     }

@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 use super::admission::Permit;
 use crate::model::{
-    CommitSeq, Entry, Fence, Guard, LeaseMutation, Mutation, NodeId, Receipt, Refusal, RunId, RunReceipt, Version,
+    CommitSeq, Entry, Fence, Guard, LeaseGrant, LeaseMutation, Mutation, NodeId, Receipt, Refusal, RunId, RunReceipt, Version,
 };
 use crate::store::StoreError;
 
@@ -78,11 +78,13 @@ pub(crate) struct Committed {
     /// Not known for a deferred write: it has no place in the order of the store yet.
     pub(crate) seq: Option<CommitSeq>,
     pub(crate) runs: Vec<RunReceipt>,
+    /// The leases that it granted.
+    pub(crate) grants: Vec<LeaseGrant>,
 }
 
 impl Committed {
     pub(crate) fn durable(receipt: Receipt) -> Self {
-        Self { seq: Some(receipt.seq), runs: receipt.runs }
+        Self { seq: Some(receipt.seq), runs: receipt.runs, grants: receipt.grants }
     }
 }
 

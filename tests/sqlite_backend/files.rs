@@ -82,7 +82,7 @@ async fn a_database_of_the_first_schema_is_brought_forward() {
     let backend = open(&path).await;
     assert_eq!(version(), 2);
     assert_eq!(load(&backend, "old").await, before);
-    let update = NodeUpdate::running().worker("w").max_attempts(2);
+    let update = NodeUpdate::running().max_attempts(2);
     change(&backend, "old", vec![set("waiting", NodeUpdate::new().depends_on(["done"])), set("done", update)]).await;
     let after = load(&backend, "old").await;
     assert_eq!(after.node("waiting").unwrap().depends_on.as_slice(), [node_id("done")]);
