@@ -114,7 +114,8 @@ impl LeaseHandle {
         answer.await.unwrap_or(Err(LeaseError::Closed))
     }
 
-    fn keeps_rows(&self) -> bool {
+    /// Whether leases are rows of the storage.
+    pub(crate) fn keeps_rows(&self) -> bool {
         matches!(self.shared.context.backend.lease_store(), LeaseStore::Rows)
     }
 

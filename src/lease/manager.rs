@@ -211,7 +211,14 @@ impl Manager {
         let record =
             LeaseRecord::new(key.clone(), token, owner.clone(), terms.purpose.clone(), self.context.clock.now(), terms.ttl_ms);
         let trust = Trust::new(Arc::clone(&self.context.time), until);
-        let grant = Arc::new(Grant { key: key.clone(), token, ttl, keep_alive: terms.keep_alive, trust, returning: AtomicBool::new(false) });
+        let grant = Arc::new(Grant {
+            key: key.clone(),
+            token,
+            ttl,
+            keep_alive: terms.keep_alive,
+            trust,
+            returning: AtomicBool::new(false),
+        });
         // The keeper says when a lease is lost that it keeps alive.
         let expires = if rows && terms.keep_alive { None } else { until };
         let sharing = self.table.confirm(ticket, token, expires);
@@ -247,8 +254,7 @@ impl Manager {
         match result {
             Ok(token) => {
                 let ttl = Duration::from_millis(pending.terms.ttl_ms);
-                let too_late =
-                    matches!(self.store, Store::Rows { .. }) && now >= start.saturating_add(trusted(ttl));
+                let too_late = matches!(self.store, Store::Rows { .. }) && now >= start.saturating_add(trusted(ttl));
                 if too_late {
                     let message = format!(
                         "the storage took longer to grant the lock on {} than the lock would last ({ttl:?}); ask for a longer ttl",

@@ -302,6 +302,17 @@ impl NodeUpdate {
         self
     }
 
+    /// The status that it moves to.
+    pub(crate) fn target(&self) -> Option<&NodeStatus> {
+        self.status.as_ref()
+    }
+
+    /// The same, with a status to move to.
+    pub(crate) fn and_status(mut self, status: NodeStatus) -> Self {
+        self.status = Some(status);
+        self
+    }
+
     /// As if the attempt had not begun.
     pub(crate) fn unbegun(mut self) -> Self {
         self.started_at = Change::Clear;

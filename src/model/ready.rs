@@ -133,7 +133,8 @@ impl ReadyBoard {
         (self.ready, self.pending) = (0, 0);
         let state = self.state.clone();
         for (id, node) in state.nodes() {
-            self.cards.insert(id.clone(), Card { kind: self.kind(node), missing: 0, needs: node.depends_on.clone(), place: None });
+            self.cards
+                .insert(id.clone(), Card { kind: self.kind(node), missing: 0, needs: node.depends_on.clone(), place: None });
             for needed in &node.depends_on {
                 self.dependents.entry(needed.clone()).or_default().push(id.clone());
             }
@@ -317,6 +318,11 @@ impl ReadyBoard {
     /// Whether a node waits to be taken.
     pub(crate) fn has_next(&self) -> bool {
         !self.queue.is_empty()
+    }
+
+    /// How many nodes are pending.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending
     }
 
     /// How many pending nodes wait for others that nobody works on; `None` while anything runs or is ready.

@@ -491,7 +491,10 @@ impl State {
             return;
         }
         let mut changed = newer(state, before);
-        if let Some(known) = known {
+        // A node that went is one that the counts miss.
+        let made = changed.nodes.iter().filter(|id| known.is_none_or(|known| known.node(id.as_str()).is_none())).count();
+        let kept = state.map_or(0, RunState::node_count).saturating_sub(made);
+        if let Some(known) = known.filter(|known| known.node_count() > kept) {
             let gone = known.nodes().map(|(id, _)| id).filter(|id| state.is_none_or(|state| state.node(id.as_str()).is_none()));
             changed.nodes.extend(gone.cloned());
         }
