@@ -5,6 +5,7 @@
 
 mod answers;
 mod error;
+mod foreign;
 mod lease_book;
 mod memory;
 mod pull;
@@ -35,6 +36,7 @@ use crate::model::{
 
 pub use answers::AnswerLog;
 pub use error::{StoreError, StoreErrorKind};
+pub use foreign::ForeignCommits;
 pub use lease_book::LeaseBook;
 pub use memory::MemoryBackend;
 pub use pull::{BatchSource, Wake};
@@ -200,6 +202,29 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     /// The version of a run that is in storage now; `None` if there is no such run.
     fn run_version<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<Version>, StoreError>> {
         Box::pin(async move { Ok(self.load_run(run).await?.map(|state| state.version())) })
+    }
+
+    /// The versions of several runs that are in storage now, in the order asked.
+    fn run_versions<'a>(&'a self, runs: &'a [RunId]) -> BoxFuture<'a, Result<Vec<Option<Version>>, StoreError>> {
+        Box::pin(async move {
+            let mut versions = Vec::with_capacity(runs.len());
+            for run in runs {
+                versions.push(self.run_version(run).await?);
+            }
+            Ok(versions)
+        })
+    }
+
+    /// Waits until another opening may have committed since the last answer, or since this opening began. What it answers may be too much, never
+    /// too little. A backend that is not shared waits for ever, which is the default; a shared one whose coordinators are to follow others overrides it.
+    ///
+    /// One caller waits at a time. An error says that nothing can be known now: the caller asks again after a pause, and takes it that anything may
+    /// have changed meanwhile.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing: what happened meanwhile is told by the next one.
+    fn others_committed(&self) -> BoxFuture<'_, Result<ForeignCommits, StoreError>> {
+        Box::pin(std::future::pending())
     }
 
     /// The state of a node in the newest run that has it.
