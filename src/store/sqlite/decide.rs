@@ -64,6 +64,11 @@ impl<'c> Session<'c> {
         Ok(Self { conn, memory, now, cells: BTreeMap::new(), batch: 0, seq, token, counted: (seq, token) })
     }
 
+    /// The commit sequence that was there at the beginning.
+    pub(super) fn found_seq(&self) -> u64 {
+        self.counted.0
+    }
+
     /// Decides the entries of one batch in their order.
     pub(super) fn decide(&mut self, entries: &[Entry]) -> Result<BatchAnswer, StoreError> {
         self.batch = self.batch.saturating_add(1);

@@ -2,19 +2,22 @@
 //!
 //! - `open`, `schema`: what lies at the path, what is refused untouched, settings, tables.
 //! - `thread`: the writer; `decide` judges entries, `cell` is one run meanwhile, `write` puts rows down, `own` is what it remembers, `answer` the answers of batches.
-//! - `read`: everything that is asked; `lease`: locks; `outlive`: what stays of deleted runs; `owners`: who has it open.
+//! - `read`, `reload`: everything that is asked; `follow`: commits of others; `lease`: locks; `outlive`: what stays of deleted runs; `owners`: who has it open; `place`: where it is.
 
 mod answer;
 mod boot;
 mod cell;
 mod decide;
 mod error;
+mod follow;
 mod lease;
 mod open;
 mod outlive;
 mod own;
 mod owners;
+mod place;
 mod read;
+mod reload;
 mod rows;
 mod schema;
 mod thread;
@@ -23,16 +26,18 @@ mod write;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rusqlite::Connection;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
+use self::follow::{Follower, Foreign};
+use self::place::Place;
 use self::thread::{Job, Writer};
 use super::{
-    BackendOptions, BatchSource, BoxFuture, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind,
-    VerifyReport, Wake,
+    BackendOptions, BatchSource, BoxFuture, ForeignCommits, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError,
+    StoreErrorKind, VerifyReport, Wake,
 };
 use crate::model::{
     Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage,
@@ -45,6 +50,8 @@ const READERS: usize = 4;
 /// The SQLite backend. Nothing is opened before [`initialize`](StateBackend::initialize).
 pub struct SqliteBackend {
     shared: Arc<Shared>,
+    foreign: Arc<Foreign>,
+    follower: Follower,
     read_only: bool,
     opened: OnceCell<Opened>,
 }
@@ -59,8 +66,7 @@ struct Opened {
 /// What readers on other threads need.
 #[derive(Debug)]
 struct Shared {
-    path: PathBuf,
-    place: String,
+    at: Arc<Place>,
     /// Idle connections; none at all once it is closed.
     readers: Mutex<Option<Vec<Connection>>>,
 }
@@ -68,7 +74,7 @@ struct Shared {
 impl fmt::Debug for SqliteBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqliteBackend")
-            .field("path", &self.shared.path)
+            .field("path", &self.shared.at.path)
             .field("read_only", &self.read_only)
             .finish_non_exhaustive()
     }
@@ -77,12 +83,13 @@ impl fmt::Debug for SqliteBackend {
 impl Shared {
     /// Asks with a connection of its own, in one read transaction. Blocks.
     fn ask<T>(&self, ask: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.at.check()?;
         let idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut().ok_or_else(StoreError::closed)?.pop();
         let (mut conn, lasting) = match idle {
             Some(conn) => (conn, true),
-            None => open::open_reader(&self.path)?,
+            None => open::open_reader(&self.at.path)?,
         };
-        let found = read::in_snapshot(&mut conn, &self.place, |tx| ask(tx));
+        let found = read::in_snapshot(&mut conn, &self.at.name, |tx| ask(tx));
         // A connection that met an error is not trusted with the next question.
         if found.is_ok()
             && lasting
@@ -109,24 +116,29 @@ impl SqliteBackend {
     }
 
     fn at(path: &Path, read_only: bool) -> Self {
-        let shared = Shared { path: path.to_owned(), place: path.display().to_string(), readers: Mutex::new(Some(Vec::new())) };
-        Self { shared: Arc::new(shared), read_only, opened: OnceCell::new() }
+        let (at, foreign) = (Arc::new(Place::new(path)), Arc::<Foreign>::default());
+        let follower = Follower::new(Arc::clone(&at), Arc::clone(&foreign));
+        let shared = Shared { at, readers: Mutex::new(Some(Vec::new())) };
+        Self { shared: Arc::new(shared), foreign, follower, read_only, opened: OnceCell::new() }
     }
 
     async fn open(&self) -> Result<Opened, StoreError> {
         let process = ProcessInfo::current(SystemClock.now());
-        let path = self.shared.path.clone();
+        let foreign = Arc::clone(&self.foreign);
         if self.read_only {
             let shared = Arc::clone(&self.shared);
             blocking(move || {
-                if open::check(&path)? == open::Found::Nothing {
+                let path = &shared.at.path;
+                if open::check(path)? == open::Found::Nothing {
                     return Err(StoreError::not_applied(
                         StoreErrorKind::NotFound,
                         format!("{}: there is no state yet; open it for writing once, or check the path", path.display()),
                     ));
                 }
-                let (conn, lasting) = open::open_reader(&path)?;
-                open::recheck(&conn, &shared.place)?;
+                let (conn, lasting) = open::open_reader(path)?;
+                open::recheck(&conn, &shared.at.name)?;
+                shared.at.opened();
+                foreign.sent(read::counters(&conn)?.0);
                 if lasting && let Some(idle) = shared.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
                     idle.push(conn);
                 }
@@ -137,10 +149,10 @@ impl SqliteBackend {
         }
         let (sender, jobs) = mpsc::unbounded_channel();
         let (reply, opened) = oneshot::channel();
-        let owner = process.clone();
+        let (owner, at) = (process.clone(), Arc::clone(&self.shared.at));
         std::thread::Builder::new()
             .name("seeknal-sqlite".to_owned())
-            .spawn(move || match Writer::open(path, &owner) {
+            .spawn(move || match Writer::open(at, foreign, &owner) {
                 Err(error) => {
                     let _asker_gone = reply.send(Err(error)).is_err();
                 }
@@ -157,13 +169,13 @@ impl SqliteBackend {
 
     fn opened(&self) -> Result<&Opened, StoreError> {
         self.opened.get().ok_or_else(|| {
-            StoreError::not_applied(StoreErrorKind::Input, format!("{} is not open; call initialize first", self.shared.place))
+            StoreError::not_applied(StoreErrorKind::Input, format!("{} is not open; call initialize first", self.shared.at.name))
         })
     }
 
     fn writer(&self) -> Result<&mpsc::UnboundedSender<Job>, StoreError> {
         self.opened()?.writer.as_ref().ok_or_else(|| {
-            StoreError::not_applied(StoreErrorKind::ReadOnly, format!("{} was opened for reading only", self.shared.place))
+            StoreError::not_applied(StoreErrorKind::ReadOnly, format!("{} was opened for reading only", self.shared.at.name))
         })
     }
 
@@ -197,7 +209,7 @@ impl StateBackend for SqliteBackend {
     }
 
     fn location(&self) -> String {
-        self.shared.place.clone()
+        self.shared.at.name.clone()
     }
 
     fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
@@ -247,13 +259,31 @@ impl StateBackend for SqliteBackend {
     }
 
     fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
-        let (path, own, sweep) = (self.shared.path.clone(), self.process(), !self.read_only);
+        let (path, own, sweep) = (self.shared.at.path.clone(), self.process(), !self.read_only);
         Box::pin(blocking(move || owners::list(&path, own.as_ref(), sweep)))
     }
 
     fn run_version<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<Version>, StoreError>> {
         let run = run.clone();
         self.ask(move |conn| read::run_version(conn, &run))
+    }
+
+    fn run_versions<'a>(&'a self, runs: &'a [RunId]) -> BoxFuture<'a, Result<Vec<Option<Version>>, StoreError>> {
+        let runs = runs.to_vec();
+        self.ask(move |conn| runs.iter().map(|run| read::run_version(conn, run)).collect())
+    }
+
+    fn reload_run<'a>(&'a self, have: &'a RunState) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        let have = have.clone();
+        self.ask(move |conn| reload::run(conn, &have))
+    }
+
+    fn others_committed(&self) -> BoxFuture<'_, Result<ForeignCommits, StoreError>> {
+        Box::pin(async move {
+            self.opened()?;
+            self.follower.others_committed().await?;
+            Ok(ForeignCommits::all())
+        })
     }
 
     fn latest_node<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Option<(RunId, NodeState)>, StoreError>> {
@@ -294,6 +324,7 @@ impl StateBackend for SqliteBackend {
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
+            self.follower.close().await;
             // Readers first: the last connection to go, the writer's, tidies up.
             let idle = self.shared.readers.lock().unwrap_or_else(PoisonError::into_inner).take();
             drop(idle);
