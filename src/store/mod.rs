@@ -26,6 +26,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -162,6 +163,12 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     /// How leases are kept. The default says rows, which are refused by a backend that does not know them: override it.
     fn lease_store(&self) -> LeaseStore {
         LeaseStore::Rows
+    }
+
+    /// How often somebody who waits for a lock that another process holds looks whether it is free, with [`LeaseStore::Rows`]; what
+    /// [`others_committed`](Self::others_committed) tells makes him look at once. A look is one [`list_leases`](Self::list_leases) for all who wait in this process.
+    fn lock_poll(&self) -> Duration {
+        Duration::from_millis(75)
     }
 
     /// Reserves fencing tokens, durably: never given out before, never again, over restarts and restored backups. Needed with [`LeaseStore::Book`].
