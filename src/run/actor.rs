@@ -60,7 +60,10 @@ pub(crate) struct RunContext {
 pub(crate) enum Msg {
     Commit(Envelope),
     Settled(Outcomes),
-    Hold { fresh: bool, reply: oneshot::Sender<HoldGrant> },
+    Hold {
+        fresh: bool,
+        reply: oneshot::Sender<HoldGrant>,
+    },
     Release(Release),
     Flush(oneshot::Sender<()>),
     Reload,

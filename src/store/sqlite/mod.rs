@@ -1,6 +1,6 @@
 //! The SQLite database, `target/state.db`: one writer thread, separate readers, leases as rows, any number of processes on one machine.
 //!
-//! - `open`, `schema`: what lies at the path, what is refused untouched, settings, tables.
+//! - `open`, `schema`, `network`: what lies at the path, what is refused untouched, settings, tables.
 //! - `thread`: the writer; `decide` judges entries, `cell` is one run meanwhile, `write` puts rows down, `own` is what it remembers, `answer` the answers of batches.
 //! - `read`, `reload`: everything that is asked; `follow`: commits of others; `lease`: locks; `outlive`: what stays of deleted runs; `owners`: who has it open; `place`: where it is.
 
@@ -11,6 +11,7 @@ mod decide;
 mod error;
 mod follow;
 mod lease;
+mod network;
 mod open;
 mod outlive;
 mod own;
@@ -28,11 +29,13 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use self::follow::{Follower, Foreign};
+use self::owners::Deaths;
 use self::place::Place;
 use self::thread::{Job, Writer};
 use super::{
@@ -53,6 +56,8 @@ pub struct SqliteBackend {
     foreign: Arc<Foreign>,
     follower: Follower,
     read_only: bool,
+    /// Whether it may lie on a file system that may be another machine's.
+    network: bool,
     opened: OnceCell<Opened>,
 }
 
@@ -111,19 +116,26 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StoreError
 
 impl SqliteBackend {
     /// A backend on the file that the options name.
+    ///
+    /// A file system that may be another machine's (NFS, SMB, FUSE, 9p, …) is refused when it is opened: SQLite's locks do not hold there. The option
+    /// `sqlite_allow_network_fs` (`true` or `false`, the default) allows it, for a folder that is mounted that way and used by this machine alone.
     pub fn new(options: &BackendOptions) -> Self {
-        Self::at(&options.db(), options.is_read_only())
+        Self::at(&options.db(), options.is_read_only(), options.get(network::ALLOW) == Some("true"))
     }
 
-    fn at(path: &Path, read_only: bool) -> Self {
+    fn at(path: &Path, read_only: bool, network: bool) -> Self {
         let (at, foreign) = (Arc::new(Place::new(path)), Arc::<Foreign>::default());
         let follower = Follower::new(Arc::clone(&at), Arc::clone(&foreign));
         let shared = Shared { at, readers: Mutex::new(Some(Vec::new())) };
-        Self { shared: Arc::new(shared), foreign, follower, read_only, opened: OnceCell::new() }
+        Self { shared: Arc::new(shared), foreign, follower, read_only, network, opened: OnceCell::new() }
     }
 
     async fn open(&self) -> Result<Opened, StoreError> {
         let process = ProcessInfo::current(SystemClock.now());
+        if !self.network {
+            let at = Arc::clone(&self.shared.at);
+            blocking(move || network::refuse(&at.path)).await?;
+        }
         let foreign = Arc::clone(&self.foreign);
         if self.read_only {
             let shared = Arc::clone(&self.shared);
@@ -239,11 +251,17 @@ impl StateBackend for SqliteBackend {
     }
 
     fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
-        self.ask(lease::list)
+        let (at, own) = (Arc::clone(&self.shared.at), self.process().map(|process| process.id));
+        self.ask(move |conn| lease::list(conn, &Deaths::new(&at.path, own.as_deref())))
     }
 
     fn lease_store(&self) -> LeaseStore {
         LeaseStore::Rows
+    }
+
+    fn lock_poll(&self) -> Duration {
+        // A holder that died is known as soon as somebody looks.
+        Duration::from_millis(30)
     }
 
     fn is_shared(&self) -> bool {
@@ -259,8 +277,8 @@ impl StateBackend for SqliteBackend {
     }
 
     fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
-        let (path, own, sweep) = (self.shared.at.path.clone(), self.process(), !self.read_only);
-        Box::pin(blocking(move || owners::list(&path, own.as_ref(), sweep)))
+        let (at, own) = (Arc::clone(&self.shared.at), self.process());
+        Box::pin(blocking(move || owners::list(&at.path, own.as_ref())))
     }
 
     fn run_version<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<Version>, StoreError>> {

@@ -22,7 +22,7 @@ use super::error::{is_full, is_io, sql_error};
 use super::follow::Foreign;
 use super::open::{self, beside};
 use super::own::{Memory, Settled};
-use super::owners::Owner;
+use super::owners::{Deaths, Owner};
 use super::place::Place;
 use super::rows::Stamp;
 use super::{answer, read, write};
@@ -97,7 +97,7 @@ impl Writer {
         let mut sidecar = HighWaterFile::open(&beside(db, ".lock"))?;
         let conn = open::open_writer(db, &sidecar)?;
         let owner = Owner::register(db, process)?;
-        open::sweep(db, process);
+        open::sweep(&conn, db, process);
         let reserved = raise(&conn, &mut sidecar, &at.name)?;
         at.opened();
         let (seq, _) = read::counters(&conn)?;
@@ -244,7 +244,8 @@ impl Writer {
         self.memory.begin(data_version);
         let now = SystemClock.now();
         let at = Stamp::of(now);
-        let mut session = Session::begin(&self.conn, &self.memory, now)?;
+        let deaths = Deaths::new(&self.at.path, Some(self.owner.id()));
+        let mut session = Session::begin(&self.conn, &self.memory, &deaths, now)?;
         if session.found_seq() != self.seq {
             self.foreign.met();
         }
