@@ -77,8 +77,12 @@ impl<S: Sink> Persist<S> {
         }
     }
 
-    /// Waits until everything that was sent for this run before is settled; an error if that cannot be said now.
+    /// Waits until everything that was sent for this run before is settled; an error if that cannot be said now. Entries over several runs go with the
+    /// line of their first one: only after "unknown" may one of them be on its way while nobody holds this run.
     pub(crate) async fn barrier(&self, run: &RunId) -> Result<(), StoreError> {
+        if let Some(stuck) = self.lanes.iter().find_map(|lane| lane.shard.stuck_with(run)) {
+            return Err(stuck);
+        }
         let (reply, settled) = oneshot::channel();
         self.shard(Some(run)).ok_or_else(StoreError::closed)?.barrier(reply);
         settled.await.unwrap_or_else(|_| Err(StoreError::closed()))

@@ -3,6 +3,7 @@
 //! Whoever flushes (a backend's own writer, or the [driver](super::driver)) pulls: it asks for the next batch, which is everything that arrived
 //! meanwhile, and answers it before it asks again. So the disk never waits for the runtime, and the runtime never for the disk.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -16,7 +17,7 @@ use super::actor::Msg;
 use super::driver;
 use super::queue::{Flight, FlushQueue, Settlement, Sink, Submission};
 use super::stats::PersistStats;
-use crate::model::{Batch, BatchAnswer, Outcome};
+use crate::model::{Batch, BatchAnswer, Outcome, RunId};
 use crate::store::{BatchSource, StateBackend, StoreError, StoreErrorKind, Wake};
 
 /// How long waiters wait for an unknown outcome to be settled before they are told that it is unknown.
@@ -50,6 +51,8 @@ struct Line<S> {
     pausing: bool,
     /// Set while a batch whose waiters were told "unknown" is still not settled: nothing new is taken in.
     stuck: Option<StoreError>,
+    /// The runs of that batch.
+    stuck_runs: BTreeSet<RunId>,
     winding_up: bool,
     closed: bool,
     closing: Vec<oneshot::Sender<()>>,
@@ -106,6 +109,7 @@ impl<S: Sink> Shard<S> {
                 pulled: false,
                 pausing: false,
                 stuck: None,
+                stuck_runs: BTreeSet::new(),
                 winding_up: false,
                 closed: false,
                 closing: Vec::new(),
@@ -172,6 +176,12 @@ impl<S: Sink> Shard<S> {
         if must_wake {
             self.wake();
         }
+    }
+
+    /// Whether a batch that may still be applied carries something of this run, although its waiters were told that nobody knows.
+    pub(super) fn stuck_with(&self, run: &RunId) -> Option<StoreError> {
+        let line = self.line();
+        line.stuck.clone().filter(|_| line.stuck_runs.contains(run))
     }
 
     /// Somebody has to pull: the backend's own writer, or a task.
@@ -302,6 +312,7 @@ impl<S: Sink> Shard<S> {
             );
             let (rejected, waiting) = line.queue.reject_waiting(&busy);
             line.stuck = Some(busy.clone());
+            line.stuck_runs = current.batch.entries.iter().flat_map(|entry| &entry.parts).map(|part| part.run.clone()).collect();
             drop(line);
             settled.extend(rejected);
             self.deliver(News { settled, barriers: waiting.into_iter().chain(barriers).collect(), barred: Some(busy) });
