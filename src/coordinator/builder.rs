@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::directory::Directory;
 use super::doors::Doors;
 use super::events::Events;
-use super::{Coordinator, Core, Durability, Engine, supervisor};
+use super::{Coordinator, Core, Durability, Engine, follow, supervisor};
 use crate::error::Error;
 use crate::lease::LeaseHandle;
 use crate::model::{Clock, InputError, SystemClock};
@@ -190,6 +190,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
             directory,
             leases,
             events,
+            following: Arc::default(),
             limits,
             report,
             publications: RwLock::new(()),
@@ -198,6 +199,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
             closed: AtomicBool::new(false),
         });
         supervisor::watch(&engine);
+        follow::start(&engine);
         let core = Arc::new(Core { engine, runtime: tokio::runtime::Handle::current() });
         Ok(Coordinator { core, fences: None, durability: Durability::default() })
     }

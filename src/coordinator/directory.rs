@@ -11,11 +11,14 @@ use super::claims::Boards;
 use super::events::Events;
 use crate::error::Error;
 use crate::lease::LeaseHandle;
-use crate::model::{RunId, RunState};
-use crate::run::{ChangeSeed, DeferredLoss, RunContext, RunHandle, Surroundings};
+use crate::model::{RunId, RunState, Version};
+use crate::run::{ChangeSeed, DeferredLoss, RunContext, RunHandle, Surroundings, newer};
 use crate::store::StoreError;
 
 type Slot = Arc<OnceCell<RunHandle>>;
+
+/// Runs at most of which it is remembered what subscribers know; of one beyond it the next change is told as if nothing was known.
+const REMEMBERED: usize = 4096;
 
 /// The resident runs.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub(crate) struct Directory {
     by_actor: DashMap<ActorId, RunId>,
     /// Runs whose actor died: the next one loads behind whatever the dead one had sent down.
     crashed: DashSet<RunId>,
+    /// The versions of runs that are not resident up to which subscribers were told of them.
+    told: DashMap<RunId, Version>,
     events: Arc<Events>,
     supervisor: ActorCell,
     context: OnceLock<Weak<RunContext>>,
@@ -39,6 +44,7 @@ impl Directory {
             runs: DashMap::new(),
             by_actor: DashMap::new(),
             crashed: DashSet::new(),
+            told: DashMap::new(),
             events,
             supervisor,
             context: OnceLock::new(),
@@ -128,8 +134,11 @@ impl Directory {
         let state: Option<RunState> =
             context.backend.load_run(run).await.map_err(|error: StoreError| Stop::Failed(error.into()))?;
         if state.is_none() && !missing_too {
+            self.catch_up(run, None);
             return Err(Stop::Missing);
         }
+        // Before the actor is there: what it commits is told after this.
+        self.catch_up(run, state.as_ref());
         let handle = RunHandle::start(context, run.clone(), state, self.supervisor.clone())
             .await
             .map_err(|_| Stop::Failed(Error::Closed))?;
@@ -142,6 +151,10 @@ impl Directory {
         Ok(handle)
     }
 
+    fn is_shared(&self) -> bool {
+        self.context.get().and_then(Weak::upgrade).is_some_and(|context| context.backend.is_shared())
+    }
+
     /// All resident runs now.
     pub(crate) fn resident(&self) -> Vec<RunHandle> {
         self.runs.iter().filter_map(|slot| slot.get().cloned()).collect()
@@ -150,6 +163,60 @@ impl Directory {
     /// How many runs are resident.
     pub(crate) fn len(&self) -> usize {
         self.runs.len()
+    }
+
+    /// Runs whose actor is just being started: what was loaded for it may be older than what was committed since.
+    pub(super) fn starting(&self) -> Vec<RunId> {
+        self.runs.iter().filter(|slot| !slot.initialized()).map(|slot| slot.key().clone()).collect()
+    }
+
+    /// Remembers up to which version subscribers know a run that is not resident.
+    pub(super) fn remember(&self, run: &RunId, version: Version) {
+        if self.told.len() < REMEMBERED && self.get(run.as_str()).is_none() {
+            self.told.insert(run.clone(), version);
+        }
+    }
+
+    /// The runs that are not resident, with the versions up to which subscribers know them.
+    pub(super) fn remembered(&self) -> Vec<(RunId, Version)> {
+        self.told.iter().map(|told| (told.key().clone(), *told.value())).collect()
+    }
+
+    /// Nobody listens: nothing has to be remembered.
+    pub(super) fn forget_told(&self) {
+        self.told.clear();
+    }
+
+    /// Makes a run that others changed resident, and tells subscribers the net change. `known`: up to which version they know it, if that is not
+    /// remembered.
+    pub(super) async fn follow(self: &Arc<Self>, run: &RunId, known: Version) -> Result<(), Error> {
+        self.told.entry(run.clone()).or_insert(known);
+        let followed = self.existing(run).await;
+        if followed.is_ok() {
+            // It may have been there already, and then tells by itself.
+            self.told.remove(run);
+        }
+        followed.map(drop)
+    }
+
+    /// Tells subscribers what changed in a run while it was not resident, if they knew it.
+    fn catch_up(&self, run: &RunId, state: Option<&RunState>) {
+        let Some((_, before)) = self.told.remove(run) else { return };
+        let after = state.map_or(Version::NONE, RunState::version);
+        if after == before || !self.events.has_subscribers() {
+            return;
+        }
+        let changed = newer(state, before);
+        self.events.changed(ChangeSeed {
+            run: run.clone(),
+            before,
+            after,
+            seq: None,
+            nodes: changed.nodes,
+            header: changed.header,
+            deleted: state.is_none(),
+            state: state.cloned(),
+        });
     }
 
     fn forget(&self, run: &RunId, actor: ActorId) {
@@ -194,8 +261,12 @@ enum Stop {
 
 impl Surroundings for Directory {
     fn retire(&self, run: &RunId, actor: ActorId, settled: bool) {
+        let known = self.get(run.as_str()).and_then(|handle| handle.cell().durable_version());
         if settled {
             self.forget(run, actor);
+            if let Some(known) = known.filter(|_| self.is_shared() && self.events.has_subscribers()) {
+                self.remember(run, known);
+            }
         } else {
             self.died(run, actor);
         }

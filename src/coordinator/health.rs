@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
-use super::Coordinator;
+use super::{Coordinator, Freshness};
 use crate::persist::Histogram;
 use crate::run::DeferredLoss;
 
@@ -26,6 +26,12 @@ pub struct Stats {
     pub permits_available: usize,
     /// Runs in memory now.
     pub resident_runs: usize,
+    /// How often what other processes commit was looked at.
+    pub follow_rounds: u64,
+    /// How often a run's snapshot was found to differ from storage then: others wrote to it, or an own write was just being told.
+    pub follow_behind: u64,
+    /// How often storage could not be followed.
+    pub follow_failures: u64,
     /// Entries in a flush.
     pub batch_entries: Histogram,
     /// Microseconds of a flush.
@@ -46,6 +52,8 @@ pub struct Health {
     pub location: String,
     /// Deferred writes that were lost, and of which nobody was told yet.
     pub lost: Vec<DeferredLoss>,
+    /// How fresh the snapshots are, where other processes write too.
+    pub freshness: Freshness,
     /// What opening found, for the operator.
     pub notices: Vec<String>,
 }
@@ -53,7 +61,7 @@ pub struct Health {
 impl Health {
     /// Whether nothing is wrong.
     pub fn is_sound(&self) -> bool {
-        self.open && self.lost.is_empty()
+        self.open && self.lost.is_empty() && self.freshness.stale_since.is_none()
     }
 }
 
@@ -62,14 +70,18 @@ impl Coordinator {
     pub fn stats(&self) -> Stats {
         let engine = self.engine();
         let stats = engine.context.persist.stats();
+        let followed = engine.following.counts();
         Stats {
             applied: stats.applied.load(Ordering::Relaxed),
             refused: stats.refused.load(Ordering::Relaxed),
             failed_flushes: stats.failed_flushes.load(Ordering::Relaxed),
             unknown_flushes: stats.unknown_flushes.load(Ordering::Relaxed),
-            waiting: stats.waiting.load(Ordering::Relaxed),
+            waiting: u64::try_from(engine.context.persist.waiting()).unwrap_or(u64::MAX),
             permits_available: engine.admission.available(),
             resident_runs: engine.directory.len(),
+            follow_rounds: followed.rounds,
+            follow_behind: followed.behind,
+            follow_failures: followed.failures,
             batch_entries: stats.batch_entries.read(),
             flush_micros: stats.flush_micros.read(),
         }
@@ -84,6 +96,7 @@ impl Coordinator {
             backend: engine.backend.name().to_owned(),
             location: engine.backend.location(),
             lost: engine.context.losses.peek(),
+            freshness: engine.following.freshness(engine.backend.is_shared(), engine.limits.lease_ttl),
             notices: engine.report.notices.clone(),
         }
     }

@@ -6,6 +6,7 @@ mod commit;
 mod directory;
 mod doors;
 mod events;
+mod follow;
 mod health;
 mod locks;
 mod query;
@@ -22,6 +23,7 @@ pub use builder::CoordinatorBuilder;
 pub use claims::{Claim, ClaimFilter, Next};
 pub use commit::Commit;
 pub use events::{Change, ChangeStream, Event, StreamError};
+pub use follow::Freshness;
 pub use health::{Health, Stats};
 pub use resume::AbandonedRun;
 pub use transact::{NeedsRun, RunView, TransactError, View};
@@ -31,6 +33,7 @@ pub use write::OnDelete;
 use self::builder::Limits;
 use self::directory::Directory;
 use self::events::Events;
+use self::follow::Following;
 use crate::error::Error;
 use crate::lease::LeaseHandle;
 use crate::model::Fence;
@@ -82,6 +85,8 @@ pub(crate) struct Engine {
     pub(crate) admission: Admission,
     pub(crate) leases: LeaseHandle,
     pub(crate) events: Arc<Events>,
+    /// How it stands with what other processes commit.
+    pub(crate) following: Arc<Following>,
     pub(crate) limits: Limits,
     pub(crate) report: OpenReport,
     /// Held for writing while several runs are published as one; see `Coordinator::snapshots`.
@@ -203,6 +208,7 @@ impl Engine {
             return Ok(());
         }
         self.directory.boards.close();
+        self.following.stop().await;
         self.context.persist.wind_up();
         // Who was admitted is answered first; who asks from now on is refused.
         self.admission.drained().await;

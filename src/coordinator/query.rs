@@ -29,6 +29,21 @@ impl Coordinator {
         self.engine().directory.get(run.as_ref())?.cell().snapshot()
     }
 
+    /// A run as it is in storage now, read past what this process knows: for a decision that must not rest on a snapshot that lags behind other
+    /// processes by some milliseconds. `None` if there is no such run. It waits for this process's writes on the run that are on their way, and
+    /// brings its snapshot up to date. Where no other process can write it is [`get_run`](Self::get_run).
+    ///
+    /// A guard (`expect_version`, …) needs no fresh read: it is decided on what is in storage, in the commit.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a bad id; [`Error::Store`] if storage could not be asked: never an old snapshot instead.
+    ///
+    /// # Cancel safety
+    /// Reads only. Dropping the future disturbs nobody.
+    pub async fn fresh(&self, run: impl IntoRunId) -> Result<Option<Snapshot>, Error> {
+        self.engine().fresh(&run.into_run_id()?).await
+    }
+
     /// Several runs as they were at one moment, in the order of the names: no transaction is there in part, and nothing is seen without what came
     /// before it.
     ///
@@ -159,8 +174,17 @@ impl Coordinator {
     }
 
     /// Listens to committed changes from now on. A subscriber that lags misses the oldest events, and is told how many.
+    ///
+    /// Of what other processes commit it is told the net change of every run, usually within 100 ms, as one event that may stand for several commits:
+    /// of all runs that are resident here, of those that were since there are subscribers, and of those that storage names as changed (PostgreSQL) or
+    /// that are among the newest 64 (SQLite, libSQL). A run that was not known here before is told as changed from
+    /// [`Version::NONE`]. Runs that others change become resident as long as there is room for them
+    /// ([`max_resident_runs`](crate::CoordinatorBuilder::max_resident_runs)); beyond it they are not told. What others commit in the milliseconds after the first
+    /// `subscribe` to runs that are not resident may be taken for known: list the runs after subscribing, not before.
     pub fn subscribe(&self) -> ChangeStream {
-        self.engine().events.subscribe()
+        let stream = self.engine().events.subscribe();
+        self.engine().following.subscribed();
+        stream
     }
 }
 
@@ -186,6 +210,30 @@ impl Engine {
         match self.directory.existing(run).await? {
             Some(handle) => Ok(handle.cell().snapshot()),
             None => Ok(None),
+        }
+    }
+
+    async fn fresh(&self, run: &RunId) -> Result<Option<Snapshot>, Error> {
+        if !self.backend.is_shared() {
+            return self.snapshot(run).await;
+        }
+        loop {
+            if self.is_closed() {
+                return Err(Error::Closed);
+            }
+            let stored = self.backend.run_version(run).await?;
+            let Some(handle) = self.directory.existing(run).await? else {
+                // Made between the two questions it is as fresh as none.
+                return Ok(None);
+            };
+            if handle.cell().durable_version() == stored {
+                return Ok(handle.cell().snapshot());
+            }
+            // The actor loads behind what it has on its way.
+            if let Some(grant) = handle.hold(true).await {
+                return Ok(grant.cell().snapshot());
+            }
+            tokio::task::yield_now().await;
         }
     }
 

@@ -1,10 +1,10 @@
 //! The lock manager as an actor: its messages, its timer, its life.
 //!
 //! ```text
-//! LeaseHandle ──Acquire, Cancel, List, Force, FreeRun, Close──►┌──────────────┐
+//! LeaseHandle ──Acquire, Cancel, List, Force, Foreign, …──────►┌──────────────┐
 //! Lease       ──Release, Renew────────────────────────────────►│ lock manager │──► tasks that ask the storage
 //! timer       ──Tick──────────────────────────────────────────►│              │
-//! keeper      ──Lost──────────────────────────────────────────►└──────────────┘◄── Tokens, Attempted, Renewed, Left
+//! keeper      ──Lost──────────────────────────────────────────►└──────────────┘◄── Tokens, Attempted, Looked, Renewed, Left
 //! ```
 //!
 //! One message for an acquisition, one for a release, and no task of its own for a lease.
@@ -91,6 +91,10 @@ pub(super) enum Message {
         reply: Reply<LeaseRecord>,
     },
     FreeRun(RunId),
+    /// Other processes committed something.
+    Foreign,
+    /// The leases that are held, as the storage has them, for those who wait for other processes.
+    Looked(Result<Vec<LeaseRecord>, StoreError>),
     List(Reply<Vec<LeaseRecord>>),
     Close(Option<oneshot::Sender<()>>),
     /// A deadline has come.
@@ -141,6 +145,8 @@ impl Actor for LockManager {
             Message::Lost { token, reason } => state.lost(token, reason),
             Message::Force { token, reply } => state.force(token, reply),
             Message::FreeRun(run) => state.free_run(&run),
+            Message::Foreign => state.foreign(),
+            Message::Looked(found) => state.looked(found),
             Message::List(reply) => state.list(reply),
             Message::Close(reply) => state.close(reply),
             Message::Tick => state.tick(),

@@ -143,6 +143,11 @@ impl LeaseHandle {
         let _manager_gone = self.shared.manager.send_message(Message::FreeRun(run.clone()));
     }
 
+    /// Other processes may have granted or given back leases: who waits for them looks again.
+    pub(crate) fn foreign_commits(&self) {
+        let _manager_gone = self.shared.manager.send_message(Message::Foreign);
+    }
+
     /// Releases all leases, answers all waiters, and ends the manager.
     pub(crate) async fn close(&self) {
         let (reply, closed) = oneshot::channel();

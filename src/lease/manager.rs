@@ -2,8 +2,9 @@
 
 mod ends;
 mod places;
+mod waits;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -25,6 +26,8 @@ use super::rows::{self, Attempt, Context, Departure};
 use super::table::{Ask, Asked, LeaseTable, Ticket};
 use super::tokens::{self, Tokens};
 use super::trust::{Trust, trusted};
+
+use self::waits::Waits;
 
 /// A request that is waiting or claimed.
 struct Pending {
@@ -72,8 +75,8 @@ struct Leaving {
 enum Store {
     /// In this process. A grant takes a token from a reserved block; who finds none waits for the next block.
     Book { book: Arc<LeaseBook>, tokens: Tokens, without_token: VecDeque<Ticket> },
-    /// As rows. Who finds another process there asks again later.
-    Rows { keeper: Keeper, again: BTreeSet<(Duration, Ticket)> },
+    /// As rows. Who finds another process there looks again later.
+    Rows { keeper: Keeper, waits: Waits },
 }
 
 /// The state of the lock manager.
@@ -95,7 +98,7 @@ impl Manager {
     pub(super) fn start(myself: ActorRef<Message>, context: Arc<Context>) -> std::io::Result<Self> {
         let store = match context.backend.lease_store() {
             LeaseStore::Book(book) => Store::Book { book, tokens: Tokens::default(), without_token: VecDeque::new() },
-            LeaseStore::Rows => Store::Rows { keeper: Keeper::start(&context, &myself)?, again: BTreeSet::new() },
+            LeaseStore::Rows => Store::Rows { keeper: Keeper::start(&context, &myself)?, waits: Waits::default() },
         };
         let process = context.backend.process().unwrap_or_else(|| ProcessInfo::current(context.clock.now()));
         let timer = Timer::start(myself.clone(), Arc::clone(&context.time));
@@ -271,18 +274,7 @@ impl Manager {
                 self.leaving.insert(ticket, Leaving { key, token, replies: Vec::new() });
             }
             Err(DoorError::Refused(Refusal::LeaseHeld { holder })) => {
-                let waits = pending.reply.is_some() && pending.wait_until.is_some_and(|until| now < until);
-                if let (true, Some(until), Store::Rows { again, .. }) = (waits, pending.wait_until, &mut self.store) {
-                    pending.refused = pending.refused.saturating_add(1);
-                    let left =
-                        holder.until.signed_duration_since(self.context.clock.now()).to_std().ok().filter(|left| !left.is_zero());
-                    let pause = jitter(ticket, pending.refused);
-                    // The expiry is on somebody's wall clock: a hint to ask sooner, never more often.
-                    let pause = left.map_or(pause, |left| pause.min(left));
-                    again.insert((now.saturating_add(pause).min(until), ticket));
-                } else {
-                    self.fail(ticket, Ok(None));
-                }
+                self.wait_for(ticket, &holder);
             }
             Err(error) => self.fail(ticket, Err(error.into())),
         }
@@ -350,7 +342,7 @@ impl Manager {
 
     fn next_deadline(&self) -> Option<Duration> {
         let again = match &self.store {
-            Store::Rows { again, .. } => again.first().map(|(at, _)| *at),
+            Store::Rows { waits, .. } => waits.next(),
             Store::Book { .. } => None,
         };
         self.table.next_deadline().into_iter().chain(again).min()
@@ -372,11 +364,7 @@ impl Manager {
             }
         }
         self.claim(next);
-        while let Store::Rows { again, .. } = &mut self.store {
-            let Some((at, ticket)) = again.first().filter(|(at, _)| *at <= now).copied() else { break };
-            again.remove(&(at, ticket));
-            self.attempt(ticket);
-        }
+        self.look(now);
     }
 }
 
@@ -401,16 +389,4 @@ fn answer<T>(reply: Option<Reply<T>>, result: Result<T, LeaseError>) {
     if let Some(reply) = reply {
         let _caller_gone = reply.send(result);
     }
-}
-
-/// 50 to 100 ms, different for every waiter and every time, so that processes do not ask in step.
-fn jitter(ticket: Ticket, round: u32) -> Duration {
-    let mut mixed = ticket
-        .0
-        .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-        .wrapping_add(u64::from(round))
-        .wrapping_add(u64::from(std::process::id()) << 32);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    Duration::from_millis(50 + (mixed >> 33) % 51)
 }

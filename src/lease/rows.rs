@@ -115,6 +115,15 @@ pub(super) fn attempt(context: &Arc<Context>, manager: &ActorRef<Message>, attem
     });
 }
 
+/// Looks which leases are held.
+pub(super) fn look(context: &Arc<Context>, manager: &ActorRef<Message>) {
+    let (context, manager) = (Arc::clone(context), manager.clone());
+    tokio::spawn(async move {
+        let found = context.backend.list_leases().await;
+        let _manager_gone = manager.send_message(Message::Looked(found));
+    });
+}
+
 /// A lease on its way out.
 pub(super) struct Departure {
     pub(super) ticket: Ticket,

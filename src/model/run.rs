@@ -194,6 +194,24 @@ impl RunState {
         state
     }
 
+    /// The same run at another version, with a new header if there is one, and with these rows in the place of its own.
+    pub(crate) fn with_rows(
+        &self,
+        version: Version,
+        header: Option<RunHeader>,
+        nodes: impl IntoIterator<Item = (NodeId, NodeState)>,
+    ) -> Self {
+        let mut state = self.clone();
+        state.version = version;
+        if let Some(header) = header {
+            state.header = Arc::new(header);
+        }
+        for (id, node) in nodes {
+            state.nodes.insert_mut(id, Arc::new(node));
+        }
+        state
+    }
+
     pub(super) fn set_version(&mut self, version: Version) {
         self.version = version;
     }

@@ -1,17 +1,20 @@
 //! The persistence actors: they collect entries, flush whole batches, and answer every entry.
 //!
 //! ```text
-//! run actors ──Submit(entry, sink)──►┌───────────────────┐──commit(batch)──► backend
-//!            ──Barrier(reply)───────►│ persistence actor │
-//!            ◄──sink.settle(outcome)─└───────────────────┘◄──Done(answer)── (flush task)
+//! run actors ──submit(entry, sink)──►┌───────┐◄──next()── whoever flushes: the backend's own writer,
+//!            ──barrier(reply)───────►│ shard │──batch───►  or a task that calls commit(batch)
+//!                                    └───────┘◄──answer(outcomes)──
+//!            ◄──sink.settle(outcome)── persistence actor ◄──Tell──┘
 //! ```
 //!
-//! The actor never awaits a flush: while one is under way it collects, and when it is done it sends all that it collected. No timer, no
-//! linger: a lone writer never waits for company.
+//! While one batch is being flushed the line collects the next one; whoever flushes takes it the moment it is free, without a hop through the runtime.
+//! No timer, no linger: a lone writer never waits for company.
 
 mod actor;
+mod driver;
 mod handle;
 mod queue;
+mod shard;
 mod stats;
 
 pub(crate) use handle::Persist;

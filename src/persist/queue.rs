@@ -1,4 +1,4 @@
-//! What waits to be flushed, what is on its way, and which chains are broken. Pure: it decides, the actor carries.
+//! What waits to be flushed, what is on its way, and which chains are broken. Pure: it decides, the shard carries.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -42,8 +42,9 @@ pub(crate) struct Submission<S> {
 const MAX_BATCH_ENTRIES: usize = 4096;
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
+/// What stands in the line.
 #[derive(Debug)]
-enum Item<S, B> {
+pub(super) enum Item<S, B> {
     Entry(Submission<S>),
     /// Answered when everything before it is settled.
     Barrier(B),
@@ -56,16 +57,36 @@ pub(super) struct Flight<S, B> {
     pub(super) barriers: Vec<B>,
 }
 
-/// The queue of one persistence actor.
+impl<S, B> Flight<S, B> {
+    /// Parts what was taken into the entries that go down and those who wait for them.
+    pub(super) fn of(items: VecDeque<Item<S, B>>) -> (Vec<Entry>, Self) {
+        let mut entries = Vec::with_capacity(items.len());
+        let mut flight = Self { sinks: Vec::with_capacity(items.len()), barriers: Vec::new() };
+        for item in items {
+            match item {
+                Item::Entry(Submission { entry, chain, sink, .. }) => {
+                    entries.push(entry);
+                    flight.sinks.push((sink, chain));
+                }
+                Item::Barrier(barrier) => flight.barriers.push(barrier),
+            }
+        }
+        (entries, flight)
+    }
+}
+
+/// The line of one shard.
 #[derive(Debug)]
 pub(super) struct FlushQueue<S, B> {
     waiting: VecDeque<Item<S, B>>,
+    /// About how many bytes wait.
+    bytes: usize,
     broken: HashMap<RunId, u64>,
 }
 
 impl<S, B> FlushQueue<S, B> {
     pub(super) fn new() -> Self {
-        Self { waiting: VecDeque::new(), broken: HashMap::new() }
+        Self { waiting: VecDeque::new(), bytes: 0, broken: HashMap::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -81,6 +102,7 @@ impl<S, B> FlushQueue<S, B> {
         if !self.broken.is_empty() && self.stands_on_broken(&submission) {
             return Some((submission.sink, Settlement::Recheck(submission.entry, false)));
         }
+        self.bytes = self.bytes.saturating_add(submission.weight);
         self.waiting.push_back(Item::Entry(submission));
         None
     }
@@ -107,41 +129,38 @@ impl<S, B> FlushQueue<S, B> {
         broken
     }
 
-    /// The next batch: everything that waits, in order, up to the limits of a batch.
-    pub(super) fn next_batch(&mut self) -> Option<(Vec<Entry>, Flight<S, B>)> {
+    /// What makes the next batch: everything that waits, in order, up to the limits of a batch.
+    pub(super) fn take(&mut self) -> Option<VecDeque<Item<S, B>>> {
         if self.waiting.is_empty() {
             return None;
         }
-        let room = self.waiting.len().min(MAX_BATCH_ENTRIES);
-        let mut entries = Vec::with_capacity(room);
-        let mut flight = Flight { sinks: Vec::with_capacity(room), barriers: Vec::new() };
-        let mut bytes = 0_usize;
-        while entries.len() < MAX_BATCH_ENTRIES {
-            let full = match self.waiting.front() {
-                None => break,
-                Some(Item::Entry(next)) => !entries.is_empty() && bytes.saturating_add(next.weight) > MAX_BATCH_BYTES,
-                Some(Item::Barrier(_)) => false,
-            };
-            if full {
-                break;
-            }
-            match self.waiting.pop_front() {
-                Some(Item::Entry(next)) => {
-                    bytes = bytes.saturating_add(next.weight);
-                    entries.push(next.entry);
-                    flight.sinks.push((next.sink, next.chain));
-                }
-                Some(Item::Barrier(barrier)) => flight.barriers.push(barrier),
-                None => break,
-            }
+        if self.waiting.len() <= MAX_BATCH_ENTRIES && self.bytes <= MAX_BATCH_BYTES {
+            self.bytes = 0;
+            // The next batch will be about as long as this one.
+            let room = self.waiting.len();
+            return Some(std::mem::replace(&mut self.waiting, VecDeque::with_capacity(room)));
         }
-        Some((entries, flight))
+        let (mut taken, mut entries, mut bytes) = (VecDeque::new(), 0, 0_usize);
+        while let Some(next) = self.waiting.pop_front() {
+            if let Item::Entry(submission) = &next {
+                if entries > 0 && (entries == MAX_BATCH_ENTRIES || bytes.saturating_add(submission.weight) > MAX_BATCH_BYTES) {
+                    self.waiting.push_front(next);
+                    break;
+                }
+                entries += 1;
+                bytes = bytes.saturating_add(submission.weight);
+            }
+            taken.push_back(next);
+        }
+        self.bytes = self.bytes.saturating_sub(bytes);
+        Some(taken)
     }
 
     /// Takes out everything that waits and answers it with a fault; barriers are the caller's to answer.
     pub(super) fn reject_waiting(&mut self, error: &StoreError) -> (Vec<(S, Settlement)>, Vec<B>) {
         let mut rejected = Vec::new();
         let mut barriers = Vec::new();
+        self.bytes = 0;
         for item in self.waiting.drain(..) {
             match item {
                 Item::Entry(submission) => rejected.push((submission.sink, Settlement::NotApplied(error.clone()))),
@@ -214,6 +233,7 @@ impl<S, B> FlushQueue<S, B> {
         for item in std::mem::take(&mut self.waiting) {
             match item {
                 Item::Entry(submission) if self.stands_on_broken(&submission) => {
+                    self.bytes = self.bytes.saturating_sub(submission.weight);
                     settled.push((submission.sink, Settlement::Recheck(submission.entry, false)));
                 }
                 item => kept.push_back(item),
@@ -266,7 +286,7 @@ mod tests {
         for (run, sink) in [("a", 1), ("b", 2)] {
             assert!(queue.push(submission(run, 7, sink)).is_none());
         }
-        let (entries, flight) = queue.next_batch().unwrap();
+        let (entries, flight) = Flight::of(queue.take().unwrap());
         for (run, sink) in [("a", 3), ("b", 4)] {
             assert!(queue.push(submission(run, 7, sink)).is_none());
         }
@@ -277,7 +297,7 @@ mod tests {
         // What the actor sent before it learned of the break comes back too, the new chain goes through.
         assert_eq!(names(&[queue.push(submission("a", 7, 5)).unwrap()]), [(5, "recheck")]);
         assert!(queue.push(submission("a", 8, 6)).is_none());
-        let (_, flight) = queue.next_batch().unwrap();
+        let (_, flight) = Flight::of(queue.take().unwrap());
         assert_eq!(flight.sinks, [(4, 7), (6, 8)]);
     }
 
@@ -285,7 +305,7 @@ mod tests {
     fn a_failed_flush_fails_its_entries_and_takes_back_what_stood_on_them() {
         let mut queue: FlushQueue<u32, ()> = FlushQueue::new();
         assert!(queue.push(submission("a", 1, 1)).is_none());
-        let (entries, flight) = queue.next_batch().unwrap();
+        let (entries, flight) = Flight::of(queue.take().unwrap());
         assert!(queue.push(submission("a", 1, 2)).is_none());
         assert!(queue.push(submission("b", 1, 3)).is_none());
         let error = StoreError::not_applied(StoreErrorKind::Full, "full");
@@ -297,7 +317,7 @@ mod tests {
     fn a_wrong_number_of_outcomes_is_unknown_for_all() {
         let mut queue: FlushQueue<u32, ()> = FlushQueue::new();
         assert!(queue.push(submission("a", 1, 1)).is_none());
-        let (entries, flight) = queue.next_batch().unwrap();
+        let (entries, flight) = Flight::of(queue.take().unwrap());
         let settled = queue.answered(&entries, flight.sinks, BatchAnswer { outcomes: vec![] });
         assert_eq!(names(&settled), [(1, "unknown")]);
     }
@@ -310,10 +330,10 @@ mod tests {
             assert!(queue.push(submission(&format!("r{sink}"), 1, sink)).is_none());
         }
         queue.push_barrier(99);
-        let (first, flight) = queue.next_batch().unwrap();
+        let (first, flight) = Flight::of(queue.take().unwrap());
         assert_eq!(first.len(), MAX_BATCH_ENTRIES);
         assert!(flight.barriers.is_empty());
-        let (second, rest) = queue.next_batch().unwrap();
+        let (second, rest) = Flight::of(queue.take().unwrap());
         assert_eq!(second.len(), 10);
         assert_eq!(rest.barriers, [99]);
         let order: Vec<u32> = flight.sinks.into_iter().chain(rest.sinks).map(|(sink, _)| sink).collect();
@@ -321,6 +341,6 @@ mod tests {
         let heavy = Submission { weight: MAX_BATCH_BYTES, ..submission("x", 1, 1) };
         assert!(queue.push(heavy).is_none());
         assert!(queue.push(submission("y", 1, 2)).is_none());
-        assert_eq!(queue.next_batch().unwrap().0.len(), 1);
+        assert_eq!(Flight::of(queue.take().unwrap()).0.len(), 1);
     }
 }

@@ -82,7 +82,6 @@ pub(crate) struct PersistStats {
     pub(crate) refused: AtomicU64,
     pub(crate) failed_flushes: AtomicU64,
     pub(crate) unknown_flushes: AtomicU64,
-    pub(crate) waiting: AtomicU64,
 }
 
 impl PersistStats {

@@ -60,10 +60,15 @@ pub(crate) struct RunContext {
 pub(crate) enum Msg {
     Commit(Envelope),
     Settled(Outcomes),
-    Hold { fresh: bool, reply: oneshot::Sender<HoldGrant> },
+    Hold {
+        fresh: bool,
+        reply: oneshot::Sender<HoldGrant>,
+    },
     Release(Release),
     Flush(oneshot::Sender<()>),
     Reload,
+    /// The version that storage has of the run, because others may have written to it.
+    Follow(Option<Version>),
     Passivate,
     Loaded(Result<Option<RunState>, StoreError>),
 }
@@ -117,6 +122,8 @@ pub(super) struct State {
     overtaken: Vec<(Ack, Committed)>,
     /// A hold that waits for a fresh load.
     fresh_hold: Option<oneshot::Sender<HoldGrant>>,
+    /// The version that storage was seen to have; compared when nothing is on its way, because own entries move it too.
+    found: Option<Option<Version>>,
 }
 
 #[cfg_attr(seeknal_ractor_async_trait, ractor::async_trait)]
@@ -139,6 +146,7 @@ impl Actor for RunActor {
             deferred: HashMap::new(),
             overtaken: Vec::new(),
             fresh_hold: None,
+            found: None,
         })
     }
 
@@ -155,6 +163,10 @@ impl Actor for RunActor {
                     state.recover(true);
                     state.go_on();
                 }
+            }
+            Msg::Follow(found) => {
+                state.found = Some(found);
+                state.go_on();
             }
             Msg::Passivate => state.passivate(),
         }
@@ -191,6 +203,10 @@ impl State {
             if self.mode != Mode::Ready || self.chain.has_barrier() {
                 return;
             }
+            if self.is_behind() {
+                self.recover(true);
+                continue;
+            }
             if let Some((_, job)) = self.again.pop_first() {
                 self.decide(job);
                 continue;
@@ -224,6 +240,17 @@ impl State {
                 }
                 None => return,
             }
+        }
+    }
+
+    /// Whether others wrote what this actor has not seen. Told once: what is loaded after it is newer.
+    fn is_behind(&mut self) -> bool {
+        if self.found.is_none() || !self.chain.is_settled() {
+            return false;
+        }
+        match (self.found.take().flatten(), self.chain.committed().map(RunState::version)) {
+            (Some(found), Some(version)) => found > version,
+            (found, version) => found.is_some() != version.is_some(),
         }
     }
 
@@ -527,7 +554,7 @@ impl State {
 }
 
 /// The rows of a run that are newer than a version.
-fn newer(state: Option<&RunState>, version: Version) -> Touched {
+pub(crate) fn newer(state: Option<&RunState>, version: Version) -> Touched {
     let Some(state) = state else { return Touched { nodes: Vec::new(), header: true } };
     let nodes = state.nodes().filter(|(_, node)| node.version > version).map(|(id, _)| id.clone()).collect();
     Touched { nodes, header: state.header().version > version }

@@ -52,6 +52,11 @@ impl RunCell {
         self.snapshot.store(state.map(|state| Arc::new(Snapshot::new(state.clone(), durable))));
     }
 
+    /// The version that is in storage as far as it was published here; `None` if there is no such run. Does not count as a use.
+    pub(crate) fn durable_version(&self) -> Option<Version> {
+        self.snapshot.load().as_ref().map(|snapshot| snapshot.durable_version())
+    }
+
     pub(super) fn touch(&self) {
         if !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
@@ -158,6 +163,11 @@ impl RunHandle {
     /// Makes the actor load the run again: somebody else wrote to it.
     pub(crate) fn reload(&self) {
         let _actor_gone = self.actor.cast(Msg::Reload);
+    }
+
+    /// Tells the actor which version storage has; it loads the run if that is not what it knows and none of its own entries explains it.
+    pub(crate) fn follow(&self, found: Option<Version>) {
+        let _actor_gone = self.actor.cast(Msg::Follow(found));
     }
 
     /// Asks the actor to end if it is idle.

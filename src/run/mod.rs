@@ -17,7 +17,7 @@ mod losses;
 mod op;
 mod sink;
 
-pub(crate) use actor::{RunContext, Surroundings};
+pub(crate) use actor::{RunContext, Surroundings, newer};
 pub(crate) use admission::{Admission, Overloaded, Permit};
 pub(crate) use chain::{Planned, plan, touched};
 pub(crate) use handle::{HoldGrant, Release, RunHandle, Sent};

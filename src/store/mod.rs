@@ -5,8 +5,10 @@
 
 mod answers;
 mod error;
+mod foreign;
 mod lease_book;
 mod memory;
+mod pull;
 mod registry;
 
 #[cfg(any(feature = "conformance", test))]
@@ -23,7 +25,8 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -34,8 +37,10 @@ use crate::model::{
 
 pub use answers::AnswerLog;
 pub use error::{StoreError, StoreErrorKind};
+pub use foreign::ForeignCommits;
 pub use lease_book::LeaseBook;
 pub use memory::MemoryBackend;
+pub use pull::{BatchSource, Wake};
 pub use registry::{BackendOptions, StateBackendFactory, create_state_backend};
 
 /// A future of a backend's method.
@@ -139,6 +144,13 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     /// Applies a batch; see the contract above. Answers with one outcome for every entry.
     fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>>;
 
+    /// Offers a source of batches to a backend that has a writer of its own. Who takes the offer answers how it is woken, and asks the source for batches
+    /// until it has none. The default does not: then every batch comes through [`commit`](Self::commit), one hop of the runtime later.
+    fn pull_from(&self, source: Weak<dyn BatchSource>) -> Option<Wake> {
+        drop(source);
+        None
+    }
+
     /// One run, as it is in stable storage.
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>>;
 
@@ -151,6 +163,12 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     /// How leases are kept. The default says rows, which are refused by a backend that does not know them: override it.
     fn lease_store(&self) -> LeaseStore {
         LeaseStore::Rows
+    }
+
+    /// How often somebody who waits for a lock that another process holds looks whether it is free, with [`LeaseStore::Rows`]; what
+    /// [`others_committed`](Self::others_committed) tells makes him look at once. A look is one [`list_leases`](Self::list_leases) for all who wait in this process.
+    fn lock_poll(&self) -> Duration {
+        Duration::from_millis(75)
     }
 
     /// Reserves fencing tokens, durably: never given out before, never again, over restarts and restored backups. Needed with [`LeaseStore::Book`].
@@ -191,6 +209,29 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     /// The version of a run that is in storage now; `None` if there is no such run.
     fn run_version<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<Version>, StoreError>> {
         Box::pin(async move { Ok(self.load_run(run).await?.map(|state| state.version())) })
+    }
+
+    /// The versions of several runs that are in storage now, in the order asked.
+    fn run_versions<'a>(&'a self, runs: &'a [RunId]) -> BoxFuture<'a, Result<Vec<Option<Version>>, StoreError>> {
+        Box::pin(async move {
+            let mut versions = Vec::with_capacity(runs.len());
+            for run in runs {
+                versions.push(self.run_version(run).await?);
+            }
+            Ok(versions)
+        })
+    }
+
+    /// Waits until another opening may have committed since the last answer, or since this opening began. What it answers may be too much, never
+    /// too little. A backend that is not shared waits for ever, which is the default; a shared one whose coordinators are to follow others overrides it.
+    ///
+    /// One caller waits at a time. An error says that nothing can be known now: the caller asks again after a pause, and takes it that anything may
+    /// have changed meanwhile.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing: what happened meanwhile is told by the next one.
+    fn others_committed(&self) -> BoxFuture<'_, Result<ForeignCommits, StoreError>> {
+        Box::pin(std::future::pending())
     }
 
     /// The state of a node in the newest run that has it.

@@ -189,7 +189,10 @@ async fn openings_know_one_another() {
     std::fs::write(own.with_file_name("dead.lock"), dead).unwrap();
     let listed = one.processes().await.unwrap();
     assert!(listed.iter().any(|process| &*process.process.id == "dead" && process.alive == Some(false)));
-    assert!(!own.with_file_name("dead.lock").exists(), "it is swept once it was told");
+    assert!(own.with_file_name("dead.lock").exists(), "as long as locks of it may be there it is the proof that they are over");
+    let three = open(&path).await;
+    assert!(!own.with_file_name("dead.lock").exists(), "it is swept, with its locks, by the next opening");
+    assert_eq!(three.processes().await.unwrap().len(), 2);
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ mod writer;
 use std::fmt;
 use std::ops::Range;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
@@ -40,8 +40,8 @@ use self::paths::Paths;
 use self::reader::Reader;
 use self::writer::{Op, Opened, Reply, Shared, Writer};
 use super::{
-    BackendOptions, BoxFuture, LeaseBook, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind,
-    VerifyReport,
+    BackendOptions, BatchSource, BoxFuture, LeaseBook, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError,
+    StoreErrorKind, VerifyReport, Wake,
 };
 use crate::model::{
     Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, Ledger, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId,
@@ -237,6 +237,11 @@ impl StateBackend for FileBackend {
         self.ask(|reply| Op::Commit(batch, reply))
     }
 
+    fn pull_from(&self, source: Weak<dyn BatchSource>) -> Option<Wake> {
+        let writer = self.sender().ok()?;
+        Some(Box::new(move || writer.send(Op::Pull(Weak::clone(&source))).is_ok()))
+    }
+
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
         let run = run.clone();
         self.read(move |ledger| ledger.run(run.as_str()).cloned())
@@ -372,6 +377,8 @@ impl Drop for FileBackend {
         let phase = std::mem::replace(&mut *lock(phase), Phase::Closed);
         if let Phase::Open(running) = phase
             && running.sender.send(Op::Close(None)).is_ok()
+            // The writer may have been the last to hold a source, and with it this: it does not wait for itself.
+            && running.thread.thread().id() != std::thread::current().id()
         {
             // A fault of this close has nobody to be told to; the journal holds everything.
             let _ended = running.thread.join();

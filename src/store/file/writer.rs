@@ -7,8 +7,8 @@
 //! ```
 //! What waits in the channel is taken together and shares one sync. The channel is not bounded: callers above are.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -23,7 +23,8 @@ use super::paths::{self, Identity, Paths};
 use super::record::{Leases, Line};
 use super::recover::{self, Pending};
 use crate::model::{Batch, BatchAnswer, Clock, Ledger, Outcome, ProcessInfo, SystemClock};
-use crate::store::{AnswerLog, LeaseBook, OpenReport, StoreError, StoreErrorKind};
+use crate::store::pull::BatchReply;
+use crate::store::{AnswerLog, BatchSource, LeaseBook, OpenReport, StoreError, StoreErrorKind};
 
 /// Where an answer goes.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -32,6 +33,8 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 #[derive(Debug)]
 pub(super) enum Op {
     Commit(Arc<Batch>, Reply<BatchAnswer>),
+    /// Something waits in a source.
+    Pull(Weak<dyn BatchSource>),
     Tokens(u64, Reply<std::ops::Range<u64>>),
     Checkpoint(Reply<()>),
     /// A checkpoint ended, or there is something to look at.
@@ -118,7 +121,7 @@ pub(super) struct Opened {
 
 struct Waiting {
     batch: Arc<Batch>,
-    reply: Reply<BatchAnswer>,
+    reply: BatchReply,
     answer: Option<Result<BatchAnswer, StoreError>>,
 }
 
@@ -175,22 +178,29 @@ impl Writer {
 
     /// Works until it is closed, or until nobody is left who could ask.
     pub(super) fn run(mut self, operations: Receiver<Op>) {
+        // Sources that may have more.
+        let mut sources: Vec<Arc<dyn BatchSource>> = Vec::new();
         loop {
-            let mut next = match operations.recv_timeout(TICK) {
-                Ok(op) => Some(op),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => Some(Op::Close(None)),
+            let mut next = if sources.is_empty() {
+                match operations.recv_timeout(TICK) {
+                    Ok(op) => Some(op),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => Some(Op::Close(None)),
+                }
+            } else {
+                operations.try_recv().ok()
             };
             let mut group = Vec::new();
             while let Some(op) = next.take() {
                 match op {
                     Op::Commit(batch, reply) => {
-                        group.push(Waiting { batch, reply, answer: None });
+                        group.push(Waiting { batch, reply: BatchReply::asker(reply), answer: None });
                         if group.len() < GROUP {
                             next = operations.try_recv().ok();
                         }
                         continue;
                     }
+                    Op::Pull(source) => sources.extend(source.upgrade()),
                     other => {
                         // What came before it is done before it.
                         self.commit(std::mem::take(&mut group));
@@ -199,17 +209,27 @@ impl Writer {
                             Op::Checkpoint(reply) => self.checkpoint(reply),
                             Op::Close(reply) => {
                                 let closed = self.close();
+                                for source in sources {
+                                    while source.next().is_some() {
+                                        source.answer(Err(StoreError::closed()));
+                                    }
+                                }
                                 if let Some(reply) = reply {
                                     answer(reply, closed);
                                 }
                                 return;
                             }
-                            Op::Commit(..) | Op::Wake => {}
+                            Op::Commit(..) | Op::Pull(_) | Op::Wake => {}
                         }
                     }
                 }
                 next = operations.try_recv().ok();
             }
+            sources.retain(|source| {
+                let batch = source.next();
+                let reply = || BatchReply::source(Arc::clone(source));
+                batch.map(|batch| group.push(Waiting { batch, reply: reply(), answer: None })).is_some()
+            });
             self.commit(group);
             self.look_around();
         }
@@ -230,7 +250,7 @@ impl Writer {
         self.decide_and_write(&mut group);
         for Waiting { reply, answer: outcome, .. } in group {
             let nothing = || Err(StoreError::closed());
-            answer(reply, outcome.unwrap_or_else(nothing));
+            let _asker_gone = reply.answer(outcome.unwrap_or_else(nothing));
         }
     }
 

@@ -10,15 +10,22 @@ const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
 
+const UNKNOWN: &str = "unknown";
+
 static BOOT_ID: LazyLock<String> = LazyLock::new(|| {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let text = text.trim();
-    if text.is_empty() { "unknown".to_owned() } else { text.to_owned() }
+    if text.is_empty() { UNKNOWN.to_owned() } else { text.to_owned() }
 });
 
 /// Which start of the machine this is.
 pub(super) fn boot_id() -> &'static str {
     &BOOT_ID
+}
+
+/// Whether this system says which start of the machine this is.
+pub(super) fn is_known() -> bool {
+    boot_id() != UNKNOWN
 }
 
 /// Milliseconds since the machine was started.

@@ -13,6 +13,7 @@ use rusqlite::Connection;
 use super::cell::{Cell, head};
 use super::error::sql_error;
 use super::own::{Memory, Settled};
+use super::owners::Deaths;
 use super::rows::Stamp;
 use super::{lease, outlive, read, write};
 use crate::model::{
@@ -45,6 +46,7 @@ macro_rules! verdict {
 pub(super) struct Session<'c> {
     conn: &'c Connection,
     memory: &'c Memory,
+    deaths: &'c Deaths<'c>,
     now: DateTime<Utc>,
     cells: BTreeMap<RunId, Cell>,
     /// Which batch of this transaction is being decided.
@@ -56,12 +58,22 @@ pub(super) struct Session<'c> {
 
 impl<'c> Session<'c> {
     /// Begins; the caller holds SQLite's write transaction.
-    pub(super) fn begin(conn: &'c Connection, memory: &'c Memory, now: DateTime<Utc>) -> Result<Self, StoreError> {
+    pub(super) fn begin(
+        conn: &'c Connection,
+        memory: &'c Memory,
+        deaths: &'c Deaths<'c>,
+        now: DateTime<Utc>,
+    ) -> Result<Self, StoreError> {
         let (seq, token) = match memory.counters() {
             Some(counters) => counters,
             None => read::counters(conn)?,
         };
-        Ok(Self { conn, memory, now, cells: BTreeMap::new(), batch: 0, seq, token, counted: (seq, token) })
+        Ok(Self { conn, memory, deaths, now, cells: BTreeMap::new(), batch: 0, seq, token, counted: (seq, token) })
+    }
+
+    /// The commit sequence that was there at the beginning.
+    pub(super) fn found_seq(&self) -> u64 {
+        self.counted.0
     }
 
     /// Decides the entries of one batch in their order.
@@ -143,7 +155,7 @@ impl<'c> Session<'c> {
         let mut token = self.token;
         step("SAVEPOINT leases")?;
         for mutation in &entry.leases {
-            match lease::apply(self.conn, mutation, &mut token)? {
+            match lease::apply(self.conn, mutation, &mut token, self.deaths)? {
                 Ok(grant) => grants.extend(grant),
                 Err(refusal) => {
                     step("ROLLBACK TO leases")?;
@@ -161,6 +173,7 @@ impl<'c> Session<'c> {
         let conn = self.conn;
         let next = Version(self.seq.saturating_add(1));
         let batch = self.batch;
+        let deaths = self.deaths;
         let creates = part.mutations.first().is_some_and(Mutation::creates_run);
         let cell = self.cell(&part.run)?;
         let head = cell.head.clone();
@@ -189,7 +202,7 @@ impl<'c> Session<'c> {
             return Ok(Err(Refusal::RunNotFound { run: part.run.clone() }));
         }
         if part.guards.contains(&Guard::Unlocked)
-            && let Some(holder) = lease::holder(conn, &part.run)?
+            && let Some(holder) = lease::holder(conn, &part.run, deaths)?
         {
             let found = format!("it is locked by {}", holder.owner);
             return Ok(Err(Refusal::Guard { run: part.run.clone(), guard: Guard::Unlocked, found }));

@@ -1,12 +1,13 @@
 //! Leases as rows: granted, renewed, given back and asked about inside the batch's own transaction.
 //!
 //! Whether a lease is over is decided by SQL, on the boot-time clock, at the moment when the statement runs: after all waiting for locks. A lease
-//! of an earlier start of the machine is over.
+//! of an earlier start of the machine is over, and so is one of an opening that is proven dead: see `owners`.
 
 use rusqlite::{Connection, params};
 
 use super::boot::boot_id;
 use super::error::sql_error;
+use super::owners::Deaths;
 use super::rows::{Fields, Number, Stamp, counter};
 use crate::model::{
     Fence, FencingToken, LeaseGrant, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord, NodeId, ProcessInfo, Refusal, RunId,
@@ -63,7 +64,14 @@ fn query_records(conn: &Connection, sql: &str, values: &[&dyn rusqlite::ToSql]) 
 }
 
 /// All leases that are held and not over, in the order in which they were granted.
-pub(super) fn list(conn: &Connection) -> Result<Vec<LeaseRecord>, StoreError> {
+pub(super) fn list(conn: &Connection, deaths: &Deaths<'_>) -> Result<Vec<LeaseRecord>, StoreError> {
+    let mut held = running(conn)?;
+    held.retain(|lease| !deaths.proven(&lease.owner.process.id));
+    Ok(held)
+}
+
+/// The same with those of openings that are proven dead.
+pub(super) fn running(conn: &Connection) -> Result<Vec<LeaseRecord>, StoreError> {
     let sql = concat!(
         "SELECT ",
         record_columns!(),
@@ -83,13 +91,14 @@ pub(super) fn holds(conn: &Connection, fence: &Fence) -> Result<bool, StoreError
 }
 
 /// A lease that is held on a run or one of its nodes.
-pub(super) fn holder(conn: &Connection, run: &RunId) -> Result<Option<LeaseRecord>, StoreError> {
+pub(super) fn holder(conn: &Connection, run: &RunId, deaths: &Deaths<'_>) -> Result<Option<LeaseRecord>, StoreError> {
     let sql = concat!(
         "SELECT ",
         record_columns!(),
-        " FROM locks WHERE run_id = ?1 AND expires_boot_ms > seeknal_boot_ms() AND boot_id = ?2 ORDER BY node_id LIMIT 1"
+        " FROM locks WHERE run_id = ?1 AND expires_boot_ms > seeknal_boot_ms() AND boot_id = ?2 ORDER BY node_id"
     );
-    Ok(query_records(conn, sql, &[&run.as_str(), &boot_id()])?.pop())
+    let held = query_records(conn, sql, &[&run.as_str(), &boot_id()])?;
+    Ok(held.into_iter().find(|lease| !deaths.proven(&lease.owner.process.id)))
 }
 
 /// Takes all locks of a run away: it ended, or it was deleted.
@@ -107,11 +116,12 @@ pub(super) fn apply(
     conn: &Connection,
     mutation: &LeaseMutation,
     token: &mut u64,
+    deaths: &Deaths<'_>,
 ) -> Result<Result<Option<LeaseGrant>, Refusal>, StoreError> {
     let fail = |error| sql_error(PLACE, error);
     match mutation {
         LeaseMutation::Grant { key, owner, purpose, at, ttl_ms } => {
-            if let Some(holder) = clear_way(conn, key)? {
+            if let Some(holder) = clear_way(conn, key, deaths)? {
                 return Ok(Err(Refusal::LeaseHeld { holder: Box::new(holder) }));
             }
             let granted = token.saturating_add(1);
@@ -191,7 +201,7 @@ fn nobody(at: chrono::DateTime<chrono::Utc>) -> LeaseOwner {
 }
 
 /// Removes the leases that exclude this key and are over; answers with one that is not.
-fn clear_way(conn: &Connection, key: &LeaseKey) -> Result<Option<LeaseRecord>, StoreError> {
+fn clear_way(conn: &Connection, key: &LeaseKey, deaths: &Deaths<'_>) -> Result<Option<LeaseRecord>, StoreError> {
     let conflicts = if key.node.is_none() {
         "SELECT node_id, token FROM locks WHERE run_id = ?1 AND ?2 = ''"
     } else {
@@ -210,8 +220,13 @@ fn clear_way(conn: &Connection, key: &LeaseKey) -> Result<Option<LeaseRecord>, S
         record_columns!(),
         " FROM locks WHERE run_id = ?1 AND (?2 = '' OR node_id IN ('', ?2)) AND expires_boot_ms > seeknal_boot_ms() AND boot_id = ?3 LIMIT 1"
     );
-    if let Some(holder) = query_records(conn, held, &[&key.run.as_str(), &column(key), &boot_id()])?.pop() {
-        return Ok(Some(holder));
+    while let Some(holder) = query_records(conn, held, &[&key.run.as_str(), &column(key), &boot_id()])?.pop() {
+        if !deaths.proven(&holder.owner.process.id) {
+            return Ok(Some(holder));
+        }
+        conn.prepare_cached("DELETE FROM locks WHERE run_id = ?1 AND (?2 = '' OR node_id IN ('', ?2)) AND owner_process = ?3")
+            .and_then(|mut statement| statement.execute(params![key.run.as_str(), column(key), &*holder.owner.process.id]))
+            .map_err(fail)?;
     }
     conn.prepare_cached("DELETE FROM locks WHERE run_id = ?1 AND (?2 = '' OR node_id IN ('', ?2))")
         .and_then(|mut statement| statement.execute(params![key.run.as_str(), column(key)]))

@@ -1,20 +1,24 @@
 //! The SQLite database, `target/state.db`: one writer thread, separate readers, leases as rows, any number of processes on one machine.
 //!
-//! - `open`, `schema`: what lies at the path, what is refused untouched, settings, tables.
+//! - `open`, `schema`, `network`: what lies at the path, what is refused untouched, settings, tables.
 //! - `thread`: the writer; `decide` judges entries, `cell` is one run meanwhile, `write` puts rows down, `own` is what it remembers, `answer` the answers of batches.
-//! - `read`: everything that is asked; `lease`: locks; `outlive`: what stays of deleted runs; `owners`: who has it open.
+//! - `read`, `reload`: everything that is asked; `follow`: commits of others; `lease`: locks; `outlive`: what stays of deleted runs; `owners`: who has it open; `place`: where it is.
 
 mod answer;
 mod boot;
 mod cell;
 mod decide;
 mod error;
+mod follow;
 mod lease;
+mod network;
 mod open;
 mod outlive;
 mod own;
 mod owners;
+mod place;
 mod read;
+mod reload;
 mod rows;
 mod schema;
 mod thread;
@@ -23,23 +27,25 @@ mod write;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
+use self::follow::{Follower, Foreign};
+use self::owners::Deaths;
+use self::place::Place;
 use self::thread::{Job, Writer};
 use super::{
-    BackendOptions, BoxFuture, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind, VerifyReport,
+    BackendOptions, BatchSource, BoxFuture, ForeignCommits, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError,
+    StoreErrorKind, VerifyReport, Wake,
 };
 use crate::model::{
     Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage,
     RunQuery, RunState, SystemClock, Version,
 };
-
-/// Batches that wait in front of the writer at most; who comes later waits before it is sent.
-const QUEUE: usize = 64;
 
 /// Idle connections that are kept for readers.
 const READERS: usize = 4;
@@ -47,7 +53,11 @@ const READERS: usize = 4;
 /// The SQLite backend. Nothing is opened before [`initialize`](StateBackend::initialize).
 pub struct SqliteBackend {
     shared: Arc<Shared>,
+    foreign: Arc<Foreign>,
+    follower: Follower,
     read_only: bool,
+    /// Whether it may lie on a file system that may be another machine's.
+    network: bool,
     opened: OnceCell<Opened>,
 }
 
@@ -55,14 +65,13 @@ pub struct SqliteBackend {
 struct Opened {
     process: ProcessInfo,
     /// None: this opening only reads.
-    writer: Option<mpsc::Sender<Job>>,
+    writer: Option<mpsc::UnboundedSender<Job>>,
 }
 
 /// What readers on other threads need.
 #[derive(Debug)]
 struct Shared {
-    path: PathBuf,
-    place: String,
+    at: Arc<Place>,
     /// Idle connections; none at all once it is closed.
     readers: Mutex<Option<Vec<Connection>>>,
 }
@@ -70,7 +79,7 @@ struct Shared {
 impl fmt::Debug for SqliteBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqliteBackend")
-            .field("path", &self.shared.path)
+            .field("path", &self.shared.at.path)
             .field("read_only", &self.read_only)
             .finish_non_exhaustive()
     }
@@ -79,12 +88,13 @@ impl fmt::Debug for SqliteBackend {
 impl Shared {
     /// Asks with a connection of its own, in one read transaction. Blocks.
     fn ask<T>(&self, ask: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.at.check()?;
         let idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut().ok_or_else(StoreError::closed)?.pop();
         let (mut conn, lasting) = match idle {
             Some(conn) => (conn, true),
-            None => open::open_reader(&self.path)?,
+            None => open::open_reader(&self.at.path)?,
         };
-        let found = read::in_snapshot(&mut conn, &self.place, |tx| ask(tx));
+        let found = read::in_snapshot(&mut conn, &self.at.name, |tx| ask(tx));
         // A connection that met an error is not trusted with the next question.
         if found.is_ok()
             && lasting
@@ -106,29 +116,41 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StoreError
 
 impl SqliteBackend {
     /// A backend on the file that the options name.
+    ///
+    /// A file system that may be another machine's (NFS, SMB, FUSE, 9p, …) is refused when it is opened: SQLite's locks do not hold there. The option
+    /// `sqlite_allow_network_fs` (`true` or `false`, the default) allows it, for a folder that is mounted that way and used by this machine alone.
     pub fn new(options: &BackendOptions) -> Self {
-        Self::at(&options.db(), options.is_read_only())
+        Self::at(&options.db(), options.is_read_only(), options.get(network::ALLOW) == Some("true"))
     }
 
-    fn at(path: &Path, read_only: bool) -> Self {
-        let shared = Shared { path: path.to_owned(), place: path.display().to_string(), readers: Mutex::new(Some(Vec::new())) };
-        Self { shared: Arc::new(shared), read_only, opened: OnceCell::new() }
+    fn at(path: &Path, read_only: bool, network: bool) -> Self {
+        let (at, foreign) = (Arc::new(Place::new(path)), Arc::<Foreign>::default());
+        let follower = Follower::new(Arc::clone(&at), Arc::clone(&foreign));
+        let shared = Shared { at, readers: Mutex::new(Some(Vec::new())) };
+        Self { shared: Arc::new(shared), foreign, follower, read_only, network, opened: OnceCell::new() }
     }
 
     async fn open(&self) -> Result<Opened, StoreError> {
         let process = ProcessInfo::current(SystemClock.now());
-        let path = self.shared.path.clone();
+        if !self.network {
+            let at = Arc::clone(&self.shared.at);
+            blocking(move || network::refuse(&at.path)).await?;
+        }
+        let foreign = Arc::clone(&self.foreign);
         if self.read_only {
             let shared = Arc::clone(&self.shared);
             blocking(move || {
-                if open::check(&path)? == open::Found::Nothing {
+                let path = &shared.at.path;
+                if open::check(path)? == open::Found::Nothing {
                     return Err(StoreError::not_applied(
                         StoreErrorKind::NotFound,
                         format!("{}: there is no state yet; open it for writing once, or check the path", path.display()),
                     ));
                 }
-                let (conn, lasting) = open::open_reader(&path)?;
-                open::recheck(&conn, &shared.place)?;
+                let (conn, lasting) = open::open_reader(path)?;
+                open::recheck(&conn, &shared.at.name)?;
+                shared.at.opened();
+                foreign.sent(read::counters(&conn)?.0);
                 if lasting && let Some(idle) = shared.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
                     idle.push(conn);
                 }
@@ -137,12 +159,12 @@ impl SqliteBackend {
             .await?;
             return Ok(Opened { process, writer: None });
         }
-        let (sender, jobs) = mpsc::channel(QUEUE);
+        let (sender, jobs) = mpsc::unbounded_channel();
         let (reply, opened) = oneshot::channel();
-        let owner = process.clone();
+        let (owner, at) = (process.clone(), Arc::clone(&self.shared.at));
         std::thread::Builder::new()
             .name("seeknal-sqlite".to_owned())
-            .spawn(move || match Writer::open(path, &owner) {
+            .spawn(move || match Writer::open(at, foreign, &owner) {
                 Err(error) => {
                     let _asker_gone = reply.send(Err(error)).is_err();
                 }
@@ -159,20 +181,20 @@ impl SqliteBackend {
 
     fn opened(&self) -> Result<&Opened, StoreError> {
         self.opened.get().ok_or_else(|| {
-            StoreError::not_applied(StoreErrorKind::Input, format!("{} is not open; call initialize first", self.shared.place))
+            StoreError::not_applied(StoreErrorKind::Input, format!("{} is not open; call initialize first", self.shared.at.name))
         })
     }
 
-    fn writer(&self) -> Result<&mpsc::Sender<Job>, StoreError> {
+    fn writer(&self) -> Result<&mpsc::UnboundedSender<Job>, StoreError> {
         self.opened()?.writer.as_ref().ok_or_else(|| {
-            StoreError::not_applied(StoreErrorKind::ReadOnly, format!("{} was opened for reading only", self.shared.place))
+            StoreError::not_applied(StoreErrorKind::ReadOnly, format!("{} was opened for reading only", self.shared.at.name))
         })
     }
 
     /// Sends a job and waits for its answer; the job is done even if the waiting stops.
     async fn send<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.writer()?.send(job(reply)).await.map_err(|_| StoreError::closed())?;
+        self.writer()?.send(job(reply)).map_err(|_| StoreError::closed())?;
         answer.await.unwrap_or_else(|_| Err(broken()))
     }
 
@@ -199,7 +221,7 @@ impl StateBackend for SqliteBackend {
     }
 
     fn location(&self) -> String {
-        self.shared.place.clone()
+        self.shared.at.name.clone()
     }
 
     fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
@@ -213,6 +235,11 @@ impl StateBackend for SqliteBackend {
         Box::pin(self.send(|reply| Job::Commit { batch, reply }))
     }
 
+    fn pull_from(&self, source: Weak<dyn BatchSource>) -> Option<Wake> {
+        let writer = self.writer().ok()?.clone();
+        Some(Box::new(move || writer.send(Job::Pull(Weak::clone(&source))).is_ok()))
+    }
+
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
         let run = run.clone();
         self.ask(move |conn| read::run(conn, &run))
@@ -224,11 +251,17 @@ impl StateBackend for SqliteBackend {
     }
 
     fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
-        self.ask(lease::list)
+        let (at, own) = (Arc::clone(&self.shared.at), self.process().map(|process| process.id));
+        self.ask(move |conn| lease::list(conn, &Deaths::new(&at.path, own.as_deref())))
     }
 
     fn lease_store(&self) -> LeaseStore {
         LeaseStore::Rows
+    }
+
+    fn lock_poll(&self) -> Duration {
+        // A holder that died is known as soon as somebody looks.
+        Duration::from_millis(30)
     }
 
     fn is_shared(&self) -> bool {
@@ -244,13 +277,31 @@ impl StateBackend for SqliteBackend {
     }
 
     fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
-        let (path, own, sweep) = (self.shared.path.clone(), self.process(), !self.read_only);
-        Box::pin(blocking(move || owners::list(&path, own.as_ref(), sweep)))
+        let (at, own) = (Arc::clone(&self.shared.at), self.process());
+        Box::pin(blocking(move || owners::list(&at.path, own.as_ref())))
     }
 
     fn run_version<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<Version>, StoreError>> {
         let run = run.clone();
         self.ask(move |conn| read::run_version(conn, &run))
+    }
+
+    fn run_versions<'a>(&'a self, runs: &'a [RunId]) -> BoxFuture<'a, Result<Vec<Option<Version>>, StoreError>> {
+        let runs = runs.to_vec();
+        self.ask(move |conn| runs.iter().map(|run| read::run_version(conn, run)).collect())
+    }
+
+    fn reload_run<'a>(&'a self, have: &'a RunState) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        let have = have.clone();
+        self.ask(move |conn| reload::run(conn, &have))
+    }
+
+    fn others_committed(&self) -> BoxFuture<'_, Result<ForeignCommits, StoreError>> {
+        Box::pin(async move {
+            self.opened()?;
+            self.follower.others_committed().await?;
+            Ok(ForeignCommits::all())
+        })
     }
 
     fn latest_node<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Option<(RunId, NodeState)>, StoreError>> {
@@ -291,12 +342,13 @@ impl StateBackend for SqliteBackend {
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
+            self.follower.close().await;
             // Readers first: the last connection to go, the writer's, tidies up.
             let idle = self.shared.readers.lock().unwrap_or_else(PoisonError::into_inner).take();
             drop(idle);
             let Some(Opened { writer: Some(writer), .. }) = self.opened.get() else { return Ok(()) };
             let (reply, closed) = oneshot::channel();
-            if writer.send(Job::Close { reply }).await.is_err() {
+            if writer.send(Job::Close { reply }).is_err() {
                 return Ok(());
             }
             closed.await.unwrap_or_else(|_| Err(broken()))

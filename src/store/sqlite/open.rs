@@ -128,7 +128,6 @@ pub(super) enum Found {
 
 /// Looks what lies at the path, without a lock, a recovery or a file made beside it.
 pub(super) fn check(db: &Path) -> Result<Found, StoreError> {
-    refuse_network(db)?;
     if length(db)?.unwrap_or(0) == 0 {
         return Ok(Found::Nothing);
     }
@@ -261,56 +260,7 @@ pub(super) fn grow_wal(conn: &Connection, db: &Path) -> rusqlite::Result<()> {
     grown
 }
 
-/// Refuses file systems of other machines: SQLite's locks and its shared index do not reach over the network.
-#[cfg(target_os = "linux")]
-fn refuse_network(db: &Path) -> Result<(), StoreError> {
-    const NETWORKS: &[(u32, &str)] = &[
-        (0x0000_6969, "NFS"),
-        (0x0000_517B, "SMB"),
-        (0xFE53_4D42, "SMB2"),
-        (0xFF53_4D42, "CIFS"),
-        (0x5346_414F, "AFS"),
-        (0x6B41_4653, "AFS"),
-        (0x00C3_6400, "Ceph"),
-        (0x0BD0_0BD0, "Lustre"),
-        (0x4750_4653, "GPFS"),
-        (0x7461_636F, "OCFS2"),
-        (0x7375_7245, "Coda"),
-    ];
-    let mut folder = db.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    while !folder.exists() {
-        match folder.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => folder = parent,
-            _ => {
-                folder = Path::new(".");
-                break;
-            }
-        }
-    }
-    let target = if db.exists() { db } else { folder };
-    let Ok(found) = rustix::fs::statfs(target) else { return Ok(()) };
-    // The kernel's type is as wide as a word, the numbers have 32 bits.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "magic numbers of file systems have 32 bits")]
-    let magic = found.f_type as u32;
-    match NETWORKS.iter().find(|(known, _)| *known == magic) {
-        None => Ok(()),
-        Some((_, name)) => Err(StoreError::not_applied(
-            StoreErrorKind::Unsupported,
-            format!(
-                "{} lies on a network file system ({name}), where SQLite cannot keep it safe; use a local disk, or set database_url to a \
-                 PostgreSQL or libSQL server",
-                db.display()
-            ),
-        )),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn refuse_network(_: &Path) -> Result<(), StoreError> {
-    Ok(())
-}
-
 /// Sweeps what dead openings left; nothing depends on it.
-pub(super) fn sweep(db: &Path, own: &crate::model::ProcessInfo) {
-    let _nothing_depends_on_it = owners::list(db, Some(own), true).is_err();
+pub(super) fn sweep(conn: &Connection, db: &Path, own: &crate::model::ProcessInfo) {
+    let _nothing_depends_on_it = owners::sweep(conn, db, own).is_err();
 }

@@ -2,14 +2,19 @@
 //!
 //! A process that was stopped (SIGSTOP) still holds its lock, and is rightly not taken for dead.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
 use super::boot;
+use super::error::sql_error;
 use crate::model::ProcessInfo;
 use crate::store::{OpenProcess, StoreError};
 
@@ -18,6 +23,9 @@ use crate::store::{OpenProcess, StoreError};
 struct Written {
     process: ProcessInfo,
     boot_id: String,
+    /// Which file this was written into: a copy of it proves nothing.
+    #[serde(default)]
+    file: Option<(u64, u64)>,
 }
 
 /// The folder of the openings of a database.
@@ -30,6 +38,7 @@ pub(super) fn folder(db: &Path) -> PathBuf {
 /// This opening's file; locked as long as this lives, and removed at the end.
 #[derive(Debug)]
 pub(super) struct Owner {
+    id: Arc<str>,
     path: PathBuf,
     file: File,
 }
@@ -45,7 +54,7 @@ impl Owner {
         let mut file = File::options().read(true).write(true).create_new(true).open(&fresh).map_err(fail)?;
         // Locked and written under a name that nobody looks at: whoever sees the final name sees a locked, whole file.
         let named = file.lock().and_then(|()| {
-            let written = Written { process: process.clone(), boot_id: boot::boot_id().to_owned() };
+            let written = Written { process: process.clone(), boot_id: boot::boot_id().to_owned(), file: identity(&file) };
             file.write_all(serde_json::to_string(&written)?.as_bytes())?;
             std::fs::rename(&fresh, &path)
         });
@@ -53,7 +62,12 @@ impl Owner {
             let _left_behind = std::fs::remove_file(&fresh).is_err();
             return Err(fail(error));
         }
-        Ok(Self { path, file })
+        Ok(Self { id: Arc::clone(&process.id), path, file })
+    }
+
+    /// The identity of the opening.
+    pub(super) fn id(&self) -> &str {
+        &self.id
     }
 }
 
@@ -65,8 +79,28 @@ impl Drop for Owner {
     }
 }
 
-/// All openings that left a file, with whether they live; files of dead ones are removed if `sweep` says so.
-pub(super) fn list(db: &Path, own: Option<&ProcessInfo>, sweep: bool) -> Result<Vec<OpenProcess>, StoreError> {
+/// Which file is open, so that a copy can be told from it.
+#[cfg(unix)]
+fn identity(file: &File) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    file.metadata().ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+#[cfg(not(unix))]
+fn identity(_: &File) -> Option<(u64, u64)> {
+    None
+}
+
+fn open(path: &Path) -> Option<(File, Written)> {
+    let mut file = File::open(path).ok()?;
+    let mut text = String::new();
+    (&mut file).take(64 * 1024).read_to_string(&mut text).ok()?;
+    let written = serde_json::from_str(&text).ok()?;
+    Some((file, written))
+}
+
+/// All openings that left a file, with whether they live.
+pub(super) fn list(db: &Path, own: Option<&ProcessInfo>) -> Result<Vec<OpenProcess>, StoreError> {
     let folder = folder(db);
     let entries = match std::fs::read_dir(&folder) {
         Ok(entries) => entries,
@@ -80,12 +114,7 @@ pub(super) fn list(db: &Path, own: Option<&ProcessInfo>, sweep: bool) -> Result<
             continue;
         }
         // A file that vanishes or cannot be read while we look belongs to somebody who is just leaving.
-        let Ok(mut file) = File::open(&path) else { continue };
-        let mut text = String::new();
-        if (&mut file).take(64 * 1024).read_to_string(&mut text).is_err() {
-            continue;
-        }
-        let Ok(written) = serde_json::from_str::<Written>(&text) else { continue };
+        let Some((file, written)) = open(&path) else { continue };
         let alive = if own.is_some_and(|own| own.id == written.process.id) {
             Some(true)
         } else {
@@ -95,9 +124,6 @@ pub(super) fn list(db: &Path, own: Option<&ProcessInfo>, sweep: bool) -> Result<
                 Err(TryLockError::Error(_)) => None,
                 Ok(()) => {
                     let here = written.boot_id == boot::boot_id() || own.is_some_and(|own| own.host == written.process.host);
-                    if here && sweep {
-                        let _left_behind = std::fs::remove_file(&path).is_err();
-                    }
                     here.then_some(false)
                 }
             }
@@ -106,4 +132,58 @@ pub(super) fn list(db: &Path, own: Option<&ProcessInfo>, sweep: bool) -> Result<
     }
     found.sort_by(|a, b| (a.process.started_at, &a.process.id).cmp(&(b.process.started_at, &b.process.id)));
     Ok(found)
+}
+
+/// Removes what dead openings left: their locks first, because without the file nobody could tell any more that they are dead.
+pub(super) fn sweep(conn: &Connection, db: &Path, own: &ProcessInfo) -> Result<(), StoreError> {
+    let fail = |error| sql_error("table locks", error);
+    for dead in list(db, Some(own))?.into_iter().filter(|opening| opening.alive == Some(false)) {
+        conn.execute("DELETE FROM locks WHERE owner_process = ?1", [&*dead.process.id]).map_err(fail)?;
+        let Some(path) = file(db, &dead.process.id) else { continue };
+        let _left_behind = std::fs::remove_file(path).is_err();
+    }
+    Ok(())
+}
+
+/// The file of an opening; `None` for an id that is none.
+fn file(db: &Path, process: &str) -> Option<PathBuf> {
+    let plain = !process.is_empty() && process.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    plain.then(|| folder(db).join(format!("{process}.lock")))
+}
+
+/// Which openings are proven dead. What was found is remembered: one of these serves one transaction.
+///
+/// Proof is the opening's own file, written on this start of the machine, not copied since, and with nobody's lock on it: the system takes the lock
+/// away when a process ends, however it ends, and not before. A file that is not there proves nothing, and a stopped process is not dead.
+#[derive(Debug)]
+pub(super) struct Deaths<'a> {
+    db: &'a Path,
+    own: Option<&'a str>,
+    found: RefCell<HashMap<String, bool>>,
+}
+
+impl<'a> Deaths<'a> {
+    pub(super) fn new(db: &'a Path, own: Option<&'a str>) -> Self {
+        Self { db, own, found: RefCell::default() }
+    }
+
+    /// Whether an opening is proven dead.
+    pub(super) fn proven(&self, process: &str) -> bool {
+        if self.own == Some(process) {
+            return false;
+        }
+        if let Some(found) = self.found.borrow().get(process) {
+            return *found;
+        }
+        let dead = self.look(process).is_some();
+        self.found.borrow_mut().insert(process.to_owned(), dead);
+        dead
+    }
+
+    fn look(&self, process: &str) -> Option<()> {
+        let (file, written) = open(&file(self.db, process)?)?;
+        let here = boot::is_known() && written.boot_id == boot::boot_id() && &*written.process.id == process;
+        let original = written.file.is_some() && written.file == identity(&file);
+        (here && original && file.try_lock_shared().is_ok()).then_some(())
+    }
 }

@@ -53,6 +53,12 @@ pub(super) fn node(conn: &Connection, run: &RunId, node: &NodeId) -> Result<Opti
     let mut rows = statement.query([run.as_str(), node.as_str()]).map_err(fail)?;
     let Some(row) = rows.next().map_err(fail)? else { return Ok(None) };
     let mut state = Fields::new(row, place).node(0)?;
+    fill(conn, run, node, &mut state)?;
+    Ok(Some(state))
+}
+
+/// Reads the intervals and partitions of a node into it.
+pub(super) fn fill(conn: &Connection, run: &RunId, node: &NodeId, state: &mut NodeState) -> Result<(), StoreError> {
     let intervals = islands(
         conn,
         "SELECT start_at, end_at FROM completed_intervals WHERE run_id = ?1 AND node_id = ?2",
@@ -67,7 +73,7 @@ pub(super) fn node(conn: &Connection, run: &RunId, node: &NodeId) -> Result<Opti
     )?;
     state.intervals = Arc::new(intervals);
     state.partitions = Arc::new(partitions);
-    Ok(Some(state))
+    Ok(())
 }
 
 /// The intervals that a statement finds: columns start and end.

@@ -1,32 +1,35 @@
 //! The writer: one thread that owns one connection.
 //!
 //! ```text
-//! commit() ──Job──► [mpsc] ──► recv, take what else waits, renewals first
+//! source ──next()──┐
+//! commit() ──Job──►[mpsc] ──► recv, take what else waits, renewals first
 //!                              BEGIN IMMEDIATE ─ known batch? answer from its row
 //!                              decide every entry ─ write the folded rows ─ keep the answers ─ COMMIT
-//!    ◄──oneshot── answers ─────┘
+//!    ◄──answers────────────────┘ and at once the next
 //! ```
 //!
 //! Several waiting batches share one transaction; each keeps its own id and answers. Whoever waits is answered once the transaction is in
 //! stable storage, and not before.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::decide::Session;
 use super::error::{is_full, is_io, sql_error};
+use super::follow::Foreign;
 use super::open::{self, beside};
 use super::own::{Memory, Settled};
-use super::owners::Owner;
+use super::owners::{Deaths, Owner};
+use super::place::Place;
 use super::rows::Stamp;
 use super::{answer, read, write};
 use crate::model::{Batch, BatchAnswer, BatchId, Clock, ProcessInfo, SystemClock};
 use crate::store::highwater::{HighWater, HighWaterFile};
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::pull::BatchReply;
+use crate::store::{BatchSource, StoreError, StoreErrorKind};
 
 /// Batches that share one transaction at most.
 const SHARED: usize = 64;
@@ -56,21 +59,22 @@ const SEQ_AHEAD: u64 = 10_000_000;
 pub(super) enum Job {
     /// Apply a batch.
     Commit { batch: Arc<Batch>, reply: oneshot::Sender<Result<BatchAnswer, StoreError>> },
+    /// Something waits in a source.
+    Pull(Weak<dyn BatchSource>),
     /// Bring the WAL into the database, as far as readers allow.
     Checkpoint { reply: oneshot::Sender<Result<(), StoreError>> },
     /// Answer everybody, then end.
     Close { reply: oneshot::Sender<Result<(), StoreError>> },
 }
 
-type Reply = oneshot::Sender<Result<BatchAnswer, StoreError>>;
-
 /// What the thread owns.
 pub(super) struct Writer {
     conn: Connection,
-    db: PathBuf,
-    place: String,
-    /// Which file the path named when it was opened.
-    identity: Option<(u64, u64)>,
+    at: Arc<Place>,
+    /// For the follower: what this opening commits.
+    foreign: Arc<Foreign>,
+    /// The commit sequence after the last commit of this opening.
+    seq: u64,
     sidecar: HighWaterFile,
     reserved: HighWater,
     memory: Memory,
@@ -83,24 +87,26 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Opens the database for writing, and makes it if it is not there.
-    pub(super) fn open(db: PathBuf, process: &ProcessInfo) -> Result<Self, StoreError> {
-        let place = db.display().to_string();
+    pub(super) fn open(at: Arc<Place>, foreign: Arc<Foreign>, process: &ProcessInfo) -> Result<Self, StoreError> {
+        let db = &at.path;
         if let Some(folder) = db.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|error| StoreError::io(folder.display(), error))?;
         }
         // Looked at first, so that beside a database of somebody else no file of ours appears.
-        open::check(&db)?;
-        let mut sidecar = HighWaterFile::open(&beside(&db, ".lock"))?;
-        let conn = open::open_writer(&db, &sidecar)?;
-        let owner = Owner::register(&db, process)?;
-        open::sweep(&db, process);
-        let reserved = raise(&conn, &mut sidecar, &place)?;
-        let identity = identity(&db);
+        open::check(db)?;
+        let mut sidecar = HighWaterFile::open(&beside(db, ".lock"))?;
+        let conn = open::open_writer(db, &sidecar)?;
+        let owner = Owner::register(db, process)?;
+        open::sweep(&conn, db, process);
+        let reserved = raise(&conn, &mut sidecar, &at.name)?;
+        at.opened();
+        let (seq, _) = read::counters(&conn)?;
+        foreign.sent(seq);
         Ok(Self {
             conn,
-            db,
-            place,
-            identity,
+            at,
+            foreign,
+            seq,
             sidecar,
             reserved,
             memory: Memory::default(),
@@ -111,16 +117,23 @@ impl Writer {
     }
 
     /// Works until it is told to close, or nobody is left who could ask.
-    pub(super) fn work(mut self, mut jobs: mpsc::Receiver<Job>) {
+    pub(super) fn work(mut self, mut jobs: mpsc::UnboundedReceiver<Job>) {
         let mut closing = None;
+        // Sources that may have more.
+        let mut sources: Vec<Arc<dyn BatchSource>> = Vec::new();
         while closing.is_none() {
-            let Some(first) = jobs.blocking_recv() else { break };
-            let mut batches: Vec<(Arc<Batch>, Reply)> = Vec::new();
+            let mut next = if sources.is_empty() {
+                let Some(first) = jobs.blocking_recv() else { break };
+                Some(first)
+            } else {
+                jobs.try_recv().ok()
+            };
+            let mut batches: Vec<(Arc<Batch>, BatchReply)> = Vec::new();
             let mut checkpoints = Vec::new();
-            let mut next = Some(first);
             while let Some(job) = next {
                 match job {
-                    Job::Commit { batch, reply } => batches.push((batch, reply)),
+                    Job::Commit { batch, reply } => batches.push((batch, BatchReply::asker(reply))),
+                    Job::Pull(source) => sources.extend(source.upgrade()),
                     Job::Checkpoint { reply } => checkpoints.push(reply),
                     Job::Close { reply } => {
                         // Who sent before is served, who sends after is refused.
@@ -130,13 +143,22 @@ impl Writer {
                 }
                 next = if batches.len() < SHARED || closing.is_some() { jobs.try_recv().ok() } else { None };
             }
+            sources.retain(|source| {
+                let batch = source.next();
+                batch.map(|batch| batches.push((batch, BatchReply::source(Arc::clone(source))))).is_some()
+            });
             self.commit(batches);
             for reply in checkpoints {
                 let _asker_gone = reply.send(self.checkpoint()).is_err();
             }
         }
+        for source in sources {
+            while source.next().is_some() {
+                source.answer(Err(StoreError::closed()));
+            }
+        }
         // The last connection to close brings the WAL into the database and removes it.
-        let place = self.place.clone();
+        let place = self.at.name.clone();
         let closed = self.conn.close().map_err(|(_, error)| sql_error(&place, error));
         drop(self.owner);
         if let Some(reply) = closing {
@@ -145,10 +167,10 @@ impl Writer {
     }
 
     fn checkpoint(&self) -> Result<(), StoreError> {
-        self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(|error| sql_error(&self.place, error))
+        self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(|error| sql_error(&self.at.name, error))
     }
 
-    fn commit(&mut self, mut batches: Vec<(Arc<Batch>, Reply)>) {
+    fn commit(&mut self, mut batches: Vec<(Arc<Batch>, BatchReply)>) {
         if batches.is_empty() {
             return;
         }
@@ -158,7 +180,7 @@ impl Writer {
         match self.transaction(&all) {
             Ok(answers) => {
                 for ((batch, reply), answer) in batches.into_iter().zip(answers) {
-                    if reply.send(Ok(answer)).is_ok() {
+                    if reply.answer(Ok(answer)) {
                         self.told.push_back(batch.id);
                     }
                     // Who is gone may come back with the same batch: its answer stays until its age removes it.
@@ -172,32 +194,34 @@ impl Writer {
             }
             Err(error) => {
                 for (_, reply) in batches {
-                    let _asker_gone = reply.send(Err(error.clone())).is_err();
+                    let _asker_gone = reply.answer(Err(error.clone()));
                 }
             }
         }
         if self.commits == GROW_AFTER {
             // Only speed depends on it.
-            let _slower = open::grow_wal(&self.conn, &self.db).is_err();
+            let _slower = open::grow_wal(&self.conn, &self.at.path).is_err();
             self.leave_transaction();
         }
     }
 
     /// Applies batches in one transaction of SQLite.
     fn transaction(&mut self, batches: &[&Batch]) -> Result<Vec<BatchAnswer>, StoreError> {
-        if self.identity.is_some() && identity(&self.db) != self.identity {
-            return Err(StoreError::not_applied(
-                StoreErrorKind::Poisoned,
-                format!("{} was renamed, removed or replaced while it was open; put it back or open the state anew", self.place),
-            ));
-        }
+        self.at.check()?;
         if let Err(error) = self.run("BEGIN IMMEDIATE") {
             self.leave_transaction();
-            return Err(sql_error(&self.place, error));
+            return Err(sql_error(&self.at.name, error));
         }
         match self.fill(batches) {
             Ok((answers, settled)) => {
-                self.seal()?;
+                // Told before it is committed: the follower must never take it for somebody else's.
+                self.foreign.sent(settled.counters.0);
+                if let Err(error) = self.seal() {
+                    self.foreign.sent(self.seq);
+                    self.foreign.met();
+                    return Err(error);
+                }
+                self.seq = settled.counters.0;
                 self.memory.settle(settled);
                 self.commits = self.commits.saturating_add(1);
                 Ok(answers)
@@ -216,11 +240,15 @@ impl Writer {
             .conn
             .prepare_cached("PRAGMA data_version")
             .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
-            .map_err(|error| sql_error(&self.place, error))?;
+            .map_err(|error| sql_error(&self.at.name, error))?;
         self.memory.begin(data_version);
         let now = SystemClock.now();
         let at = Stamp::of(now);
-        let mut session = Session::begin(&self.conn, &self.memory, now)?;
+        let deaths = Deaths::new(&self.at.path, Some(self.owner.id()));
+        let mut session = Session::begin(&self.conn, &self.memory, &deaths, now)?;
+        if session.found_seq() != self.seq {
+            self.foreign.met();
+        }
         let mut answers = Vec::with_capacity(batches.len());
         for batch in batches {
             if let Some(known) = answer::find(&self.conn, batch)? {
@@ -249,7 +277,7 @@ impl Writer {
         // it is found, or its pages are written anew in the same place.
         // A full disk is certain: the commit's last page did not fit, and SQLite has rolled back by itself.
         let certain = (still_inside && !is_io(&error)) || is_full(&error);
-        let error = sql_error(&self.place, error);
+        let error = sql_error(&self.at.name, error);
         Err(if certain { error } else { error.into_unknown() })
     }
 
@@ -334,16 +362,4 @@ fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<
         let _stays_inside = conn.execute_batch("ROLLBACK").is_err();
     }
     raised
-}
-
-/// Which file a path names now; never opens it.
-#[cfg(unix)]
-fn identity(db: &std::path::Path) -> Option<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(db).ok().map(|meta| (meta.dev(), meta.ino()))
-}
-
-#[cfg(not(unix))]
-fn identity(_: &std::path::Path) -> Option<(u64, u64)> {
-    None
 }

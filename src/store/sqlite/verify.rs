@@ -115,7 +115,7 @@ fn values(conn: &Connection, report: &mut VerifyReport) -> Result<(usize, usize)
     }
     for problem in [
         read::counters(conn).err(),
-        lease::list(conn).err(),
+        lease::running(conn).err(),
         read::retained(conn).err(),
         read::list(conn, &RunQuery::default().limit(1)).err(),
     ] {

@@ -1,0 +1,342 @@
+//! Following what other processes commit: which runs are to be loaded again, and how fresh the snapshots are.
+//!
+//! ```text
+//! backend.others_committed() ──► follower ──run_versions──► backend
+//!                                   ├── Follow(version) ──► run actors whose snapshot has another one
+//!                                   ├── load ─────────────► runs that are not resident, if somebody subscribes
+//!                                   └── foreign ──────────► lock manager: who waits looks again
+//! ```
+//!
+//! An actor compares with what it knows when nothing of its own is on its way, so that own commits make nobody load. What the backend says is a
+//! hint: at the latest every five seconds the versions are asked for without one.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::Engine;
+use crate::error::Error;
+use crate::model::{RunFilter, RunId, RunQuery, Version};
+use crate::store::{ForeignCommits, StateBackend, StoreError, StoreErrorKind};
+
+/// How long the backend may say nothing before the versions are asked for all the same.
+const UNASKED: Duration = Duration::from_secs(5);
+/// How long an answer may take before it counts as a failure.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Pauses after failures.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// After a round follows a pause of this many times its duration: following takes at most a fifth of a reader.
+const REST: u32 = 4;
+const SHORTEST_REST: Duration = Duration::from_millis(5);
+const LONGEST_REST: Duration = Duration::from_millis(200);
+/// How soon a run is looked at again that was just being loaded.
+const STARTING: Duration = Duration::from_millis(20);
+/// Where the backend does not say which runs changed: how many of the newest runs are looked through for those that are not resident, and how often.
+const NEWEST: usize = 64;
+const LOOK_THROUGH: Duration = Duration::from_millis(250);
+
+/// How fresh the snapshots are, where other processes write too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Freshness {
+    /// Whether there is anybody to follow: other processes may write to the same storage.
+    pub shared: bool,
+    /// When storage was last heard of, so that snapshots were brought up to then (wall clock). `None`: nobody is followed, or not yet.
+    pub followed_at: Option<DateTime<Utc>>,
+    /// How long that is ago.
+    pub age: Option<Duration>,
+    /// Since when snapshots may be stale: storage has not been heard of for longer than a lease lasts. `None`: they are not.
+    pub stale_since: Option<DateTime<Utc>>,
+    /// Why storage cannot be followed now.
+    pub error: Option<String>,
+}
+
+/// What the follower counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counts {
+    pub(super) rounds: u64,
+    pub(super) behind: u64,
+    pub(super) failures: u64,
+}
+
+/// What the follower says of itself.
+#[derive(Debug, Default)]
+pub(crate) struct Following {
+    state: Mutex<State>,
+    task: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    /// Somebody subscribed.
+    subscribed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    heard: Option<(Instant, DateTime<Utc>)>,
+    error: Option<StoreError>,
+    counts: Counts,
+}
+
+impl Following {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Storage was heard of.
+    fn heard(&self, started: Instant, at: DateTime<Utc>) {
+        let mut state = self.state();
+        state.heard = Some((started, at));
+        state.error = None;
+    }
+
+    fn failed(&self, error: StoreError) {
+        let mut state = self.state();
+        state.counts.failures += 1;
+        state.error = Some(error);
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.state().counts
+    }
+
+    pub(super) fn freshness(&self, shared: bool, ttl: Duration) -> Freshness {
+        let state = self.state();
+        let age = state.heard.map(|(at, _)| at.elapsed());
+        let failing = state.error.is_some() || age.is_some_and(|age| age > UNASKED + PATIENCE);
+        let followed_at = state.heard.map(|(_, at)| at);
+        let stale = failing && age.is_some_and(|age| age > ttl);
+        Freshness {
+            shared,
+            followed_at,
+            age,
+            stale_since: followed_at.filter(|_| stale),
+            error: state.error.as_ref().map(ToString::to_string),
+        }
+    }
+
+    pub(super) fn subscribed(&self) {
+        self.subscribed.notify_one();
+    }
+
+    /// Ends the follower; after it nothing of it asks the backend any more.
+    pub(super) async fn stop(&self) {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            task.abort();
+            let _it_was_cut_off = task.await;
+        }
+    }
+}
+
+/// Begins to follow other processes, until the engine is dropped or closed.
+pub(super) fn start(engine: &Arc<Engine>) {
+    if !engine.backend.is_shared() {
+        return;
+    }
+    // Everything that is resident from now on was loaded after this.
+    engine.following.heard(Instant::now(), engine.context.clock.now());
+    let follower = Follower {
+        backend: Arc::clone(&engine.backend),
+        engine: Arc::downgrade(engine),
+        starting: BTreeSet::new(),
+        looked: None,
+        look_due: None,
+    };
+    let task = tokio::spawn(follower.work());
+    *engine.following.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+}
+
+struct Follower {
+    backend: Arc<dyn StateBackend>,
+    engine: Weak<Engine>,
+    /// Runs that were just being loaded when the others were asked for.
+    starting: BTreeSet<RunId>,
+    /// When the newest runs were looked through last; `None`: not since somebody subscribed.
+    looked: Option<Instant>,
+    /// When they are to be looked through again.
+    look_due: Option<Instant>,
+}
+
+/// Why a round begins.
+enum Cause {
+    News(ForeignCommits),
+    Subscribed,
+    Nothing,
+}
+
+impl Follower {
+    async fn work(mut self) {
+        let (mut pause, mut owed, mut failing) = (FIRST_PAUSE, false, false);
+        loop {
+            let Some(following) = self.engine.upgrade().map(|engine| Arc::clone(&engine.following)) else { return };
+            let cause = if owed {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                // Nobody knows what happened since it failed.
+                Ok(Cause::News(ForeignCommits::all()))
+            } else {
+                self.wait(&following).await
+            };
+            let done = match cause {
+                Ok(cause) => self.round(cause).await,
+                Err(error) => Err(error),
+            };
+            match done {
+                Ok(()) if owed => owed = false,
+                Ok(()) => {
+                    if failing {
+                        tracing::info!("what other processes commit is followed again");
+                    }
+                    (pause, failing) = (FIRST_PAUSE, false);
+                }
+                Err(error) if error.kind() == StoreErrorKind::Closed => return,
+                Err(error) => {
+                    if !failing {
+                        tracing::warn!(%error, "what other processes commit cannot be followed now; snapshots may be stale");
+                    }
+                    following.failed(error);
+                    (owed, failing) = (true, true);
+                }
+            }
+        }
+    }
+
+    async fn wait(&self, following: &Following) -> Result<Cause, StoreError> {
+        let soon = if self.starting.is_empty() { UNASKED } else { STARTING };
+        let due = self.look_due.map_or(soon, |due| due.saturating_duration_since(Instant::now()).min(soon));
+        tokio::select! {
+            news = self.backend.others_committed() => news.map(Cause::News),
+            () = following.subscribed.notified() => Ok(Cause::Subscribed),
+            () = tokio::time::sleep(due) => Ok(Cause::Nothing),
+        }
+    }
+
+    /// Brings what is resident up to what storage has.
+    async fn round(&mut self, cause: Cause) -> Result<(), StoreError> {
+        let Some(engine) = self.engine.upgrade() else { return Err(StoreError::closed()) };
+        if engine.is_closed() {
+            return Err(StoreError::closed());
+        }
+        let started = Instant::now();
+        let at = engine.context.clock.now();
+        let news = match cause {
+            Cause::News(news) => news,
+            Cause::Nothing if self.starting.is_empty() && self.look_due.is_none() => {
+                ForeignCommits::of(self.everything(&engine), false)
+            }
+            Cause::Subscribed | Cause::Nothing => ForeignCommits::of([], false),
+        };
+        if news.leases {
+            engine.leases.foreign_commits();
+        }
+        self.compare(&engine, &news).await?;
+        engine.following.heard(started, at);
+        let rest = (started.elapsed() * REST).clamp(SHORTEST_REST, LONGEST_REST);
+        drop(engine);
+        tokio::time::sleep(rest).await;
+        Ok(())
+    }
+
+    fn everything(&self, engine: &Engine) -> Vec<RunId> {
+        let resident = engine.directory.resident().into_iter().map(|handle| handle.cell().id().clone());
+        resident.chain(engine.directory.remembered().into_iter().map(|(run, _)| run)).collect()
+    }
+
+    async fn compare(&mut self, engine: &Arc<Engine>, news: &ForeignCommits) -> Result<(), StoreError> {
+        let started = Instant::now();
+        let directory = &engine.directory;
+        let listens = engine.events.has_subscribers();
+        if !listens {
+            directory.forget_told();
+            (self.looked, self.look_due) = (None, None);
+        }
+        let again = std::mem::take(&mut self.starting);
+        self.starting.extend(directory.starting());
+        let concerned = |run: &RunId| again.contains(run) || news.runs.as_ref().is_none_or(|runs| runs.contains(run));
+        let resident: Vec<_> = directory.resident().into_iter().filter(|handle| concerned(handle.cell().id())).collect();
+        let remembered: Vec<_> = directory.remembered().into_iter().filter(|(run, _)| concerned(run)).collect();
+        let asked: Vec<RunId> =
+            resident.iter().map(|handle| handle.cell().id()).chain(remembered.iter().map(|(run, _)| run)).cloned().collect();
+        let versions = if asked.is_empty() { Vec::new() } else { patiently(self.backend.run_versions(&asked)).await? };
+        if versions.len() != asked.len() {
+            let message = format!("{}: asked for {} runs, answered {}", self.backend.name(), asked.len(), versions.len());
+            return Err(StoreError::not_applied(StoreErrorKind::Corrupt, message));
+        }
+        let mut behind = 0;
+        for (handle, found) in resident.iter().zip(&versions) {
+            if handle.cell().durable_version() != *found {
+                handle.follow(*found);
+                behind += 1;
+            }
+        }
+        for ((run, known), found) in remembered.iter().zip(versions.iter().skip(resident.len())) {
+            if *found != Some(*known) {
+                self.load(engine, run, *known).await?;
+            }
+        }
+        if listens {
+            match &news.runs {
+                Some(runs) => {
+                    let seen: BTreeSet<&RunId> = asked.iter().collect();
+                    for run in runs.iter().filter(|run| !seen.contains(run)) {
+                        self.load(engine, run, Version::NONE).await?;
+                    }
+                }
+                None => self.look_due = self.look_due.or(Some(self.looked.map_or(started, |looked| looked + LOOK_THROUGH))),
+            }
+            if self.looked.is_none() || self.look_due.is_some_and(|due| due <= Instant::now()) {
+                self.look_through(engine).await?;
+            }
+        }
+        let mut state = engine.following.state();
+        state.counts.rounds += 1;
+        state.counts.behind += behind;
+        Ok(())
+    }
+
+    /// Looks through the newest runs for those that are not resident. What is there at the first look is taken for known.
+    async fn look_through(&mut self, engine: &Arc<Engine>) -> Result<(), StoreError> {
+        let first = self.looked.is_none();
+        let began = Instant::now();
+        let page = patiently(self.backend.list_runs(&RunQuery::new(RunFilter::all()).limit(NEWEST))).await?;
+        let known: BTreeSet<RunId> = engine.directory.remembered().into_iter().map(|(run, _)| run).collect();
+        for summary in page.runs {
+            if known.contains(&summary.run_id) || engine.directory.get(summary.run_id.as_str()).is_some() {
+                continue;
+            }
+            if first {
+                engine.directory.remember(&summary.run_id, summary.version);
+            } else {
+                self.load(engine, &summary.run_id, Version::NONE).await?;
+            }
+        }
+        (self.looked, self.look_due) = (Some(began), None);
+        Ok(())
+    }
+
+    async fn load(&self, engine: &Arc<Engine>, run: &RunId, known: Version) -> Result<(), StoreError> {
+        if engine.directory.len() >= engine.limits.resident_runs {
+            // Nobody here works on it; the bound on memory counts for more than being told.
+            return Ok(());
+        }
+        let load = async {
+            engine.directory.follow(run, known).await.map_err(|error| match error {
+                Error::Store(error) => error,
+                _ => StoreError::closed(),
+            })
+        };
+        patiently(load).await
+    }
+}
+
+/// An answer that does not come is a failure like another.
+async fn patiently<T>(answer: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| {
+        let message = format!("storage did not say within {PATIENCE:?} what others committed");
+        Err(StoreError::not_applied(StoreErrorKind::Unavailable, message))
+    })
+}

@@ -1,0 +1,108 @@
+//! Waiting for other processes, where leases are rows: who was refused looks again, and asks only when it finds its place free.
+//!
+//! Looking is one question for all who wait here, and reads only; asking is a transaction. A look is due when the backend's pause is over, and at
+//! once when other processes committed.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::lease::rows;
+use crate::lease::table::Ticket;
+use crate::model::LeaseRecord;
+use crate::store::StoreError;
+
+use super::{Manager, Store};
+
+/// Between two looks at least, however often others commit.
+const BREATH: Duration = Duration::from_millis(5);
+
+/// Who waits for other processes.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    /// When to look again.
+    again: BTreeSet<(Duration, Ticket)>,
+    /// Who waits for the look that is under way.
+    due: Vec<Ticket>,
+    under_way: bool,
+    /// Others committed since the look under way began.
+    stale: bool,
+    /// When the last look began.
+    looked: Duration,
+}
+
+impl Waits {
+    pub(super) fn next(&self) -> Option<Duration> {
+        // While a look is under way its answer is the next thing to happen.
+        self.again.first().map(|(at, _)| *at).filter(|_| !self.under_way)
+    }
+}
+
+impl Manager {
+    /// A request met the lease of another process: it looks again later, or its time is up.
+    pub(super) fn wait_for(&mut self, ticket: Ticket, holder: &LeaseRecord) {
+        let now = self.now();
+        let Some(pending) = self.pending.get_mut(&ticket) else { return };
+        let until = pending.wait_until.filter(|until| pending.reply.is_some() && now < *until);
+        let (Some(until), Store::Rows { waits, .. }) = (until, &mut self.store) else { return self.fail(ticket, Ok(None)) };
+        pending.refused = pending.refused.saturating_add(1);
+        let left = holder.until.signed_duration_since(self.context.clock.now()).to_std().ok().filter(|left| !left.is_zero());
+        let pause = if waits.stale { BREATH } else { jitter(self.context.backend.lock_poll(), ticket, pending.refused) };
+        // The expiry is on somebody's wall clock: a hint to look sooner, never later.
+        let pause = left.map_or(pause, |left| pause.min(left)).max(Duration::from_millis(1));
+        waits.again.insert((now.saturating_add(pause).min(until), ticket));
+    }
+
+    /// Looks for those whose time has come.
+    pub(super) fn look(&mut self, now: Duration) {
+        let Store::Rows { waits, .. } = &mut self.store else { return };
+        while !waits.under_way
+            && let Some((at, ticket)) = waits.again.first().filter(|(at, _)| *at <= now).copied()
+        {
+            waits.again.remove(&(at, ticket));
+            waits.due.push(ticket);
+        }
+        if !waits.under_way && !waits.due.is_empty() {
+            (waits.under_way, waits.stale, waits.looked) = (true, false, now);
+            rows::look(&self.context, &self.myself);
+        }
+    }
+
+    /// Other processes committed: everybody looks now.
+    pub(in crate::lease) fn foreign(&mut self) {
+        let now = self.now();
+        let Store::Rows { waits, .. } = &mut self.store else { return };
+        waits.stale = true;
+        let soonest = now.max(waits.looked.saturating_add(BREATH));
+        waits.again = std::mem::take(&mut waits.again).into_iter().map(|(at, ticket)| (at.min(soonest), ticket)).collect();
+        self.catch_up();
+    }
+
+    /// What a look found.
+    pub(in crate::lease) fn looked(&mut self, found: Result<Vec<LeaseRecord>, StoreError>) {
+        let Store::Rows { waits, .. } = &mut self.store else { return };
+        waits.under_way = false;
+        for ticket in std::mem::take(&mut waits.due) {
+            let Some(pending) = self.pending.get(&ticket).filter(|pending| !pending.in_flight) else { continue };
+            let holder = found.as_ref().ok().and_then(|found| found.iter().find(|lease| lease.key.excludes(&pending.key)));
+            match holder {
+                Some(holder) => self.wait_for(ticket, holder),
+                // Free, as far as one can see; or storage has something to say that a grant will say better.
+                None => self.attempt(ticket),
+            }
+        }
+        self.catch_up();
+    }
+}
+
+/// Two to four thirds of a pause, different for every waiter and every time, so that processes do not look in step.
+fn jitter(pause: Duration, ticket: Ticket, round: u32) -> Duration {
+    let mut mixed = ticket
+        .0
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+        .wrapping_add(u64::from(round))
+        .wrapping_add(u64::from(std::process::id()) << 32);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    let share = u32::try_from((mixed >> 33) % 667).unwrap_or(0);
+    pause.saturating_mul(667 + share) / 1000
+}

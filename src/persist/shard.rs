@@ -1,0 +1,423 @@
+//! One line of entries on their way down, shared by those who put in, the one who takes out, and the actor that tells the outcomes.
+//!
+//! Whoever flushes (a backend's own writer, or the [driver](super::driver)) pulls: it asks for the next batch, which is everything that arrived
+//! meanwhile, and answers it before it asks again. So the disk never waits for the runtime, and the runtime never for the disk.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use ractor::{ActorRef, MessagingErr};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::actor::Msg;
+use super::driver;
+use super::queue::{Flight, FlushQueue, Settlement, Sink, Submission};
+use super::stats::PersistStats;
+use crate::model::{Batch, BatchAnswer, Outcome, RunId};
+use crate::store::{BatchSource, StateBackend, StoreError, StoreErrorKind, Wake};
+
+/// How long waiters wait for an unknown outcome to be settled before they are told that it is unknown.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+/// Pauses between attempts to settle an unknown outcome.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// So few outcomes are told by whoever flushed, one hop earlier; more are the actor's work, while the next batch is being flushed.
+const TOLD_AT_ONCE: usize = 1;
+
+/// Whether everything before a barrier is settled, or why that cannot be said.
+pub(super) type BarrierReply = oneshot::Sender<Result<(), StoreError>>;
+
+/// The batch that is being flushed.
+struct Current<S> {
+    batch: Arc<Batch>,
+    flight: Flight<S, BarrierReply>,
+    span: tracing::Span,
+    sent: Instant,
+    /// Since when the outcome is unknown; a flush that is merely slow is not.
+    unknown_since: Option<Instant>,
+    pause: Duration,
+}
+
+/// What the lock guards. Nothing that may call out (logging, telling) happens under it.
+struct Line<S> {
+    queue: FlushQueue<S, BarrierReply>,
+    /// Whether somebody pulls, or was woken to.
+    pulled: bool,
+    /// Whether the batch with an unknown outcome waits before it is sent again.
+    pausing: bool,
+    /// Set while a batch whose waiters were told "unknown" is still not settled: nothing new is taken in.
+    stuck: Option<StoreError>,
+    /// The runs of that batch.
+    stuck_runs: BTreeSet<RunId>,
+    winding_up: bool,
+    closed: bool,
+    closing: Vec<oneshot::Sender<()>>,
+}
+
+/// Outcomes and barriers of one batch, to be told.
+pub(super) struct News<S: Sink> {
+    settled: Vec<(S, Settlement)>,
+    barriers: Vec<BarrierReply>,
+    /// What the barriers are told instead of "settled".
+    barred: Option<StoreError>,
+}
+
+impl<S: Sink> News<S> {
+    pub(super) fn tell(self) {
+        if !self.settled.is_empty() {
+            S::settle(self.settled);
+        }
+        for barrier in self.barriers {
+            let _waiter_gone = barrier.send(self.barred.clone().map_or(Ok(()), Err));
+        }
+    }
+}
+
+/// One line.
+pub(super) struct Shard<S: Sink> {
+    backend: Arc<dyn StateBackend>,
+    stats: Arc<PersistStats>,
+    runtime: Handle,
+    actor: OnceLock<ActorRef<Msg<S>>>,
+    wake: OnceLock<Wake>,
+    line: Mutex<Line<S>>,
+    current: Mutex<Option<Current<S>>>,
+    /// Batches whose outcomes are on their way to the actor: what comes later must not overtake them.
+    untold: AtomicUsize,
+}
+
+impl<S: Sink> fmt::Debug for Shard<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shard").field("backend", &self.backend.name()).finish_non_exhaustive()
+    }
+}
+
+impl<S: Sink> Shard<S> {
+    pub(super) fn new(backend: Arc<dyn StateBackend>, stats: Arc<PersistStats>, runtime: Handle) -> Arc<Self> {
+        Arc::new(Self {
+            backend,
+            stats,
+            runtime,
+            actor: OnceLock::new(),
+            wake: OnceLock::new(),
+            line: Mutex::new(Line {
+                queue: FlushQueue::new(),
+                pulled: false,
+                pausing: false,
+                stuck: None,
+                stuck_runs: BTreeSet::new(),
+                winding_up: false,
+                closed: false,
+                closing: Vec::new(),
+            }),
+            current: Mutex::new(None),
+            untold: AtomicUsize::new(0),
+        })
+    }
+
+    /// Begins, with the actor that tells outcomes.
+    pub(super) fn begin(self: &Arc<Self>, actor: ActorRef<Msg<S>>) {
+        let _only_once = self.actor.set(actor);
+        let source: Arc<dyn BatchSource> = Arc::clone(self) as Arc<dyn BatchSource>;
+        if let Some(wake) = self.backend.pull_from(Arc::downgrade(&source)) {
+            let _only_once = self.wake.set(wake);
+        }
+    }
+
+    pub(super) fn backend(&self) -> &Arc<dyn StateBackend> {
+        &self.backend
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line<S>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Current<S>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.line().queue.len()
+    }
+
+    /// Takes in an entry. It is always settled.
+    pub(super) fn submit(self: &Arc<Self>, submission: Submission<S>) {
+        let mut line = self.line();
+        let refusal = if line.closed { Some(StoreError::closed()) } else { line.stuck.clone() };
+        let returned = match refusal {
+            Some(error) => Some((submission.sink, Settlement::NotApplied(error))),
+            None => line.queue.push(submission),
+        };
+        let must_wake = returned.is_none() && line.must_wake();
+        drop(line);
+        if must_wake {
+            self.wake();
+        }
+        if let Some(returned) = returned {
+            S::settle(vec![returned]);
+        }
+    }
+
+    /// Waits in the line like an entry.
+    pub(super) fn barrier(self: &Arc<Self>, reply: BarrierReply) {
+        let mut line = self.line();
+        if let Some(stuck) = line.stuck.clone() {
+            drop(line);
+            let _waiter_gone = reply.send(Err(stuck));
+            return;
+        }
+        line.queue.push_barrier(reply);
+        let must_wake = line.must_wake();
+        drop(line);
+        if must_wake {
+            self.wake();
+        }
+    }
+
+    /// Whether a batch that may still be applied carries something of this run, although its waiters were told that nobody knows.
+    pub(super) fn stuck_with(&self, run: &RunId) -> Option<StoreError> {
+        let line = self.line();
+        line.stuck.clone().filter(|_| line.stuck_runs.contains(run))
+    }
+
+    /// Somebody has to pull: the backend's own writer, or a task.
+    fn wake(self: &Arc<Self>) {
+        if !self.wake.get().is_some_and(|wake| wake()) {
+            drop(self.runtime.spawn(driver::drive(driver::Driver::new(Arc::clone(self)))));
+        }
+    }
+
+    /// The pause before the batch with an unknown outcome is over.
+    pub(super) fn retry(self: &Arc<Self>) {
+        let mut line = self.line();
+        line.pausing = false;
+        let must_wake = !std::mem::replace(&mut line.pulled, true);
+        drop(line);
+        if must_wake {
+            self.wake();
+        }
+    }
+
+    /// Whoever pulled is gone before its time; somebody else has to.
+    pub(super) fn forsaken(self: &Arc<Self>) {
+        let mut line = self.line();
+        line.pulled = false;
+        let must_wake = !line.queue.is_empty() && line.must_wake();
+        drop(line);
+        if must_wake {
+            self.wake();
+        }
+    }
+
+    /// Nobody will ever pull again: the runtime has ended.
+    pub(super) fn abandon(&self) {
+        let error = StoreError::closed();
+        let mut line = self.line();
+        line.closed = true;
+        line.pulled = false;
+        let (mut settled, mut barriers) = line.queue.reject_waiting(&error);
+        if let Some(unsettled) = self.current().take() {
+            let Flight { sinks, barriers: waiting } = unsettled.flight;
+            settled.extend(line.queue.failed(&unsettled.batch.entries, sinks, &error.clone().into_unknown()));
+            barriers.extend(waiting);
+        }
+        drop(line);
+        News { settled, barriers, barred: Some(error) }.tell();
+        self.end_if_done();
+    }
+
+    /// The coordinator is about to close: an outcome that stays unknown is not waited for any longer than it takes to give up.
+    pub(super) fn wind_up(&self) {
+        self.line().winding_up = true;
+    }
+
+    /// Refuses entries from now on, and waits until everything is settled and told.
+    pub(super) async fn close(&self) {
+        let (reply, settled) = oneshot::channel();
+        {
+            let mut line = self.line();
+            line.closed = true;
+            line.closing.push(reply);
+        }
+        self.end_if_done();
+        let _abandoned = settled.await;
+    }
+
+    fn end_if_done(&self) {
+        let mut line = self.line();
+        let done = line.closed && !line.pulled && line.queue.is_empty() && self.untold.load(Ordering::Acquire) == 0;
+        if !done || line.closing.is_empty() || self.current().is_some() {
+            return;
+        }
+        let closing = std::mem::take(&mut line.closing);
+        drop(line);
+        for reply in closing {
+            let _closer_gone = reply.send(());
+        }
+    }
+
+    /// Tells the news: at once where it is little and nothing is told before it, else by the actor.
+    fn deliver(&self, news: News<S>) {
+        if news.settled.len() <= TOLD_AT_ONCE && self.untold.load(Ordering::Acquire) == 0 {
+            return news.tell();
+        }
+        self.untold.fetch_add(1, Ordering::AcqRel);
+        let undelivered = match self.actor.get() {
+            Some(actor) => match actor.cast(Msg::Tell(news)) {
+                Err(MessagingErr::SendErr(Msg::Tell(news))) => Some(news),
+                _ => None,
+            },
+            None => Some(news),
+        };
+        if let Some(news) = undelivered {
+            news.tell();
+            self.told();
+        }
+    }
+
+    /// The actor told the news of one batch.
+    pub(super) fn told(&self) {
+        if self.untold.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.end_if_done();
+        }
+    }
+
+    /// Nobody knows whether the batch was applied: the same batch, with the same id, is sent until an answer settles it. An error of a repetition does
+    /// not: it speaks of the repetition only.
+    fn unknown(&self, mut current: Current<S>, error: StoreError) {
+        self.stats.unknown_flushes.fetch_add(1, Ordering::Relaxed);
+        let since = *current.unknown_since.get_or_insert_with(Instant::now);
+        let given_up = since.elapsed() >= GIVE_UP_AFTER;
+        let hopeless =
+            matches!(error.kind(), StoreErrorKind::Poisoned | StoreErrorKind::Closed) || (given_up && self.line().winding_up);
+        if hopeless || given_up {
+            let error = error.into_unknown();
+            tracing::error!(%error, batch = %current.batch.id, "the outcome of a flush is unknown");
+            let sinks = std::mem::take(&mut current.flight.sinks);
+            let barriers = std::mem::take(&mut current.flight.barriers);
+            let mut line = self.line();
+            let mut settled = line.queue.failed(&current.batch.entries, sinks, &error);
+            if hopeless {
+                line.stuck = None;
+                drop(line);
+                return self.deliver(News { settled, barriers, barred: None });
+            }
+            let busy = StoreError::not_applied(
+                StoreErrorKind::Unavailable,
+                format!("storage does not settle an earlier batch: {error}"),
+            );
+            let (rejected, waiting) = line.queue.reject_waiting(&busy);
+            line.stuck = Some(busy.clone());
+            line.stuck_runs = current.batch.entries.iter().flat_map(|entry| &entry.parts).map(|part| part.run.clone()).collect();
+            drop(line);
+            settled.extend(rejected);
+            self.deliver(News { settled, barriers: waiting.into_iter().chain(barriers).collect(), barred: Some(busy) });
+        }
+        let pause = current.pause;
+        current.pause = (pause * 2).min(LONGEST_PAUSE);
+        *self.current() = Some(current);
+        self.line().pausing = true;
+        // Without its actor, and so without a runtime, nobody waits for it any more.
+        let _actor_gone = self.actor.get().map(|actor| actor.cast(Msg::RetryAfter(pause)));
+    }
+}
+
+impl<S> Line<S> {
+    /// Whether nobody pulls and somebody should; then that somebody is the caller's to wake.
+    fn must_wake(&mut self) -> bool {
+        !self.pausing && !std::mem::replace(&mut self.pulled, true)
+    }
+}
+
+impl<S: Sink> BatchSource for Shard<S> {
+    fn next(&self) -> Option<Arc<Batch>> {
+        loop {
+            let items = {
+                let mut line = self.line();
+                if line.pausing {
+                    line.pulled = false;
+                    return None;
+                }
+                // What is unknown is sent again before anything else.
+                if let Some(current) = &mut *self.current() {
+                    current.sent = Instant::now();
+                    return Some(Arc::clone(&current.batch));
+                }
+                let items = line.queue.take();
+                line.pulled = items.is_some();
+                items
+            };
+            let Some(items) = items else {
+                self.end_if_done();
+                return None;
+            };
+            let (entries, flight) = Flight::of(items);
+            if entries.is_empty() {
+                News::<S> { settled: Vec::new(), barriers: flight.barriers, barred: None }.tell();
+                continue;
+            }
+            let batch = Arc::new(Batch::new(entries));
+            let span =
+                tracing::debug_span!("flush", backend = self.backend.name(), entries = batch.entries.len(), batch = %batch.id);
+            *self.current() = Some(Current {
+                batch: Arc::clone(&batch),
+                flight,
+                span,
+                sent: Instant::now(),
+                unknown_since: None,
+                pause: FIRST_PAUSE,
+            });
+            return Some(batch);
+        }
+    }
+
+    fn answer(&self, answer: Result<BatchAnswer, StoreError>) {
+        let Some(mut current) = self.current().take() else { return };
+        let took = current.sent.elapsed();
+        self.stats.flushed(current.batch.entries.len(), took);
+        let sinks = std::mem::take(&mut current.flight.sinks);
+        let settled = match answer {
+            Ok(answer) if is_plain(&answer, &current) => applied(sinks, answer),
+            Ok(answer) => {
+                let mut line = self.line();
+                line.stuck = None;
+                line.queue.answered(&current.batch.entries, sinks, answer)
+            }
+            Err(error) if current.unknown_since.is_none() && !error.is_unknown_outcome() => {
+                self.stats.failed_flushes.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%error, entries = current.batch.entries.len(), "a flush failed; nothing of it was written");
+                self.line().queue.failed(&current.batch.entries, sinks, &error)
+            }
+            Err(error) => {
+                current.flight.sinks = sinks;
+                return self.unknown(current, error);
+            }
+        };
+        // Counted first: whoever was told finds itself in the figures.
+        let applied = settled.iter().filter(|(_, settlement)| matches!(settlement, Settlement::Applied(_))).count();
+        self.stats.applied.fetch_add(applied as u64, Ordering::Relaxed);
+        self.stats.refused.fetch_add((settled.len() - applied) as u64, Ordering::Relaxed);
+        let Current { span, flight, .. } = current;
+        drop(span);
+        self.deliver(News { settled, barriers: flight.barriers, barred: None });
+    }
+}
+
+/// Whether everything was applied, at the first try: then there is nothing to decide.
+fn is_plain<S>(answer: &BatchAnswer, current: &Current<S>) -> bool {
+    current.unknown_since.is_none()
+        && answer.outcomes.len() == current.batch.entries.len()
+        && answer.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Applied(_)))
+}
+
+fn applied<S>(sinks: Vec<(S, u64)>, answer: BatchAnswer) -> Vec<(S, Settlement)> {
+    let outcomes = answer.outcomes.into_iter().filter_map(|outcome| match outcome {
+        Outcome::Applied(receipt) => Some(Settlement::Applied(receipt)),
+        Outcome::Refused(_) => None,
+    });
+    sinks.into_iter().map(|(sink, _)| sink).zip(outcomes).collect()
+}

@@ -1,0 +1,75 @@
+//! Batches that a backend with a writer of its own takes by itself.
+
+use std::fmt;
+use std::sync::Arc;
+
+#[cfg(any(feature = "file", feature = "sqlite"))]
+use tokio::sync::oneshot;
+
+use super::StoreError;
+#[cfg(any(feature = "file", feature = "sqlite"))]
+use super::StoreErrorKind;
+use crate::model::{Batch, BatchAnswer};
+
+/// Where a backend with a writer of its own takes its batches from. What is collected while one batch is being written is the next one, so that
+/// neither the storage nor those who write to it wait for a runtime in between.
+pub trait BatchSource: Send + Sync + fmt::Debug {
+    /// The next batch; `None` if nothing waits: the backend is woken when something does. Never blocks for long. The batch that was given last has to
+    /// be answered first: until then it is given again.
+    fn next(&self) -> Option<Arc<Batch>>;
+
+    /// Tells what became of the batch that was given last, in the words of [`StateBackend::commit`](super::StateBackend::commit). Never blocks for long.
+    fn answer(&self, answer: Result<BatchAnswer, StoreError>);
+}
+
+/// Tells a backend that something waits in its source. `false` if its writer has ended: then
+/// [`StateBackend::commit`](super::StateBackend::commit) is asked.
+pub type Wake = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// Whom a writer answers: who sent a batch, or the source that it was pulled from.
+#[cfg(any(feature = "file", feature = "sqlite"))]
+#[derive(Debug)]
+pub(super) struct BatchReply {
+    to: Option<To>,
+}
+
+#[cfg(any(feature = "file", feature = "sqlite"))]
+#[derive(Debug)]
+enum To {
+    Asker(oneshot::Sender<Result<BatchAnswer, StoreError>>),
+    Source(Arc<dyn BatchSource>),
+}
+
+#[cfg(any(feature = "file", feature = "sqlite"))]
+impl BatchReply {
+    pub(super) fn asker(sender: oneshot::Sender<Result<BatchAnswer, StoreError>>) -> Self {
+        Self { to: Some(To::Asker(sender)) }
+    }
+
+    pub(super) fn source(source: Arc<dyn BatchSource>) -> Self {
+        Self { to: Some(To::Source(source)) }
+    }
+
+    /// Says whether anybody was there to hear it.
+    pub(super) fn answer(mut self, answer: Result<BatchAnswer, StoreError>) -> bool {
+        match self.to.take() {
+            Some(To::Asker(asker)) => asker.send(answer).is_ok(),
+            Some(To::Source(source)) => {
+                source.answer(answer);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+#[cfg(any(feature = "file", feature = "sqlite"))]
+impl Drop for BatchReply {
+    fn drop(&mut self) {
+        // An asker sees by itself that nobody will answer.
+        if let Some(To::Source(source)) = self.to.take() {
+            let message = "the writer of the state ended in the middle of a batch; open the state anew";
+            source.answer(Err(StoreError::unknown(StoreErrorKind::Poisoned, message)));
+        }
+    }
+}

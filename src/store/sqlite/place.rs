@@ -1,0 +1,50 @@
+//! Where the database is, and whether that is still the file that was opened.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::store::{StoreError, StoreErrorKind};
+
+/// The path of a database. Which file it names is noted when it is opened, and asked again before each use.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) path: PathBuf,
+    /// The path for messages.
+    pub(super) name: String,
+    opened: OnceLock<Option<(u64, u64)>>,
+}
+
+impl Place {
+    pub(super) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), name: path.display().to_string(), opened: OnceLock::new() }
+    }
+
+    /// Notes which file the path names now.
+    pub(super) fn opened(&self) {
+        self.opened.get_or_init(|| identity(&self.path));
+    }
+
+    /// Refuses to go on with a file that was renamed, removed or replaced: what is written there is written to nobody, and what is read there is not
+    /// what others see.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        match self.opened.get() {
+            Some(Some(opened)) if identity(&self.path) != Some(*opened) => Err(StoreError::not_applied(
+                StoreErrorKind::Poisoned,
+                format!("{} was renamed, removed or replaced while it was open; put it back or open the state anew", self.name),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Which file a path names now; never opens it.
+#[cfg(unix)]
+fn identity(db: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(db).ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+#[cfg(not(unix))]
+fn identity(_: &Path) -> Option<(u64, u64)> {
+    None
+}
