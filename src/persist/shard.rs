@@ -64,10 +64,13 @@ pub(super) struct News<S: Sink> {
     barriers: Vec<BarrierReply>,
     /// What the barriers are told instead of "settled".
     barred: Option<StoreError>,
+    /// What was flushed: taken apart where the news are told, not where the next batch waits to be written.
+    batch: Option<Arc<Batch>>,
 }
 
 impl<S: Sink> News<S> {
     pub(super) fn tell(self) {
+        drop(self.batch);
         if !self.settled.is_empty() {
             S::settle(self.settled);
         }
@@ -226,7 +229,7 @@ impl<S: Sink> Shard<S> {
             barriers.extend(waiting);
         }
         drop(line);
-        News { settled, barriers, barred: Some(error) }.tell();
+        News { settled, barriers, barred: Some(error), batch: None }.tell();
         self.end_if_done();
     }
 
@@ -304,7 +307,7 @@ impl<S: Sink> Shard<S> {
             if hopeless {
                 line.stuck = None;
                 drop(line);
-                return self.deliver(News { settled, barriers, barred: None });
+                return self.deliver(News { settled, barriers, barred: None, batch: Some(current.batch) });
             }
             let busy = StoreError::not_applied(
                 StoreErrorKind::Unavailable,
@@ -315,7 +318,12 @@ impl<S: Sink> Shard<S> {
             line.stuck_runs = current.batch.entries.iter().flat_map(|entry| &entry.parts).map(|part| part.run.clone()).collect();
             drop(line);
             settled.extend(rejected);
-            self.deliver(News { settled, barriers: waiting.into_iter().chain(barriers).collect(), barred: Some(busy) });
+            self.deliver(News {
+                settled,
+                barriers: waiting.into_iter().chain(barriers).collect(),
+                barred: Some(busy),
+                batch: None,
+            });
         }
         let pause = current.pause;
         current.pause = (pause * 2).min(LONGEST_PAUSE);
@@ -357,7 +365,7 @@ impl<S: Sink> BatchSource for Shard<S> {
             };
             let (entries, flight) = Flight::of(items);
             if entries.is_empty() {
-                News::<S> { settled: Vec::new(), barriers: flight.barriers, barred: None }.tell();
+                News::<S> { settled: Vec::new(), barriers: flight.barriers, barred: None, batch: None }.tell();
                 continue;
             }
             let batch = Arc::new(Batch::new(entries));
@@ -401,9 +409,9 @@ impl<S: Sink> BatchSource for Shard<S> {
         let applied = settled.iter().filter(|(_, settlement)| matches!(settlement, Settlement::Applied(_))).count();
         self.stats.applied.fetch_add(applied as u64, Ordering::Relaxed);
         self.stats.refused.fetch_add((settled.len() - applied) as u64, Ordering::Relaxed);
-        let Current { span, flight, .. } = current;
+        let Current { span, flight, batch, .. } = current;
         drop(span);
-        self.deliver(News { settled, barriers: flight.barriers, barred: None });
+        self.deliver(News { settled, barriers: flight.barriers, barred: None, batch: Some(batch) });
     }
 }
 

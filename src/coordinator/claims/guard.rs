@@ -8,7 +8,7 @@ use crate::coordinator::write::node_change;
 use crate::coordinator::{Commit, Coordinator};
 use crate::error::Error;
 use crate::lease::{Lease, LostReason};
-use crate::model::{FencingToken, Guard, InputError, NodeId, NodeState, NodeStatus, NodeUpdate, Refusal, RunId};
+use crate::model::{FencingToken, Guard, InputError, NodeId, NodeState, NodeStatus, NodeUpdate, Refusal, RunId, RunStatus};
 use crate::run::Op;
 
 /// How often an end is told again while storage is busy or full, and how long between.
@@ -170,7 +170,7 @@ impl Claim {
             fences.extend(self.coordinator.fences.iter().flat_map(|fences| fences.iter().cloned()));
             let op = Op {
                 mutations: updates.iter().map(|update| node_change(self.node.clone(), update.clone())).collect(),
-                guards: vec![Guard::NodeStatus { node: self.node.clone(), one_of: vec![NodeStatus::Running] }],
+                guards: running(&self.coordinator, &self.run, &self.node),
                 fences,
                 leases: lease.returning(engine.leases.keeps_rows()).into_iter().collect(),
                 ..Op::default()
@@ -190,10 +190,14 @@ impl Claim {
                 Error::Store(fault) if fault.is_retryable() && tries < TELL_TRIES && !lease.is_lost() => {
                     tokio::time::sleep(TELL_PAUSE).await;
                 }
+                // Nothing is left to be given back.
                 Error::LeaseLost(_) => {
-                    // Nothing is left to be given back.
                     self.lease = None;
                     return Err(error);
+                }
+                Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) => {
+                    self.lease = None;
+                    return Err(Error::LeaseLost(lost(self.token)));
                 }
                 _ => return Err(error),
             }
@@ -211,11 +215,21 @@ impl Drop for Claim {
     }
 }
 
+/// The node runs, and so does its run: where leases live in this process they end a moment after the run has.
+fn running(coordinator: &Coordinator, run: &RunId, node: &NodeId) -> Vec<Guard> {
+    let mut guards = vec![Guard::NodeStatus { node: node.clone(), one_of: vec![NodeStatus::Running] }];
+    if !coordinator.engine().leases.keeps_rows() {
+        let status = coordinator.snapshot(run).map(|run| run.header().status.clone()).filter(|status| !status.is_ended());
+        guards.push(Guard::RunStatus([RunStatus::Pending, RunStatus::Running].into_iter().chain(status).collect()));
+    }
+    guards
+}
+
 async fn give_back(coordinator: Coordinator, run: RunId, node: NodeId, lease: Lease) {
     let engine = coordinator.engine();
     let op = Op {
         mutations: vec![node_change(node.clone(), NodeUpdate::pending().unbegun())],
-        guards: vec![Guard::NodeStatus { node: node.clone(), one_of: vec![NodeStatus::Running] }],
+        guards: running(&coordinator, &run, &node),
         fences: vec![lease.fence()],
         leases: lease.returning(engine.leases.keeps_rows()).into_iter().collect(),
         ..Op::default()

@@ -248,7 +248,9 @@ impl Writer {
             return;
         }
         self.decide_and_write(&mut group);
-        for Waiting { reply, answer: outcome, .. } in group {
+        for Waiting { batch, reply, answer: outcome } in group {
+            // Whoever is answered has it too, and takes it apart in its own time.
+            drop(batch);
             let nothing = || Err(StoreError::closed());
             let _asker_gone = reply.answer(outcome.unwrap_or_else(nothing));
         }

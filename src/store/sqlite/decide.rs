@@ -54,6 +54,8 @@ pub(super) struct Session<'c> {
     seq: u64,
     token: u64,
     counted: (u64, u64),
+    /// Rows written.
+    rows: usize,
 }
 
 impl<'c> Session<'c> {
@@ -68,7 +70,7 @@ impl<'c> Session<'c> {
             Some(counters) => counters,
             None => read::counters(conn)?,
         };
-        Ok(Self { conn, memory, deaths, now, cells: BTreeMap::new(), batch: 0, seq, token, counted: (seq, token) })
+        Ok(Self { conn, memory, deaths, now, cells: BTreeMap::new(), batch: 0, seq, token, counted: (seq, token), rows: 0 })
     }
 
     /// The commit sequence that was there at the beginning.
@@ -96,6 +98,7 @@ impl<'c> Session<'c> {
     /// Writes what was accepted.
     pub(super) fn write(&mut self) -> Result<(), StoreError> {
         for (run, cell) in &mut self.cells {
+            self.rows = self.rows.saturating_add(cell.nodes.len()).saturating_add(1);
             write::run(self.conn, run, cell)?;
         }
         if (self.seq, self.token) != self.counted {
@@ -107,7 +110,7 @@ impl<'c> Session<'c> {
     /// What the writer remembers of the runs, once this is committed.
     pub(super) fn settled(self) -> Settled {
         let runs = self.cells.into_iter().map(|(run, cell)| (run, cell.head, cell.own)).collect();
-        Settled { counters: (self.seq, self.token), runs }
+        Settled { counters: (self.seq, self.token), rows: self.rows, runs }
     }
 
     fn entry(&mut self, entry: &Entry, refused: &HashSet<RunId>) -> Verdict<Receipt> {

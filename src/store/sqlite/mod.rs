@@ -7,6 +7,7 @@
 mod answer;
 mod boot;
 mod cell;
+mod checkpoint;
 mod decide;
 mod error;
 mod follow;

@@ -17,8 +17,12 @@ use crate::store::{StoreError, StoreErrorKind};
 /// How long a statement waits for another process's transaction.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pages in the WAL after which a commit brings them into the database: 8 MiB, so that many commits share one checkpoint.
-const CHECKPOINT_PAGES: i64 = 8 * 1024;
+/// Pages after which SQLite itself brings the WAL into the database, inside a commit: only where a [`checkpoint`](super::checkpoint) beside the writer
+/// did not.
+const CHECKPOINT_PAGES: i64 = 16 * 1024;
+
+/// How long the WAL becomes while the writer is busy.
+const WAL_PAGES: i64 = 12 * 1024;
 
 /// Page cache of the writer, in KiB.
 const WRITER_CACHE: i64 = 64 * 1024;
@@ -240,10 +244,18 @@ fn demand_wal(conn: &Connection, place: &str) -> Result<(), StoreError> {
     ))
 }
 
+/// A connection that only brings the WAL into the database.
+pub(super) fn open_checkpointer(db: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(db, flags)?;
+    configure(&conn, true)?;
+    Ok(conn)
+}
+
 /// Grows the WAL to the length that it reaches anyway: a commit that overwrites syncs about twice as fast as one that makes the file longer. The pages go
 /// in with a transaction that is rolled back, so that the database itself learns nothing of it.
 pub(super) fn grow_wal(conn: &Connection, db: &Path) -> rusqlite::Result<()> {
-    let wanted = CHECKPOINT_PAGES.saturating_mul(PAGE_SIZE);
+    let wanted = WAL_PAGES.saturating_mul(PAGE_SIZE);
     let there = std::fs::metadata(beside(db, "-wal")).map_or(0, |meta| meta.len());
     let missing = wanted.saturating_sub(i64::try_from(there).unwrap_or(i64::MAX));
     if missing < wanted / 4 {

@@ -62,6 +62,8 @@ pub(super) struct Head {
 #[derive(Debug)]
 pub(super) struct Settled {
     pub(super) counters: (u64, u64),
+    /// Rows that were written.
+    pub(super) rows: usize,
     pub(super) runs: Vec<(RunId, Option<Head>, OwnVersions)>,
 }
 

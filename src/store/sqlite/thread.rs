@@ -17,6 +17,7 @@ use std::sync::{Arc, Weak};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
+use super::checkpoint::{Checkpointer, Due};
 use super::decide::Session;
 use super::error::{is_full, is_io, sql_error};
 use super::follow::Foreign;
@@ -81,6 +82,9 @@ pub(super) struct Writer {
     /// Batches of this opening whose answers are stored and were told, oldest first.
     told: VecDeque<BatchId>,
     commits: u64,
+    checkpointer: Checkpointer,
+    /// Whether the rest of a checkpoint is to be done.
+    rest_due: bool,
     /// As long as it lives, others see this opening alive.
     owner: Owner,
 }
@@ -102,6 +106,7 @@ impl Writer {
         at.opened();
         let (seq, _) = read::counters(&conn)?;
         foreign.sent(seq);
+        let checkpointer = Checkpointer::new(db);
         Ok(Self {
             conn,
             at,
@@ -112,6 +117,8 @@ impl Writer {
             memory: Memory::default(),
             told: VecDeque::new(),
             commits: 0,
+            checkpointer,
+            rest_due: false,
             owner,
         })
     }
@@ -157,6 +164,7 @@ impl Writer {
                 source.answer(Err(StoreError::closed()));
             }
         }
+        drop(self.checkpointer);
         // The last connection to close brings the WAL into the database and removes it.
         let place = self.at.name.clone();
         let closed = self.conn.close().map_err(|(_, error)| sql_error(&place, error));
@@ -180,8 +188,11 @@ impl Writer {
         match self.transaction(&all) {
             Ok(answers) => {
                 for ((batch, reply), answer) in batches.into_iter().zip(answers) {
+                    let id = batch.id;
+                    // Whoever is answered has it too, and takes it apart in its own time.
+                    drop(batch);
                     if reply.answer(Ok(answer)) {
-                        self.told.push_back(batch.id);
+                        self.told.push_back(id);
                     }
                     // Who is gone may come back with the same batch: its answer stays until its age removes it.
                 }
@@ -197,6 +208,11 @@ impl Writer {
                     let _asker_gone = reply.answer(Err(error.clone()));
                 }
             }
+        }
+        if std::mem::take(&mut self.rest_due)
+            && let Err(error) = self.checkpoint()
+        {
+            tracing::warn!(%error, "the WAL could not be brought into the database; it grows until that is possible");
         }
         if self.commits == GROW_AFTER {
             // Only speed depends on it.
@@ -222,6 +238,7 @@ impl Writer {
                     return Err(error);
                 }
                 self.seq = settled.counters.0;
+                self.rest_due |= self.checkpointer.wrote(settled.rows) == Due::Rest;
                 self.memory.settle(settled);
                 self.commits = self.commits.saturating_add(1);
                 Ok(answers)
