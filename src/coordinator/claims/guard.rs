@@ -32,11 +32,19 @@ pub struct Claim {
     /// `None`: it has ended.
     lease: Option<Lease>,
     token: FencingToken,
+    commit: Commit,
 }
 
 impl Claim {
-    pub(super) fn new(coordinator: Coordinator, run: RunId, node: NodeId, state: Arc<NodeState>, lease: Lease) -> Self {
-        Self { run, node, state, coordinator, token: lease.token(), lease: Some(lease) }
+    pub(super) fn new(
+        coordinator: Coordinator,
+        run: RunId,
+        node: NodeId,
+        state: Arc<NodeState>,
+        lease: Lease,
+        commit: Commit,
+    ) -> Self {
+        Self { run, node, state, coordinator, token: lease.token(), lease: Some(lease), commit }
     }
 
     /// The run.
@@ -62,6 +70,11 @@ impl Claim {
     /// The fencing token of its lease: higher than that of every earlier claim.
     pub fn token(&self) -> FencingToken {
         self.token
+    }
+
+    /// The commit that made it: its place in the order of the store, the run's versions.
+    pub fn commit(&self) -> &Commit {
+        &self.commit
     }
 
     /// Its lease: what remains of it, whether it is lost.

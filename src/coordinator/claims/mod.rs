@@ -20,7 +20,7 @@ use self::board::Picked;
 use super::write::{ids, node_change};
 use super::{Coordinator, Engine};
 use crate::error::Error;
-use crate::lease::LockOptions;
+use crate::lease::{LeaseError, LockOptions};
 use crate::model::{
     Fence, Guard, InputError, IntoNodeId, IntoRunId, LeaseKey, NodeId, NodeState, NodeStatus, NodeUpdate, Pick, RunId, RunStatus,
     Snapshot, Taking,
@@ -434,7 +434,17 @@ impl Coordinator {
                 return Err(error);
             }
         };
-        let lease = place.confirm(committed.grants.first().map(|grant| grant.token)).await?;
+        let granted = committed.grants.first().map(|grant| grant.token);
+        let lease = match place.confirm(granted).await {
+            Ok(lease) => lease,
+            // This process was asleep for longer than the lease lasts, or the run ended: nothing was gained, and nothing is wrong.
+            Err(LeaseError::RunEnded { .. } | LeaseError::NotFound { .. }) => return Ok(Tried::Taken),
+            Err(LeaseError::Store(error)) if error.is_retryable() => {
+                tracing::warn!(%run, %node, %error, "a claim came too late to be trusted");
+                return Ok(Tried::Taken);
+            }
+            Err(error) => return Err(error.into()),
+        };
         if given_up {
             tracing::warn!(%run, %node, attempt = seen.attempt, "a node has failed: the worker of its last attempt vanished");
             drop(lease);
@@ -446,7 +456,7 @@ impl Coordinator {
         if taking == Taking::TakeOver {
             tracing::info!(%run, %node, attempt = state.attempt, "a node was taken over: its worker vanished");
         }
-        Ok(Tried::Claimed(Claim::new(self.clone(), run, node, state, lease)))
+        Ok(Tried::Claimed(Claim::new(self.clone(), run, node, state, lease, committed.into())))
     }
 }
 
