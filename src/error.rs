@@ -75,7 +75,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Contended { .. } | Self::Locked(_) | Self::Overloaded => true,
-            Self::Store(error) => error.is_retryable(),
+            Self::Store(error) | Self::Lease(crate::lease::LeaseError::Store(error)) => error.is_retryable(),
             _ => false,
         }
     }

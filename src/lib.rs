@@ -72,16 +72,16 @@ mod run;
 pub mod store;
 
 pub use coordinator::{
-    AbandonedRun, Change, ChangeStream, Commit, Coordinator, CoordinatorBuilder, Durability, Event, Freshness, Health, OnDelete,
-    RunView, Stats, StreamError, TransactError, Transaction, View,
+    AbandonedRun, Change, ChangeStream, Claim, ClaimFilter, Commit, Coordinator, CoordinatorBuilder, Durability, Event, Freshness,
+    Health, Next, OnDelete, RunView, Stats, StreamError, TransactError, Transaction, View,
 };
 pub use error::Error;
 pub use lease::{Lease, LeaseError, LockOptions, LostReason};
 pub use model::{
-    Clock, CommitSeq, Fence, FencingToken, Fingerprint, InputError, Interval, IntervalSet, IntoInterval, IntoNodeId, IntoRunId,
-    LastSuccess, LeaseKey, LeaseOwner, LeaseRecord, Metadata, NewRun, NodeCoverage, NodeId, NodeState, NodeStatus, NodeUpdate,
-    PartitionKey, ProcessInfo, RawJson, RunCursor, RunFilter, RunHeader, RunId, RunPage, RunQuery, RunReceipt, RunState,
-    RunStatus, RunSummary, RunUpdate, Snapshot, SystemClock, Version,
+    Attempt, Clock, CommitSeq, Fence, FencingToken, Fingerprint, InputError, Interval, IntervalSet, IntoInterval, IntoNodeId,
+    IntoRunId, LastSuccess, LeaseKey, LeaseOwner, LeaseRecord, List, Metadata, NewRun, NodeCoverage, NodeId, NodeState,
+    NodeStatus, NodeUpdate, PartitionKey, ProcessInfo, RawJson, RunCursor, RunFilter, RunHeader, RunId, RunPage, RunQuery,
+    RunReceipt, RunState, RunStatus, RunSummary, RunUpdate, Snapshot, SystemClock, Version,
 };
 pub use persist::Histogram;
 pub use run::DeferredLoss;

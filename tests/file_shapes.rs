@@ -175,6 +175,44 @@ async fn the_oldest_runners_map_is_read_and_never_written() {
     assert_eq!(all(&again).await, told);
 }
 
+/// What claims need stands in the guide's shape as members of the node; Seeknal's own shape is left alone, and what others keep under our names stays.
+#[tokio::test]
+async fn claims_are_written_where_there_is_something_to_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run_state.json");
+    std::fs::write(
+        &path,
+        r#"{"run_id":"r","status":"running","nodes":{"odd":{"status":"failed","depends_on":"x","attempts":3,"max_attempts":1.50,
+           "worker":{"a":1e-300},"token":"t"},"plain":{"status":"success","depends_on":["odd"]}}}"#,
+    )
+    .unwrap();
+    let backend = open(folder.path()).await;
+    let run = all(&backend).await.remove(0);
+    let odd = run.node("odd").unwrap();
+    assert_eq!((odd.depends_on.len(), odd.attempts.len(), odd.max_attempts, odd.token), (0, 0, None, None));
+    assert_eq!(run.node("plain").unwrap().depends_on.as_slice(), [node_id("odd")]);
+    applied(&backend, "r", vec![set("odd", NodeUpdate::new().row_count(7), 1)]).await;
+    let own = NodeUpdate::new().depends_on(["plain"]).max_attempts(2);
+    applied(&backend, "r", vec![set("own", own, 1), set("bare", NodeUpdate::success(), 1)]).await;
+    backend.checkpoint().await.unwrap();
+    let written = raw(&path);
+    let text = |keys: &[&str]| member(&written, keys).map(|raw| raw.as_str().to_owned());
+    for (key, kept) in [("depends_on", "\"x\""), ("attempts", "3"), ("max_attempts", "1.50"), ("worker", r#"{"a":1e-300}"#)] {
+        assert_eq!(text(&["nodes", "odd", key]).as_deref(), Some(kept), "{key}");
+    }
+    assert_eq!(text(&["nodes", "own", "depends_on"]).as_deref(), Some(r#"["plain"]"#));
+    assert!(
+        ["attempts", "depends_on", "max_attempts", "worker", "token"].iter().all(|key| text(&["nodes", "bare", key]).is_none())
+    );
+    // Taken over: what was somebody else's text under our names gives way, and is not lost.
+    applied(&backend, "r", vec![set("odd", NodeUpdate::running().depends_on(["plain"]), 2)]).await;
+    let before = all(&backend).await;
+    backend.close().await.unwrap();
+    let after = all(&open(folder.path()).await).await;
+    assert_eq!(after, before);
+    assert_eq!(after[0].node("odd").unwrap().attempts.len(), 1);
+}
+
 #[tokio::test]
 async fn a_new_run_in_seeknals_file_keeps_it_readable_for_seeknal() {
     let folder = fixture("seeknal-2.x-real-4-nodes");

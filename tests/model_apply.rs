@@ -89,6 +89,79 @@ fn moving_to_running_begins_an_attempt() {
     }
 }
 
+/// Number, status and error of every attempt that is over.
+fn history(node: &NodeState) -> Vec<(u32, &str, Option<&str>)> {
+    node.attempts.iter().map(|attempt| (attempt.number, attempt.status.as_str(), attempt.error.as_deref())).collect()
+}
+
+#[test]
+fn an_attempt_that_is_over_is_kept_once_and_as_it_was() {
+    let failed = || NodeUpdate::failed("why");
+    let node = node_after(vec![NodeUpdate::running(), failed(), NodeUpdate::running()]);
+    assert_eq!((node.attempt, history(&node)), (2, vec![(1, "failed", Some("why"))]));
+    let first = &node.attempts[0];
+    assert_eq!((first.started_at, first.finished_at, first.duration_ms), (Some(at(10)), Some(at(20)), Some(10_000)));
+
+    // By way of pending it is told when the end is left, and not again.
+    let node =
+        node_after(vec![failed(), NodeUpdate::pending(), NodeUpdate::running(), NodeUpdate::success(), NodeUpdate::running()]);
+    assert_eq!((node.attempt, history(&node)), (3, vec![(1, "failed", Some("why")), (2, "success", None)]));
+    let odd = node_after(vec![failed(), NodeUpdate::status(NodeStatus::parse("queued")), NodeUpdate::running()]);
+    assert_eq!((odd.attempt, history(&odd)), (2, vec![(1, "failed", Some("why"))]));
+
+    // Counting backwards loses nothing either.
+    let node = node_after(vec![failed().attempt(5), NodeUpdate::running().attempt(1), failed(), NodeUpdate::running()]);
+    assert_eq!((node.attempt, history(&node)), (2, vec![(5, "failed", Some("why")), (1, "failed", Some("why"))]));
+
+    for quiet in [
+        vec![NodeUpdate::running(), NodeUpdate::success()],
+        vec![NodeUpdate::pending(), NodeUpdate::pending().attempt(4)],
+        vec![NodeUpdate::running(), NodeUpdate::pending(), NodeUpdate::running()],
+        vec![NodeUpdate::running(), NodeUpdate::success().attempt(3)],
+    ] {
+        assert_eq!(history(&node_after(quiet)), vec![]);
+    }
+}
+
+#[test]
+fn a_higher_attempt_takes_over_what_runs() {
+    let begun = NodeUpdate::running;
+    let taken = node_after(vec![begun(), NodeUpdate::running().attempt(2)]);
+    assert_eq!((taken.attempt, taken.started_at), (2, Some(at(20))));
+    assert_eq!(history(&taken), vec![(1, "running", None)]);
+    let freed = node_after(vec![begun().error("a warning"), NodeUpdate::pending().attempt(2)]);
+    assert_eq!((freed.attempt, freed.started_at, freed.finished_at, freed.worker.clone()), (2, None, None, None));
+    assert_eq!((freed.error.clone(), history(&freed)), (None, vec![(1, "running", Some("a warning"))]));
+    let next = node_after(vec![begun(), NodeUpdate::pending().attempt(2), NodeUpdate::running()]);
+    assert_eq!((next.attempt, next.attempts.len()), (2, 1), "a number that was said is not counted again");
+    let again = node_after(vec![begun(), NodeUpdate::failed("x"), NodeUpdate::pending().attempt(2), NodeUpdate::running()]);
+    assert_eq!((again.attempt, history(&again)), (2, vec![(1, "failed", Some("x"))]));
+}
+
+#[test]
+fn dependencies_and_limits_are_checked_when_they_are_written() {
+    let node = node_after(vec![NodeUpdate::new().depends_on(["b", "a", "b"]).max_attempts(3), NodeUpdate::running()]);
+    assert_eq!((node.depends_on.as_slice(), node.max_attempts), ([n("b"), n("a")].as_slice(), Some(3)));
+    let none: [&str; 0] = [];
+    let cleared = node_after(vec![
+        NodeUpdate::new().depends_on(["b"]).max_attempts(3),
+        NodeUpdate::new().depends_on(none).clear_max_attempts(),
+    ]);
+    assert_eq!((cleared.depends_on.len(), cleared.max_attempts), (0, None));
+    let many = (0..=seeknal_state::model::MAX_DEPENDENCIES).map(|index| format!("n{index}"));
+    for (wrong, said) in [
+        (NodeUpdate::new().depends_on(["a", "n"]), "itself"),
+        (NodeUpdate::new().depends_on(["a", ""]), "empty"),
+        (NodeUpdate::new().depends_on(many), "more than"),
+        (NodeUpdate::new().max_attempts(0), "at least 1"),
+    ] {
+        let mut state = Some(after(&[create()]));
+        let refusal = apply(&mut state, &id(), &set("n", wrong, 1), Version(2)).unwrap_err();
+        assert!(matches!(refusal, Refusal::Input(_)) && refusal.to_string().contains(said), "{refusal}");
+        assert_eq!(state, Some(after(&[create()])));
+    }
+}
+
 #[test]
 fn only_an_ended_node_begins_another_attempt() {
     let resumed = node_after(vec![

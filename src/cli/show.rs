@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::exit::CliError;
 use super::output::{Output, between, dash, duration, no_state, one_line, open_for_reading, stamp, table};
 use crate::model::{
-    Fingerprint, IntervalSet, Metadata, NodeId, NodeState, NodeStatus, PartitionKey, ProcessInfo, RawJson, RunId, RunState,
-    RunStatus, RunSummary, Version, time,
+    Attempt, FencingToken, Fingerprint, IntervalSet, Metadata, NodeId, NodeState, NodeStatus, PartitionKey, ProcessInfo, RawJson,
+    RunId, RunState, RunStatus, RunSummary, Version, time,
 };
 use crate::project::{ProjectErrorKind, Settings};
 
@@ -51,6 +51,12 @@ struct Node<'a> {
     metadata: &'a Metadata,
     completed_intervals: &'a IntervalSet,
     completed_partitions: &'a BTreeSet<PartitionKey>,
+    depends_on: &'a [NodeId],
+    max_attempts: Option<u32>,
+    /// Earlier attempts that are over.
+    attempts: &'a [Attempt],
+    worker: Option<&'a str>,
+    token: Option<FencingToken>,
     /// What a foreign file said beyond that.
     extra: Option<&'a RawJson>,
 }
@@ -92,6 +98,11 @@ impl<'a> Node<'a> {
             metadata: &node.metadata,
             completed_intervals: &node.intervals,
             completed_partitions: &node.partitions,
+            depends_on: &node.depends_on,
+            max_attempts: node.max_attempts,
+            attempts: &node.attempts,
+            worker: node.worker.as_deref(),
+            token: node.token,
             extra: node.extra.as_ref(),
         }
     }

@@ -13,7 +13,8 @@ use crate::model::{
 };
 use crate::persist::Submission;
 use crate::run::{
-    ChangeSeed, CommitError, Committed, FlushSink, HoldGrant, NotCommitted, OneSink, Op, Permit, Release, Sent, plan,
+    ChangeSeed, CommitError, Committed, FlushSink, HoldGrant, NotCommitted, OneSink, Op, Permit, Release, Sent, Surroundings,
+    plan,
 };
 
 /// How often a transaction over several runs is tried while others change what it touches.
@@ -107,7 +108,7 @@ impl Engine {
         Ok(permit?)
     }
 
-    async fn commit_one(&self, run: RunId, mut op: Op, now: bool) -> Result<Committed, Error> {
+    pub(super) async fn commit_one(&self, run: RunId, mut op: Op, now: bool) -> Result<Committed, Error> {
         let creates = op.creates_run();
         let mut permit = self.admit(op.weight(), now).await?;
         loop {
@@ -132,7 +133,7 @@ impl Engine {
     /// Commits over several runs in a task of its own, so that a caller that goes away leaves no run held.
     async fn commit_several(self: &Arc<Self>, work: Work) -> Result<Committed, Error> {
         if work.runs.is_empty() && work.leases.is_empty() {
-            return Ok(Committed { seq: None, runs: Vec::new() });
+            return Ok(Committed { seq: None, runs: Vec::new(), grants: Vec::new() });
         }
         let (engine, first) = (Arc::clone(self), work.runs.keys().next().cloned());
         match tokio::spawn(async move { engine.several(work).await }).await {
@@ -265,10 +266,10 @@ impl Engine {
             releases.push((grant, Release::Moved(state)));
         }
         drop(publication);
-        if self.events.has_subscribers() {
+        if self.directory.wants_changes() {
             for ((grant, release), versions) in releases.iter().zip(&receipt.runs) {
                 if let (Release::Moved(state), Some(op)) = (release, ops.get(grant.cell().id())) {
-                    self.events.changed(change(versions, receipt.seq, op, state.clone()));
+                    self.directory.changed(change(versions, receipt.seq, op, state.clone()));
                 }
             }
         }

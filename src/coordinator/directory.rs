@@ -7,6 +7,7 @@ use dashmap::{DashMap, DashSet};
 use ractor::{ActorCell, ActorId};
 use tokio::sync::OnceCell;
 
+use super::claims::Boards;
 use super::events::Events;
 use crate::error::Error;
 use crate::lease::LeaseHandle;
@@ -33,6 +34,8 @@ pub(crate) struct Directory {
     context: OnceLock<Weak<RunContext>>,
     leases: OnceLock<LeaseHandle>,
     ended: AtomicBool,
+    /// Ready nodes of the runs that somebody asks for work.
+    pub(super) boards: Boards,
 }
 
 impl Directory {
@@ -47,6 +50,7 @@ impl Directory {
             context: OnceLock::new(),
             leases: OnceLock::new(),
             ended: AtomicBool::new(false),
+            boards: Boards::default(),
         }
     }
 
@@ -216,6 +220,7 @@ impl Directory {
     }
 
     fn forget(&self, run: &RunId, actor: ActorId) {
+        self.boards.forget(run);
         self.by_actor.remove(&actor);
         self.runs.remove_if(run, |_, slot| slot.get().is_some_and(|handle| handle.actor_id() == actor));
     }
@@ -274,11 +279,14 @@ impl Surroundings for Directory {
     }
 
     fn wants_changes(&self) -> bool {
-        self.events.has_subscribers()
+        self.events.has_subscribers() || self.boards.any()
     }
 
     fn changed(&self, change: ChangeSeed) {
-        self.events.changed(change);
+        self.boards.changed(&change);
+        if self.events.has_subscribers() {
+            self.events.changed(change);
+        }
     }
 
     fn lost(&self, loss: &DeferredLoss) {

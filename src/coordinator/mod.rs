@@ -1,6 +1,7 @@
 //! The front door: open a store, hand out runs, build transactions, ask, listen, close.
 
 mod builder;
+mod claims;
 mod commit;
 mod directory;
 mod doors;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use builder::CoordinatorBuilder;
+pub use claims::{Claim, ClaimFilter, Next};
 pub use commit::Commit;
 pub use events::{Change, ChangeStream, Event, StreamError};
 pub use follow::Freshness;
@@ -205,6 +207,7 @@ impl Engine {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        self.directory.boards.close();
         self.following.stop().await;
         self.context.persist.wind_up();
         // Who was admitted is answered first; who asks from now on is refused.

@@ -24,6 +24,7 @@ use super::error::{LeaseError, LostReason};
 use super::guard::Lease;
 use super::manager::Manager;
 use super::options::Terms;
+use super::place::Place;
 use super::rows::Context;
 use super::table::Ticket;
 use super::trust::LeaseTime;
@@ -37,8 +38,23 @@ pub(super) struct Request {
     pub(super) terms: Terms,
     /// `None`: try once.
     pub(super) wait_until: Option<Duration>,
-    /// Carries the guard: a caller that is gone by then drops it, and so releases.
-    pub(super) reply: Reply<Option<Lease>>,
+    pub(super) reply: Asker,
+}
+
+/// Who asks, and for what. The answer carries the guard: a caller that is gone by then drops it, and so releases.
+pub(super) enum Asker {
+    Lease(Reply<Option<Lease>>),
+    /// A place that nobody else of this process can have; its holder sends the entry that grants the lease.
+    Place(Reply<Option<Place>>),
+}
+
+impl Asker {
+    pub(super) fn is_closed(&self) -> bool {
+        match self {
+            Self::Lease(reply) => reply.is_closed(),
+            Self::Place(reply) => reply.is_closed(),
+        }
+    }
 }
 
 pub(super) enum Message {
@@ -48,6 +64,18 @@ pub(super) enum Message {
     Release {
         token: FencingToken,
         reply: Option<Reply<()>>,
+    },
+    /// The entry of a place's holder granted the lease, with an attempt that began at `start`.
+    Confirm {
+        ticket: Ticket,
+        key: LeaseKey,
+        token: FencingToken,
+        start: Duration,
+        reply: Reply<Option<Lease>>,
+    },
+    /// An entry of the holder gave its lease back.
+    Returned {
+        token: FencingToken,
     },
     Renew {
         token: FencingToken,
@@ -111,6 +139,8 @@ impl Actor for LockManager {
             Message::Acquire(request) => state.acquire(request),
             Message::Cancel(ticket) => state.cancel(ticket),
             Message::Release { token, reply } => state.release(token, reply),
+            Message::Confirm { ticket, key, token, start, reply } => state.confirm(ticket, key, token, start, reply),
+            Message::Returned { token } => state.returned(token),
             Message::Renew { token, reply } => state.renew(token, reply),
             Message::Lost { token, reason } => state.lost(token, reason),
             Message::Force { token, reply } => state.force(token, reply),

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
-use crate::model::{Fence, FencingToken, LeaseKey, RunId};
+use crate::model::{Fence, FencingToken, LeaseKey, LeaseMutation, RunId};
 
 use super::actor::Message;
 use super::error::{LeaseError, LostReason};
@@ -21,6 +22,8 @@ pub(super) struct Grant {
     pub(super) ttl: Duration,
     pub(super) keep_alive: bool,
     pub(super) trust: Trust,
+    /// An entry that gives it back is on its way: if it is found gone, that is no loss.
+    pub(super) returning: AtomicBool,
 }
 
 impl Grant {
@@ -110,6 +113,24 @@ impl Lease {
         let token = self.grant.token;
         self.armed = false;
         self.ask(|reply| Message::Release { token, reply: Some(reply) }).await
+    }
+
+    /// What gives this lease back inside an entry; `None` where the entry need not say so. To be followed by [`returned`](Self::returned) if the entry
+    /// was committed, by [`kept`](Self::kept) if not.
+    pub(crate) fn returning(&self, rows: bool) -> Option<LeaseMutation> {
+        self.grant.returning.store(true, Ordering::Release);
+        rows.then(|| LeaseMutation::Release { key: self.grant.key.clone(), token: self.grant.token })
+    }
+
+    /// The entry that was to give it back was not committed.
+    pub(crate) fn kept(&self) {
+        self.grant.returning.store(false, Ordering::Release);
+    }
+
+    /// The entry gave it back.
+    pub(crate) fn returned(mut self) {
+        self.armed = false;
+        let _manager_gone = self.manager.send_message(Message::Returned { token: self.grant.token });
     }
 
     fn check(&self) -> Result<(), LeaseError> {

@@ -11,10 +11,11 @@ use crate::model::{Clock, FencingToken, LeaseKey, LeaseRecord, RunId};
 use crate::store::{LeaseStore, StateBackend, StoreError, StoreErrorKind};
 
 use super::LeaseStoreDoor;
-use super::actor::{LockManager, Message, Reply, Request};
+use super::actor::{Asker, LockManager, Message, Reply, Request};
 use super::error::{LeaseError, LostReason};
 use super::guard::Lease;
 use super::options::LockOptions;
+use super::place::Place;
 use super::rows::Context;
 use super::table::Ticket;
 use super::trust::LeaseTime;
@@ -82,7 +83,24 @@ impl LeaseHandle {
         let ticket = Ticket(tickets.fetch_add(1, Ordering::Relaxed));
         let wait_until = (!wait.is_zero()).then(|| context.time.now().saturating_add(wait));
         let (reply, answer) = oneshot::channel();
-        let request = Request { ticket, key, terms, wait_until, reply };
+        let request = Request { ticket, key, terms, wait_until, reply: Asker::Lease(reply) };
+        manager.send_message(Message::Acquire(request)).map_err(|_| LeaseError::Closed)?;
+        let mut withdraw = Withdraw { manager, ticket: Some(ticket) };
+        let answer = answer.await;
+        withdraw.ticket = None;
+        answer.unwrap_or(Err(LeaseError::Closed))
+    }
+
+    /// Asks for the place of a lease that an entry of the caller's own is to grant; `None` if it is not free. Never waits for other holders.
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    pub(crate) async fn reserve(&self, key: LeaseKey, options: LockOptions) -> Result<Option<Place>, LeaseError> {
+        let terms = options.check()?;
+        let Shared { manager, tickets, .. } = &*self.shared;
+        let ticket = Ticket(tickets.fetch_add(1, Ordering::Relaxed));
+        let (reply, answer) = oneshot::channel();
+        let request = Request { ticket, key, terms, wait_until: None, reply: Asker::Place(reply) };
         manager.send_message(Message::Acquire(request)).map_err(|_| LeaseError::Closed)?;
         let mut withdraw = Withdraw { manager, ticket: Some(ticket) };
         let answer = answer.await;
@@ -96,7 +114,8 @@ impl LeaseHandle {
         answer.await.unwrap_or(Err(LeaseError::Closed))
     }
 
-    fn keeps_rows(&self) -> bool {
+    /// Whether leases are rows of the storage.
+    pub(crate) fn keeps_rows(&self) -> bool {
         matches!(self.shared.context.backend.lease_store(), LeaseStore::Rows)
     }
 

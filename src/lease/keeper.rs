@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ractor::ActorRef;
@@ -224,6 +225,11 @@ impl Rounds {
                         grant.trust.set_renewing(false);
                     }
                     flight.start.saturating_add(grant.ttl / 3)
+                }
+                Some(Outcome::Refused(Refusal::LeaseGone { .. })) if grant.returning.load(Ordering::Acquire) => {
+                    // Its holder gave it back, and the manager is about to learn of it.
+                    self.forget(token);
+                    continue;
                 }
                 Some(Outcome::Refused(Refusal::LeaseGone { .. })) => {
                     grant.trust.lose(LostReason::Forced);

@@ -1,11 +1,13 @@
 //! What the lock manager does with each message: the table decides, this carries.
 
 mod ends;
+mod places;
 mod waits;
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use ractor::ActorRef;
@@ -15,7 +17,7 @@ use crate::model::{FencingToken, LeaseKey, LeaseOwner, LeaseRecord, ProcessInfo,
 use crate::store::{LeaseBook, LeaseStore, StoreError, StoreErrorKind};
 
 use super::DoorError;
-use super::actor::{Message, Reply, Request, Timer};
+use super::actor::{Asker, Message, Reply, Request, Timer};
 use super::error::{LeaseError, LostReason};
 use super::guard::{Grant, Lease};
 use super::keeper::Keeper;
@@ -34,7 +36,7 @@ struct Pending {
     owner: LeaseOwner,
     wait_until: Option<Duration>,
     /// `None`: the caller was answered or is gone, and only the storage's answer is awaited.
-    reply: Option<Reply<Option<Lease>>>,
+    reply: Option<Asker>,
     /// The storage was asked and has not answered.
     in_flight: bool,
     /// How often the storage said that another process holds it.
@@ -43,9 +45,16 @@ struct Pending {
 
 impl Pending {
     fn answer(&mut self, answer: Result<Option<Lease>, LeaseError>) {
-        if let Some(reply) = self.reply.take() {
-            // A guard that finds nobody is dropped here, and so released.
-            let _caller_gone = reply.send(answer);
+        // A guard that finds nobody is dropped here, and so released.
+        match self.reply.take() {
+            Some(Asker::Lease(reply)) => {
+                let _caller_gone = reply.send(answer);
+            }
+            // It is answered with a place elsewhere; here only with why there is none.
+            Some(Asker::Place(reply)) => {
+                let _caller_gone = reply.send(answer.map(|_| None));
+            }
+            None => {}
         }
     }
 }
@@ -126,8 +135,9 @@ impl Manager {
             return pending.answer(Err(LeaseError::Closed));
         }
         self.catch_up();
-        let ask =
-            Ask { ticket, key: key.clone(), owner: pending.terms.owner.clone(), reentrant: pending.terms.reentrant, wait_until };
+        // Who asks for a place stands for itself: any number of tasks may claim under one name.
+        let owner = if matches!(pending.reply, Some(Asker::Place(_))) { None } else { pending.terms.owner.clone() };
+        let ask = Ask { ticket, key: key.clone(), owner, reentrant: pending.terms.reentrant, wait_until };
         match self.table.ask(ask) {
             Asked::Claimed => {
                 self.pending.insert(ticket, pending);
@@ -170,6 +180,7 @@ impl Manager {
                 todo.extend(self.table.vacate(ticket));
                 continue;
             }
+            let place = matches!(self.pending.get(&ticket), Some(Pending { reply: Some(Asker::Place(_)), .. }));
             match &mut self.store {
                 Store::Book { tokens, without_token, .. } => {
                     let token = tokens.next();
@@ -177,10 +188,12 @@ impl Manager {
                         rows::reserve(&self.context, &self.myself, tokens::BLOCK);
                     }
                     match token {
+                        Some(token) if place => self.hand_out(ticket, Some(token)),
                         Some(token) => self.grant(ticket, token, self.now()),
                         None => without_token.push_back(ticket),
                     }
                 }
+                Store::Rows { .. } if place => self.hand_out(ticket, None),
                 Store::Rows { .. } => self.attempt(ticket),
             }
         }
@@ -201,7 +214,14 @@ impl Manager {
         let record =
             LeaseRecord::new(key.clone(), token, owner.clone(), terms.purpose.clone(), self.context.clock.now(), terms.ttl_ms);
         let trust = Trust::new(Arc::clone(&self.context.time), until);
-        let grant = Arc::new(Grant { key: key.clone(), token, ttl, keep_alive: terms.keep_alive, trust });
+        let grant = Arc::new(Grant {
+            key: key.clone(),
+            token,
+            ttl,
+            keep_alive: terms.keep_alive,
+            trust,
+            returning: AtomicBool::new(false),
+        });
         // The keeper says when a lease is lost that it keeps alive.
         let expires = if rows && terms.keep_alive { None } else { until };
         let sharing = self.table.confirm(ticket, token, expires);
@@ -237,7 +257,7 @@ impl Manager {
         match result {
             Ok(token) => {
                 let ttl = Duration::from_millis(pending.terms.ttl_ms);
-                let too_late = now >= start.saturating_add(trusted(ttl));
+                let too_late = matches!(self.store, Store::Rows { .. }) && now >= start.saturating_add(trusted(ttl));
                 if too_late {
                     let message = format!(
                         "the storage took longer to grant the lock on {} than the lock would last ({ttl:?}); ask for a longer ttl",

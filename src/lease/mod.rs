@@ -20,6 +20,7 @@ mod keeper;
 mod locks;
 mod manager;
 mod options;
+mod place;
 mod rows;
 mod table;
 mod tokens;

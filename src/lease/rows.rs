@@ -40,7 +40,7 @@ impl Context {
         }
     }
 
-    async fn give_back(&self, key: &LeaseKey, token: FencingToken) -> Result<(), LeaseError> {
+    pub(super) async fn give_back(&self, key: &LeaseKey, token: FencingToken) -> Result<(), LeaseError> {
         let mut tries = 1;
         loop {
             match self.change(LeaseMutation::Release { key: key.clone(), token }).await {
@@ -59,7 +59,7 @@ impl Context {
 
     /// Nobody knows whether the grant has happened: if it has, it is found by its owner and given back. (The key is claimed by this
     /// request in this process, so that nobody else here can have it.)
-    async fn give_back_orphan(&self, key: &LeaseKey, owner: &LeaseOwner) {
+    pub(super) async fn give_back_orphan(&self, key: &LeaseKey, owner: &LeaseOwner) {
         let Ok(leases) = self.backend.list_leases().await else { return };
         for lease in leases.iter().filter(|lease| lease.key == *key && lease.owner == *owner) {
             // It ends by its expiry if this fails too.

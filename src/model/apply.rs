@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
+use super::attempt::{Attempt, MAX_ATTEMPTS_KEPT};
 use super::batch::Refusal;
 use super::id::RunId;
 use super::json::RawJson;
@@ -38,6 +39,9 @@ pub fn apply(state: &mut Option<RunState>, id: &RunId, mutation: &Mutation, vers
         return Ok(());
     }
     if let Some(node_id) = mutation.node() {
+        if let Mutation::SetNode { update, .. } = mutation {
+            update.check(node_id).map_err(Refusal::Input)?;
+        }
         let missing = || Refusal::NodeNotFound { run: id.clone(), node: node_id.clone() };
         if matches!(mutation, Mutation::DeleteNode { .. }) {
             if !run.drop_node(node_id) {
@@ -136,24 +140,32 @@ fn update_run(header: &mut RunHeader, update: &RunUpdate, at: DateTime<Utc>) {
 
 fn update_node(node: &mut NodeState, update: &NodeUpdate, at: DateTime<Utc>) {
     let moved = update.status.as_ref().filter(|status| **status != node.status);
+    let (runs, waits) = (update.status == Some(NodeStatus::Running), update.status == Some(NodeStatus::Pending));
+    // Also by way of pending: what keeps the stamp of an end had ended.
+    let had_ended = node.status.is_ended() || node.finished_at.is_some();
+    let counted = if moved.is_some() && runs && had_ended { node.attempt.saturating_add(1) } else { node.attempt };
+    let attempt = update.attempt.unwrap_or(counted);
+    // A higher number begins another attempt, also on a node that runs: its worker is gone, and somebody else takes over.
+    let begins = (runs || waits) && attempt > node.attempt;
+    if begins || (node.status.is_ended() && moved.is_some_and(|status| !status.is_ended())) {
+        remember(node);
+    }
+    if (moved.is_some() && runs) || begins {
+        node.started_at = runs.then_some(at);
+        node.finished_at = None;
+        node.duration_ms = None;
+        node.error = None;
+    } else if moved.is_some_and(NodeStatus::is_ended) {
+        node.finished_at = Some(at);
+    }
+    if begins || (moved.is_some() && (runs || waits)) {
+        node.worker = None;
+        node.token = None;
+    }
     if let Some(status) = moved {
-        if *status == NodeStatus::Running {
-            // Also by way of pending: what keeps the stamp of an end had ended.
-            if node.status.is_ended() || node.finished_at.is_some() {
-                node.attempt = node.attempt.saturating_add(1);
-            }
-            node.started_at = Some(at);
-            node.finished_at = None;
-            node.duration_ms = None;
-            node.error = None;
-        } else if status.is_ended() {
-            node.finished_at = Some(at);
-        }
         node.status = status.clone();
     }
-    if let Some(attempt) = update.attempt {
-        node.attempt = attempt;
-    }
+    node.attempt = attempt;
     update.started_at.apply_to(&mut node.started_at);
     update.finished_at.apply_to(&mut node.finished_at);
     if moved.is_some_and(NodeStatus::is_ended)
@@ -168,6 +180,26 @@ fn update_node(node: &mut NodeState, update: &NodeUpdate, at: DateTime<Utc>) {
     update.error.apply_to(&mut node.error);
     note(&mut node.watermarks, &update.watermarks);
     note(&mut node.metadata, &update.metadata);
+    if let Some(needed) = &update.depends_on {
+        node.depends_on = needed.clone();
+    }
+    update.max_attempts.apply_to(&mut node.max_attempts);
+    update.worker.apply_to(&mut node.worker);
+    update.token.apply_to(&mut node.token);
+}
+
+/// Puts the attempt that a node is on among those that are over, once.
+fn remember(node: &mut NodeState) {
+    let begun = node.status != NodeStatus::Pending || node.started_at.is_some() || node.finished_at.is_some();
+    // What went from its end to pending was told then, under the status of its end.
+    let told = !node.status.is_ended()
+        && node.attempts.last().is_some_and(|last| {
+            (last.number, last.started_at, last.finished_at) == (node.attempt, node.started_at, node.finished_at)
+        });
+    if begun && !told {
+        let attempt = Attempt::of(node);
+        node.attempts.push_bounded(attempt, MAX_ATTEMPTS_KEPT);
+    }
 }
 
 fn note(notes: &mut Metadata, changes: &NoteChanges) {

@@ -3,6 +3,7 @@
 //! No I/O, no clock reading (but the [`Clock`] that callers bring), no tokio. Everything here can be tested exhaustively.
 
 mod apply;
+mod attempt;
 mod batch;
 mod clock;
 mod coverage;
@@ -12,17 +13,20 @@ mod interval;
 mod json;
 mod lease;
 mod ledger;
+mod list;
 mod metadata;
 mod mutation;
 mod node;
 mod process;
 mod query;
+mod ready;
 mod run;
 mod snapshot;
 mod status;
 pub mod time;
 
 pub use apply::{apply, apply_all};
+pub use attempt::{Attempt, MAX_ATTEMPT_ERROR_BYTES, MAX_ATTEMPTS_KEPT};
 pub use batch::{Batch, BatchAnswer, BatchId, Entry, Fence, LeaseGrant, Outcome, Receipt, Refusal, RunPart, RunReceipt};
 pub use clock::{Clock, SystemClock};
 pub use coverage::{LastSuccess, NodeCoverage, Retained};
@@ -32,11 +36,13 @@ pub use interval::{Interval, IntervalSet, IntoInterval};
 pub use json::RawJson;
 pub use lease::{FencingToken, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord};
 pub use ledger::{FenceCheck, Ledger, LoggedPart, NoFences};
+pub use list::List;
 pub use metadata::Metadata;
-pub use mutation::{Change, Mutation, NewRun, NodeUpdate, RunImport, RunUpdate};
+pub use mutation::{Change, MAX_DEPENDENCIES, Mutation, NewRun, NodeUpdate, RunImport, RunUpdate};
 pub use node::{Fingerprint, NodeState};
 pub use process::ProcessInfo;
 pub use query::{RunCursor, RunFilter, RunPage, RunQuery, RunSummary};
+pub(crate) use ready::{Pick, ReadyBoard, Taking};
 pub use run::{CommitSeq, RunHeader, RunState, Version};
 pub use snapshot::Snapshot;
 pub use status::{NodeStatus, RunStatus};

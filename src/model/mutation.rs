@@ -1,15 +1,17 @@
 //! Every change there is. What cannot be said with a [`Mutation`] cannot be written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::id::{NodeId, PartitionKey};
+use super::id::{InputError, IntoNodeId, NodeId, PartitionKey};
 use super::interval::Interval;
 use super::json::RawJson;
+use super::lease::FencingToken;
+use super::list::List;
 use super::node::{Fingerprint, NodeState};
 use super::process::ProcessInfo;
 use super::run::RunHeader;
@@ -48,6 +50,9 @@ impl<T> Change<T> {
     }
 }
 
+/// How many nodes a node may depend on.
+pub const MAX_DEPENDENCIES: usize = 10_000;
+
 /// Notes to set (`Some`) or to remove (`None`), by key.
 pub(crate) type NoteChanges = Vec<(Arc<str>, Option<RawJson>)>;
 
@@ -72,7 +77,8 @@ mod notes {
 /// What to change in a node. What is not given is kept.
 ///
 /// Moving to `running` clears `error`, `finished_at` and `duration_ms`, stamps `started_at`, and raises `attempt` if the node had
-/// ended. Moving to an end (success, failed, skipped, cached) stamps `finished_at` and `duration_ms` unless they are given.
+/// ended; so does `running` with a higher [`attempt`](Self::attempt) on a node that runs: somebody else took it over. The attempt that is over
+/// joins the node's [`attempts`](NodeState::attempts). Moving to an end (success, failed, skipped, cached) stamps `finished_at` and `duration_ms` unless they are given.
 ///
 /// ```
 /// use seeknal_state::NodeUpdate;
@@ -103,6 +109,17 @@ pub struct NodeUpdate {
     pub(crate) watermarks: NoteChanges,
     #[serde(skip_serializing_if = "Vec::is_empty", with = "notes")]
     pub(crate) metadata: NoteChanges,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) depends_on: Option<List<NodeId>>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    pub(crate) max_attempts: Change<u32>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    pub(crate) worker: Change<Arc<str>>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    pub(crate) token: Change<FencingToken>,
+    /// What was wrong with what was given: said when it is applied, because building it cannot fail.
+    #[serde(skip)]
+    pub(crate) invalid: Option<InputError>,
 }
 
 impl NodeUpdate {
@@ -146,7 +163,8 @@ impl NodeUpdate {
         Self::status(NodeStatus::Cached)
     }
 
-    /// Says which attempt this is, instead of counting.
+    /// Says which attempt this is, instead of counting. Raised together with `running` or `pending` it begins a new attempt: the one before
+    /// joins the history.
     pub fn attempt(mut self, attempt: u32) -> Self {
         self.attempt = Some(attempt);
         self
@@ -229,11 +247,111 @@ impl NodeUpdate {
         self
     }
 
+    /// Which nodes of the same run must be done before this one is ready for a claim, instead of those it had; none clears them. A node that
+    /// is named twice counts once; one that the run does not have is kept, and means: not ready. Refused when it is written: an invalid name,
+    /// the node itself, more than [`MAX_DEPENDENCIES`].
+    pub fn depends_on<I>(mut self, nodes: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: IntoNodeId,
+    {
+        let mut seen = BTreeSet::new();
+        let mut list = Vec::new();
+        for node in nodes {
+            match node.into_node_id() {
+                Ok(node) => {
+                    if seen.insert(node.clone()) {
+                        list.push(node);
+                    }
+                }
+                Err(error) => {
+                    self.invalid.get_or_insert(error.within("depends_on"));
+                }
+            }
+            if list.len() > MAX_DEPENDENCIES {
+                // The rest of an endless list is nobody's.
+                break;
+            }
+        }
+        self.depends_on = Some(list.into());
+        self
+    }
+
+    /// How many attempts it may take before a claim whose worker vanished leaves it failed. Zero is refused when it is written.
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = Change::Set(attempts);
+        self
+    }
+
+    /// Allows any number of attempts.
+    pub fn clear_max_attempts(mut self) -> Self {
+        self.max_attempts = Change::Clear;
+        self
+    }
+
+    /// Who works on it: what tells a claimed node from one that its orchestrator moved by itself. Moving to `running` or `pending` forgets the
+    /// last one.
+    pub(crate) fn worker(mut self, name: impl AsRef<str>) -> Self {
+        self.worker = Change::Set(Arc::from(name.as_ref()));
+        self
+    }
+
+    /// Which claim tells the end of the attempt.
+    pub(crate) fn token(mut self, token: FencingToken) -> Self {
+        self.token = Change::Set(token);
+        self
+    }
+
+    /// The status that it moves to.
+    pub(crate) fn target(&self) -> Option<&NodeStatus> {
+        self.status.as_ref()
+    }
+
+    /// The same, with a status to move to.
+    pub(crate) fn and_status(mut self, status: NodeStatus) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// As if the attempt had not begun.
+    pub(crate) fn unbegun(mut self) -> Self {
+        self.started_at = Change::Clear;
+        self
+    }
+
+    /// Whether it can be written to this node.
+    pub(crate) fn check(&self, node: &NodeId) -> Result<(), InputError> {
+        if let Some(error) = &self.invalid {
+            return Err(error.clone().within(format_args!("node {node:?}")));
+        }
+        if let Some(needed) = &self.depends_on {
+            let wrong = |why: String| Err(InputError::new(format!("depends_on of node {node:?}"), why));
+            if needed.contains(node) {
+                return wrong("it names the node itself; a node cannot wait for its own end".to_owned());
+            }
+            if needed.len() > MAX_DEPENDENCIES {
+                return wrong(format!(
+                    "it names more than {MAX_DEPENDENCIES} nodes; put a node between them that stands for many"
+                ));
+            }
+        }
+        if self.max_attempts == Change::Set(0) {
+            return Err(InputError::new(format!("max_attempts of node {node:?}"), "it is 0; allow at least 1, or leave it out"));
+        }
+        Ok(())
+    }
+
     /// About how many bytes this takes.
     fn weight(&self) -> usize {
+        let needed: usize = self.depends_on.iter().flatten().map(|node| node.as_str().len() + 32).sum();
         let text = |change: &Change<Arc<str>>| if let Change::Set(text) = change { text.len() } else { 0 };
         let fingerprint = if let Change::Set(print) = &self.fingerprint { print.as_raw().as_str().len() } else { 0 };
-        text(&self.error) + fingerprint + notes_weight(&self.watermarks) + notes_weight(&self.metadata)
+        needed
+            + text(&self.error)
+            + text(&self.worker)
+            + fingerprint
+            + notes_weight(&self.watermarks)
+            + notes_weight(&self.metadata)
     }
 }
 
@@ -500,6 +618,8 @@ impl Mutation {
                                 512 + id.as_str().len()
                                     + extra(&node.extra)
                                     + node.metadata.weight()
+                                    + node.depends_on.iter().map(|needed| needed.as_str().len() + 32).sum::<usize>()
+                                    + node.attempts.len() * 256
                                     + node.intervals.len() * 64
                                     + node.partitions.iter().map(|p| p.as_str().len() + 32).sum::<usize>()
                             })

@@ -6,9 +6,12 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::id::{InputError, PartitionKey};
+use super::attempt::Attempt;
+use super::id::{InputError, NodeId, PartitionKey};
 use super::interval::IntervalSet;
 use super::json::RawJson;
+use super::lease::FencingToken;
+use super::list::List;
 use super::metadata::Metadata;
 use super::run::Version;
 use super::status::NodeStatus;
@@ -105,6 +108,22 @@ pub struct NodeState {
     /// The partitions that are complete.
     #[serde(default, skip_serializing_if = "no_partitions")]
     pub partitions: Arc<BTreeSet<PartitionKey>>,
+    /// The nodes of the same run that must be done before this one is ready for a claim. A name that the run does not have is kept; then this
+    /// one is not ready.
+    #[serde(default, skip_serializing_if = "no_elements")]
+    pub depends_on: List<NodeId>,
+    /// How many attempts it may take: a claim whose worker vanished on the last one leaves it failed. None: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// Earlier attempts that are over, oldest first; the newest [`MAX_ATTEMPTS_KEPT`](super::MAX_ATTEMPTS_KEPT).
+    #[serde(default, skip_serializing_if = "no_elements")]
+    pub attempts: List<Attempt>,
+    /// Who works on the attempt, or worked on it: the name that the claim gave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<Arc<str>>,
+    /// The fencing token of the claim that told the end of the attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<FencingToken>,
     /// For a node that came from a foreign file: the object it was, with everything that was not understood. What is known and has not
     /// changed since is written back in this object's own words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,6 +149,10 @@ fn no_partitions(set: &Arc<BTreeSet<PartitionKey>>) -> bool {
     set.is_empty()
 }
 
+fn no_elements<T>(list: &List<T>) -> bool {
+    list.is_empty()
+}
+
 impl NodeState {
     /// A node of which nothing is known but its status.
     pub fn new(status: NodeStatus) -> Self {
@@ -146,6 +169,11 @@ impl NodeState {
             metadata: Metadata::new(),
             intervals: Arc::default(),
             partitions: Arc::default(),
+            depends_on: List::new(),
+            max_attempts: None,
+            attempts: List::new(),
+            worker: None,
+            token: None,
             extra: None,
             version: Version::NONE,
         }

@@ -294,7 +294,8 @@ impl State {
         match self.chain.decide(&mut op, context.surroundings.wants_changes()) {
             Ok((ticket, entry)) => {
                 let losses = deferred.then(|| (Arc::clone(&context.losses), self.cell.id().clone()));
-                let mut sink = RunSink { actor: self.myself.clone(), ticket, order, ack, attempts: op.attempts, losses, permit };
+                let (attempts, hasty) = (op.attempts, op.hasty);
+                let mut sink = RunSink { actor: self.myself.clone(), ticket, order, ack, attempts, hasty, losses, permit };
                 if deferred {
                     self.cell.set_deferred(true);
                     if let Some(ack) = sink.ack.take() {
@@ -305,7 +306,7 @@ impl State {
                 self.context.persist.submit(Submission { entry, weight, chain: self.chain.number(), sink: FlushSink::Run(sink) });
             }
             // What it was refused on may never be committed, or others may have changed it since: it is checked once more on what is.
-            Err(_) if !op.verified && (!self.chain.is_settled() || self.context.backend.is_shared()) => {
+            Err(_) if !op.verified && !op.hasty && (!self.chain.is_settled() || self.context.backend.is_shared()) => {
                 op.verified = true;
                 let reload = self.context.backend.is_shared();
                 self.again.insert(order, Job { order, op, ack, permit });
@@ -344,7 +345,7 @@ impl State {
         for (ticket, before) in seen {
             if let Some(ack) = self.deferred.remove(&ticket) {
                 let receipt = RunReceipt { run: self.cell.id().clone(), before, after: before.next() };
-                ack.answer(Ok(Committed { seq: None, runs: vec![receipt] }));
+                ack.answer(Ok(Committed { seq: None, runs: vec![receipt], grants: Vec::new() }));
             }
         }
     }
@@ -369,7 +370,7 @@ impl State {
     fn settled(&mut self, outcomes: Outcomes) {
         let mut acks = Vec::new();
         for (sink, settlement) in outcomes.take() {
-            let RunSink { ticket, order, ack, attempts, permit, .. } = sink;
+            let RunSink { ticket, order, ack, attempts, hasty, permit, .. } = sink;
             // A deferred write that is settled before it was acknowledged is answered like any other.
             let was_deferred = ack.is_none();
             let ack = ack.or_else(|| self.deferred.remove(&ticket));
@@ -393,7 +394,7 @@ impl State {
                 }
                 Settlement::Recheck(entry, reload) => {
                     self.chain.fell(ticket);
-                    let op = Op::again(entry, attempts + 1, was_deferred);
+                    let op = Op::again(entry, attempts + 1, was_deferred, hasty);
                     self.again.insert(order, Job { order, op, ack, permit });
                     self.recover(reload);
                 }
@@ -522,7 +523,10 @@ impl State {
             return;
         }
         let mut changed = newer(state, before);
-        if let Some(known) = known {
+        // A node that went is one that the counts miss.
+        let made = changed.nodes.iter().filter(|id| known.is_none_or(|known| known.node(id.as_str()).is_none())).count();
+        let kept = state.map_or(0, RunState::node_count).saturating_sub(made);
+        if let Some(known) = known.filter(|known| known.node_count() > kept) {
             let gone = known.nodes().map(|(id, _)| id).filter(|id| state.is_none_or(|state| state.node(id.as_str()).is_none()));
             changed.nodes.extend(gone.cloned());
         }

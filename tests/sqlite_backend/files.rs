@@ -65,6 +65,36 @@ async fn newer_and_damaged_databases_are_refused_untouched() {
     }
 }
 
+/// A database that the first version of the schema made: read beside its writer as it is, brought forward by the first that writes.
+#[tokio::test]
+async fn a_database_of_the_first_schema_is_brought_forward() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    raw(&path).execute_batch(include_str!("../fixtures/state_v1.sql")).unwrap();
+    let version = || raw(&path).pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap();
+    let reading = open_reading(&path).await;
+    let before = load(&reading, "old").await;
+    let done = before.node("done").unwrap();
+    assert_eq!((done.row_count, done.attempt, done.attempts.len(), done.intervals.len()), (Some(u64::MAX), 2, 0, 1));
+    assert_eq!(reading.verify().await.unwrap().problems, Vec::<String>::new());
+    assert_eq!(version(), 1, "a reader changes nothing");
+
+    let backend = open(&path).await;
+    assert_eq!(version(), 2);
+    assert_eq!(load(&backend, "old").await, before);
+    let update = NodeUpdate::running().max_attempts(2);
+    change(&backend, "old", vec![set("waiting", NodeUpdate::new().depends_on(["done"])), set("done", update)]).await;
+    let after = load(&backend, "old").await;
+    assert_eq!(after.node("waiting").unwrap().depends_on.as_slice(), [node_id("done")]);
+    let done = after.node("done").unwrap();
+    assert_eq!((done.attempt, done.attempts[0].number, done.attempts[0].duration_ms), (3, 2, Some(2500)));
+    // Also the reader that began before it sees what the new columns say.
+    assert_eq!(load(&reading, "old").await, after);
+    assert!(lock(&backend, &LeaseKey::run(run_id("old")), "x", 1_000).await.unwrap() > FencingToken(41));
+    backend.close().await.unwrap();
+    assert_eq!(load(&open(&path).await, "old").await, after);
+}
+
 #[tokio::test]
 async fn an_empty_file_is_a_new_database_and_reading_makes_none() {
     let dir = tempfile::tempdir().unwrap();
@@ -91,6 +121,9 @@ async fn values_that_make_no_sense_are_named() {
         ("UPDATE node_states SET started_at = 'yesterday' WHERE run_id = ?1", "started_at"),
         ("UPDATE node_states SET row_count = -5 WHERE run_id = ?1", "row_count"),
         ("UPDATE node_states SET metadata = '{' WHERE run_id = ?1", "metadata"),
+        ("UPDATE node_states SET depends_on = '[\"\"]' WHERE run_id = ?1", "depends_on"),
+        ("UPDATE node_states SET attempts = '{}' WHERE run_id = ?1", "attempts"),
+        ("UPDATE node_states SET max_attempts = 4294967296 WHERE run_id = ?1", "max_attempts"),
         ("UPDATE runs SET created_at = x'00' WHERE run_id = ?1", "created_at"),
         ("UPDATE completed_intervals SET end_at = start_at WHERE run_id = ?1", "start_at"),
         ("DELETE FROM node_states WHERE run_id = ?1", "node"),

@@ -10,8 +10,8 @@ use super::kit::{
 };
 use super::lifecycle::rich_import;
 use crate::model::{
-    Fingerprint, Interval, IntervalSet, MAX_ID_BYTES, Metadata, Mutation, NewRun, NodeState, NodeStatus, NodeUpdate, RawJson,
-    RunHeader, RunImport, RunQuery, RunState, RunStatus, RunSummary, RunUpdate, time,
+    Fingerprint, Interval, IntervalSet, MAX_ATTEMPT_ERROR_BYTES, MAX_ATTEMPTS_KEPT, MAX_ID_BYTES, Metadata, Mutation, NewRun,
+    NodeState, NodeStatus, NodeUpdate, RawJson, RunHeader, RunImport, RunQuery, RunState, RunStatus, RunSummary, RunUpdate, time,
 };
 
 /// JSON whose tokens a parser would round, reorder or spell anew.
@@ -67,6 +67,61 @@ pub(super) async fn foreign_text_is_kept_token_for_token(harness: &dyn Harness) 
             )
             .await?;
         bench = bench.reopen().await?;
+    }
+    Ok(())
+}
+
+/// What claims need survives as it is: dependencies in their order, and a history that is bounded, cut and never overwritten.
+pub(super) async fn attempts_are_kept_as_history(harness: &dyn Harness) -> Result<(), Fault> {
+    let mut bench = Bench::open(harness).await?;
+    let needed = awkward();
+    let first = NodeUpdate::new().depends_on(needed.iter().filter(|name| *name != "n")).max_attempts(3);
+    bench.write("run", vec![create(0), set("n", first)?]).await?;
+    let rounds = MAX_ATTEMPTS_KEPT + 5;
+    for round in 0..rounds {
+        bench
+            .write(
+                "run",
+                vec![
+                    set("n", NodeUpdate::running().worker(format!("w{round}")))?,
+                    set("n", NodeUpdate::failed(format!("{round} {}", "é".repeat(MAX_ATTEMPT_ERROR_BYTES))))?,
+                ],
+            )
+            .await?;
+        if round % 50 == 49 {
+            bench = bench.reopen().await?;
+        }
+    }
+    // Somebody else takes over what still runs.
+    bench.write("run", vec![set("n", NodeUpdate::running().worker("lost"))?]).await?;
+    let last = u32::try_from(rounds + 2).unwrap_or(u32::MAX);
+    bench.write("run", vec![set("n", NodeUpdate::running().attempt(last).worker("heir"))?]).await?;
+    bench = bench.reopen().await?;
+    let run = bench.state("run").await?;
+    let found = node(&run, "n")?;
+    let names: Vec<&str> = found.depends_on.iter().map(|id| id.as_str()).collect();
+    let expected: Vec<&str> = needed.iter().map(String::as_str).filter(|name| *name != "n").collect();
+    ensure_eq!(names, expected, "what a node depends on, in its order");
+    ensure_eq!((found.attempt, found.worker.as_deref(), found.max_attempts), (last, Some("heir"), Some(3)), "a node taken over");
+    ensure_eq!(found.attempts.len(), MAX_ATTEMPTS_KEPT, "the newest attempts are kept");
+    let numbers: Vec<u32> = found.attempts.iter().map(|attempt| attempt.number).collect();
+    let newest: Vec<u32> = (1..last).collect();
+    ensure_eq!(numbers.as_slice(), newest.get(newest.len() - MAX_ATTEMPTS_KEPT..).unwrap_or_default(), "attempts, oldest first");
+    for attempt in found.attempts.iter().take(MAX_ATTEMPTS_KEPT - 1) {
+        let error = attempt.error.as_deref().unwrap_or_default();
+        ensure!(error.ends_with('…') && error.len() <= MAX_ATTEMPT_ERROR_BYTES, "a long error is cut in the history");
+        let worker = format!("w{}", attempt.number - 1);
+        ensure_eq!((attempt.worker.as_deref(), &attempt.status), (Some(worker.as_str()), &NodeStatus::Failed), "an old attempt");
+    }
+    let lost = found.attempts.last().map(|attempt| (attempt.worker.as_deref(), attempt.status.clone(), attempt.finished_at));
+    ensure_eq!(lost, Some((Some("lost"), NodeStatus::Running, None)), "the attempt that was taken over");
+    for wrong in
+        [NodeUpdate::new().depends_on(["n"]), NodeUpdate::new().depends_on(["a\u{0}"]), NodeUpdate::new().max_attempts(0)]
+    {
+        let part = bench.chain("run").await?.unchecked(Vec::new(), vec![set("n", wrong)?]);
+        let outcomes = bench.send(vec![crate::model::Entry { parts: vec![part], ..Default::default() }]).await?;
+        let refusal = super::kit::refused(super::kit::nth(&outcomes, 0)?)?;
+        ensure!(matches!(refusal, crate::model::Refusal::Input(_)), "what makes no sense is refused, not {refusal}");
     }
     Ok(())
 }

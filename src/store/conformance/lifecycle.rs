@@ -11,8 +11,8 @@ use super::kit::{
     node_id, nth, partition, refused, relative, run_id, set, set_at, span, versions, without_extra,
 };
 use crate::model::{
-    CommitSeq, Entry, Fingerprint, Metadata, Mutation, NewRun, NodeState, NodeStatus, NodeUpdate, ProcessInfo, RawJson, Refusal,
-    RunHeader, RunImport, RunQuery, RunState, RunStatus, RunUpdate, Version,
+    Attempt, CommitSeq, Entry, FencingToken, Fingerprint, Metadata, Mutation, NewRun, NodeState, NodeStatus, NodeUpdate,
+    ProcessInfo, RawJson, Refusal, RunHeader, RunImport, RunQuery, RunState, RunStatus, RunUpdate, Version,
 };
 
 pub(super) async fn a_fresh_store_is_empty(harness: &dyn Harness) -> Result<(), Fault> {
@@ -94,6 +94,20 @@ pub(super) fn rich_import() -> Result<RunImport, Fault> {
         node.intervals = Arc::new([span(0, 10)?, span(20, 30)?].into_iter().collect());
         node.partitions = Arc::new([partition("dt=2024-01-02")?, partition("dt=2024-01-01")?].into_iter().collect());
         node.extra = Some(RawJson::parse("{\"hash\":\"h\",\"x\":1e-300}")?);
+        node.depends_on = [node_id("bare")?, node_id("not in this run")?].into_iter().collect();
+        node.max_attempts = Some(u32::MAX);
+        node.worker = Some(Arc::from("worker \"7\"\n"));
+        node.token = Some(FencingToken(1_000 + count));
+        let mut first = Attempt::new(1, NodeStatus::Running);
+        first.started_at = Some(at(90));
+        let mut second = Attempt::new(2, NodeStatus::Failed);
+        second.started_at = Some(at(95));
+        second.finished_at = Some(at(96));
+        second.duration_ms = Some(u64::MAX);
+        second.error = Some(Arc::from("it was \"odd\"\u{0}"));
+        second.worker = Some(Arc::from("worker 6"));
+        second.token = Some(FencingToken(17));
+        node.attempts = [first, second].into_iter().collect();
         nodes.insert(node_id(&format!("node {index}"))?, Arc::new(node));
     }
     nodes.insert(node_id("bare")?, Arc::new(NodeState::new(NodeStatus::Cached)));
@@ -182,7 +196,10 @@ pub(super) async fn every_node_field_is_stored(harness: &dyn Harness) -> Result<
         .watermark("last_watermark", "2024-01-01T00:00:00")
         .watermark("pg_last_watermark", "")
         .metadata("", "an empty key")
-        .metadata("nested", serde_json::json!({ "list": [null, true, -0.5, "x"] }));
+        .metadata("nested", serde_json::json!({ "list": [null, true, -0.5, "x"] }))
+        .depends_on(["b", "a", "b"])
+        .max_attempts(9)
+        .worker("worker 1");
     bench.write("run", vec![create(0), set("n", update)?]).await?;
     let bench = bench.reopen().await?;
     let run = bench.state("run").await?;
@@ -200,6 +217,9 @@ pub(super) async fn every_node_field_is_stored(harness: &dyn Harness) -> Result<
     expected.metadata = Metadata::new();
     expected.metadata.insert("", RawJson::string("an empty key"));
     expected.metadata.insert("nested", RawJson::parse("{\"list\":[null,true,-0.5,\"x\"]}")?);
+    expected.depends_on = [node_id("b")?, node_id("a")?].into_iter().collect();
+    expected.max_attempts = Some(9);
+    expected.worker = Some(Arc::from("worker 1"));
     expected.version = run.version();
     ensure_eq!(*found, expected, "a node with every field");
     Ok(())

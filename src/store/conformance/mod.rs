@@ -219,6 +219,7 @@ suite! { $
         reloading_finds_the_present_state;
     fidelity:
         foreign_text_is_kept_token_for_token,
+        attempts_are_kept_as_history,
         large_numbers_are_exact,
         unknown_statuses_are_kept,
         awkward_ids_are_data,

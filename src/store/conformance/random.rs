@@ -196,7 +196,7 @@ fn mutation(dice: &mut Dice, clock: i64) -> Result<Mutation, Fault> {
     let name = format!("n{}", dice.below(NODES));
     let start = dice.small(40);
     let end = start + 1 + dice.small(10);
-    Ok(match dice.below(14) {
+    Ok(match dice.below(17) {
         0 => set_at(&name, NodeUpdate::running(), clock)?,
         1 => set_at(&name, NodeUpdate::success().row_count(dice.roll()).fingerprint(dice.below(9).to_string()), clock)?,
         2 => set_at(&name, NodeUpdate::failed(format!("error {clock}")), clock)?,
@@ -222,6 +222,15 @@ fn mutation(dice: &mut Dice, clock: i64) -> Result<Mutation, Fault> {
         9 => add_partition(&name, &format!("p{}", dice.below(4)))?,
         10 => Mutation::RemovePartition { node: node_id(&name)?, partition: partition(&format!("p{}", dice.below(4)))? },
         11 => Mutation::DeleteNode { node: node_id(&name)? },
+        13 => set_at(
+            &name,
+            NodeUpdate::new()
+                .depends_on((0..dice.below(3)).map(|needed| format!("needed {needed}")))
+                .max_attempts(u32::try_from(dice.below(5) + 1).unwrap_or(1)),
+            clock,
+        )?,
+        14 => set_at(&name, NodeUpdate::running().attempt(u32::try_from(dice.below(6) + 1).unwrap_or(1)).worker("w"), clock)?,
+        15 => set_at(&name, NodeUpdate::pending().clear_max_attempts(), clock)?,
         12 => Mutation::Update { update: RunUpdate::new().metadata("k", clock), at: at(clock) },
         _ => {
             let update = [RunUpdate::running(), RunUpdate::success(), RunUpdate::failed()]

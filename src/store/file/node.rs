@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::kept;
 use super::stamp::{self, Style};
 use super::text::{self, Members, elements, get, string};
 use crate::model::{
-    Fingerprint, Interval, IntervalSet, Metadata, NodeId, NodeState, NodeStatus, PartitionKey, RawJson, RunId, time,
+    Attempt, FencingToken, Fingerprint, Interval, IntervalSet, List, Metadata, NodeId, NodeState, NodeStatus, PartitionKey,
+    RawJson, RunId, time,
 };
 
 /// Whose words a document speaks.
@@ -67,6 +69,11 @@ pub(super) fn read(members: &Members<'_>) -> Found {
             "metadata" => node.metadata = notes(raw),
             "completed_intervals" => node.intervals = Arc::new(intervals(raw)),
             "completed_partitions" => node.partitions = Arc::new(partitions(raw)),
+            "depends_on" => node.depends_on = list(raw),
+            "max_attempts" => node.max_attempts = raw.parse().ok(),
+            "attempts" => node.attempts = list(raw),
+            "worker" => node.worker = string(raw).map(Arc::from),
+            "token" => node.token = raw.parse().ok().map(FencingToken),
             _ => {}
         }
     }
@@ -102,6 +109,11 @@ fn interval(raw: &str) -> Option<Interval> {
 
 fn intervals(raw: &str) -> IntervalSet {
     elements(raw).unwrap_or_default().into_iter().filter_map(interval).collect()
+}
+
+/// A list that is wholly ours; what somebody else keeps under the same name says nothing to us.
+fn list<T: DeserializeOwned>(raw: &str) -> List<T> {
+    serde_json::from_str(raw).unwrap_or_default()
 }
 
 fn partition(raw: &str) -> Option<PartitionKey> {
@@ -225,6 +237,11 @@ fn write_own(out: &mut Vec<u8>, node: &NodeState, place: Place<'_>) -> serde_jso
     }
     object.value("completed_intervals", &*node.intervals)?;
     object.value("completed_partitions", &*node.partitions)?;
+    for key in CLAIM_MEMBERS {
+        if let Some(text) = claim_member(key, node) {
+            object.raw(key, &text)?;
+        }
+    }
     object.end();
     Ok(())
 }
@@ -262,6 +279,21 @@ const GUIDE_MEMBERS: &[&str] = &[
     "completed_partitions",
 ];
 
+/// What claims need, written only where there is something to say.
+const CLAIM_MEMBERS: &[&str] = &["depends_on", "max_attempts", "attempts", "worker", "token"];
+
+/// A member of [`CLAIM_MEMBERS`] as it is written; `None` leaves it out.
+fn claim_member(key: &str, node: &NodeState) -> Option<String> {
+    match key {
+        "depends_on" => (!node.depends_on.is_empty()).then(|| json(&node.depends_on)),
+        "max_attempts" => node.max_attempts.map(|most| most.to_string()),
+        "attempts" => (!node.attempts.is_empty()).then(|| json(&node.attempts)),
+        "worker" => node.worker.as_ref().map(json),
+        "token" => node.token.map(|token| token.to_string()),
+        _ => None,
+    }
+}
+
 /// Writes over an object that was found: its members in their order, then what it lacks.
 fn write_over(out: &mut Vec<u8>, members: &Members<'_>, node: &NodeState, place: Place<'_>) -> serde_json::Result<()> {
     let mut object = ObjectWriter::begin(out);
@@ -274,7 +306,9 @@ fn write_over(out: &mut Vec<u8>, members: &Members<'_>, node: &NodeState, place:
         Dialect::Guide => GUIDE_MEMBERS,
         Dialect::Seeknal => SEEKNAL_MEMBERS,
     };
-    for key in lacking {
+    // Seeknal's own shape is left as it is: there these are told beside the object.
+    let claims = if place.dialect == Dialect::Guide { CLAIM_MEMBERS } else { &[] };
+    for key in lacking.iter().chain(claims) {
         if get(members, key).is_none()
             && let Some(text) = new_member(key, members, node, place)
         {
@@ -373,6 +407,11 @@ fn member<'a>(key: &str, raw: &'a str, members: &Members<'_>, node: &NodeState, 
             None if node.partitions.is_empty() => keep,
             None => anew(partition_list(&[], &node.partitions)),
         },
+        "depends_on" if list::<NodeId>(raw) != node.depends_on => anew(json(&node.depends_on)),
+        "attempts" if list::<Attempt>(raw) != node.attempts => anew(json(&node.attempts)),
+        "max_attempts" if raw.parse().ok() != node.max_attempts => anew(json(&node.max_attempts)),
+        "worker" if string(raw).as_deref() != node.worker.as_deref() => anew(json(&node.worker)),
+        "token" if raw.parse().ok().map(FencingToken) != node.token => anew(json(&node.token)),
         _ => keep,
     }
 }
@@ -418,7 +457,7 @@ fn new_member(key: &str, members: &Members<'_>, node: &NodeState, place: Place<'
         "completed_intervals" => Some(interval_list(&[], &node.intervals, place.dialect)),
         "completed_partitions" if node.partitions.is_empty() => empty("[]"),
         "completed_partitions" => Some(partition_list(&[], &node.partitions)),
-        _ => None,
+        _ => claim_member(key, node),
     }
 }
 
@@ -508,7 +547,12 @@ fn unsaid(node: &NodeState, found: &Found, place: Place<'_>) -> serde_json::Resu
         watermarks,
         metadata,
         intervals,
-        partitions
+        partitions,
+        depends_on,
+        max_attempts,
+        attempts,
+        worker,
+        token
     );
     Ok(all)
 }
@@ -536,6 +580,11 @@ pub(super) fn set(node: &mut NodeState, field: &str, raw: &str) -> serde_json::R
         metadata,
         intervals,
         partitions,
+        depends_on,
+        max_attempts,
+        attempts,
+        worker,
+        token,
         version
     );
     Ok(())

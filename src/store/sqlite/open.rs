@@ -104,7 +104,9 @@ pub(super) fn open_reader(db: &Path) -> Result<(Connection, bool), StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let probe = |conn: &Connection| {
         configure(conn, false)?;
-        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))
+        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))?;
+        schema::read_as_newest(conn)?;
+        conn.pragma_update(None, "query_only", true)
     };
     let opened = Connection::open_with_flags(db, flags).and_then(|conn| probe(&conn).map(|_| conn));
     match opened {
@@ -219,8 +221,6 @@ fn configure(conn: &Connection, writes: bool) -> rusqlite::Result<()> {
         conn.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_| Ok(()))?;
         // The WAL keeps its length: overwriting is faster to sync than growing.
         conn.pragma_update_and_check(None, "journal_size_limit", -1, |_| Ok(()))?;
-    } else {
-        conn.pragma_update(None, "query_only", true)?;
     }
     Ok(())
 }

@@ -7,9 +7,13 @@ use std::sync::Arc;
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Row, ToSql};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::error::{corrupt, sql_error};
-use crate::model::{Fingerprint, Metadata, NodeState, NodeStatus, ProcessInfo, RawJson, RunHeader, RunStatus, Version, time};
+use crate::model::{
+    FencingToken, Fingerprint, List, Metadata, NodeState, NodeStatus, ProcessInfo, RawJson, RunHeader, RunStatus, Version, time,
+};
 use crate::store::StoreError;
 
 /// A number of 64 bits without sign as SQLite keeps it exactly: an integer where it fits, else decimal text.
@@ -106,6 +110,12 @@ impl ToSql for Stamp {
 
 pub(super) fn metadata_text(metadata: &Metadata) -> Option<RawJson> {
     (!metadata.is_empty()).then(|| metadata.to_raw())
+}
+
+/// A list as JSON text; none for an empty one.
+pub(super) fn list_text<T: Serialize>(list: &List<T>) -> rusqlite::Result<Option<String>> {
+    let text = (!list.is_empty()).then(|| serde_json::to_string(list)).transpose();
+    text.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }
 
 /// A fingerprint of plain text is stored as that text, so that people can search for it; what would be mistaken for JSON, or is not spelt as
@@ -209,6 +219,11 @@ impl<'r, P: fmt::Display> Fields<'r, P> {
         Metadata::from_raw(&raw).ok_or_else(|| self.bad(column, "it is no JSON object"))
     }
 
+    pub(super) fn list<T: DeserializeOwned>(&self, column: usize) -> Result<List<T>, StoreError> {
+        let Some(text) = self.text_or_null(column)? else { return Ok(List::new()) };
+        serde_json::from_str(text).map_err(|error| self.bad(column, error))
+    }
+
     pub(super) fn fingerprint(&self, column: usize) -> Result<Option<Fingerprint>, StoreError> {
         self.text_or_null(column)?.map(|text| read_fingerprint(text).map_err(|why| self.bad(column, why))).transpose()
     }
@@ -242,6 +257,14 @@ impl<'r, P: fmt::Display> Fields<'r, P> {
         node.metadata = self.metadata(first + 9)?;
         node.extra = self.json_or_null(first + 10)?;
         node.version = self.version(first + 11)?;
+        node.depends_on = self.list(first + 12)?;
+        node.max_attempts = self
+            .number_or_null(first + 13)?
+            .map(|most| u32::try_from(most).map_err(|_| self.bad(first + 13, "it is beyond 32 bits")))
+            .transpose()?;
+        node.attempts = self.list(first + 14)?;
+        node.worker = self.text_or_null(first + 15)?.map(Arc::from);
+        node.token = self.number_or_null(first + 16)?.map(FencingToken);
         Ok(node)
     }
 }
@@ -281,7 +304,8 @@ pub(super) use header_columns;
 /// The columns of a node, in the order of [`Fields::node`].
 macro_rules! node_columns {
     () => {
-        "status, attempt, started_at, finished_at, duration_ms, row_count, fingerprint, error, watermarks, metadata, extra, version"
+        "status, attempt, started_at, finished_at, duration_ms, row_count, fingerprint, error, watermarks, metadata, extra, version, \
+         depends_on, max_attempts, attempts, worker, token"
     };
 }
 pub(super) use node_columns;

@@ -12,14 +12,14 @@ use crate::store::{StoreError, StoreErrorKind};
 pub(super) const APPLICATION_ID: i32 = 0x534B_4E4C;
 
 /// `PRAGMA user_version`: the number of the newest step in [`STEPS`].
-pub(super) const SCHEMA_VERSION: i32 = 1;
+pub(super) const SCHEMA_VERSION: i32 = 2;
 
 /// Small pages: a batch touches rows that lie far apart, and every page that it touches is written whole. Measured: 1 KiB takes 1.6 times
 /// as many random upserts a second as 4 KiB.
 pub(super) const PAGE_SIZE: i64 = 1024;
 
 /// The schema, one step for every version. A step is never changed once it was released; a new one is added.
-const STEPS: &[&str] = &[STEP_1];
+const STEPS: &[&str] = &[STEP_1, STEP_2];
 
 const STEP_1: &str = "
 -- One row: the counters that never go back.
@@ -136,6 +136,15 @@ CREATE TABLE batches (
 ) WITHOUT ROWID;
 ";
 
+/// Claims: what a node waits for, how often it may be tried, and what its earlier attempts came to.
+const STEP_2: &str = "
+ALTER TABLE node_states ADD COLUMN depends_on TEXT;      -- JSON list of node ids
+ALTER TABLE node_states ADD COLUMN max_attempts INTEGER;
+ALTER TABLE node_states ADD COLUMN attempts TEXT;        -- JSON list of earlier attempts, oldest first
+ALTER TABLE node_states ADD COLUMN worker TEXT;          -- who works on the attempt
+ALTER TABLE node_states ADD COLUMN token INTEGER;        -- of the claim that told the attempt's end
+";
+
 /// The version of the schema that a database of ours has.
 pub(super) fn schema_version(conn: &Connection) -> rusqlite::Result<i32> {
     conn.pragma_query_value(None, "user_version", |row| row.get(0))
@@ -163,6 +172,18 @@ pub(super) fn migrate(conn: &mut Connection, place: &str) -> Result<(), StoreErr
     tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(fail)?;
     tx.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(fail)?;
     tx.commit().map_err(fail)
+}
+
+/// Lets a reader ask a database of an older version as if it had been brought forward: only a writer may do that. What the step added reads as
+/// NULL; once a writer has taken it, the same view shows the real columns, which come first.
+pub(super) fn read_as_newest(conn: &Connection) -> rusqlite::Result<()> {
+    if application_id(conn)? == APPLICATION_ID && schema_version(conn)? == 1 {
+        conn.execute_batch(
+            "CREATE TEMP VIEW node_states AS SELECT *, NULL AS depends_on, NULL AS max_attempts, NULL AS attempts, NULL AS worker, \
+             NULL AS token FROM main.node_states",
+        )?;
+    }
+    Ok(())
 }
 
 /// Refuses a database that a newer version of ours wrote.

@@ -77,12 +77,12 @@ pub(super) enum Job {
 pub(super) struct Writer {
     conn: Connection,
     at: Arc<Place>,
-    /// When it was last looked whether the path still names the same file.
-    looked: Option<Instant>,
     /// For the follower: what this opening commits.
     foreign: Arc<Foreign>,
     /// The commit sequence after the last commit of this opening.
     seq: u64,
+    /// When the file was looked at last.
+    looked: Option<Instant>,
     sidecar: HighWaterFile,
     reserved: HighWater,
     memory: Memory,
@@ -117,9 +117,9 @@ impl Writer {
         Ok(Self {
             conn,
             at,
-            looked: None,
             foreign,
             seq,
+            looked: None,
             sidecar,
             reserved,
             memory: Memory::default(),

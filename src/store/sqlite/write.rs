@@ -5,7 +5,7 @@ use rusqlite::{CachedStatement, Connection, ToSql, params};
 use super::cell::{Cell, PendingNode};
 use super::error::sql_error;
 use super::outlive::{Rewrite, rewrites};
-use super::rows::{At, Number, Stamp, counter, fingerprint_text, metadata_text};
+use super::rows::{At, Number, Stamp, counter, fingerprint_text, list_text, metadata_text};
 use crate::model::{NodeId, NodeState, RawJson, RunHeader, RunId, Version};
 use crate::store::StoreError;
 
@@ -13,10 +13,12 @@ const PUT_VERSION: &str = "UPDATE runs SET version = ?2, nodes_deleted_version =
 
 // run_created_at never changes, so that an update leaves the index alone.
 const UPDATE_NODE: &str = "UPDATE node_states SET status = ?3, attempt = ?4, started_at = ?5, finished_at = ?6, duration_ms = ?7, row_count = ?8, \
-     fingerprint = ?9, error = ?10, watermarks = ?11, metadata = ?12, extra = ?13, version = ?14 WHERE run_id = ?1 AND node_id = ?2";
+     fingerprint = ?9, error = ?10, watermarks = ?11, metadata = ?12, extra = ?13, version = ?14, \
+     depends_on = ?15, max_attempts = ?16, attempts = ?17, worker = ?18, token = ?19 WHERE run_id = ?1 AND node_id = ?2";
 
 const INSERT_NODE: &str = "INSERT INTO node_states (run_id, node_id, status, attempt, started_at, finished_at, duration_ms, row_count, fingerprint, error, \
-     watermarks, metadata, extra, version, run_created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+     watermarks, metadata, extra, version, depends_on, max_attempts, attempts, worker, token, run_created_at) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)";
 
 /// The statements that most transactions run again and again: looked up once.
 pub(super) struct Statements<'c> {
@@ -174,7 +176,9 @@ fn put_node(statements: &mut Statements<'_>, run: &str, node: &str, state: &Node
     let fingerprint = state.fingerprint.as_ref().map(fingerprint_text);
     let (started_at, finished_at) = (state.started_at.map(Stamp::of), state.finished_at.map(Stamp::of));
     let (duration_ms, row_count) = (state.duration_ms.map(Number), state.row_count.map(Number));
-    let values: [&dyn ToSql; 15] = [
+    let (depends_on, attempts) = (list_text(&state.depends_on)?, list_text(&state.attempts)?);
+    let token = state.token.map(|token| Number(token.0));
+    let values: [&dyn ToSql; 20] = [
         &run,
         &node,
         &state.status.as_str(),
@@ -189,10 +193,15 @@ fn put_node(statements: &mut Statements<'_>, run: &str, node: &str, state: &Node
         &metadata.as_ref().map(RawJson::as_str),
         &state.extra.as_ref().map(RawJson::as_str),
         &counter(state.version.0),
+        &depends_on,
+        &state.max_attempts,
+        &attempts,
+        &state.worker.as_deref(),
+        &token,
         &created_at,
     ];
     // Most nodes are there: an update is cheaper than an insert that finds out.
-    let (there, _) = values.split_at(14);
+    let (there, _) = values.split_at(19);
     if statements.update_node()?.execute(there)? == 0 {
         statements.conn.prepare_cached(INSERT_NODE)?.execute(&values[..])?;
     }

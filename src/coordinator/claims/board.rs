@@ -1,0 +1,250 @@
+//! The boards of ready nodes that this process keeps, one for a run that somebody asks for work, and who waits in front of them.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio::time::Instant;
+
+use crate::model::{LeaseRecord, NodeId, NodeStatus, Pick, ProcessInfo, ReadyBoard, RunId, Snapshot, Version};
+use crate::run::ChangeSeed;
+
+/// Boards of one run, each for another idea of what is done; more of them are not kept.
+const MOST_OF_A_RUN: usize = 8;
+
+/// The boards of all runs.
+#[derive(Debug, Default)]
+pub(in crate::coordinator) struct Boards {
+    runs: DashMap<RunId, Vec<Arc<Board>>>,
+    /// Asked with every commit.
+    count: AtomicUsize,
+}
+
+/// The board of one run.
+#[derive(Debug)]
+pub(super) struct Board {
+    run: RunId,
+    inner: Mutex<Inner>,
+    news: Notify,
+}
+
+#[derive(Debug)]
+struct Inner {
+    ready: ReadyBoard,
+    /// What the board's time counts from.
+    start: Instant,
+    next_look: Instant,
+    /// Something was refused without a visible reason: the next look puts it back.
+    left_out: bool,
+}
+
+impl Boards {
+    pub(in crate::coordinator) fn any(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+    }
+
+    /// The board of a run, not older than this snapshot.
+    pub(super) fn of(&self, snapshot: &Snapshot, done: &[NodeStatus], me: Option<&ProcessInfo>) -> Arc<Board> {
+        let run = snapshot.state().id();
+        let board = self.runs.get(run).and_then(|boards| boards.iter().find(|board| board.is_for(done)).cloned());
+        let board = board.unwrap_or_else(|| {
+            let mut boards = self.runs.entry(run.clone()).or_default();
+            if let Some(board) = boards.iter().find(|board| board.is_for(done)) {
+                return Arc::clone(board);
+            }
+            if boards.len() >= MOST_OF_A_RUN {
+                boards.remove(0);
+                self.count.fetch_sub(1, Ordering::AcqRel);
+            }
+            // Counted first: from now on nothing that changes the run is missed.
+            self.count.fetch_add(1, Ordering::AcqRel);
+            let board = Arc::new(Board::new(snapshot, done, me));
+            boards.push(Arc::clone(&board));
+            board
+        });
+        board.catch_up(snapshot);
+        board
+    }
+
+    /// Takes in what was committed, in the order of the run's commits.
+    pub(in crate::coordinator) fn changed(&self, seed: &ChangeSeed) {
+        if !self.any() {
+            return;
+        }
+        if seed.state.is_none() {
+            self.forget(&seed.run);
+            return;
+        }
+        // The guard of the map is not held while boards work.
+        let Some(boards) = self.runs.get(&seed.run).map(|boards| boards.value().clone()) else { return };
+        for board in boards {
+            board.changed(seed);
+        }
+    }
+
+    /// The run is not resident any more, or gone: who waits looks anew.
+    pub(in crate::coordinator) fn forget(&self, run: &RunId) {
+        if let Some((_, boards)) = self.runs.remove(run) {
+            self.count.fetch_sub(boards.len(), Ordering::AcqRel);
+            for board in boards {
+                board.news.notify_waiters();
+            }
+        }
+    }
+
+    /// Wakes everybody: all is closing.
+    pub(in crate::coordinator) fn close(&self) {
+        for boards in &self.runs {
+            for board in boards.value() {
+                board.news.notify_waiters();
+            }
+        }
+    }
+}
+
+impl Board {
+    fn new(snapshot: &Snapshot, done: &[NodeStatus], me: Option<&ProcessInfo>) -> Self {
+        let ready = ReadyBoard::new(snapshot.state().clone(), done, me.map_or("", |me| &me.id));
+        let now = Instant::now();
+        let inner = Inner { ready, start: now, next_look: now, left_out: false };
+        Self { run: snapshot.state().id().clone(), inner: Mutex::new(inner), news: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic in the middle would leave it wrong, not unsafe: the next rebuild mends it.
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = inner.start.elapsed();
+        inner.ready.at(now);
+        inner
+    }
+
+    pub(super) fn run(&self) -> &RunId {
+        &self.run
+    }
+
+    fn is_for(&self, done: &[NodeStatus]) -> bool {
+        self.lock().ready.accepts(done)
+    }
+
+    fn catch_up(&self, snapshot: &Snapshot) {
+        let mut inner = self.lock();
+        if inner.ready.version() < snapshot.version() {
+            inner.ready.replaced(snapshot.state().clone());
+            self.tell(&inner);
+        }
+    }
+
+    fn changed(&self, seed: &ChangeSeed) {
+        let Some(state) = &seed.state else { return };
+        let mut inner = self.lock();
+        let known = inner.ready.version();
+        if seed.after <= known {
+            return;
+        }
+        if seed.before == known && inner.ready.state().created_version() == state.created_version() {
+            inner.ready.moved(state.clone(), &seed.nodes);
+        } else {
+            inner.ready.replaced(state.clone());
+        }
+        self.tell(&inner);
+    }
+
+    /// Wakes one for a ready node, who wakes the next one; and all, if there will be none.
+    fn tell(&self, inner: &Inner) {
+        if inner.ready.has_next() {
+            self.news.notify_one();
+        } else if inner.ready.drained().is_some() || inner.ready.state().header().status.is_ended() {
+            self.news.notify_waiters();
+        }
+    }
+
+    pub(super) fn news(&self) -> Notified<'_> {
+        self.news.notified()
+    }
+
+    pub(super) fn version(&self) -> Version {
+        self.lock().ready.version()
+    }
+
+    /// A node for the caller alone, until what is answered is dropped.
+    pub(super) fn pick(self: &Arc<Self>) -> Option<Picked> {
+        let mut inner = self.lock();
+        let pick = inner.ready.pick()?;
+        if inner.ready.has_next() {
+            self.news.notify_one();
+        }
+        drop(inner);
+        Some(Picked { board: Arc::clone(self), pick, refused: false })
+    }
+
+    pub(super) fn pending(&self) -> usize {
+        self.lock().ready.pending()
+    }
+
+    pub(super) fn drained(&self) -> Option<usize> {
+        self.lock().ready.drained()
+    }
+
+    /// When there may be something to do that nobody tells.
+    pub(super) fn next_look(&self) -> Instant {
+        let inner = self.lock();
+        inner.ready.next_at().map_or(inner.next_look, |at| inner.next_look.min(inner.start + at))
+    }
+
+    /// Whether the caller is to look at leases and at what others did: one does it for all.
+    pub(super) fn is_due(&self, ttl: Duration) -> bool {
+        let pause = (ttl / 4).clamp(Duration::from_millis(100), Duration::from_secs(1));
+        let mut inner = self.lock();
+        let now = Instant::now();
+        if now < inner.next_look {
+            return false;
+        }
+        inner.next_look = now + pause;
+        true
+    }
+
+    /// Takes in the leases that were held after the run was at this version.
+    pub(super) fn looked(&self, version: Version, leases: &[LeaseRecord]) {
+        let of_run = leases.iter().filter(|lease| lease.key.run == self.run);
+        let mut inner = self.lock();
+        let whole = of_run.clone().any(|lease| lease.key.node.is_none());
+        let held: std::collections::HashSet<&NodeId> = of_run.clone().filter_map(|lease| lease.key.node.as_ref()).collect();
+        inner.ready.set_held(version, |node| whole || held.contains(node));
+        inner.ready.set_peers(of_run.map(|lease| &*lease.owner.process.id));
+        if std::mem::take(&mut inner.left_out) {
+            inner.ready.rebuild();
+        }
+        self.tell(&inner);
+    }
+}
+
+/// A node that was handed out.
+#[derive(Debug)]
+pub(super) struct Picked {
+    board: Arc<Board>,
+    pick: Pick,
+    refused: bool,
+}
+
+impl Picked {
+    pub(super) fn pick(&self) -> &Pick {
+        &self.pick
+    }
+
+    /// Somebody else has it.
+    pub(super) fn was_refused(&mut self) {
+        self.refused = true;
+    }
+}
+
+impl Drop for Picked {
+    fn drop(&mut self) {
+        let mut inner = self.board.lock();
+        inner.left_out |= self.refused;
+        inner.ready.put_back(&self.pick, self.refused);
+        self.board.tell(&inner);
+    }
+}

@@ -1,0 +1,268 @@
+//! The guard that a worker keeps while it works on a node.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::coordinator::write::node_change;
+use crate::coordinator::{Commit, Coordinator};
+use crate::error::Error;
+use crate::lease::{Lease, LostReason};
+use crate::model::{FencingToken, Guard, InputError, NodeId, NodeState, NodeStatus, NodeUpdate, Refusal, RunId, RunStatus};
+use crate::run::Op;
+
+/// How often an end is told again while storage is busy or full, and how long between.
+const TELL_TRIES: u32 = 10;
+const TELL_PAUSE: Duration = Duration::from_millis(200);
+
+/// A node that this worker, and nobody else, works on. Its lease is renewed by itself, on a thread that a blocked runtime cannot starve.
+///
+/// It ends by [`complete`](Self::complete), [`fail`](Self::fail), [`retry`](Self::retry) or [`release`](Self::release): each is one commit, which writes the
+/// node and gives the lease back, and which is refused if the lease is lost or the node does not run any more. So a finished state is
+/// never undone by who comes late.
+///
+/// Dropped, it is given back in the background: the node is pending again **on the same attempt**, as by `release`; only an attempt that told its end, or
+/// whose worker vanished, counts. If the process dies instead, the lease ends, and whoever looks next takes the node over on its next attempt.
+#[must_use = "a claim that is dropped is given back"]
+pub struct Claim {
+    run: RunId,
+    node: NodeId,
+    state: Arc<NodeState>,
+    coordinator: Coordinator,
+    /// `None`: it has ended.
+    lease: Option<Lease>,
+    token: FencingToken,
+    commit: Commit,
+}
+
+impl Claim {
+    pub(super) fn new(
+        coordinator: Coordinator,
+        run: RunId,
+        node: NodeId,
+        state: Arc<NodeState>,
+        lease: Lease,
+        commit: Commit,
+    ) -> Self {
+        Self { run, node, state, coordinator, token: lease.token(), lease: Some(lease), commit }
+    }
+
+    /// The run.
+    pub fn run_id(&self) -> &RunId {
+        &self.run
+    }
+
+    /// The node.
+    pub fn node_id(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// Which attempt this is; the first one is 1.
+    pub fn attempt(&self) -> u32 {
+        self.state.attempt
+    }
+
+    /// The node as it was when it was claimed.
+    pub fn node_state(&self) -> &NodeState {
+        &self.state
+    }
+
+    /// The fencing token of its lease: higher than that of every earlier claim.
+    pub fn token(&self) -> FencingToken {
+        self.token
+    }
+
+    /// The commit that made it: its place in the order of the store, the run's versions.
+    pub fn commit(&self) -> &Commit {
+        &self.commit
+    }
+
+    /// Its lease: what remains of it, whether it is lost.
+    pub fn lease(&self) -> Option<&Lease> {
+        self.lease.as_ref()
+    }
+
+    /// Whether it is lost: somebody else may work on the node, and nothing more can be told.
+    pub fn is_lost(&self) -> bool {
+        self.lease.as_ref().is_none_or(Lease::is_lost)
+    }
+
+    /// Waits until the claim is lost, and says why: the time to stop working.
+    ///
+    /// # Cancel safety
+    /// Safe: dropping the future changes nothing.
+    pub async fn lost(&self) -> LostReason {
+        match &self.lease {
+            Some(lease) => lease.lost().await,
+            None => LostReason::Closed,
+        }
+    }
+
+    /// A coordinator whose writes are refused once this claim is lost: for what is noted while the work goes on.
+    pub fn fenced(&self) -> Coordinator {
+        match &self.lease {
+            Some(lease) => self.coordinator.with_lease(lease),
+            None => self.coordinator.clone(),
+        }
+    }
+
+    /// Tells that the work is done: `success` unless the update names another end (`cached`, `skipped`, `failed`).
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`] if the claim is lost, [`Error::Conflict`] if the node does not run any more: nothing was written, and somebody else may have taken
+    /// it over. [`Error::Input`] for an update that does not end the node, [`Error::Store`] if storage failed for more than two seconds: then the claim
+    /// is given back.
+    ///
+    /// # Cancel safety
+    /// Dropped before it was sent, the node is given back; after, it is completed, or given back.
+    pub async fn complete(self, update: NodeUpdate) -> Result<Commit, Error> {
+        let update = match update.target() {
+            None => update.and_status(NodeStatus::Success),
+            Some(status) if status.is_ended() => update,
+            Some(status) => {
+                let what = format!("end of node {:?}", self.node);
+                let why =
+                    format!("{status} is no end; name success, failed, skipped or cached, or give the claim back with release()");
+                return Err(InputError::new(what, why).into());
+            }
+        };
+        let token = self.token;
+        self.tell(vec![update.token(token)]).await
+    }
+
+    /// Tells that the work failed, for good: the node is failed, whatever its `max_attempts`. See [`retry`](Self::retry).
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    ///
+    /// # Cancel safety
+    /// As [`complete`](Self::complete).
+    pub async fn fail(self, error: impl AsRef<str>) -> Result<Commit, Error> {
+        let token = self.token;
+        self.tell(vec![NodeUpdate::failed(error).token(token)]).await
+    }
+
+    /// Tells that this attempt failed: the node is pending again on its next attempt, with this one in its history; or failed, if it was the last of
+    /// its `max_attempts`.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    ///
+    /// # Cancel safety
+    /// As [`complete`](Self::complete).
+    pub async fn retry(self, error: impl AsRef<str>) -> Result<Commit, Error> {
+        let token = self.token;
+        let mut told = vec![NodeUpdate::failed(error).token(token)];
+        if self.state.max_attempts.is_none_or(|most| self.state.attempt < most) {
+            told.push(NodeUpdate::pending().attempt(self.state.attempt.saturating_add(1)));
+        }
+        self.tell(told).await
+    }
+
+    /// Gives the node back: it is pending again, on the same attempt.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    ///
+    /// # Cancel safety
+    /// The node is given back, whether or not the future is dropped.
+    pub async fn release(self) -> Result<Commit, Error> {
+        self.tell(vec![NodeUpdate::pending().unbegun()]).await
+    }
+
+    async fn tell(mut self, updates: Vec<NodeUpdate>) -> Result<Commit, Error> {
+        let lost = |token| Refusal::LeaseGone { key: crate::model::LeaseKey::node(self.run.clone(), self.node.clone()), token };
+        let engine = Arc::clone(self.coordinator.engine());
+        let mut tries = 0;
+        loop {
+            // Once lost it stays lost: what storage would say is known.
+            let Some(lease) = self.lease.as_ref().filter(|lease| !lease.is_lost()) else {
+                return Err(Error::LeaseLost(lost(self.token)));
+            };
+            let mut fences = vec![lease.fence()];
+            fences.extend(self.coordinator.fences.iter().flat_map(|fences| fences.iter().cloned()));
+            let op = Op {
+                mutations: updates.iter().map(|update| node_change(self.node.clone(), update.clone())).collect(),
+                guards: running(&self.coordinator, &self.run, &self.node),
+                fences,
+                leases: lease.returning(engine.leases.keeps_rows()).into_iter().collect(),
+                ..Op::default()
+            };
+            tries += 1;
+            let error = match engine.commit_one(self.run.clone(), op, false).await {
+                Ok(committed) => {
+                    if let Some(lease) = self.lease.take() {
+                        lease.returned();
+                    }
+                    return Ok(committed.into());
+                }
+                Err(error) => error,
+            };
+            lease.kept();
+            match &error {
+                Error::Store(fault) if fault.is_retryable() && tries < TELL_TRIES && !lease.is_lost() => {
+                    tokio::time::sleep(TELL_PAUSE).await;
+                }
+                // Nothing is left to be given back.
+                Error::LeaseLost(_) => {
+                    self.lease = None;
+                    return Err(error);
+                }
+                Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) => {
+                    self.lease = None;
+                    return Err(Error::LeaseLost(lost(self.token)));
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let Some(lease) = self.lease.take().filter(|lease| !lease.is_lost()) else { return };
+        let runtime = self.coordinator.core.runtime.clone();
+        let (run, node, coordinator) = (self.run.clone(), self.node.clone(), self.coordinator.clone());
+        // On a runtime that has ended the task is dropped at once; then the lease ends by itself, and the node is taken over.
+        drop(runtime.spawn(give_back(coordinator, run, node, lease)));
+    }
+}
+
+/// The node runs, and so does its run: where leases live in this process they end a moment after the run has.
+fn running(coordinator: &Coordinator, run: &RunId, node: &NodeId) -> Vec<Guard> {
+    let mut guards = vec![Guard::NodeStatus { node: node.clone(), one_of: vec![NodeStatus::Running] }];
+    if !coordinator.engine().leases.keeps_rows() {
+        let status = coordinator.snapshot(run).map(|run| run.header().status.clone()).filter(|status| !status.is_ended());
+        guards.push(Guard::RunStatus([RunStatus::Pending, RunStatus::Running].into_iter().chain(status).collect()));
+    }
+    guards
+}
+
+async fn give_back(coordinator: Coordinator, run: RunId, node: NodeId, lease: Lease) {
+    let engine = coordinator.engine();
+    let op = Op {
+        mutations: vec![node_change(node.clone(), NodeUpdate::pending().unbegun())],
+        guards: running(&coordinator, &run, &node),
+        fences: vec![lease.fence()],
+        leases: lease.returning(engine.leases.keeps_rows()).into_iter().collect(),
+        ..Op::default()
+    };
+    match engine.commit_one(run.clone(), op, false).await {
+        Ok(_) => lease.returned(),
+        Err(error) => {
+            tracing::debug!(%run, %node, %error, "a dropped claim was not given back");
+            lease.kept();
+        }
+    }
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim")
+            .field("run", &self.run)
+            .field("node", &self.node)
+            .field("attempt", &self.state.attempt)
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
+}

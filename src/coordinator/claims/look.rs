@@ -1,0 +1,17 @@
+//! Looking after the claims of others: what they committed, and whose leases are gone.
+
+use super::Engine;
+use super::board::Board;
+use crate::error::Error;
+
+impl Engine {
+    /// Brings a board up to date with what it cannot know by itself.
+    pub(super) async fn look(&self, board: &Board) -> Result<(), Error> {
+        self.follow_up(board.run()).await?;
+        // The version first: a lease that is held under what the board shows is among those that are listed after it.
+        let version = board.version();
+        let leases = self.leases.list().await?;
+        board.looked(version, &leases);
+        Ok(())
+    }
+}

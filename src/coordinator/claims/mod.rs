@@ -1,0 +1,485 @@
+//! Claims: work that many workers, also of many processes, take from one run, and that survives whoever took it.
+//!
+//! A claim is a node that runs and its lease, which came to be in one commit; it ends in one commit too, fenced by the lease's token. What its
+//! worker leaves behind is found by whoever looks next: a node that runs under a claim whose lease is gone.
+
+mod board;
+mod guard;
+mod look;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+pub(super) use self::board::Boards;
+pub use self::guard::Claim;
+
+use self::board::Picked;
+use super::write::{ids, node_change};
+use super::{Coordinator, Engine};
+use crate::error::Error;
+use crate::lease::{LeaseError, LockOptions};
+use crate::model::{
+    Fence, Guard, InputError, IntoNodeId, IntoRunId, LeaseKey, NodeId, NodeState, NodeStatus, NodeUpdate, Pick, RunId, RunStatus,
+    Snapshot, Taking,
+};
+use crate::run::Op;
+
+/// How often `claim_node` looks again when it meets others.
+const TRIES: u32 = 8;
+
+/// Which work is asked for, by whom, and for how long.
+///
+/// | option | default | |
+/// |---|---|---|
+/// | [`owner`](Self::owner) | host and process id | who works, for people: it stands in the node and in its lease |
+/// | [`ttl`](Self::ttl) | the coordinator's `lease_ttl`, 30 s | 100 ms to 1 h: how long a claim outlives its process at most |
+/// | [`wait`](Self::wait) | not at all | for a node to become ready |
+/// | [`done`](Self::done) | success, cached, skipped | what a node must be for those that depend on it |
+#[derive(Debug, Clone)]
+#[must_use = "a filter does nothing until a claim is asked for with it"]
+pub struct ClaimFilter {
+    owner: Option<Arc<str>>,
+    ttl: Option<Duration>,
+    wait: Duration,
+    done: Vec<NodeStatus>,
+}
+
+impl Default for ClaimFilter {
+    fn default() -> Self {
+        let done = vec![NodeStatus::Success, NodeStatus::Cached, NodeStatus::Skipped];
+        Self { owner: None, ttl: None, wait: Duration::ZERO, done }
+    }
+}
+
+impl ClaimFilter {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Names the worker. Any number of claims may be held under one name.
+    pub fn owner(mut self, name: impl AsRef<str>) -> Self {
+        self.owner = Some(Arc::from(name.as_ref()));
+        self
+    }
+
+    /// How long the claim's lease lasts without a renewal; it is renewed as long as the claim lives.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// How long to wait for a node to become ready. Waiting costs nothing: whoever makes one ready wakes whoever waits.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// The statuses that a node must be in for those that depend on it to be ready. Refused when it is used: pending and running.
+    pub fn done(mut self, statuses: impl IntoIterator<Item = NodeStatus>) -> Self {
+        self.done = statuses.into_iter().collect();
+        self.done.sort();
+        self.done.dedup();
+        self
+    }
+
+    fn check(&self) -> Result<(), InputError> {
+        match self.done.iter().find(|status| matches!(status, NodeStatus::Pending | NodeStatus::Running)) {
+            Some(status) => Err(InputError::new(format!("claim filter done({status})"), "a node in it has not ended")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What there was to do.
+#[derive(Debug)]
+#[must_use = "a claim that is dropped is given back"]
+#[non_exhaustive]
+pub enum Next {
+    /// A node, for nobody else.
+    Claimed(Claim),
+    /// Nothing is ready yet; others are working.
+    NothingReady,
+    /// Nothing is ready, nothing runs, and so nothing will be.
+    Drained {
+        /// How many nodes are pending all the same: what they depend on has failed, is not there, or waits for them.
+        blocked: usize,
+    },
+}
+
+impl Next {
+    /// The claim, if there is one.
+    pub fn claimed(self) -> Option<Claim> {
+        match self {
+            Self::Claimed(claim) => Some(claim),
+            _ => None,
+        }
+    }
+}
+
+/// What a claim writes and asks for.
+struct Want {
+    run: RunId,
+    node: NodeId,
+    /// The node as it was seen: guarded if it is taken over.
+    seen: Arc<NodeState>,
+    taking: Taking,
+    run_status: RunStatus,
+    owner: Arc<str>,
+    ttl: Duration,
+    /// Somebody else's claim is no question worth another look: there are other nodes.
+    hasty: bool,
+}
+
+/// What became of it.
+enum Tried {
+    Claimed(Claim),
+    /// Somebody else has it, or it is not what it was.
+    Taken,
+    /// It was on its last attempt, and has failed now.
+    GaveUp,
+}
+
+impl Coordinator {
+    /// Claims a node: moves it from pending to running and grants its lease, in one commit. `None` if somebody else has it, or it is not pending.
+    /// A node whose worker vanished (it runs under a claim whose lease is gone) is taken over: its dead attempt joins the history, and
+    /// `attempt` is raised; if that was the last of its `max_attempts`, it fails instead.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// # use std::time::Duration;
+    /// # use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeStatus, NodeUpdate, create_state_backend};
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// state.create_run("run_1", NewRun::running()).await?;
+    /// state.set_node_state("run_1", "orders", NodeUpdate::pending()).await?;
+    /// let claim = state.claim_node("run_1", "orders", "worker-1", Duration::from_secs(30)).await?.unwrap();
+    /// assert!(state.claim_node("run_1", "orders", "worker-2", Duration::from_secs(30)).await?.is_none());
+    /// claim.complete(NodeUpdate::success().row_count(1_000)).await?;
+    /// # state.close().await }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::RunNotFound`], [`Error::NodeNotFound`]; [`Error::Conflict`] if the run has ended; [`Error::Lease`] for an owner or a TTL that makes no sense
+    /// (100 ms to 1 h); [`Error::Store`].
+    ///
+    /// # Cancel safety
+    /// Dropped at any instant, the node is not claimed, or given back at once.
+    pub async fn claim_node(
+        &self,
+        run: impl IntoRunId,
+        node: impl IntoNodeId,
+        owner: impl AsRef<str>,
+        ttl: Duration,
+    ) -> Result<Option<Claim>, Error> {
+        let (run, node) = ids(run, node)?;
+        let owner: Arc<str> = Arc::from(owner.as_ref());
+        let engine = self.engine();
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                engine.follow_up(&run).await?;
+            }
+            let snapshot = engine.snapshot(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
+            let Some(seen) = snapshot.state().node_shared(node.as_str()) else {
+                if attempt == 0 && engine.backend.is_shared() {
+                    continue;
+                }
+                return Err(Error::NodeNotFound { run, node });
+            };
+            let taking = match seen.status {
+                NodeStatus::Pending => Taking::Begin,
+                NodeStatus::Running if seen.worker.is_some() => {
+                    let key = LeaseKey::node(run.clone(), node.clone());
+                    if engine.leases.list().await?.iter().any(|lease| lease.key.excludes(&key)) {
+                        return Ok(None);
+                    }
+                    Taking::TakeOver
+                }
+                // What others wrote may not have come here yet.
+                _ if attempt == 0 && engine.backend.is_shared() => continue,
+                _ => return Ok(None),
+            };
+            let want = Want {
+                run: run.clone(),
+                node: node.clone(),
+                run_status: snapshot.header().status.clone(),
+                seen,
+                taking,
+                owner: Arc::clone(&owner),
+                ttl,
+                hasty: false,
+            };
+            match self.try_claim(want).await? {
+                Tried::Claimed(claim) => return Ok(Some(claim)),
+                Tried::GaveUp => return Ok(None),
+                Tried::Taken if taking == Taking::Begin => return Ok(None),
+                Tried::Taken => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Hands one ready node of a run to the caller, and to nobody else: pending, and all that it [depends on](NodeUpdate::depends_on) done. Nodes
+    /// whose worker vanished are taken over as by [`claim_node`](Self::claim_node). The order is not fixed, and differs between processes.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// # use std::time::Duration;
+    /// # use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, create_state_backend};
+    /// use seeknal_state::{ClaimFilter, Next};
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    ///
+    /// state.create_run("run_1", NewRun::running()).await?;
+    /// state.set_node_state("run_1", "orders", NodeUpdate::pending()).await?;
+    /// state.set_node_state("run_1", "report", NodeUpdate::pending().depends_on(["orders"]).max_attempts(3)).await?;
+    ///
+    /// let filter = ClaimFilter::new().owner("worker-1").wait(Duration::from_secs(5));
+    /// let mut done = Vec::new();
+    /// loop {
+    ///     match state.claim_next("run_1", filter.clone()).await? {
+    ///         Next::Claimed(claim) => {
+    ///             done.push(claim.node_id().to_string());
+    ///             claim.complete(NodeUpdate::success()).await?;
+    ///         }
+    ///         Next::Drained { .. } => break,
+    ///         _ => {} // others are working; ask again
+    ///     }
+    /// }
+    /// assert_eq!(done, ["orders", "report"]);
+    /// # state.close().await }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// As [`claim_node`](Self::claim_node). That others were faster is none.
+    ///
+    /// # Cancel safety
+    /// Dropped at any instant, nothing is claimed, or what was claimed is given back at once.
+    pub async fn claim_next(&self, run: impl IntoRunId, filter: ClaimFilter) -> Result<Next, Error> {
+        let run = run.into_run_id()?;
+        filter.check()?;
+        // Whichever room is found closed first.
+        self.next(run, filter).await.map_err(|error| if self.is_closed() { Error::Closed } else { error })
+    }
+
+    async fn next(&self, run: RunId, filter: ClaimFilter) -> Result<Next, Error> {
+        let engine = self.engine();
+        let ttl = filter.ttl.unwrap_or(engine.limits.lease_ttl);
+        let owner = filter.owner.clone().unwrap_or_else(|| self.default_owner());
+        let until = Instant::now().checked_add(filter.wait);
+        loop {
+            if engine.is_closed() {
+                return Err(Error::Closed);
+            }
+            let snapshot = engine.snapshot(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
+            let board = engine.directory.boards.of(&snapshot, &filter.done, engine.backend.process().as_ref());
+            if snapshot.header().status.is_ended() {
+                return Ok(Next::Drained { blocked: board.pending() });
+            }
+            if board.is_due(ttl) {
+                engine.look(&board).await?;
+            }
+            // Before it is looked at: what changes from now on is not missed.
+            let news = board.news();
+            tokio::pin!(news);
+            news.as_mut().enable();
+            if let Some(mut picked) = board.pick() {
+                let want = Self::want(&snapshot, &picked, &owner, ttl);
+                match self.try_claim(want).await? {
+                    Tried::Claimed(claim) => return Ok(Next::Claimed(claim)),
+                    Tried::Taken => picked.was_refused(),
+                    Tried::GaveUp => {}
+                }
+                continue;
+            }
+            if let Some(blocked) = board.drained() {
+                if engine.follow_up(&run).await? {
+                    continue;
+                }
+                return Ok(Next::Drained { blocked });
+            }
+            let now = Instant::now();
+            if until.is_some_and(|until| until <= now) {
+                return Ok(Next::NothingReady);
+            }
+            let look = board.next_look();
+            let wake = until.map_or(look, |until| until.min(look));
+            tokio::select! {
+                () = news => {}
+                () = tokio::time::sleep_until(wake) => {}
+            }
+        }
+    }
+
+    /// Frees the nodes of a run whose workers vanished: they are pending again on their next attempt, or failed after the last one. Workers that ask
+    /// for work do so by themselves; this is for a process that only looks on. Answers with the nodes that it freed.
+    ///
+    /// # Errors
+    /// [`Error::RunNotFound`], [`Error::Store`].
+    ///
+    /// # Cancel safety
+    /// Dropped at any instant, some nodes are freed and others are not.
+    pub async fn free_dead_claims(&self, run: impl IntoRunId) -> Result<Vec<NodeId>, Error> {
+        let run = run.into_run_id()?;
+        let engine = self.engine();
+        engine.follow_up(&run).await?;
+        let snapshot = engine.snapshot(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
+        // Behind the snapshot: a lease that is held under what it shows is among them.
+        let leases = engine.leases.list().await?;
+        let mut freed = Vec::new();
+        for (node, seen) in snapshot.nodes() {
+            let key = LeaseKey::node(run.clone(), node.clone());
+            if seen.status != NodeStatus::Running || seen.worker.is_none() || leases.iter().any(|l| l.key.excludes(&key)) {
+                continue;
+            }
+            let want = Want {
+                run: run.clone(),
+                node: node.clone(),
+                seen: Arc::new(seen.clone()),
+                taking: Taking::TakeOver,
+                run_status: snapshot.header().status.clone(),
+                owner: self.default_owner(),
+                ttl: engine.limits.lease_ttl.max(Duration::from_millis(100)),
+                hasty: false,
+            };
+            match self.try_claim(want).await? {
+                Tried::Claimed(claim) => {
+                    claim.release().await?;
+                    freed.push(node.clone());
+                }
+                Tried::GaveUp => freed.push(node.clone()),
+                Tried::Taken => {}
+            }
+        }
+        Ok(freed)
+    }
+
+    fn default_owner(&self) -> Arc<str> {
+        let process = self.engine().backend.process();
+        Arc::from(process.map_or_else(|| format!("pid {}", std::process::id()), |me| format!("{}:{}", me.host, me.pid)))
+    }
+
+    fn want(snapshot: &Snapshot, picked: &Picked, owner: &Arc<str>, ttl: Duration) -> Want {
+        let Pick { node, version, taking } = picked.pick().clone();
+        // Should the two differ, the version that was picked is what is guarded.
+        let mut seen =
+            snapshot.state().node_shared(node.as_str()).unwrap_or_else(|| Arc::new(NodeState::new(NodeStatus::Pending)));
+        if seen.version != version {
+            seen = Arc::new(NodeState { version, ..NodeState::clone(&seen) });
+        }
+        Want {
+            run: snapshot.state().id().clone(),
+            node,
+            seen,
+            taking,
+            run_status: snapshot.header().status.clone(),
+            owner: Arc::clone(owner),
+            ttl,
+            hasty: true,
+        }
+    }
+
+    /// Claims in a task of its own: the claim travels in the answer, so that a caller who is gone by then gives it back.
+    async fn try_claim(&self, want: Want) -> Result<Tried, Error> {
+        let (reply, answer) = oneshot::channel();
+        let state = self.clone();
+        self.core.runtime.spawn(async move {
+            let _caller_gone = reply.send(state.claim(want).await);
+        });
+        answer.await.unwrap_or(Err(Error::Closed))
+    }
+
+    async fn claim(&self, want: Want) -> Result<Tried, Error> {
+        let engine = self.engine();
+        if engine.is_closed() {
+            return Err(Error::Closed);
+        }
+        let Want { run, node, seen, taking, run_status, owner, ttl, hasty } = want;
+        let options = LockOptions::new().owner(&owner).ttl(ttl).purpose("claim");
+        let Some(place) = engine.leases.reserve(LeaseKey::node(run.clone(), node.clone()), options).await? else {
+            return Ok(Tried::Taken);
+        };
+        let open = if run_status.is_ended() { vec![RunStatus::Pending, RunStatus::Running] } else { vec![run_status] };
+        let given_up = taking == Taking::TakeOver && seen.max_attempts.is_some_and(|most| seen.attempt >= most);
+        let update = match taking {
+            Taking::Begin => NodeUpdate::running().worker(&owner),
+            Taking::TakeOver if given_up => NodeUpdate::failed(vanished(&seen)),
+            Taking::TakeOver => NodeUpdate::running().attempt(seen.attempt.saturating_add(1)).worker(&owner),
+        };
+        let as_seen = match taking {
+            Taking::Begin => Guard::NodeStatus { node: node.clone(), one_of: vec![NodeStatus::Pending] },
+            Taking::TakeOver => Guard::NodeVersion { node: node.clone(), version: seen.version },
+        };
+        let op = Op {
+            mutations: vec![node_change(node.clone(), update)],
+            guards: vec![Guard::RunStatus(open), as_seen],
+            fences: self.fences.as_deref().map(<[Fence]>::to_vec).unwrap_or_default(),
+            leases: place.grant().into_iter().collect(),
+            hasty,
+            ..Op::default()
+        };
+        let committed = match engine.commit_one(run.clone(), op, false).await {
+            Ok(committed) => committed,
+            Err(Error::Conflict(refusal))
+                if !hasty && matches!(&refusal, crate::model::Refusal::Guard { guard: Guard::RunStatus(_), .. }) =>
+            {
+                return Err(Error::Conflict(refusal));
+            }
+            Err(Error::Conflict(_) | Error::Locked(_) | Error::Contended { .. }) => return Ok(Tried::Taken),
+            Err(error) => {
+                if error.is_unknown_outcome() {
+                    place.orphaned().await;
+                }
+                return Err(error);
+            }
+        };
+        let granted = committed.grants.first().map(|grant| grant.token);
+        let lease = match place.confirm(granted).await {
+            Ok(lease) => lease,
+            // This process was asleep for longer than the lease lasts, or the run ended: nothing was gained, and nothing is wrong.
+            Err(LeaseError::RunEnded { .. } | LeaseError::NotFound { .. }) => return Ok(Tried::Taken),
+            Err(LeaseError::Store(error)) if error.is_retryable() => {
+                tracing::warn!(%run, %node, %error, "a claim came too late to be trusted");
+                return Ok(Tried::Taken);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if given_up {
+            tracing::warn!(%run, %node, attempt = seen.attempt, "a node has failed: the worker of its last attempt vanished");
+            drop(lease);
+            return Ok(Tried::GaveUp);
+        }
+        let now = engine.directory.get(run.as_str()).and_then(|handle| handle.cell().snapshot());
+        let now = now.and_then(|snapshot| snapshot.state().node_shared(node.as_str()));
+        let state = now.unwrap_or(seen);
+        if taking == Taking::TakeOver {
+            tracing::info!(%run, %node, attempt = state.attempt, "a node was taken over: its worker vanished");
+        }
+        Ok(Tried::Claimed(Claim::new(self.clone(), run, node, state, lease, committed.into())))
+    }
+}
+
+fn vanished(node: &NodeState) -> String {
+    let worker = node.worker.as_deref().unwrap_or("?");
+    format!("worker {worker:?} vanished on attempt {} of {}", node.attempt, node.max_attempts.unwrap_or(node.attempt))
+}
+
+impl Engine {
+    /// Brings a resident run up to what is stored, if others wrote to it; says whether it was behind.
+    pub(super) async fn follow_up(&self, run: &RunId) -> Result<bool, Error> {
+        if !self.backend.is_shared() {
+            return Ok(false);
+        }
+        let stored = self.backend.run_version(run).await?;
+        let Some(handle) = self.directory.get(run.as_str()) else { return Ok(false) };
+        let known = handle.cell().snapshot().map(|snapshot| snapshot.version());
+        // What this process has on its way may be stored before it is published here.
+        if known >= stored {
+            return Ok(false);
+        }
+        handle.reload();
+        handle.settle().await;
+        Ok(true)
+    }
+}

@@ -1,0 +1,548 @@
+//! Which nodes of a run can be worked on next: kept up to date by what changes, so that nobody has to look at all nodes for one of them.
+//!
+//! A node is ready when it is pending and all that it depends on is done; so is one that runs under a claim whose lease is gone. Every process
+//! takes them in an order of its own: first those for which it comes first among all processes that work on the run, so that two of them rarely
+//! want the same one, then those of the others.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+
+use super::id::NodeId;
+use super::list::List;
+use super::node::NodeState;
+use super::run::{RunState, Version};
+use super::status::NodeStatus;
+
+/// How a node may be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taking {
+    /// It is pending.
+    Begin,
+    /// It runs, its worker is gone.
+    TakeOver,
+}
+
+/// A node to be taken, as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pick {
+    pub(crate) node: NodeId,
+    pub(crate) version: Version,
+    pub(crate) taking: Taking,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Pending,
+    Running,
+    Done,
+    Other,
+}
+
+/// How long a ready node is left to each process that comes before this one: who comes first may be busy, or gone.
+const PATIENCE: Duration = Duration::from_millis(40);
+
+/// No node is left to others for longer.
+const MOST_PATIENCE: Duration = Duration::from_millis(200);
+
+/// From when on a node may be taken, and where it stands then in the order of this process.
+type Place = (Duration, u64);
+
+#[derive(Debug)]
+struct Card {
+    kind: Kind,
+    /// How many of the nodes that it depends on are not done.
+    missing: usize,
+    needs: List<NodeId>,
+    place: Option<Place>,
+}
+
+impl Card {
+    fn is_ready(&self) -> bool {
+        self.kind == Kind::Pending && self.missing == 0
+    }
+}
+
+/// The ready nodes of one run, as one process sees them.
+#[derive(Debug)]
+pub(crate) struct ReadyBoard {
+    /// The statuses that count as done.
+    accepted: Vec<NodeStatus>,
+    state: RunState,
+    cards: HashMap<NodeId, Card>,
+    dependents: HashMap<NodeId, Vec<NodeId>>,
+    queue: BTreeSet<(Place, NodeId)>,
+    /// The time of the caller, as it was told last.
+    now: Duration,
+    /// Handed out and not told of yet.
+    taken: HashSet<NodeId>,
+    running: HashSet<NodeId>,
+    /// Claimed nodes whose lease was gone, as they were then.
+    dead: HashMap<NodeId, Version>,
+    ready: usize,
+    pending: usize,
+    me: u64,
+    /// All processes that work on the run, this one included, sorted.
+    peers: Vec<u64>,
+}
+
+impl ReadyBoard {
+    /// The board of a run for the process of this name.
+    pub(crate) fn new(state: RunState, accepted: &[NodeStatus], me: &str) -> Self {
+        let me = hash(me);
+        let mut board = Self {
+            accepted: accepted.to_vec(),
+            state,
+            cards: HashMap::new(),
+            dependents: HashMap::new(),
+            queue: BTreeSet::new(),
+            now: Duration::ZERO,
+            taken: HashSet::new(),
+            running: HashSet::new(),
+            dead: HashMap::new(),
+            ready: 0,
+            pending: 0,
+            me,
+            peers: vec![me],
+        };
+        board.rebuild();
+        board
+    }
+
+    pub(crate) fn version(&self) -> Version {
+        self.state.version()
+    }
+
+    pub(crate) fn state(&self) -> &RunState {
+        &self.state
+    }
+
+    pub(crate) fn accepts(&self, accepted: &[NodeStatus]) -> bool {
+        self.accepted == accepted
+    }
+
+    /// Takes in a state in which only these nodes differ from the last one.
+    pub(crate) fn moved(&mut self, state: RunState, changed: &[NodeId]) {
+        self.state = state;
+        for node in changed {
+            self.refresh(node);
+        }
+    }
+
+    /// Takes in a state of which nothing is known.
+    pub(crate) fn replaced(&mut self, state: RunState) {
+        self.state = state;
+        self.rebuild();
+    }
+
+    /// Puts everything in its place anew, also what was handed out once and came to nothing.
+    pub(crate) fn rebuild(&mut self) {
+        self.cards.clear();
+        self.dependents.clear();
+        self.queue.clear();
+        self.running.clear();
+        (self.ready, self.pending) = (0, 0);
+        let state = self.state.clone();
+        for (id, node) in state.nodes() {
+            self.cards
+                .insert(id.clone(), Card { kind: self.kind(node), missing: 0, needs: node.depends_on.clone(), place: None });
+            for needed in &node.depends_on {
+                self.dependents.entry(needed.clone()).or_default().push(id.clone());
+            }
+        }
+        for (id, node) in state.nodes() {
+            let missing = self.missing(&node.depends_on);
+            if let Some(card) = self.cards.get_mut(id) {
+                card.missing = missing;
+                self.pending += usize::from(card.kind == Kind::Pending);
+                self.ready += usize::from(card.is_ready());
+                if card.kind == Kind::Running {
+                    self.running.insert(id.clone());
+                }
+            }
+            self.place(id);
+        }
+        let Self { dead, running, .. } = self;
+        dead.retain(|id, _| running.contains(id));
+    }
+
+    fn kind(&self, node: &NodeState) -> Kind {
+        match &node.status {
+            NodeStatus::Pending => Kind::Pending,
+            NodeStatus::Running => Kind::Running,
+            status if self.accepted.contains(status) => Kind::Done,
+            _ => Kind::Other,
+        }
+    }
+
+    fn missing(&self, needs: &[NodeId]) -> usize {
+        needs.iter().filter(|needed| self.cards.get(*needed).is_none_or(|card| card.kind != Kind::Done)).count()
+    }
+
+    /// Looks at one node again.
+    fn refresh(&mut self, id: &NodeId) {
+        let old = self.cards.remove(id);
+        if let Some(Card { place: Some(place), .. }) = &old {
+            self.queue.remove(&(*place, id.clone()));
+        }
+        if let Some(card) = &old {
+            self.pending -= usize::from(card.kind == Kind::Pending);
+            self.ready -= usize::from(card.is_ready());
+        }
+        self.running.remove(id);
+        let was_done = old.as_ref().is_some_and(|card| card.kind == Kind::Done);
+        let node = self.state.node_shared(id.as_str());
+        let needs = node.as_ref().map(|node| node.depends_on.clone()).unwrap_or_default();
+        let same_needs = old.as_ref().is_some_and(|card| card.needs == needs);
+        if !same_needs {
+            for needed in old.iter().flat_map(|card| &card.needs) {
+                if let Some(dependents) = self.dependents.get_mut(needed) {
+                    dependents.retain(|dependent| dependent != id);
+                }
+            }
+            for needed in &needs {
+                self.dependents.entry(needed.clone()).or_default().push(id.clone());
+            }
+        }
+        let missing = match &old {
+            Some(card) if same_needs => card.missing,
+            _ => self.missing(&needs),
+        };
+        let is_done = node.as_ref().is_some_and(|node| self.kind(node) == Kind::Done);
+        match &node {
+            Some(node) => {
+                let card = Card { kind: self.kind(node), missing, needs, place: None };
+                self.pending += usize::from(card.kind == Kind::Pending);
+                self.ready += usize::from(card.is_ready());
+                if card.kind == Kind::Running {
+                    self.running.insert(id.clone());
+                }
+                self.cards.insert(id.clone(), card);
+                self.place(id);
+            }
+            None => {
+                self.dead.remove(id);
+            }
+        }
+        if was_done != is_done {
+            for dependent in self.dependents.get(id).cloned().unwrap_or_default() {
+                let Some(card) = self.cards.get_mut(&dependent) else { continue };
+                self.ready -= usize::from(card.is_ready());
+                card.missing = if is_done { card.missing.saturating_sub(1) } else { card.missing + 1 };
+                self.ready += usize::from(card.is_ready());
+                self.place(&dependent);
+            }
+        }
+    }
+
+    fn is_dead(&self, id: &NodeId) -> bool {
+        let seen = self.dead.get(id);
+        seen.is_some() && self.state.node(id.as_str()).map(|node| node.version).as_ref() == seen
+    }
+
+    /// Queues a node if it may be taken, else takes it out of the queue.
+    fn place(&mut self, id: &NodeId) {
+        let Some(card) = self.cards.get(id) else { return };
+        let free = !self.taken.contains(id) && (card.is_ready() || (card.kind == Kind::Running && self.is_dead(id)));
+        let old = card.place;
+        if old.is_some() == free {
+            return;
+        }
+        let new = free.then(|| self.order(id));
+        if let Some(old) = old {
+            self.queue.remove(&(old, id.clone()));
+        }
+        if let Some(new) = new {
+            self.queue.insert((new, id.clone()));
+        }
+        if let Some(card) = self.cards.get_mut(id) {
+            card.place = new;
+        }
+    }
+
+    /// At once where this process comes first for a node, else when those before it had their time; and then in an order that differs between
+    /// processes.
+    fn order(&self, id: &NodeId) -> Place {
+        let name = hash(id.as_str());
+        let mine = mix(name ^ self.me);
+        let before = self.peers.iter().filter(|peer| mix(name ^ **peer) > mine).count();
+        let patience = PATIENCE.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX)).min(MOST_PATIENCE);
+        let from = if before == 0 { Duration::ZERO } else { self.now.saturating_add(patience) };
+        (from, mine)
+    }
+
+    /// Says which processes work on the run.
+    pub(crate) fn set_peers<'p>(&mut self, peers: impl IntoIterator<Item = &'p str>) {
+        let mut peers: Vec<u64> = peers.into_iter().map(hash).chain([self.me]).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        if peers != self.peers {
+            self.peers = peers;
+            for (_, id) in std::mem::take(&mut self.queue) {
+                if let Some(card) = self.cards.get_mut(&id) {
+                    card.place = None;
+                }
+                self.place(&id);
+            }
+        }
+    }
+
+    /// Says for which claimed nodes a lease is held, of those that ran at the version of this state or before.
+    pub(crate) fn set_held(&mut self, version: Version, held: impl Fn(&NodeId) -> bool) {
+        let dead: HashMap<NodeId, Version> = self
+            .running
+            .iter()
+            .filter_map(|id| Some((id, self.state.node(id.as_str())?)))
+            .filter(|(id, node)| node.worker.is_some() && node.version <= version && !held(id))
+            .map(|(id, node)| (id.clone(), node.version))
+            .collect();
+        let before = std::mem::replace(&mut self.dead, dead);
+        let touched: Vec<NodeId> = before.into_keys().chain(self.dead.keys().cloned()).collect();
+        for id in touched {
+            self.place(&id);
+        }
+    }
+
+    /// Tells the time: any clock that never goes back.
+    pub(crate) fn at(&mut self, now: Duration) -> &mut Self {
+        self.now = self.now.max(now);
+        self
+    }
+
+    /// Hands out the next node; it is nobody else's until it is [`put_back`](Self::put_back).
+    pub(crate) fn pick(&mut self) -> Option<Pick> {
+        if !self.has_next() {
+            return None;
+        }
+        let (_, node) = self.queue.pop_first()?;
+        let taking = match self.cards.get_mut(&node) {
+            Some(card) => {
+                card.place = None;
+                if card.kind == Kind::Running { Taking::TakeOver } else { Taking::Begin }
+            }
+            None => Taking::Begin,
+        };
+        let version = self.state.node(node.as_str()).map_or(Version::NONE, |node| node.version);
+        self.taken.insert(node.clone());
+        Some(Pick { node, version, taking })
+    }
+
+    /// What was handed out is settled: the state says what became of it. A node that was refused to us without having changed is left out until
+    /// the board is rebuilt: somebody holds it in a way that the state does not tell.
+    pub(crate) fn put_back(&mut self, pick: &Pick, refused: bool) {
+        self.taken.remove(&pick.node);
+        let same = self.state.node(pick.node.as_str()).is_some_and(|node| node.version == pick.version);
+        if refused && same {
+            if pick.taking == Taking::TakeOver {
+                self.dead.remove(&pick.node);
+            }
+        } else {
+            self.place(&pick.node);
+        }
+    }
+
+    /// Whether a node waits to be taken now.
+    pub(crate) fn has_next(&self) -> bool {
+        self.next_at().is_some_and(|at| at <= self.now)
+    }
+
+    /// From when on the next node may be taken.
+    pub(crate) fn next_at(&self) -> Option<Duration> {
+        self.queue.first().map(|((from, _), _)| *from)
+    }
+
+    /// How many nodes are pending.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// How many pending nodes wait for others that nobody works on; `None` while anything runs or is ready.
+    pub(crate) fn drained(&self) -> Option<usize> {
+        (self.ready == 0 && self.running.is_empty()).then_some(self.pending)
+    }
+}
+
+/// FNV-1a: the same in every process, and no secret.
+fn hash(text: &str) -> u64 {
+    mix(text.bytes().fold(0xCBF2_9CE4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)))
+}
+
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{Mutation, NewRun, NodeUpdate, RunId, apply, time};
+
+    const DONE: &[NodeStatus] = &[NodeStatus::Success, NodeStatus::Cached, NodeStatus::Skipped];
+
+    fn id(number: usize) -> NodeId {
+        NodeId::new(format!("n{number}")).unwrap()
+    }
+
+    struct World {
+        state: Option<RunState>,
+        version: u64,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let mut world = Self { state: None, version: 0 };
+            world.apply(&Mutation::Create { run: NewRun::running(), at: time::from_micros(0).unwrap() });
+            world
+        }
+
+        fn apply(&mut self, mutation: &Mutation) -> bool {
+            self.version += 1;
+            apply(&mut self.state, &RunId::new("r").unwrap(), mutation, Version(self.version)).is_ok()
+        }
+
+        fn set(&mut self, node: usize, update: NodeUpdate) -> bool {
+            self.apply(&Mutation::SetNode { node: id(node), update: Box::new(update), at: time::from_micros(0).unwrap() })
+        }
+
+        fn state(&self) -> RunState {
+            self.state.clone().unwrap()
+        }
+
+        fn board(&self, me: &str) -> ReadyBoard {
+            ReadyBoard::new(self.state(), DONE, me)
+        }
+    }
+
+    fn queued(board: &ReadyBoard) -> BTreeSet<NodeId> {
+        board.queue.iter().map(|(_, id)| id.clone()).collect()
+    }
+
+    /// What the queue must be, by looking at everything.
+    fn ready(state: &RunState) -> BTreeSet<NodeId> {
+        let done = |id: &NodeId| state.node(id.as_str()).is_some_and(|node| DONE.contains(&node.status));
+        state
+            .nodes()
+            .filter(|(_, node)| node.status == NodeStatus::Pending && node.depends_on.iter().all(done))
+            .map(|(id, _)| id.clone())
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_board_that_is_kept_up_to_date_is_one_that_is_made_anew(
+            steps in prop::collection::vec((0_usize..8, 0_usize..9, prop::collection::vec(0_usize..9, 0..4)), 1..60),
+        ) {
+            let mut world = World::new();
+            let mut board = world.board("p");
+            for (node, what, needs) in steps {
+                let update = match what {
+                    0 => NodeUpdate::pending(),
+                    1 => NodeUpdate::running(),
+                    2 => NodeUpdate::success(),
+                    3 => NodeUpdate::failed("x"),
+                    4 => NodeUpdate::skipped(),
+                    5 | 6 => NodeUpdate::new().depends_on(needs.into_iter().filter(|other| *other != node).map(id)),
+                    7 => NodeUpdate::new().row_count(1),
+                    _ => NodeUpdate::cached(),
+                };
+                if what == 7 {
+                    world.apply(&Mutation::DeleteNode { node: id(node) });
+                } else {
+                    prop_assert!(world.set(node, update));
+                }
+                board.moved(world.state(), &[id(node)]);
+                let anew = world.board("p");
+                prop_assert_eq!(queued(&board), ready(&world.state()));
+                prop_assert_eq!(queued(&anew), ready(&world.state()));
+                prop_assert_eq!((board.ready, board.pending, &board.running), (anew.ready, anew.pending, &anew.running));
+                prop_assert_eq!(board.drained(), anew.drained());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_handed_out_is_nobody_elses_and_comes_back_when_it_changed() {
+        let mut world = World::new();
+        assert!(world.set(1, NodeUpdate::new()));
+        let mut board = world.board("p");
+        let pick = board.pick().unwrap();
+        assert_eq!((pick.node.clone(), pick.taking), (id(1), Taking::Begin));
+        assert!(board.pick().is_none());
+        board.put_back(&pick, true);
+        assert!(board.pick().is_none(), "refused without a change: somebody holds it");
+        board.rebuild();
+        let pick = board.pick().unwrap();
+        assert!(world.set(1, NodeUpdate::running()));
+        assert!(world.set(1, NodeUpdate::pending()));
+        board.moved(world.state(), &[id(1)]);
+        assert!(board.pick().is_none(), "it is still handed out");
+        board.put_back(&pick, true);
+        assert_eq!(board.pick().map(|pick| pick.node), Some(id(1)), "it changed since");
+        assert_eq!(board.drained(), None);
+    }
+
+    #[test]
+    fn a_claimed_node_without_a_lease_is_taken_over_and_others_are_left_alone() {
+        let mut world = World::new();
+        assert!(world.set(1, NodeUpdate::running().worker("w")));
+        assert!(world.set(2, NodeUpdate::running()));
+        assert!(world.set(3, NodeUpdate::running().worker("w")));
+        let mut board = world.board("p");
+        board.set_held(board.version(), |node| *node == id(3));
+        let pick = board.pick().unwrap();
+        assert_eq!((pick.node.clone(), pick.taking), (id(1), Taking::TakeOver));
+        assert!(board.pick().is_none(), "node 2 was never claimed, the lease of node 3 is held");
+        board.put_back(&pick, true);
+        assert!(board.pick().is_none());
+        // Written to since: whoever did it lives.
+        board.set_held(board.version(), |node| *node == id(3));
+        assert!(world.set(1, NodeUpdate::new().row_count(1)));
+        board.moved(world.state(), &[id(1)]);
+        assert!(board.pick().is_none());
+        assert_eq!(board.drained(), None);
+    }
+
+    #[test]
+    fn what_can_never_be_ready_is_told() {
+        let mut world = World::new();
+        assert!(world.set(1, NodeUpdate::failed("x")));
+        assert!(world.set(2, NodeUpdate::new().depends_on([id(1)])));
+        assert!(world.set(3, NodeUpdate::new().depends_on([id(9)])));
+        assert_eq!(world.board("p").drained(), Some(2));
+        assert!(world.set(1, NodeUpdate::success()));
+        assert_eq!(world.board("p").drained(), None);
+        let lenient = ReadyBoard::new(world.state(), &[NodeStatus::Failed], "p");
+        assert_eq!(lenient.drained(), Some(2), "success was not accepted");
+    }
+
+    #[test]
+    fn every_node_has_one_process_that_comes_first() {
+        let mut world = World::new();
+        for node in 0..400 {
+            assert!(world.set(node, NodeUpdate::new()));
+        }
+        let names = ["a", "b", "c", "d"];
+        let mut first: BTreeMap<NodeId, &str> = BTreeMap::new();
+        for name in names {
+            let mut board = world.board(name);
+            board.set_peers(names);
+            let own = board.queue.iter().filter(|((from, _), _)| from.is_zero()).count();
+            assert!((50..150).contains(&own), "{own} of 400 for one of four");
+            let mut orders = Vec::new();
+            for _ in 0..own {
+                let pick = board.pick().unwrap();
+                assert!(first.insert(pick.node.clone(), name).is_none(), "two want it first");
+                orders.push(pick.node);
+            }
+            assert!(!orders.is_sorted());
+            assert!(board.pick().is_none(), "the rest is left to others first");
+            assert!(board.next_at().is_some_and(|at| at <= PATIENCE * 3));
+            assert!(board.at(PATIENCE * 3).pick().is_some(), "but not for ever");
+        }
+        assert_eq!(first.len(), 400);
+    }
+}
