@@ -43,6 +43,9 @@ pub use memory::MemoryBackend;
 pub use pull::{BatchSource, Wake};
 pub use registry::{BackendOptions, StateBackendFactory, create_state_backend};
 
+/// The key (a run's id) of the lock that keeps others out of a shared store while its state is moved: who finds it held does not open the store.
+pub const MIGRATION: &str = "seeknal:migration";
+
 /// A future of a backend's method.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
