@@ -190,3 +190,20 @@ async fn after_every_burst_of_both_both_show_the_same() {
     here.close().await.unwrap();
     there.close().await.unwrap();
 }
+
+/// Following costs nothing while nobody else writes: own commits are told apart without asking for a version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn own_commits_are_no_news() {
+    let store = Store::of("database");
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let (before, began) = (state.stats(), std::time::Instant::now());
+    for row in 1..=500 {
+        state.set_node_state("r", "n", NodeUpdate::running().row_count(row)).await.unwrap();
+    }
+    // Without news the versions are asked for every five seconds.
+    let unasked = began.elapsed().as_secs() / 5 + 1;
+    let rounds = state.stats().follow_rounds - before.follow_rounds;
+    assert!(rounds <= unasked, "{rounds} rounds in {:?}", began.elapsed());
+    state.close().await.unwrap();
+}
