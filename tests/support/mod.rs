@@ -57,6 +57,8 @@ macro_rules! on_every_backend {
 pub(crate) enum Lie {
     /// It is applied, and the answer is lost.
     AnswerLost,
+    /// It is applied, and the answer waits at the gate.
+    AnswerLate,
     /// It is not applied, and nobody knows.
     NeverArrived,
     /// It is refused by storage: nothing happened.
@@ -165,6 +167,11 @@ impl StateBackend for LyingBackend {
                 Some(Lie::AnswerLost) => {
                     self.inner.commit(batch).await?;
                     Err(StoreError::unknown(StoreErrorKind::Unavailable, "the answer was lost"))
+                }
+                Some(Lie::AnswerLate) => {
+                    let answer = self.inner.commit(batch).await;
+                    self.gate.acquire().await.unwrap().forget();
+                    answer
                 }
                 Some(Lie::NeverArrived) => Err(StoreError::unknown(StoreErrorKind::Unavailable, "no answer")),
                 Some(Lie::Full) => Err(StoreError::not_applied(StoreErrorKind::Full, "no space left")),
