@@ -9,10 +9,14 @@ mod foreign;
 mod lease_book;
 mod memory;
 mod pull;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+mod own_versions;
 mod registry;
 
 #[cfg(any(feature = "conformance", test))]
 pub mod conformance;
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+pub(crate) mod decide;
 #[cfg(feature = "file")]
 pub mod file;
 #[cfg(any(feature = "file", feature = "sqlite"))]
