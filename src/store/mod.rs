@@ -8,19 +8,22 @@ mod error;
 mod foreign;
 mod lease_book;
 mod memory;
-mod pull;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
 mod own_versions;
+mod pull;
 mod registry;
 
 #[cfg(any(feature = "conformance", test))]
 pub mod conformance;
 #[cfg(any(feature = "postgres", feature = "libsql"))]
+#[allow(dead_code, reason = "what several backends share: none of them uses all of it")]
 pub(crate) mod decide;
 #[cfg(feature = "file")]
 pub mod file;
 #[cfg(any(feature = "file", feature = "sqlite"))]
 mod highwater;
+#[cfg(feature = "libsql")]
+pub mod libsql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 

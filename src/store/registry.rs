@@ -103,7 +103,7 @@ pub struct StateBackendFactory;
 impl StateBackendFactory {
     /// The names that this build knows by itself.
     const BUILT_IN: &'static [&'static str] = &[
-        #[cfg(feature = "sqlite")]
+        #[cfg(any(feature = "sqlite", feature = "libsql"))]
         "database",
         #[cfg(feature = "file")]
         "file",
@@ -175,14 +175,17 @@ fn database(options: &BackendOptions) -> Result<Arc<dyn StateBackend>, StoreErro
                 ),
             )
         };
-        return Err(match scheme {
-            "postgres" | "postgresql" => needs("postgres"),
-            "libsql" | "http" | "https" | "ws" | "wss" => needs("libsql"),
-            _ => StoreError::not_applied(
+        return match scheme.to_ascii_lowercase().as_str() {
+            "postgres" | "postgresql" => Err(needs("postgres")),
+            #[cfg(feature = "libsql")]
+            "libsql" | "http" | "https" | "ws" | "wss" => Ok(Arc::new(super::libsql::LibsqlBackend::new(options)?)),
+            #[cfg(not(feature = "libsql"))]
+            "libsql" | "http" | "https" | "ws" | "wss" => Err(needs("libsql")),
+            _ => Err(StoreError::not_applied(
                 StoreErrorKind::Input,
                 "database_url has an unknown scheme; known are libsql://, http://, https:// and postgres://",
-            ),
-        });
+            )),
+        };
     }
     #[cfg(feature = "sqlite")]
     return Ok(Arc::new(super::sqlite::SqliteBackend::new(options)));
