@@ -1,6 +1,8 @@
 //! What is flushed together, and what becomes of it.
 
 use std::fmt;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +21,15 @@ pub struct BatchId(uuid::Uuid);
 impl BatchId {
     /// A new name, never used before.
     pub fn generate() -> Self {
-        Self(uuid::Uuid::now_v7())
+        // A random start of this process, and a counter: asking the system for random bytes each time costs more than a batch in memory.
+        static START: LazyLock<u128> = LazyLock::new(|| uuid::Uuid::now_v7().as_u128());
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let tail = START.wrapping_add(u128::from(count)).to_be_bytes();
+        let mut random = [0; 10];
+        random.copy_from_slice(tail.split_at(6).1);
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self(uuid::Builder::from_unix_timestamp_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX), &random).into_uuid())
     }
 
     /// The sixteen bytes of the name; they sort by time.

@@ -5,6 +5,7 @@
 //! want the same one, then those of the others.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 use super::id::NodeId;
 use super::list::List;
@@ -37,8 +38,14 @@ enum Kind {
     Other,
 }
 
-/// Where a node stands in the order of this process.
-type Place = (u8, u64);
+/// How long a ready node is left to each process that comes before this one: who comes first may be busy, or gone.
+const PATIENCE: Duration = Duration::from_millis(40);
+
+/// No node is left to others for longer.
+const MOST_PATIENCE: Duration = Duration::from_millis(200);
+
+/// From when on a node may be taken, and where it stands then in the order of this process.
+type Place = (Duration, u64);
 
 #[derive(Debug)]
 struct Card {
@@ -64,6 +71,8 @@ pub(crate) struct ReadyBoard {
     cards: HashMap<NodeId, Card>,
     dependents: HashMap<NodeId, Vec<NodeId>>,
     queue: BTreeSet<(Place, NodeId)>,
+    /// The time of the caller, as it was told last.
+    now: Duration,
     /// Handed out and not told of yet.
     taken: HashSet<NodeId>,
     running: HashSet<NodeId>,
@@ -86,6 +95,7 @@ impl ReadyBoard {
             cards: HashMap::new(),
             dependents: HashMap::new(),
             queue: BTreeSet::new(),
+            now: Duration::ZERO,
             taken: HashSet::new(),
             running: HashSet::new(),
             dead: HashMap::new(),
@@ -233,10 +243,11 @@ impl ReadyBoard {
     fn place(&mut self, id: &NodeId) {
         let Some(card) = self.cards.get(id) else { return };
         let free = !self.taken.contains(id) && (card.is_ready() || (card.kind == Kind::Running && self.is_dead(id)));
-        let (old, new) = (card.place, free.then(|| self.order(id)));
-        if old == new {
+        let old = card.place;
+        if old.is_some() == free {
             return;
         }
+        let new = free.then(|| self.order(id));
         if let Some(old) = old {
             self.queue.remove(&(old, id.clone()));
         }
@@ -248,12 +259,15 @@ impl ReadyBoard {
         }
     }
 
-    /// How many processes come before this one for a node, and then an order that differs between processes.
+    /// At once where this process comes first for a node, else when those before it had their time; and then in an order that differs between
+    /// processes.
     fn order(&self, id: &NodeId) -> Place {
         let name = hash(id.as_str());
         let mine = mix(name ^ self.me);
         let before = self.peers.iter().filter(|peer| mix(name ^ **peer) > mine).count();
-        (u8::try_from(before).unwrap_or(u8::MAX), mine)
+        let patience = PATIENCE.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX)).min(MOST_PATIENCE);
+        let from = if before == 0 { Duration::ZERO } else { self.now.saturating_add(patience) };
+        (from, mine)
     }
 
     /// Says which processes work on the run.
@@ -263,8 +277,10 @@ impl ReadyBoard {
         peers.dedup();
         if peers != self.peers {
             self.peers = peers;
-            let queued: Vec<NodeId> = self.queue.iter().map(|(_, id)| id.clone()).collect();
-            for id in queued {
+            for (_, id) in std::mem::take(&mut self.queue) {
+                if let Some(card) = self.cards.get_mut(&id) {
+                    card.place = None;
+                }
                 self.place(&id);
             }
         }
@@ -286,8 +302,17 @@ impl ReadyBoard {
         }
     }
 
+    /// Tells the time: any clock that never goes back.
+    pub(crate) fn at(&mut self, now: Duration) -> &mut Self {
+        self.now = self.now.max(now);
+        self
+    }
+
     /// Hands out the next node; it is nobody else's until it is [`put_back`](Self::put_back).
     pub(crate) fn pick(&mut self) -> Option<Pick> {
+        if !self.has_next() {
+            return None;
+        }
         let (_, node) = self.queue.pop_first()?;
         let taking = match self.cards.get_mut(&node) {
             Some(card) => {
@@ -315,9 +340,14 @@ impl ReadyBoard {
         }
     }
 
-    /// Whether a node waits to be taken.
+    /// Whether a node waits to be taken now.
     pub(crate) fn has_next(&self) -> bool {
-        !self.queue.is_empty()
+        self.next_at().is_some_and(|at| at <= self.now)
+    }
+
+    /// From when on the next node may be taken.
+    pub(crate) fn next_at(&self) -> Option<Duration> {
+        self.queue.first().map(|((from, _), _)| *from)
     }
 
     /// How many nodes are pending.
@@ -500,7 +530,7 @@ mod tests {
         for name in names {
             let mut board = world.board(name);
             board.set_peers(names);
-            let own = board.queue.iter().filter(|((before, _), _)| *before == 0).count();
+            let own = board.queue.iter().filter(|((from, _), _)| from.is_zero()).count();
             assert!((50..150).contains(&own), "{own} of 400 for one of four");
             let mut orders = Vec::new();
             for _ in 0..own {
@@ -509,6 +539,9 @@ mod tests {
                 orders.push(pick.node);
             }
             assert!(!orders.is_sorted());
+            assert!(board.pick().is_none(), "the rest is left to others first");
+            assert!(board.next_at().is_some_and(|at| at <= PATIENCE * 3));
+            assert!(board.at(PATIENCE * 3).pick().is_some(), "but not for ever");
         }
         assert_eq!(first.len(), 400);
     }

@@ -90,6 +90,9 @@ enum Mode {
     Retired,
 }
 
+/// The version that storage had when it was asked; `None`: there was no such run.
+struct Found(Option<Version>);
+
 enum Stashed {
     Commit(Envelope),
     Hold { fresh: bool, reply: oneshot::Sender<HoldGrant> },
@@ -123,7 +126,7 @@ pub(super) struct State {
     /// A hold that waits for a fresh load.
     fresh_hold: Option<oneshot::Sender<HoldGrant>>,
     /// The version that storage was seen to have; compared when nothing is on its way, because own entries move it too.
-    found: Option<Option<Version>>,
+    found: Option<Found>,
 }
 
 #[cfg_attr(seeknal_ractor_async_trait, ractor::async_trait)]
@@ -165,7 +168,7 @@ impl Actor for RunActor {
                 }
             }
             Msg::Follow(found) => {
-                state.found = Some(found);
+                state.found = Some(Found(found));
                 state.go_on();
             }
             Msg::Passivate => state.passivate(),
@@ -245,10 +248,11 @@ impl State {
 
     /// Whether others wrote what this actor has not seen. Told once: what is loaded after it is newer.
     fn is_behind(&mut self) -> bool {
-        if self.found.is_none() || !self.chain.is_settled() {
+        if !self.chain.is_settled() {
             return false;
         }
-        match (self.found.take().flatten(), self.chain.committed().map(RunState::version)) {
+        let Some(Found(found)) = self.found.take() else { return false };
+        match (found, self.chain.committed().map(RunState::version)) {
             (Some(found), Some(version)) => found > version,
             (found, version) => found.is_some() != version.is_some(),
         }
@@ -290,7 +294,8 @@ impl State {
         match self.chain.decide(&mut op, context.surroundings.wants_changes()) {
             Ok((ticket, entry)) => {
                 let losses = deferred.then(|| (Arc::clone(&context.losses), self.cell.id().clone()));
-                let mut sink = RunSink { actor: self.myself.clone(), ticket, order, ack, attempts: op.attempts, losses, permit };
+                let (attempts, hasty) = (op.attempts, op.hasty);
+                let mut sink = RunSink { actor: self.myself.clone(), ticket, order, ack, attempts, hasty, losses, permit };
                 if deferred {
                     self.cell.set_deferred(true);
                     if let Some(ack) = sink.ack.take() {
@@ -301,7 +306,7 @@ impl State {
                 self.context.persist.submit(Submission { entry, weight, chain: self.chain.number(), sink: FlushSink::Run(sink) });
             }
             // What it was refused on may never be committed, or others may have changed it since: it is checked once more on what is.
-            Err(_) if !op.verified && (!self.chain.is_settled() || self.context.backend.is_shared()) => {
+            Err(_) if !op.verified && !op.hasty && (!self.chain.is_settled() || self.context.backend.is_shared()) => {
                 op.verified = true;
                 let reload = self.context.backend.is_shared();
                 self.again.insert(order, Job { order, op, ack, permit });
@@ -365,7 +370,7 @@ impl State {
     fn settled(&mut self, outcomes: Outcomes) {
         let mut acks = Vec::new();
         for (sink, settlement) in outcomes.take() {
-            let RunSink { ticket, order, ack, attempts, permit, .. } = sink;
+            let RunSink { ticket, order, ack, attempts, hasty, permit, .. } = sink;
             // A deferred write that is settled before it was acknowledged is answered like any other.
             let was_deferred = ack.is_none();
             let ack = ack.or_else(|| self.deferred.remove(&ticket));
@@ -389,7 +394,7 @@ impl State {
                 }
                 Settlement::Recheck(entry, reload) => {
                     self.chain.fell(ticket);
-                    let op = Op::again(entry, attempts + 1, was_deferred);
+                    let op = Op::again(entry, attempts + 1, was_deferred, hasty);
                     self.again.insert(order, Job { order, op, ack, permit });
                     self.recover(reload);
                 }

@@ -22,6 +22,8 @@ pub(crate) struct Op {
     pub(crate) attempts: u32,
     /// Whether a refusal by the actor was checked against storage already; only where others write too.
     pub(crate) verified: bool,
+    /// Whether a refusal by the actor is enough: who asks has other things to try.
+    pub(crate) hasty: bool,
     /// Whether its stamps are set.
     pub(crate) stamped: bool,
 }
@@ -62,8 +64,9 @@ impl Op {
     }
 
     /// The op that an entry over one run was made from.
-    pub(crate) fn again(entry: Entry, attempts: u32, deferred: bool) -> Self {
-        let mut op = Self { fences: entry.fences, leases: entry.leases, deferred, attempts, stamped: true, ..Self::default() };
+    pub(crate) fn again(entry: Entry, attempts: u32, deferred: bool, hasty: bool) -> Self {
+        let (fences, leases) = (entry.fences, entry.leases);
+        let mut op = Self { fences, leases, deferred, attempts, hasty, stamped: true, ..Self::default() };
         if let Some(part) = entry.parts.into_iter().next() {
             op.mutations = part.mutations;
             op.guards = part.guards;

@@ -33,6 +33,7 @@ pub(crate) struct RunSink {
     /// None for a deferred write: its caller is answered by the actor.
     pub(super) ack: Option<Ack>,
     pub(super) attempts: u32,
+    pub(super) hasty: bool,
     /// Where the loss of a deferred write is noted if the actor is gone.
     pub(super) losses: Option<(Arc<Losses>, RunId)>,
     pub(super) permit: Permit,

@@ -5,38 +5,49 @@ use crate::model::Version;
 /// Stretches remembered of one run; chains in flight are short, and only they ask.
 const STRETCHES: usize = 16;
 
-/// The versions of one run that this process committed, as stretches without a gap, oldest first.
+/// The versions of one run that this process committed, as stretches without a gap.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct OwnVersions(Vec<(u64, u64)>);
+pub(crate) struct OwnVersions {
+    /// Mostly there is one: it costs no allocation.
+    newest: Option<(u64, u64)>,
+    /// Those before it, oldest first.
+    older: Vec<(u64, u64)>,
+}
 
 impl OwnVersions {
     /// Adds the newest version.
     pub(crate) fn push(&mut self, version: Version) {
-        match self.0.last_mut() {
+        match &mut self.newest {
             Some((_, last)) if last.checked_add(1) == Some(version.0) => *last = version.0,
-            _ => {
-                if self.0.len() >= STRETCHES {
-                    self.0.remove(0);
+            newest => {
+                if let Some(before) = newest.replace((version.0, version.0)) {
+                    if self.older.len() + 1 >= STRETCHES {
+                        self.older.remove(0);
+                    }
+                    self.older.push(before);
                 }
-                self.0.push((version.0, version.0));
             }
         }
+    }
+
+    fn stretches(&self) -> impl Iterator<Item = &(u64, u64)> {
+        self.older.iter().chain(&self.newest)
     }
 
     /// Whether every version after `base` up to `version` is one of them.
     pub(crate) fn covers(&self, base: Version, version: Version) -> bool {
         base == version
-            || self.0.last().is_some_and(|(first, last)| base.0 < version.0 && *first <= base.next().0 && *last == version.0)
+            || self.newest.is_some_and(|(first, last)| base.0 < version.0 && first <= base.next().0 && last == version.0)
     }
 
     /// How many of them are after `base`.
     pub(crate) fn count_after(&self, base: Version) -> u64 {
-        self.0.iter().map(|(first, last)| (last.saturating_add(1)).saturating_sub((*first).max(base.next().0))).sum()
+        self.stretches().map(|(first, last)| (last.saturating_add(1)).saturating_sub((*first).max(base.next().0))).sum()
     }
 
     /// Whether this version is one of them.
     pub(crate) fn contains(&self, version: Version) -> bool {
-        self.0.iter().any(|(first, last)| (*first..=*last).contains(&version.0))
+        self.stretches().any(|(first, last)| (*first..=*last).contains(&version.0))
     }
 }
 

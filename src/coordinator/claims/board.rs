@@ -34,6 +34,8 @@ pub(super) struct Board {
 #[derive(Debug)]
 struct Inner {
     ready: ReadyBoard,
+    /// What the board's time counts from.
+    start: Instant,
     next_look: Instant,
     /// Something was refused without a visible reason: the next look puts it back.
     left_out: bool,
@@ -106,13 +108,17 @@ impl Boards {
 impl Board {
     fn new(snapshot: &Snapshot, done: &[NodeStatus], me: Option<&ProcessInfo>) -> Self {
         let ready = ReadyBoard::new(snapshot.state().clone(), done, me.map_or("", |me| &me.id));
-        let inner = Inner { ready, next_look: Instant::now(), left_out: false };
+        let now = Instant::now();
+        let inner = Inner { ready, start: now, next_look: now, left_out: false };
         Self { run: snapshot.state().id().clone(), inner: Mutex::new(inner), news: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic in the middle would leave it wrong, not unsafe: the next rebuild mends it.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = inner.start.elapsed();
+        inner.ready.at(now);
+        inner
     }
 
     pub(super) fn run(&self) -> &RunId {
@@ -182,8 +188,10 @@ impl Board {
         self.lock().ready.drained()
     }
 
+    /// When there may be something to do that nobody tells.
     pub(super) fn next_look(&self) -> Instant {
-        self.lock().next_look
+        let inner = self.lock();
+        inner.ready.next_at().map_or(inner.next_look, |at| inner.next_look.min(inner.start + at))
     }
 
     /// Whether the caller is to look at leases and at what others did: one does it for all.

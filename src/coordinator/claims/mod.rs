@@ -416,7 +416,7 @@ impl Coordinator {
             guards: vec![Guard::RunStatus(open), as_seen],
             fences: self.fences.as_deref().map(<[Fence]>::to_vec).unwrap_or_default(),
             leases: place.grant().into_iter().collect(),
-            verified: hasty,
+            hasty,
             ..Op::default()
         };
         let committed = match engine.commit_one(run.clone(), op, false).await {

@@ -284,6 +284,19 @@ pub(super) struct Journal {
     provisional: u64,
 }
 
+/// Writes zeros.
+pub(super) fn zero(file: &File, from: u64, to: u64) -> std::io::Result<()> {
+    const PIECE: usize = 256 * 1024;
+    let zeros = vec![0_u8; PIECE];
+    let mut at = from;
+    while at < to {
+        let length = usize::try_from(to - at).unwrap_or(PIECE).min(PIECE);
+        file.write_all_at(zeros.get(..length).unwrap_or_default(), at)?;
+        at += length as u64;
+    }
+    Ok(())
+}
+
 /// The first piece of space ahead.
 const FIRST_STEP: u64 = 1 << 20;
 /// The largest piece of space ahead.
@@ -306,6 +319,29 @@ impl Journal {
         journal.file.sync_all().map_err(fail)?;
         sync_folder()?;
         Ok(journal)
+    }
+
+    /// Makes a journal of space that was zeroed and synced before under another name, so that it need not grow for a while.
+    pub(super) fn create_from(
+        spare: &Path,
+        path: &Path,
+        header: Header,
+        sync_folder: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<Self, StoreError> {
+        let fail = |error| StoreError::io(spare.display(), error);
+        let file = OpenOptions::new().read(true).write(true).open(spare).map_err(fail)?;
+        let space = file.metadata().map_err(fail)?.len();
+        let journal = Self { path: path.to_owned(), file, header, end: HEADER_LEN as u64, space, frames: 0, provisional: 0 };
+        journal.file.write_all_at(&journal.header.to_bytes(path)?, 0).map_err(fail)?;
+        journal.file.sync_all().map_err(fail)?;
+        super::paths::rename(spare, path)?;
+        sync_folder()?;
+        Ok(journal)
+    }
+
+    /// How long the file is.
+    pub(super) fn space(&self) -> u64 {
+        self.space
     }
 
     /// Goes on with a journal that was read to `end`, under the name that it has now.
@@ -383,15 +419,7 @@ impl Journal {
     }
 
     fn zero(&self, from: u64, to: u64) -> std::io::Result<()> {
-        const PIECE: usize = 256 * 1024;
-        let zeros = vec![0_u8; PIECE];
-        let mut at = from;
-        while at < to {
-            let length = usize::try_from(to - at).unwrap_or(PIECE).min(PIECE);
-            self.file.write_all_at(zeros.get(..length).unwrap_or_default(), at)?;
-            at += length as u64;
-        }
-        Ok(())
+        zero(&self.file, from, to)
     }
 
     /// Writes data frames (and perhaps a provisional one behind them, from `data` on) and syncs. Space must have been reserved. After

@@ -21,6 +21,7 @@ mod paths;
 mod reader;
 mod record;
 mod recover;
+mod spare;
 mod stamp;
 mod text;
 mod verify;

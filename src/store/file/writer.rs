@@ -22,6 +22,7 @@ use super::lock::Lock;
 use super::paths::{self, Identity, Paths};
 use super::record::{Leases, Line};
 use super::recover::{self, Pending};
+use super::spare::SpareJob;
 use crate::model::{Batch, BatchAnswer, Clock, Ledger, Outcome, ProcessInfo, SystemClock};
 use crate::store::pull::BatchReply;
 use crate::store::{AnswerLog, BatchSource, LeaseBook, OpenReport, StoreError, StoreErrorKind};
@@ -110,6 +111,9 @@ pub(super) struct Writer {
     last_look: Instant,
     last_checkpoint: Option<(Instant, Duration)>,
     retry: Option<(Instant, Duration)>,
+    /// How long the journal before this one became, and space that is ready for the next one.
+    last_space: u64,
+    spare: Option<SpareJob>,
 }
 
 /// A writer that has just opened, and what it found.
@@ -172,6 +176,8 @@ impl Writer {
             last_look: now,
             last_checkpoint: None,
             retry: None,
+            last_space: 0,
+            spare: None,
         };
         Ok(Opened { writer, report, shared })
     }
@@ -508,11 +514,17 @@ impl Writer {
         let follows = journal.header().generation.clone();
         let generation = new_generation();
         let header = Header::new(&generation, Some(&follows), self.ledger.seq().0, self.tail);
-        let next = Journal::create(&self.paths.next, header, || self.paths.sync_folder()).inspect_err(|_| {
+        let space = journal.space();
+        let made = match self.spare.take_if(|spare| spare.is_ready()).and_then(SpareJob::take) {
+            Some(spare) => Journal::create_from(spare.path(), &self.paths.next, header, || self.paths.sync_folder()),
+            None => Journal::create(&self.paths.next, header, || self.paths.sync_folder()),
+        };
+        let next = made.inspect_err(|_| {
             // Half made, it would look like a journal that goes on where this one ended; with no record in it, it is passed over.
             let _passed_over = paths::remove(&self.paths.next);
         })?;
         self.journal = Some(next);
+        self.last_space = space;
         self.tail = self.ledger.seq().0;
         self.lease_changes = self.lease_changes.wrapping_sub(1);
         self.pending = Some(Pending { ledger: self.ledger.clone(), generation, follows });
@@ -538,6 +550,7 @@ impl Writer {
                 self.retry = None;
                 self.last_checkpoint = Some((Instant::now(), done.took));
                 self.answer_waiting();
+                self.spare = SpareJob::spawn(self.paths.temporary(), self.last_space);
             }
             Err(failed) => {
                 self.document_failed(&failed.error, failed.placed);
@@ -640,6 +653,7 @@ impl Writer {
 
     /// Brings everything into the document, writes down what was used, and gives the lock back.
     fn close(mut self) -> Result<(), StoreError> {
+        self.spare = None;
         if let Some(job) = self.job.take() {
             let done = job.wait();
             self.checkpoint_ended(done);

@@ -57,10 +57,7 @@ impl Cell {
                 continue;
             };
             let state = after.node_shared(id.as_str());
-            if !self.nodes.contains_key(id) {
-                self.nodes.insert(id.clone(), PendingNode::default());
-            }
-            let Some(pending) = self.nodes.get_mut(id) else { continue };
+            let pending = self.nodes.entry(id.clone()).or_default();
             match mutation {
                 Mutation::DeleteNode { .. } => {
                     pending.whole = true;

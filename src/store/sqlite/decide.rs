@@ -5,7 +5,9 @@
 //! rows that the entry touches or guards on must be no newer than its base (save what its own chain wrote), and its mutations are applied to
 //! the rows as they are now.
 
-use std::collections::{BTreeMap, HashSet};
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::collections::btree_map::{BTreeMap, Entry as Place};
 
 use chrono::{DateTime, Utc};
 use rusqlite::Connection;
@@ -15,6 +17,7 @@ use super::error::sql_error;
 use super::own::{Memory, Settled};
 use super::owners::Deaths;
 use super::rows::Stamp;
+use super::write::Statements;
 use super::{lease, outlive, read, write};
 use crate::model::{
     BatchAnswer, CommitSeq, Entry, Guard, InputError, LastSuccess, LeaseGrant, Mutation, Outcome, Receipt, Refusal, Retained,
@@ -23,9 +26,9 @@ use crate::model::{
 use crate::store::StoreError;
 
 /// What a part becomes if its entry is accepted.
-struct Decided {
+struct Decided<'p> {
     /// The run after it; not always with all nodes, but with all that the part touches.
-    after: Option<RunState>,
+    after: Option<Cow<'p, RunState>>,
     before: Version,
     version: Version,
 }
@@ -97,9 +100,10 @@ impl<'c> Session<'c> {
 
     /// Writes what was accepted.
     pub(super) fn write(&mut self) -> Result<(), StoreError> {
+        let mut statements = Statements::new(self.conn);
         for (run, cell) in &mut self.cells {
             self.rows = self.rows.saturating_add(cell.nodes.len()).saturating_add(1);
-            write::run(self.conn, run, cell)?;
+            write::run(&mut statements, run, cell)?;
         }
         if (self.seq, self.token) != self.counted {
             write::counters(self.conn, self.seq, self.token)?;
@@ -172,7 +176,7 @@ impl<'c> Session<'c> {
         Ok(Ok(grants))
     }
 
-    fn part(&mut self, part: &RunPart) -> Verdict<Decided> {
+    fn part<'p>(&mut self, part: &'p RunPart) -> Verdict<Decided<'p>> {
         let conn = self.conn;
         let next = Version(self.seq.saturating_add(1));
         let batch = self.batch;
@@ -214,7 +218,7 @@ impl<'c> Session<'c> {
             && after.version() == version
             && after.created_version() == head.created_version
         {
-            return Ok(Ok(Decided { after: Some(after.clone()), before, version }));
+            return Ok(Ok(Decided { after: Some(Cow::Borrowed(after)), before, version }));
         }
         let mut state = match &head {
             Some(head) => Some(cell.present(conn, part, head)?),
@@ -223,26 +227,33 @@ impl<'c> Session<'c> {
         if let Err(refusal) = apply_all(&mut state, &part.run, &part.mutations, version) {
             return Ok(Err(refusal));
         }
-        Ok(Ok(Decided { after: state, before, version }))
+        Ok(Ok(Decided { after: state.map(Cow::Owned), before, version }))
     }
 
     fn cell(&mut self, run: &RunId) -> Result<&mut Cell, StoreError> {
-        // Looked up twice, because a borrow that is returned cannot also be given up.
-        if !self.cells.contains_key(run) {
-            let head = match self.memory.head(run) {
-                Some(head) => head.clone(),
-                None => head(self.conn, run)?,
-            };
-            let own = self.memory.own(run);
-            let cell =
-                Cell { head, header: None, header_changed: false, changed: false, nodes: BTreeMap::new(), own, began: None };
-            self.cells.insert(run.clone(), cell);
+        match self.cells.entry(run.clone()) {
+            Place::Occupied(known) => Ok(known.into_mut()),
+            Place::Vacant(place) => {
+                let head = match self.memory.head(run) {
+                    Some(head) => head.clone(),
+                    None => head(self.conn, run)?,
+                };
+                let own = self.memory.own(run);
+                Ok(place.insert(Cell {
+                    head,
+                    header: None,
+                    header_changed: false,
+                    changed: false,
+                    nodes: BTreeMap::new(),
+                    own,
+                    began: None,
+                }))
+            }
         }
-        self.cells.get_mut(run).ok_or_else(|| super::error::corrupt(format_args!("run {run:?}"), "it vanished from memory"))
     }
 
     /// Puts an accepted part among what is to be written.
-    fn install(&mut self, part: &RunPart, decided: Decided) -> Result<(), StoreError> {
+    fn install(&mut self, part: &RunPart, decided: Decided<'_>) -> Result<(), StoreError> {
         let conn = self.conn;
         let now = self.now;
         let batch = self.batch;
@@ -258,7 +269,7 @@ impl<'c> Session<'c> {
             (true, None) => {
                 let keep = part.mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true }));
                 // What earlier entries wrote is put down first, so that what outlives the run is read from its rows.
-                write::run(conn, &part.run, cell)?;
+                write::run(&mut Statements::new(conn), &part.run, cell)?;
                 if keep {
                     retain(conn, &part.run)?;
                 }

@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
@@ -56,6 +57,10 @@ const TOKENS_AHEAD: u64 = 100_000;
 /// How far the commit sequence is reserved ahead.
 const SEQ_AHEAD: u64 = 10_000_000;
 
+/// How often the writer looks whether its file is still the one that the path names. What was written between is lost with the file in any case, as all
+/// that was written before is.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// What the writer is asked for.
 pub(super) enum Job {
     /// Apply a batch.
@@ -76,6 +81,8 @@ pub(super) struct Writer {
     foreign: Arc<Foreign>,
     /// The commit sequence after the last commit of this opening.
     seq: u64,
+    /// When the file was looked at last.
+    looked: Option<Instant>,
     sidecar: HighWaterFile,
     reserved: HighWater,
     memory: Memory,
@@ -112,6 +119,7 @@ impl Writer {
             at,
             foreign,
             seq,
+            looked: None,
             sidecar,
             reserved,
             memory: Memory::default(),
@@ -223,7 +231,10 @@ impl Writer {
 
     /// Applies batches in one transaction of SQLite.
     fn transaction(&mut self, batches: &[&Batch]) -> Result<Vec<BatchAnswer>, StoreError> {
-        self.at.check()?;
+        if self.looked.is_none_or(|at| at.elapsed() >= LOOK) {
+            self.at.check()?;
+            self.looked = Some(Instant::now());
+        }
         if let Err(error) = self.run("BEGIN IMMEDIATE") {
             self.leave_transaction();
             return Err(sql_error(&self.at.name, error));

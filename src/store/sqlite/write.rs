@@ -1,6 +1,6 @@
 //! Puts rows down: one write for every row that a transaction changed, in the order of their keys.
 
-use rusqlite::{Connection, params};
+use rusqlite::{CachedStatement, Connection, ToSql, params};
 
 use super::cell::{Cell, PendingNode};
 use super::error::sql_error;
@@ -9,8 +9,52 @@ use super::rows::{At, Number, Stamp, counter, fingerprint_text, list_text, metad
 use crate::model::{NodeId, NodeState, RawJson, RunHeader, RunId, Version};
 use crate::store::StoreError;
 
+const PUT_VERSION: &str = "UPDATE runs SET version = ?2, nodes_deleted_version = ?3 WHERE run_id = ?1";
+
+// run_created_at never changes, so that an update leaves the index alone.
+const UPDATE_NODE: &str = "UPDATE node_states SET status = ?3, attempt = ?4, started_at = ?5, finished_at = ?6, duration_ms = ?7, row_count = ?8, \
+     fingerprint = ?9, error = ?10, watermarks = ?11, metadata = ?12, extra = ?13, version = ?14, \
+     depends_on = ?15, max_attempts = ?16, attempts = ?17, worker = ?18, token = ?19 WHERE run_id = ?1 AND node_id = ?2";
+
+const INSERT_NODE: &str = "INSERT INTO node_states (run_id, node_id, status, attempt, started_at, finished_at, duration_ms, row_count, fingerprint, error, \
+     watermarks, metadata, extra, version, depends_on, max_attempts, attempts, worker, token, run_created_at) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)";
+
+/// The statements that most transactions run again and again: looked up once.
+pub(super) struct Statements<'c> {
+    conn: &'c Connection,
+    put_version: Option<CachedStatement<'c>>,
+    update_node: Option<CachedStatement<'c>>,
+}
+
+impl<'c> Statements<'c> {
+    pub(super) fn new(conn: &'c Connection) -> Self {
+        Self { conn, put_version: None, update_node: None }
+    }
+
+    fn put_version(&mut self) -> rusqlite::Result<&mut CachedStatement<'c>> {
+        prepared(self.conn, &mut self.put_version, PUT_VERSION)
+    }
+
+    fn update_node(&mut self) -> rusqlite::Result<&mut CachedStatement<'c>> {
+        prepared(self.conn, &mut self.update_node, UPDATE_NODE)
+    }
+}
+
+fn prepared<'s, 'c>(
+    conn: &'c Connection,
+    place: &'s mut Option<CachedStatement<'c>>,
+    sql: &str,
+) -> rusqlite::Result<&'s mut CachedStatement<'c>> {
+    match place {
+        Some(statement) => Ok(statement),
+        None => Ok(place.insert(conn.prepare_cached(sql)?)),
+    }
+}
+
 /// Writes what is pending of a run, and notes that it is not pending any more.
-pub(super) fn run(conn: &Connection, id: &RunId, cell: &mut Cell) -> Result<(), StoreError> {
+pub(super) fn run(statements: &mut Statements<'_>, id: &RunId, cell: &mut Cell) -> Result<(), StoreError> {
+    let conn = statements.conn;
     let Some(head) = &cell.head else { return Ok(()) };
     if !cell.changed {
         return Ok(());
@@ -23,15 +67,16 @@ pub(super) fn run(conn: &Connection, id: &RunId, cell: &mut Cell) -> Result<(), 
             put_header(conn, id, header, worker.as_ref(), head).map_err(fail)?;
         }
         _ => {
-            conn.prepare_cached("UPDATE runs SET version = ?2, nodes_deleted_version = ?3 WHERE run_id = ?1")
-                .and_then(|mut statement| {
+            statements
+                .put_version()
+                .and_then(|statement| {
                     statement.execute(params![id.as_str(), counter(head.version.0), counter(head.nodes_deleted.0)])
                 })
                 .map_err(fail)?;
         }
     }
     for (node_id, pending) in &cell.nodes {
-        node(conn, id, node_id, pending, &head.created_at)
+        node(statements, id, node_id, pending, &head.created_at)
             .map_err(|error| sql_error(At::table("node_states").run(id).node(node_id), error))?;
     }
     cell.nodes.clear();
@@ -71,7 +116,14 @@ fn put_header(
     Ok(())
 }
 
-fn node(conn: &Connection, run: &RunId, id: &NodeId, pending: &PendingNode, created_at: &str) -> rusqlite::Result<()> {
+fn node(
+    statements: &mut Statements<'_>,
+    run: &RunId,
+    id: &NodeId,
+    pending: &PendingNode,
+    created_at: &str,
+) -> rusqlite::Result<()> {
+    let conn = statements.conn;
     let (run, node) = (run.as_str(), id.as_str());
     if pending.whole {
         conn.prepare_cached("DELETE FROM completed_intervals WHERE run_id = ?1 AND node_id = ?2")?.execute([run, node])?;
@@ -81,7 +133,7 @@ fn node(conn: &Connection, run: &RunId, id: &NodeId, pending: &PendingNode, crea
         conn.prepare_cached("DELETE FROM node_states WHERE run_id = ?1 AND node_id = ?2")?.execute([run, node])?;
         return Ok(());
     };
-    put_node(conn, run, node, state, created_at)?;
+    put_node(statements, run, node, state, created_at)?;
     let insert = "INSERT OR REPLACE INTO completed_intervals (run_id, node_id, start_at, end_at) VALUES (?1, ?2, ?3, ?4)";
     if pending.whole {
         for island in state.intervals.iter() {
@@ -119,39 +171,40 @@ fn put_partition(conn: &Connection, run: &str, node: &str, partition: &str) -> r
     Ok(())
 }
 
-fn put_node(conn: &Connection, run: &str, node: &str, state: &NodeState, created_at: &str) -> rusqlite::Result<()> {
-    // run_created_at never changes, so that an update leaves the index alone.
-    let sql = "INSERT INTO node_states (run_id, node_id, status, attempt, started_at, finished_at, duration_ms, row_count, fingerprint, error, \
-               watermarks, metadata, extra, version, run_created_at, depends_on, max_attempts, attempts, worker, token) \
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20) \
-               ON CONFLICT (run_id, node_id) DO UPDATE SET status = excluded.status, attempt = excluded.attempt, \
-               started_at = excluded.started_at, finished_at = excluded.finished_at, duration_ms = excluded.duration_ms, \
-               row_count = excluded.row_count, fingerprint = excluded.fingerprint, error = excluded.error, \
-               watermarks = excluded.watermarks, metadata = excluded.metadata, extra = excluded.extra, version = excluded.version, \
-               depends_on = excluded.depends_on, max_attempts = excluded.max_attempts, attempts = excluded.attempts, \
-               worker = excluded.worker, token = excluded.token";
-    conn.prepare_cached(sql)?.execute(params![
-        run,
-        node,
-        state.status.as_str(),
-        state.attempt,
-        state.started_at.map(Stamp::of),
-        state.finished_at.map(Stamp::of),
-        state.duration_ms.map(Number),
-        state.row_count.map(Number),
-        state.fingerprint.as_ref().map(fingerprint_text),
-        state.error.as_deref(),
-        metadata_text(&state.watermarks).as_ref().map(RawJson::as_str),
-        metadata_text(&state.metadata).as_ref().map(RawJson::as_str),
-        state.extra.as_ref().map(RawJson::as_str),
-        counter(state.version.0),
-        created_at,
-        list_text(&state.depends_on)?,
-        state.max_attempts,
-        list_text(&state.attempts)?,
-        state.worker.as_deref(),
-        state.token.map(|token| Number(token.0)),
-    ])?;
+fn put_node(statements: &mut Statements<'_>, run: &str, node: &str, state: &NodeState, created_at: &str) -> rusqlite::Result<()> {
+    let (watermarks, metadata) = (metadata_text(&state.watermarks), metadata_text(&state.metadata));
+    let fingerprint = state.fingerprint.as_ref().map(fingerprint_text);
+    let (started_at, finished_at) = (state.started_at.map(Stamp::of), state.finished_at.map(Stamp::of));
+    let (duration_ms, row_count) = (state.duration_ms.map(Number), state.row_count.map(Number));
+    let (depends_on, attempts) = (list_text(&state.depends_on)?, list_text(&state.attempts)?);
+    let token = state.token.map(|token| Number(token.0));
+    let values: [&dyn ToSql; 20] = [
+        &run,
+        &node,
+        &state.status.as_str(),
+        &state.attempt,
+        &started_at,
+        &finished_at,
+        &duration_ms,
+        &row_count,
+        &fingerprint,
+        &state.error.as_deref(),
+        &watermarks.as_ref().map(RawJson::as_str),
+        &metadata.as_ref().map(RawJson::as_str),
+        &state.extra.as_ref().map(RawJson::as_str),
+        &counter(state.version.0),
+        &depends_on,
+        &state.max_attempts,
+        &attempts,
+        &state.worker.as_deref(),
+        &token,
+        &created_at,
+    ];
+    // Most nodes are there: an update is cheaper than an insert that finds out.
+    let (there, _) = values.split_at(19);
+    if statements.update_node()?.execute(there)? == 0 {
+        statements.conn.prepare_cached(INSERT_NODE)?.execute(&values[..])?;
+    }
     Ok(())
 }
 
