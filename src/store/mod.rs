@@ -8,11 +8,15 @@ mod error;
 mod foreign;
 mod lease_book;
 mod memory;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+mod own_versions;
 mod pull;
 mod registry;
 
 #[cfg(any(feature = "conformance", test))]
 pub mod conformance;
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+pub(crate) mod decide;
 #[cfg(feature = "file")]
 pub mod file;
 #[cfg(any(feature = "file", feature = "sqlite"))]
