@@ -103,7 +103,7 @@ pub struct StateBackendFactory;
 impl StateBackendFactory {
     /// The names that this build knows by itself.
     const BUILT_IN: &'static [&'static str] = &[
-        #[cfg(feature = "sqlite")]
+        #[cfg(any(feature = "sqlite", feature = "postgres"))]
         "database",
         #[cfg(feature = "file")]
         "file",
@@ -175,14 +175,17 @@ fn database(options: &BackendOptions) -> Result<Arc<dyn StateBackend>, StoreErro
                 ),
             )
         };
-        return Err(match scheme {
-            "postgres" | "postgresql" => needs("postgres"),
-            "libsql" | "http" | "https" | "ws" | "wss" => needs("libsql"),
-            _ => StoreError::not_applied(
+        return match scheme {
+            #[cfg(feature = "postgres")]
+            "postgres" | "postgresql" => Ok(Arc::new(super::postgres::PostgresBackend::new(options)?)),
+            #[cfg(not(feature = "postgres"))]
+            "postgres" | "postgresql" => Err(needs("postgres")),
+            "libsql" | "http" | "https" | "ws" | "wss" => Err(needs("libsql")),
+            _ => Err(StoreError::not_applied(
                 StoreErrorKind::Input,
-                "database_url has an unknown scheme; known are libsql://, http://, https:// and postgres://",
-            ),
-        });
+                "database_url has an unknown scheme; known are postgres://, postgresql://, libsql://, http:// and https://",
+            )),
+        };
     }
     #[cfg(feature = "sqlite")]
     return Ok(Arc::new(super::sqlite::SqliteBackend::new(options)));
