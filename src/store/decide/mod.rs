@@ -62,6 +62,7 @@ pub(crate) struct Head {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Numbers {
     /// The next one is one more than this, the last one that was given out.
+    #[cfg_attr(not(feature = "libsql"), allow(dead_code, reason = "for backends that keep the counters themselves"))]
     After(u64),
     /// They were drawn before; what is left over is never used.
     Drawn(VecDeque<u64>),

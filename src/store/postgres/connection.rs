@@ -70,8 +70,11 @@ type Driver = Connection<Socket, TlsStream>;
 impl Conn {
     async fn open(place: &Place, tls: &MakeTls) -> Result<(Self, Driver), StoreError> {
         let connect = place.config.connect(tls.clone());
+        // The driver's limit is one for TCP alone, host by host; a server that is reached may also be silent.
+        let hosts = place.config.get_hosts().len().max(1);
         let limit = place.config.get_connect_timeout().copied().unwrap_or_default();
-        let made = tokio::time::timeout(limit.saturating_mul(2), connect).await.map_err(|_| {
+        let limit = limit.saturating_mul(u32::try_from(hosts).unwrap_or(1));
+        let made = tokio::time::timeout(limit, connect).await.map_err(|_| {
             StoreError::not_applied(
                 StoreErrorKind::Unavailable,
                 format!("{}: no connection within {} s; check the server and the network", place.name, limit.as_secs()),

@@ -48,6 +48,7 @@ mod write;
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::{Builder, Handle};
@@ -80,6 +81,7 @@ const ANSWERS_AT_ONCE: usize = 256;
 pub struct PostgresBackend {
     place: Arc<Place>,
     opened: OnceCell<Opened>,
+    closed: AtomicBool,
 }
 
 struct Opened {
@@ -158,7 +160,7 @@ impl PostgresBackend {
         let url = options
             .url()
             .ok_or_else(|| StoreError::not_applied(StoreErrorKind::Input, "PostgreSQL needs a database_url; none is given"))?;
-        Ok(Self { place: Arc::new(Place::of(url, options)?), opened: OnceCell::new() })
+        Ok(Self { place: Arc::new(Place::of(url, options)?), opened: OnceCell::new(), closed: AtomicBool::new(false) })
     }
 
     async fn open(&self) -> Result<(Opened, OpenReport), StoreError> {
@@ -173,6 +175,9 @@ impl PostgresBackend {
     }
 
     fn opened(&self) -> Result<&Opened, StoreError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(StoreError::closed());
+        }
         self.opened.get().ok_or_else(|| {
             StoreError::not_applied(StoreErrorKind::Input, format!("{} is not open; call initialize first", self.place.name))
         })
@@ -400,7 +405,8 @@ impl StateBackend for PostgresBackend {
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            let Some(opened) = self.opened.get() else { return Ok(()) };
+            let closed_before = self.closed.swap(true, Ordering::AcqRel);
+            let Some(opened) = self.opened.get().filter(|_| !closed_before) else { return Ok(()) };
             let shared = Arc::clone(&opened.shared);
             let leaving = async move {
                 shared.follower.close();
@@ -420,9 +426,9 @@ impl StateBackend for PostgresBackend {
                 shared.pool.close();
                 Ok(())
             };
-            let _closed_before = opened.engine.run(leaving, |kind, why| StoreError::not_applied(kind, why)).await.is_err();
+            let left = opened.engine.run(leaving, |kind, why| StoreError::not_applied(kind, why)).await;
             opened.engine.stop();
-            Ok(())
+            left
         })
     }
 }
