@@ -211,35 +211,32 @@ impl Cluster {
         run(arguments("psql", to).args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f"]).arg(&dump));
     }
 
-    /// Kills every process of the server at once, as `kill -9` does.
-    pub(crate) fn kill(&self) {
+    /// Kills the server as `kill -9` does; its processes see that it is gone, and end as if they had crashed.
+    pub(crate) fn kill(&mut self) {
         let pid = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap();
-        let pid = pid.lines().next().unwrap().to_owned();
-        // Its children see that it is gone, and end as if they had crashed.
-        run(Command::new("kill").args(["-9", &pid]));
+        run(Command::new("kill").args(["-9", pid.lines().next().unwrap()]));
+        writeln!(self.keeper.stdin.take().unwrap(), "stay").unwrap();
+        self.keeper.wait().unwrap();
         // The shared memory of the dead must be free before a new one starts.
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while Command::new("pgrep").args(["-P", &pid]).stdout(Stdio::null()).status().unwrap().success() {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.is_anybody_left() {
             assert!(Instant::now() < deadline, "processes of the killed server stay");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
+    /// Whether a process works in the folder of the data.
+    fn is_anybody_left(&self) -> bool {
+        let data = self.folder.join("data");
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .any(|entry| std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == data))
+    }
+
     /// Starts it again after [`kill`](Self::kill); it recovers.
     pub(crate) fn start_again(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let before = self.folder.join("data/postmaster.pid");
-            let gone = std::fs::remove_file(&before).is_ok() || !before.exists();
-            let mut old = std::mem::replace(&mut self.keeper, keep(&self.bin, &self.folder));
-            // The old shell only waits for its pipe; told to leave, it leaves the folder.
-            old.kill().unwrap();
-            old.wait().unwrap();
-            if gone {
-                break;
-            }
-            assert!(Instant::now() < deadline);
-        }
+        self.keeper = keep(&self.bin, &self.folder);
         self.await_ready();
     }
 }
@@ -255,7 +252,8 @@ impl Drop for Cluster {
 fn keep(bin: &Path, folder: &Path) -> Child {
     let script = format!(
         "trap '' INT HUP; {as_server} '{bin}/postgres' -D '{folder}/data' >>'{folder}/log' 2>&1 </dev/null & server=$!; \
-         read -r _; kill -QUIT $server 2>/dev/null; wait $server; rm -rf '{folder}'",
+         read -r what; [ \"$what\" = stay ] || kill -QUIT $server 2>/dev/null; wait $server; \
+         [ \"$what\" = stay ] || rm -rf '{folder}'",
         as_server = as_server().join(" "),
         bin = bin.display(),
         folder = folder.display(),
