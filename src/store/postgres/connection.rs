@@ -159,7 +159,7 @@ impl Conn {
         self.prepare(statements).await?;
         let client = &self.client;
         let known = &self.statements;
-        let mut sent: Vec<Pin<Box<dyn Future<Output = Result<Vec<Row>, Error>> + Send + '_>>> = Vec::new();
+        let mut sent: Vec<Sent<'_, Result<Vec<Row>, Error>>> = Vec::new();
         for sql in statements {
             let Some(statement) = known.get(sql.text) else { continue };
             sent.push(Box::pin(async move {
@@ -188,8 +188,11 @@ impl Conn {
     }
 }
 
+/// A statement on its way.
+type Sent<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
 /// Polls all of them, first to last: what the first poll of each sends is on its way before anybody waits.
-async fn in_order<T>(mut futures: Vec<Pin<Box<dyn Future<Output = T> + Send + '_>>>) -> Vec<T> {
+async fn in_order<T>(mut futures: Vec<Sent<'_, T>>) -> Vec<T> {
     let mut done: Vec<Option<T>> = futures.iter().map(|_| None).collect();
     poll_fn(|cx| {
         let mut all = true;

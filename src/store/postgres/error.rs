@@ -12,7 +12,7 @@ use crate::store::{StoreError, StoreErrorKind};
 fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
     use StoreErrorKind as K;
     let Some(state) = error.code() else {
-        if error.is_closed() || error.source().is_some_and(|source| source.is::<std::io::Error>()) {
+        if error.is_closed() || error.source().is_some_and(<dyn std::error::Error>::is::<std::io::Error>) {
             return (K::Unavailable, "the connection is gone; check the server and the network");
         }
         return (K::Unavailable, "check the server, the network and the URL's parameters");

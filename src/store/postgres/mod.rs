@@ -170,7 +170,7 @@ impl PostgresBackend {
         let follower = Arc::new(Follower::new(&process));
         let shared = Arc::new(Shared { pool, own: OwnRuns::default(), process, follower, told: Mutex::default() });
         let opening = open(Arc::clone(&shared));
-        let report = engine.run(opening, |kind, why| StoreError::not_applied(kind, why)).await?;
+        let report = engine.run(opening, StoreError::not_applied).await?;
         Ok((Opened { engine, shared }, report))
     }
 
@@ -192,7 +192,7 @@ impl PostgresBackend {
         Box::pin(async move {
             let opened = self.opened()?;
             let work = ask(Arc::clone(&opened.shared));
-            opened.engine.run(work, |kind, why| StoreError::not_applied(kind, why)).await
+            opened.engine.run(work, StoreError::not_applied).await
         })
     }
 }
@@ -305,7 +305,7 @@ impl StateBackend for PostgresBackend {
             let shared = Arc::clone(&opened.shared);
             let id = batch.id;
             let work = async move { commit::commit(&shared, &batch).await };
-            let answer = opened.engine.run(work, |kind, why| StoreError::unknown(kind, why)).await?;
+            let answer = opened.engine.run(work, StoreError::unknown).await?;
             let many = {
                 let mut told = opened.shared.told.lock().unwrap_or_else(PoisonError::into_inner);
                 told.push_back(id);
@@ -426,7 +426,7 @@ impl StateBackend for PostgresBackend {
                 shared.pool.close();
                 Ok(())
             };
-            let left = opened.engine.run(leaving, |kind, why| StoreError::not_applied(kind, why)).await;
+            let left = opened.engine.run(leaving, StoreError::not_applied).await;
             opened.engine.stop();
             left
         })
