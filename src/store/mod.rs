@@ -4,6 +4,8 @@
 //! default. It is asynchronous and dyn-compatible; a backend that blocks owns a thread and hides it.
 
 mod answers;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+mod columns;
 mod error;
 mod foreign;
 mod lease_book;
@@ -12,6 +14,8 @@ mod memory;
 mod own_versions;
 mod pull;
 mod registry;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+mod short_answer;
 
 #[cfg(any(feature = "conformance", test))]
 pub mod conformance;
@@ -24,6 +28,8 @@ pub mod file;
 mod highwater;
 #[cfg(feature = "libsql")]
 pub mod libsql;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 

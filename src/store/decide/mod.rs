@@ -66,6 +66,7 @@ pub(crate) struct Head {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Numbers {
     /// The next one is one more than this, the last one that was given out.
+    #[allow(dead_code, reason = "for backends that keep the counters themselves")]
     After(u64),
     /// They were drawn before; what is left over is never used.
     Drawn(VecDeque<u64>),
@@ -89,7 +90,7 @@ impl Numbers {
     }
 
     /// The number that was given out last; `None` where numbers are drawn.
-    #[cfg_attr(not(feature = "libsql"), allow(dead_code, reason = "for backends that keep the counters themselves"))]
+    #[allow(dead_code, reason = "for backends that keep the counters themselves")]
     pub(crate) fn last(&self) -> Option<u64> {
         match self {
             Self::After(last) => Some(*last),
@@ -123,10 +124,10 @@ pub(crate) struct Decision {
     pub(crate) answer: BatchAnswer,
     pub(crate) writes: Writes,
     /// The version of every run that was looked at, as it was read: what a conditional write must find.
-    #[cfg_attr(not(feature = "libsql"), allow(dead_code, reason = "for backends that write without locks"))]
+    #[allow(dead_code, reason = "for backends that write without locks")]
     pub(crate) assumed: BTreeMap<RunId, Option<Version>>,
     /// The leases that an accepted or refused entry was found to hold, or that were in the way: token and whether it was valid.
-    #[cfg_attr(not(feature = "libsql"), allow(dead_code, reason = "for backends that write without locks"))]
+    #[allow(dead_code, reason = "for backends that write without locks")]
     pub(crate) leases_assumed: Vec<LeaseRow>,
 }
 
@@ -139,9 +140,9 @@ pub(crate) struct Writes {
     /// What joins that which outlives deleted runs.
     pub(crate) retained: BTreeMap<NodeId, Retained>,
     /// The counters after it.
-    #[cfg_attr(not(feature = "libsql"), allow(dead_code, reason = "for backends that keep the counters themselves"))]
+    #[allow(dead_code, reason = "for backends that keep the counters themselves")]
     pub(crate) seqs: Numbers,
-    #[cfg_attr(not(feature = "libsql"), allow(dead_code, reason = "for backends that keep the counters themselves"))]
+    #[allow(dead_code, reason = "for backends that keep the counters themselves")]
     pub(crate) tokens: Numbers,
 }
 
