@@ -18,6 +18,12 @@ pub(crate) enum Backend {
     Memory,
     File,
     Sqlite,
+    /// A libSQL server of its own, on the loopback.
+    #[cfg(feature = "libsql")]
+    Libsql,
+    /// The same; every write is a request of its own.
+    #[cfg(feature = "libsql")]
+    LibsqlSingly,
     /// Nowhere: the ceiling of everything above the backends.
     Null,
 }
@@ -28,6 +34,10 @@ impl fmt::Display for Backend {
             Self::Memory => "memory",
             Self::File => "file",
             Self::Sqlite => "sqlite",
+            #[cfg(feature = "libsql")]
+            Self::Libsql => "libsql",
+            #[cfg(feature = "libsql")]
+            Self::LibsqlSingly => "libsql singly",
             Self::Null => "null sink",
         })
     }
@@ -46,6 +56,9 @@ pub(crate) enum Yardstick {
     NullSink,
     /// A thread that commits rows of locks in groups.
     BareLocks,
+    /// The product itself on a libSQL server, one request for every write.
+    #[cfg(feature = "libsql")]
+    LibsqlSingly,
     /// One process with as many clients as each of two has.
     OneProcess,
 }
@@ -58,6 +71,8 @@ impl fmt::Display for Yardstick {
             Self::Mutexed => f.write_str("Mutex<Connection>"),
             Self::NullSink => f.write_str("null sink"),
             Self::BareLocks => f.write_str("bare lock thread"),
+            #[cfg(feature = "libsql")]
+            Self::LibsqlSingly => f.write_str("one request a write"),
             Self::OneProcess => f.write_str("one process alone"),
         }
     }
@@ -110,6 +125,10 @@ impl Case {
                 Yardstick::Mutexed => Box::new(Mutexed::open(runtime, &folder, self.clients)?),
                 Yardstick::NullSink => Box::new(Product::open(runtime, self.work, Backend::Null, self.clients, &folder)?),
                 Yardstick::OneProcess => Box::new(Processes::start(runtime, &folder, 1, self.clients)?),
+                #[cfg(feature = "libsql")]
+                Yardstick::LibsqlSingly => {
+                    Box::new(Product::open(runtime, self.work, Backend::LibsqlSingly, self.clients, &folder)?)
+                }
                 Yardstick::BareLocks => Box::new(BareLocks::open(runtime, handle.clone(), &folder, self.clients)?),
             });
         }
@@ -128,6 +147,8 @@ pub(crate) fn cases(quick: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     durable(&mut cases, clients);
     transactions(&mut cases, clients);
+    #[cfg(feature = "libsql")]
+    libsql(&mut cases, clients);
     for backend in [Backend::Memory, Backend::File, Backend::Sqlite] {
         cases.extend(clients.iter().map(|clients| Case::new(Work::Deferred, backend, *clients)));
     }
@@ -181,6 +202,18 @@ fn durable(cases: &mut Vec<Case>, clients: &[usize]) {
         }
         cases.push(file);
         cases.push(Case::new(work, Backend::Memory, clients).against(Yardstick::NullSink, None));
+    }
+}
+
+/// Only where there is a server: `.ci/check setup` installs one.
+#[cfg(feature = "libsql")]
+fn libsql(cases: &mut Vec<Case>, clients: &[usize]) {
+    if !crate::sqld::path().is_file() {
+        return;
+    }
+    for clients in clients.iter().copied().filter(|clients| *clients <= 256) {
+        let goal = (clients == 256).then_some(10.0);
+        cases.push(Case::new(Work::Durable, Backend::Libsql, clients).against(Yardstick::LibsqlSingly, goal));
     }
 }
 
