@@ -38,11 +38,11 @@ enum Kind {
     Other,
 }
 
-/// How long a ready node is left to each process that comes before this one: who comes first may be busy, or gone.
-const PATIENCE: Duration = Duration::from_millis(40);
-
-/// No node is left to others for longer.
-const MOST_PATIENCE: Duration = Duration::from_millis(200);
+/// How long a ready node is left to the process that comes before this one for it, in the time that a claim takes now: who comes first may be busy,
+/// or gone, but it is also just claiming it, or has, and this process has not heard of it yet.
+const PATIENCE: u32 = 4;
+const LEAST_PATIENCE: Duration = Duration::from_millis(10);
+const MOST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// From when on a node may be taken, and where it stands then in the order of this process.
 type Place = (Duration, u64);
@@ -73,6 +73,8 @@ pub(crate) struct ReadyBoard {
     queue: BTreeSet<(Place, NodeId)>,
     /// The time of the caller, as it was told last.
     now: Duration,
+    /// How long a claim takes lately.
+    claiming: Duration,
     /// Handed out and not told of yet.
     taken: HashSet<NodeId>,
     running: HashSet<NodeId>,
@@ -96,6 +98,7 @@ impl ReadyBoard {
             dependents: HashMap::new(),
             queue: BTreeSet::new(),
             now: Duration::ZERO,
+            claiming: Duration::ZERO,
             taken: HashSet::new(),
             running: HashSet::new(),
             dead: HashMap::new(),
@@ -265,7 +268,9 @@ impl ReadyBoard {
         let name = hash(id.as_str());
         let mine = mix(name ^ self.me);
         let before = self.peers.iter().filter(|peer| mix(name ^ **peer) > mine).count();
-        let patience = PATIENCE.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX)).min(MOST_PATIENCE);
+        let patience = (self.claiming * PATIENCE).clamp(LEAST_PATIENCE, MOST_PATIENCE);
+        // Who comes first has the most reason to be let go first; all others follow one another.
+        let patience = patience + patience.saturating_mul(u32::try_from(before.saturating_sub(1)).unwrap_or(u32::MAX).min(8)) / 4;
         let from = if before == 0 { Duration::ZERO } else { self.now.saturating_add(patience) };
         (from, mine)
     }
@@ -306,6 +311,11 @@ impl ReadyBoard {
     pub(crate) fn at(&mut self, now: Duration) -> &mut Self {
         self.now = self.now.max(now);
         self
+    }
+
+    /// Tells how long a claim took.
+    pub(crate) fn claim_took(&mut self, time: Duration) {
+        self.claiming = (self.claiming * 7 + time.min(MOST_PATIENCE)) / 8;
     }
 
     /// Hands out the next node; it is nobody else's until it is [`put_back`](Self::put_back).
@@ -540,8 +550,8 @@ mod tests {
             }
             assert!(!orders.is_sorted());
             assert!(board.pick().is_none(), "the rest is left to others first");
-            assert!(board.next_at().is_some_and(|at| at <= PATIENCE * 3));
-            assert!(board.at(PATIENCE * 3).pick().is_some(), "but not for ever");
+            assert!(board.next_at().is_some_and(|at| at <= LEAST_PATIENCE * 2));
+            assert!(board.at(LEAST_PATIENCE * 2).pick().is_some(), "but not for ever");
         }
         assert_eq!(first.len(), 400);
     }

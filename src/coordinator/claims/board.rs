@@ -234,6 +234,11 @@ impl Picked {
         &self.pick
     }
 
+    /// How long it took to claim it, or to be refused.
+    pub(super) fn took(&self, time: Duration) {
+        self.board.lock().ready.claim_took(time);
+    }
+
     /// Somebody else has it.
     pub(super) fn was_refused(&mut self) {
         self.refused = true;
