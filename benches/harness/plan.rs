@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 use crate::Outcome;
 use crate::goal::Goal;
 use crate::measure::{Contender, Sides};
+use crate::processes::Processes;
 use crate::workload::{Product, Work};
 use crate::yardstick::{BareLocks, Mutexed, RawJournal, RawLoop, Rows};
 
@@ -45,6 +46,8 @@ pub(crate) enum Yardstick {
     NullSink,
     /// A thread that commits rows of locks in groups.
     BareLocks,
+    /// One process with as many clients as each of two has.
+    OneProcess,
 }
 
 impl fmt::Display for Yardstick {
@@ -55,6 +58,7 @@ impl fmt::Display for Yardstick {
             Self::Mutexed => f.write_str("Mutex<Connection>"),
             Self::NullSink => f.write_str("null sink"),
             Self::BareLocks => f.write_str("bare lock thread"),
+            Self::OneProcess => f.write_str("one process alone"),
         }
     }
 }
@@ -88,7 +92,12 @@ impl Case {
 
     /// Opens all sides, each in a folder of its own.
     pub(crate) fn contenders(&self, runtime: &Runtime, folder: &Path) -> Outcome<Sides> {
-        let product = Product::open(runtime, self.work, self.backend, self.clients, &folder.join("product"))?;
+        let home = folder.join("product");
+        let product: Box<dyn Contender> = if self.work == Work::Together {
+            Box::new(Processes::start(runtime, &home, 2, self.clients)?)
+        } else {
+            Box::new(Product::open(runtime, self.work, self.backend, self.clients, &home)?)
+        };
         let mut yardsticks: Vec<Box<dyn Contender>> = Vec::new();
         for (index, (yardstick, _)) in self.against.iter().enumerate() {
             let folder = folder.join(format!("yardstick-{index}"));
@@ -100,10 +109,11 @@ impl Case {
                 Yardstick::RawJournal { batch } => Box::new(RawJournal::create(&folder, batch, self.work.width())?),
                 Yardstick::Mutexed => Box::new(Mutexed::open(runtime, &folder, self.clients)?),
                 Yardstick::NullSink => Box::new(Product::open(runtime, self.work, Backend::Null, self.clients, &folder)?),
+                Yardstick::OneProcess => Box::new(Processes::start(runtime, &folder, 1, self.clients)?),
                 Yardstick::BareLocks => Box::new(BareLocks::open(runtime, handle.clone(), &folder, self.clients)?),
             });
         }
-        Ok(Sides { product: Box::new(product), yardsticks })
+        Ok(Sides { product, yardsticks })
     }
 }
 
@@ -130,6 +140,10 @@ pub(crate) fn cases(quick: bool) -> Vec<Case> {
         }
     }
     locks(&mut cases, clients);
+    for clients in clients.iter().copied().filter(|clients| *clients <= 256) {
+        // How many clients is not said where this is asked for: of the usual ones all.
+        cases.push(Case::new(Work::Together, Backend::Sqlite, clients).against(Yardstick::OneProcess, Some(0.8)));
+    }
     cases
 }
 

@@ -46,6 +46,8 @@ pub(crate) enum Work {
     LockApart,
     /// Locking and releasing one run that all want.
     LockOne,
+    /// One node's transition, in stable storage, by two processes with a database and a run in common and nodes of their own.
+    Together,
 }
 
 impl Work {
@@ -66,6 +68,7 @@ impl fmt::Display for Work {
             Self::NodeState => "get-node-state",
             Self::LockApart => "lock-apart",
             Self::LockOne => "lock-contended",
+            Self::Together => "two-processes-one-run",
         })
     }
 }
@@ -137,6 +140,11 @@ impl Product {
         runtime.block_on(field.sow(&state))?;
         let state = if work == Work::Deferred { state.with_durability(Durability::Deferred) } else { state };
         Ok(Self { handle: runtime.handle().clone(), work, clients, state, field: Arc::new(field), rounds: 0 })
+    }
+
+    /// The same over a store that is open and has everything in it.
+    pub(crate) fn over(runtime: &Runtime, work: Work, clients: usize, state: Coordinator, field: Field) -> Self {
+        Self { handle: runtime.handle().clone(), work, clients, state, field: Arc::new(field), rounds: 0 }
     }
 
     async fn clients(&self, lasting: Duration) -> Outcome<Sample> {
@@ -227,7 +235,7 @@ impl Client {
     async fn step(&self, dice: &mut Dice) -> Outcome<u64> {
         let (state, field) = (&self.state, &*self.field);
         match self.work {
-            Work::Durable | Work::Deferred => {
+            Work::Durable | Work::Deferred | Work::Together => {
                 state.set_node_state(field.run(dice)?, field.node(dice)?, transition(dice)).await?;
             }
             Work::Transaction => {

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use seeknal_state::model::{Batch, BatchAnswer, BatchId};
-use seeknal_state::store::{BoxFuture, LeaseStore, OpenProcess};
+use seeknal_state::store::{BoxFuture, ForeignCommits, LeaseStore, OpenProcess};
 use seeknal_state::{
     BackendOptions, Coordinator, LeaseRecord, MemoryBackend, OpenReport, ProcessInfo, RunId, RunPage, RunQuery, RunState,
-    StateBackend, StoreError, StoreErrorKind, create_state_backend,
+    StateBackend, StoreError, StoreErrorKind, Version, create_state_backend,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 /// A place for state, of one of the built-in backends.
 pub(crate) struct Store {
@@ -78,6 +78,27 @@ pub(crate) struct LyingBackend {
     pub(crate) gated: AtomicBool,
     pub(crate) shared: bool,
     pub(crate) commits: AtomicUsize,
+    /// How often a run was loaded.
+    pub(crate) loads: AtomicUsize,
+    /// Another process committed, if this is told.
+    pub(crate) foreign: Notify,
+    pub(crate) following: Mutex<Following>,
+}
+
+/// What it says of other processes' commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Following {
+    /// Whatever was told.
+    #[default]
+    Honest,
+    /// Nothing at all.
+    Silent,
+    /// That there is always something new.
+    Storm,
+    /// That it cannot be known.
+    Failing,
+    /// Its answers do not come.
+    Hanging,
 }
 
 impl LyingBackend {
@@ -90,11 +111,19 @@ impl LyingBackend {
             gated: AtomicBool::new(false),
             shared,
             commits: AtomicUsize::new(0),
+            loads: AtomicUsize::new(0),
+            foreign: Notify::new(),
+            following: Mutex::default(),
         })
     }
 
     pub(crate) fn tell(&self, lies: impl IntoIterator<Item = Lie>) {
         self.lies.lock().unwrap().extend(lies);
+    }
+
+    pub(crate) fn follow(&self, following: Following) {
+        *self.following.lock().unwrap() = following;
+        self.foreign.notify_one();
     }
 
     pub(crate) fn close_gate(&self) {
@@ -146,7 +175,37 @@ impl StateBackend for LyingBackend {
     }
 
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
         self.inner.load_run(run)
+    }
+
+    fn others_committed(&self) -> BoxFuture<'_, Result<ForeignCommits, StoreError>> {
+        Box::pin(async move {
+            let following = *self.following.lock().unwrap();
+            match following {
+                Following::Honest => self.foreign.notified().await,
+                Following::Silent | Following::Hanging => std::future::pending().await,
+                Following::Storm => {}
+                Following::Failing => return Err(StoreError::not_applied(StoreErrorKind::Unavailable, "the line is dead")),
+            }
+            Ok(ForeignCommits::all())
+        })
+    }
+
+    fn run_versions<'a>(&'a self, runs: &'a [RunId]) -> BoxFuture<'a, Result<Vec<Option<Version>>, StoreError>> {
+        Box::pin(async move {
+            let following = *self.following.lock().unwrap();
+            match following {
+                Following::Failing => return Err(StoreError::not_applied(StoreErrorKind::Unavailable, "the line is dead")),
+                Following::Hanging => std::future::pending().await,
+                _ => {}
+            }
+            let mut versions = Vec::new();
+            for run in runs {
+                versions.push(self.inner.run_version(run).await?);
+            }
+            Ok(versions)
+        })
     }
 
     fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {

@@ -2,16 +2,15 @@
 //!
 //! The file is never opened by hand: closing such a handle would drop the locks that SQLite holds on it in this process.
 
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::{is_damage, is_unwritable, sql_error};
 use super::schema::{self, APPLICATION_ID, PAGE_SIZE};
-use super::{boot, owners};
+use super::{boot, owners, turn};
 use crate::store::highwater::HighWaterFile;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -63,11 +62,12 @@ pub(super) fn open_writer(db: &Path, sidecar: &HighWaterFile) -> Result<Connecti
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut conn = Connection::open_with_flags(db, flags).map_err(|error| sql_error(&place, error))?;
-        configure(&mut conn, true).map_err(|error| sql_error(&place, error))?;
+        configure(&conn, true).map_err(|error| sql_error(&place, error))?;
         recheck(&conn, &place)?;
         // The tables are made before the WAL: so the main file always tells whose it is.
         schema::migrate(&mut conn, &place)?;
         demand_wal(&conn, &place)?;
+        conn.busy_handler(Some(turn::wait)).map_err(|error| sql_error(&place, error))?;
         Ok(conn)
     })();
     sidecar.unlock()?;
@@ -88,7 +88,7 @@ fn make(db: &Path) -> Result<(), StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(&new, flags).map_err(|error| sql_error(&place, error))?;
     conn.pragma_update(None, "page_size", PAGE_SIZE).map_err(|error| sql_error(&place, error))?;
-    configure(&mut conn, true).map_err(|error| sql_error(&place, error))?;
+    configure(&conn, true).map_err(|error| sql_error(&place, error))?;
     schema::migrate(&mut conn, &place)?;
     conn.close().map_err(|(_, error)| sql_error(&place, error))?;
     std::fs::rename(&new, db).map_err(|error| StoreError::io(db.display(), error))?;
@@ -102,20 +102,20 @@ pub(super) fn open_reader(db: &Path) -> Result<(Connection, bool), StoreError> {
     let place = db.display().to_string();
     let fail = |error| sql_error(&place, error);
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let probe = |conn: &mut Connection| {
+    let probe = |conn: &Connection| {
         configure(conn, false)?;
         conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))?;
         schema::read_as_newest(conn)?;
         conn.pragma_update(None, "query_only", true)
     };
-    let opened = Connection::open_with_flags(db, flags).and_then(|mut conn| probe(&mut conn).map(|()| conn));
+    let opened = Connection::open_with_flags(db, flags).and_then(|conn| probe(&conn).map(|_| conn));
     match opened {
         Ok(conn) => Ok((conn, true)),
         // Beside a database in a folder that may not be written SQLite cannot make its shared index. Nobody else writes there either, so
         // that the file can be read as it lies, if nothing waits in a WAL.
         Err(error) if is_unwritable(&error) && length(&beside(db, "-wal"))?.unwrap_or(0) == 0 => {
-            let mut conn = open_immutable(db).map_err(fail)?;
-            probe(&mut conn).map_err(fail)?;
+            let conn = open_immutable(db).map_err(fail)?;
+            probe(&conn).map_err(fail)?;
             Ok((conn, false))
         }
         Err(error) => Err(fail(error)),
@@ -206,28 +206,9 @@ fn uri(db: &Path) -> String {
     uri
 }
 
-/// Waits for another process's transaction, [`BUSY_TIMEOUT`] long in all. SQLite's own handler sleeps for up to 100 ms at a time: among several busy
-/// processes the lock is free and taken again meanwhile, and one of them gets nothing. `tried`: how often it was asked in this wait.
-fn wait_a_little(tried: i32) -> bool {
-    thread_local! {
-        static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
-    }
-    let began = BEGAN.get().filter(|_| tried > 0).unwrap_or_else(Instant::now);
-    BEGAN.set(Some(began));
-    let waited = began.elapsed();
-    if waited >= BUSY_TIMEOUT {
-        return false;
-    }
-    // Different in every process, so that they do not ask in step.
-    let uneven = u64::from(std::process::id().wrapping_add(tried.unsigned_abs()) % 8) * 40;
-    let pause = if waited < Duration::from_millis(20) { 200 + uneven } else { 800 + 3 * uneven };
-    std::thread::sleep(Duration::from_micros(pause));
-    true
-}
-
 /// Settings belong to a connection: every one gets them.
-fn configure(conn: &mut Connection, writes: bool) -> rusqlite::Result<()> {
-    conn.busy_handler(Some(wait_a_little))?;
+fn configure(conn: &Connection, writes: bool) -> rusqlite::Result<()> {
+    conn.busy_timeout(BUSY_TIMEOUT)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
     boot::register(conn)?;
     conn.pragma_update(None, "trusted_schema", false)?;
@@ -249,15 +230,17 @@ fn demand_wal(conn: &Connection, place: &str) -> Result<(), StoreError> {
     let fail = |error| sql_error(place, error);
     let mode: String = conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(fail)?;
     let synchronous: i64 = conn.pragma_query_value(None, "synchronous", |row| row.get(0)).map_err(fail)?;
+    let busy: i64 = conn.pragma_query_value(None, "busy_timeout", |row| row.get(0)).map_err(fail)?;
     let cache: i64 = conn.pragma_query_value(None, "cache_size", |row| row.get(0)).map_err(fail)?;
-    if mode.eq_ignore_ascii_case("wal") && synchronous == 2 && cache == -WRITER_CACHE {
+    let wanted = i64::try_from(BUSY_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
+    if mode.eq_ignore_ascii_case("wal") && synchronous == 2 && busy == wanted && cache == -WRITER_CACHE {
         return Ok(());
     }
     Err(StoreError::not_applied(
         StoreErrorKind::Unsupported,
         format!(
-            "{place}: SQLite did not take the settings that durability needs (journal_mode {mode}, synchronous {synchronous}, cache_size \
-             {cache}); put the database on a local disk"
+            "{place}: SQLite did not take the settings that durability needs (journal_mode {mode}, synchronous {synchronous}, busy_timeout \
+             {busy}, cache_size {cache}); put the database on a local disk"
         ),
     ))
 }
@@ -265,8 +248,8 @@ fn demand_wal(conn: &Connection, place: &str) -> Result<(), StoreError> {
 /// A connection that only brings the WAL into the database.
 pub(super) fn open_checkpointer(db: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut conn = Connection::open_with_flags(db, flags)?;
-    configure(&mut conn, true)?;
+    let conn = Connection::open_with_flags(db, flags)?;
+    configure(&conn, true)?;
     Ok(conn)
 }
 
