@@ -78,6 +78,8 @@ pub(crate) struct ReadyBoard {
     /// Handed out and not told of yet.
     taken: HashSet<NodeId>,
     running: HashSet<NodeId>,
+    /// Refused to us without a visible reason: not asked for again before [`readmit`](Self::readmit).
+    left_out: HashSet<NodeId>,
     /// Claimed nodes whose lease was gone, as they were then.
     dead: HashMap<NodeId, Version>,
     ready: usize,
@@ -101,6 +103,7 @@ impl ReadyBoard {
             claiming: Duration::ZERO,
             taken: HashSet::new(),
             running: HashSet::new(),
+            left_out: HashSet::new(),
             dead: HashMap::new(),
             ready: 0,
             pending: 0,
@@ -137,12 +140,20 @@ impl ReadyBoard {
         self.rebuild();
     }
 
-    /// Puts everything in its place anew, also what was handed out once and came to nothing.
-    pub(crate) fn rebuild(&mut self) {
+    /// Asks again for what was refused without a visible reason.
+    pub(crate) fn readmit(&mut self) {
+        for id in std::mem::take(&mut self.left_out) {
+            self.place(&id);
+        }
+    }
+
+    /// Puts everything in its place anew.
+    fn rebuild(&mut self) {
         self.cards.clear();
         self.dependents.clear();
         self.queue.clear();
         self.running.clear();
+        self.left_out.clear();
         (self.ready, self.pending) = (0, 0);
         let state = self.state.clone();
         for (id, node) in state.nodes() {
@@ -183,6 +194,7 @@ impl ReadyBoard {
 
     /// Looks at one node again.
     fn refresh(&mut self, id: &NodeId) {
+        self.left_out.remove(id);
         let old = self.cards.remove(id);
         if let Some(Card { place: Some(place), .. }) = &old {
             self.queue.remove(&(*place, id.clone()));
@@ -245,7 +257,9 @@ impl ReadyBoard {
     /// Queues a node if it may be taken, else takes it out of the queue.
     fn place(&mut self, id: &NodeId) {
         let Some(card) = self.cards.get(id) else { return };
-        let free = !self.taken.contains(id) && (card.is_ready() || (card.kind == Kind::Running && self.is_dead(id)));
+        let free = !self.taken.contains(id)
+            && !self.left_out.contains(id)
+            && (card.is_ready() || (card.kind == Kind::Running && self.is_dead(id)));
         let old = card.place;
         if old.is_some() == free {
             return;
@@ -337,11 +351,12 @@ impl ReadyBoard {
     }
 
     /// What was handed out is settled: the state says what became of it. A node that was refused to us without having changed is left out until
-    /// the board is rebuilt: somebody holds it in a way that the state does not tell.
+    /// [`readmit`](Self::readmit): somebody holds it in a way that the state does not tell.
     pub(crate) fn put_back(&mut self, pick: &Pick, refused: bool) {
         self.taken.remove(&pick.node);
         let same = self.state.node(pick.node.as_str()).is_some_and(|node| node.version == pick.version);
         if refused && same {
+            self.left_out.insert(pick.node.clone());
             if pick.taking == Taking::TakeOver {
                 self.dead.remove(&pick.node);
             }
@@ -484,7 +499,7 @@ mod tests {
         assert!(board.pick().is_none());
         board.put_back(&pick, true);
         assert!(board.pick().is_none(), "refused without a change: somebody holds it");
-        board.rebuild();
+        board.readmit();
         let pick = board.pick().unwrap();
         assert!(world.set(1, NodeUpdate::running()));
         assert!(world.set(1, NodeUpdate::pending()));
