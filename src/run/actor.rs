@@ -561,8 +561,7 @@ impl State {
 /// The rows of a run that are newer than a version.
 pub(crate) fn newer(state: Option<&RunState>, version: Version) -> Touched {
     let Some(state) = state else { return Touched { nodes: Vec::new(), header: true } };
-    let nodes = state.nodes().filter(|(_, node)| node.version > version).map(|(id, _)| id.clone()).collect();
-    Touched { nodes, header: state.header().version > version }
+    Touched { nodes: state.newer_nodes(version), header: state.header().version > version }
 }
 
 /// A pause that grows with the attempts and differs between processes.
