@@ -115,6 +115,8 @@ pub(crate) async fn open(backend: Backend, folder: &Path) -> Outcome<Coordinator
         Backend::Memory => create_state_backend("memory", &options)?,
         Backend::File => create_state_backend("file", &options)?,
         Backend::Sqlite => create_state_backend("database", &options)?,
+        #[cfg(feature = "postgres")]
+        Backend::Postgres => create_state_backend("database", &crate::yardstick::schema_of(folder)?)?,
         Backend::Null => Arc::new(NullSink::new()),
     };
     Ok(Coordinator::builder().idle_after(AWAKE).open(backend).await?)
