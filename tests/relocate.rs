@@ -260,7 +260,8 @@ async fn others_are_kept_out_of_a_database_that_is_moved_and_told_by_whom() {
 async fn the_place_to_come_from_can_be_named() {
     let dir = project("database").await;
     let from = Origin::parse("sqlite").unwrap();
-    let error = relocate::execute(&settings(dir.path()), Move::new(from.clone(), Home::Database), now(), go_on).await.unwrap_err();
+    let error =
+        relocate::execute(&settings(dir.path()), Move::new(from.clone(), Home::Database), now(), go_on).await.unwrap_err();
     assert_eq!(error.kind(), ProjectErrorKind::Input, "a place is not moved to itself: {error}");
     let preview = relocate::preview(&settings(dir.path()), Move::new(from.clone(), Home::File), |_, _| ()).await.unwrap();
     assert_eq!(preview.plan.unwrap().moves.runs, 4);

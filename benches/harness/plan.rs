@@ -10,6 +10,8 @@ use crate::goal::Goal;
 use crate::measure::{Contender, Sides};
 use crate::processes::Processes;
 use crate::workload::{Product, Work};
+#[cfg(feature = "postgres")]
+use crate::yardstick::RawPostgres;
 use crate::yardstick::{BareLocks, Mutexed, RawJournal, RawLoop, Rows};
 
 /// Where the state rests.
@@ -24,6 +26,8 @@ pub(crate) enum Backend {
     /// The same; every write is a request of its own.
     #[cfg(feature = "libsql")]
     LibsqlSingly,
+    #[cfg(feature = "postgres")]
+    Postgres,
     /// Nowhere: the ceiling of everything above the backends.
     Null,
 }
@@ -38,6 +42,8 @@ impl fmt::Display for Backend {
             Self::Libsql => "libsql",
             #[cfg(feature = "libsql")]
             Self::LibsqlSingly => "libsql singly",
+            #[cfg(feature = "postgres")]
+            Self::Postgres => "postgres",
             Self::Null => "null sink",
         })
     }
@@ -48,6 +54,9 @@ impl fmt::Display for Backend {
 pub(crate) enum Yardstick {
     /// The same rows in SQLite, by a loop on one thread.
     RawSqlite { rows: Rows, batch: usize },
+    /// The same rows in PostgreSQL, by a loop on one connection.
+    #[cfg(feature = "postgres")]
+    RawPostgres { batch: usize },
     /// The same lines in a journal, by a loop on one thread.
     RawJournal { batch: usize },
     /// `Mutex<Connection>`, one commit a write, a thread for every client.
@@ -67,6 +76,8 @@ impl fmt::Display for Yardstick {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RawSqlite { rows, batch } => write!(f, "raw sqlite {rows} x{batch}"),
+            #[cfg(feature = "postgres")]
+            Self::RawPostgres { batch } => write!(f, "raw postgres x{batch}"),
             Self::RawJournal { batch } => write!(f, "raw journal x{batch}"),
             Self::Mutexed => f.write_str("Mutex<Connection>"),
             Self::NullSink => f.write_str("null sink"),
@@ -121,6 +132,8 @@ impl Case {
                 Yardstick::RawSqlite { rows, batch } => {
                     Box::new(RawLoop::open(runtime, &folder, rows, batch, self.work.width())?)
                 }
+                #[cfg(feature = "postgres")]
+                Yardstick::RawPostgres { batch } => Box::new(RawPostgres::open(runtime, &folder, batch)?),
                 Yardstick::RawJournal { batch } => Box::new(RawJournal::create(&folder, batch, self.work.width())?),
                 Yardstick::Mutexed => Box::new(Mutexed::open(runtime, &folder, self.clients)?),
                 Yardstick::NullSink => Box::new(Product::open(runtime, self.work, Backend::Null, self.clients, &folder)?),
@@ -201,6 +214,11 @@ fn durable(cases: &mut Vec<Case>, clients: &[usize]) {
             file = file.against(Yardstick::RawJournal { batch: clients }, None);
         }
         cases.push(file);
+        #[cfg(feature = "postgres")]
+        if clients == 256 {
+            let raw = Yardstick::RawPostgres { batch };
+            cases.push(Case::new(work, Backend::Postgres, clients).against(raw, Some(0.7)));
+        }
         cases.push(Case::new(work, Backend::Memory, clients).against(Yardstick::NullSink, None));
     }
 }

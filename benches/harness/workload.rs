@@ -129,6 +129,8 @@ pub(crate) async fn open(backend: Backend, folder: &Path) -> Outcome<Coordinator
         Backend::Sqlite => create_state_backend("database", &options)?,
         #[cfg(feature = "libsql")]
         Backend::Libsql | Backend::LibsqlSingly => return Err("a server is opened by its URL".into()),
+        #[cfg(feature = "postgres")]
+        Backend::Postgres => create_state_backend("database", &crate::yardstick::schema_of(folder)?)?,
         Backend::Null => Arc::new(NullSink::new()),
     };
     Ok(Coordinator::builder().idle_after(AWAKE).open(backend).await?)

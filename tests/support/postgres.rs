@@ -2,6 +2,13 @@
 //!
 //! It needs Debian's package (`apt-get install postgresql`) and `openssl`. Without them tests fail, unless `SEEKNAL_TEST_WITHOUT_SERVERS=1` leaves them out.
 #![allow(dead_code, reason = "every test takes what it needs of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test that cannot go on has failed"
+)]
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -49,7 +56,7 @@ pub(crate) fn left_out() -> bool {
 
 /// Options for a store of one test: a schema that nobody else uses.
 pub(crate) fn fresh(cluster: &Cluster) -> BackendOptions {
-    BackendOptions::new().database_url(cluster.url("")).set("database_schema", fresh_schema())
+    BackendOptions::new().database_url(cluster.url("?sslmode=disable")).set("database_schema", fresh_schema())
 }
 
 pub(crate) fn fresh_schema() -> String {

@@ -48,6 +48,30 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Mutexes of names; two names that share one wait for one another now and then.
 const MUTEXES: u64 = 256;
 
+const BEGIN: &str = "BEGIN";
+const COMMIT: &str = "COMMIT";
+const KEEP_ID: &str = "INSERT INTO batches (id, at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING RETURNING 1";
+const ANSWER: &str = "UPDATE batches SET answers = $2 WHERE id = $1";
+/// Sorted in a set of its own: each is taken as it comes out of it.
+const LOCK_MUTEXES: &str = "SELECT pg_advisory_xact_lock(k) FROM (SELECT k FROM unnest($1::bigint[]) AS k ORDER BY k) AS sorted";
+const LOCK_RUNS: &str =
+    concat!("SELECT run_id, ", head_columns!(), " FROM runs WHERE run_id = ANY($1) ORDER BY run_id FOR UPDATE");
+const DRAW_SEQS: &str = "SELECT nextval('commit_seq') FROM generate_series(1, $1::bigint)";
+const DRAW_TOKENS: &str = "SELECT nextval('fencing_token') FROM generate_series(1, $1::bigint)";
+
+/// The leases on these keys, of these runs, under these tokens.
+macro_rules! leases_wanted {
+    () => {
+        " FROM locks WHERE (run_id, node_id) IN (\
+         SELECT l.run_id, l.node_id FROM unnest($1::text[], $2::text[]) AS k (run_id, node_id) \
+         JOIN locks AS l ON l.run_id = k.run_id AND l.node_id = k.node_id \
+         UNION SELECT run_id, node_id FROM locks WHERE run_id = ANY($3::text[]) \
+         UNION SELECT run_id, node_id FROM locks WHERE token = ANY($4::bigint[]))"
+    };
+}
+const LOCK_LEASES: &str = concat!("SELECT 1", leases_wanted!(), " ORDER BY run_id, node_id FOR UPDATE");
+const READ_LEASES: &str = concat!("SELECT expires_at > clock_timestamp(), ", lease_columns!(), leases_wanted!());
+
 /// Applies a batch.
 pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer, StoreError> {
     let deadline = Instant::now() + TOTAL;
@@ -82,6 +106,13 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
     }
 }
 
+/// Prepares what every commit needs: the first one is not slower than the others.
+pub(super) async fn warm_up(conn: &mut Conn) -> Result<(), StoreError> {
+    let texts = [BEGIN, KEEP_ID, LOCK_MUTEXES, LOCK_RUNS, DRAW_SEQS, DRAW_TOKENS, LOCK_LEASES, READ_LEASES, ANSWER, COMMIT];
+    let statements: Vec<Sql<'_>> = texts.into_iter().map(Sql::plain).collect();
+    conn.prepare(&statements).await.map_err(|failed| failed.error)
+}
+
 /// Half of it to all of it, so that those who met do not meet again.
 fn jittered(pause: Duration) -> Duration {
     let random = RandomState::new().build_hasher().finish();
@@ -112,8 +143,8 @@ async fn attempt(shared: &Shared, batch: &Batch, decided: &AtomicBool) -> Result
     };
     let mut plan = write::plan(&writes)?;
     plan.extend(kept);
-    plan.push(Sql::new("table batches", "UPDATE batches SET answers = $2 WHERE id = $1", vec![Box::new(id), Box::new(stored)]));
-    plan.push(Sql::plain("COMMIT"));
+    plan.push(Sql::new("table batches", ANSWER, vec![Box::new(id), Box::new(stored)]));
+    plan.push(Sql::plain(COMMIT));
     conn.prepare(&plan).await.map_err(|failed| failed.error)?;
     let commit = plan.len().saturating_sub(1);
     decided.store(true, Ordering::Release);
@@ -173,42 +204,18 @@ async fn lock(shared: &Shared, conn: &mut Conn, id: Uuid, wanted: &Wanted) -> Re
     let mutexes: BTreeSet<i64> = wanted.mutexes.iter().map(|run| mutex(schema, run)).collect();
     let runs: Vec<&str> = wanted.runs.iter().map(RunId::as_str).collect();
     let mut statements = vec![
-        Sql::plain("BEGIN"),
-        Sql::new(
-            "table batches",
-            "INSERT INTO batches (id, at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING RETURNING 1",
-            vec![Box::new(id)],
-        ),
-        Sql::new(
-            "table runs",
-            concat!("SELECT run_id, ", head_columns!(), " FROM runs WHERE run_id = ANY($1) ORDER BY run_id FOR UPDATE"),
-            vec![Box::new(runs)],
-        ),
-        Sql::new(
-            "the commit sequence",
-            "SELECT nextval('commit_seq') FROM generate_series(1, $1::bigint)",
-            vec![Box::new(counter(wanted.seqs as u64))],
-        ),
+        Sql::plain(BEGIN),
+        Sql::new("table batches", KEEP_ID, vec![Box::new(id)]),
+        Sql::new("table runs", LOCK_RUNS, vec![Box::new(runs)]),
+        Sql::new("the commit sequence", DRAW_SEQS, vec![Box::new(counter(wanted.seqs as u64))]),
     ];
     if !mutexes.is_empty() {
         let mutexes: Vec<i64> = mutexes.into_iter().collect();
-        // A set of its own makes the order certain: the lock is taken row by row, as they come out of it.
-        statements.insert(
-            2,
-            Sql::new(
-                "the mutexes of runs",
-                "SELECT pg_advisory_xact_lock(k) FROM (SELECT k FROM unnest($1::bigint[]) AS k ORDER BY k) AS sorted",
-                vec![Box::new(mutexes)],
-            ),
-        );
+        statements.insert(2, Sql::new("the mutexes of runs", LOCK_MUTEXES, vec![Box::new(mutexes)]));
     }
     let heads_at = statements.len().saturating_sub(2);
     if wanted.tokens > 0 {
-        statements.push(Sql::new(
-            "the fencing tokens",
-            "SELECT nextval('fencing_token') FROM generate_series(1, $1::bigint)",
-            vec![Box::new(counter(wanted.tokens as u64))],
-        ));
+        statements.push(Sql::new("the fencing tokens", DRAW_TOKENS, vec![Box::new(counter(wanted.tokens as u64))]));
     }
     let tokens_at = statements.len().saturating_sub(1);
     let leases_at = lease_statements(&mut statements, &wanted.leases);
@@ -260,29 +267,8 @@ fn lease_statements<'a>(statements: &mut Vec<Sql<'a>>, wanted: &'a LeasesWanted)
             Box::new(wanted.tokens.iter().map(|token| counter(token.0)).collect::<Vec<i64>>()),
         ]
     };
-    statements.push(Sql::new(
-        PLACE,
-        "SELECT 1 FROM locks WHERE (run_id, node_id) IN (\
-         SELECT l.run_id, l.node_id FROM unnest($1::text[], $2::text[]) AS k (run_id, node_id) \
-         JOIN locks AS l ON l.run_id = k.run_id AND l.node_id = k.node_id \
-         UNION SELECT run_id, node_id FROM locks WHERE run_id = ANY($3::text[]) \
-         UNION SELECT run_id, node_id FROM locks WHERE token = ANY($4::bigint[])) \
-         ORDER BY run_id, node_id FOR UPDATE",
-        values(),
-    ));
-    statements.push(Sql::new(
-        PLACE,
-        concat!(
-            "SELECT expires_at > clock_timestamp(), ",
-            lease_columns!(),
-            " FROM locks WHERE (run_id, node_id) IN (\
-             SELECT l.run_id, l.node_id FROM unnest($1::text[], $2::text[]) AS k (run_id, node_id) \
-             JOIN locks AS l ON l.run_id = k.run_id AND l.node_id = k.node_id \
-             UNION SELECT run_id, node_id FROM locks WHERE run_id = ANY($3::text[]) \
-             UNION SELECT run_id, node_id FROM locks WHERE token = ANY($4::bigint[]))"
-        ),
-        values(),
-    ));
+    statements.push(Sql::new(PLACE, LOCK_LEASES, values()));
+    statements.push(Sql::new(PLACE, READ_LEASES, values()));
     Some(statements.len().saturating_sub(1))
 }
 

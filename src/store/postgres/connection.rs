@@ -142,13 +142,21 @@ impl Conn {
 
     /// Prepares what was not prepared on this connection before; nothing runs.
     pub(super) async fn prepare(&mut self, statements: &[Sql<'_>]) -> Result<(), Failed> {
+        let mut new: Vec<(usize, &Sql<'_>)> = Vec::new();
         for (index, sql) in statements.iter().enumerate() {
-            if !self.statements.contains_key(sql.text) {
-                let fail =
-                    |error: Error| Failed { index, by_server: error.as_db_error().is_some(), error: sql_error(sql.place, error) };
-                let prepared = self.client.prepare(sql.text).await.map_err(fail)?;
-                self.statements.insert(sql.text, prepared);
+            if !self.statements.contains_key(sql.text) && !new.iter().any(|(_, other)| other.text == sql.text) {
+                new.push((index, sql));
             }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        let client = &self.client;
+        let sent = new.iter().map(|(_, sql)| -> Sent<'_, _> { Box::pin(client.prepare(sql.text)) }).collect();
+        for ((index, sql), prepared) in new.into_iter().zip(in_order(sent).await) {
+            let fail =
+                |error: Error| Failed { index, by_server: error.as_db_error().is_some(), error: sql_error(sql.place, error) };
+            self.statements.insert(sql.text, prepared.map_err(fail)?);
         }
         Ok(())
     }

@@ -238,6 +238,18 @@ async fn open(shared: Arc<Shared>) -> Result<OpenReport, StoreError> {
         openings::register(&mut conn, process, lock).await?;
         sweep(&mut conn).await?;
     }
+    if !place.read_only {
+        commit::warm_up(&mut conn).await?;
+        // A second batch should not wait for a connection; who needs none after all loses nothing.
+        let pool = Arc::clone(pool);
+        tokio::spawn(async move {
+            if let Ok(mut second) = pool.connect().await
+                && commit::warm_up(&mut second).await.is_ok()
+            {
+                pool.put(second);
+            }
+        });
+    }
     pool.put(conn);
     let listening = Listening::start(pool, lock, &process.id).await?;
     tokio::spawn(Arc::clone(&shared.follower).work(Arc::clone(pool), lock, listening));
