@@ -28,8 +28,9 @@ impl BatchId {
         let tail = START.wrapping_add(u128::from(count)).to_be_bytes();
         let mut random = [0; 10];
         random.copy_from_slice(tail.split_at(6).1);
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Self(uuid::Builder::from_unix_timestamp_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX), &random).into_uuid())
+        let (seconds, nanos) = uuid::Timestamp::now(uuid::NoContext).to_unix();
+        let millis = seconds.saturating_mul(1_000).saturating_add(u64::from(nanos / 1_000_000));
+        Self(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
     }
 
     /// The sixteen bytes of the name; they sort by time.

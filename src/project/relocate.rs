@@ -223,14 +223,13 @@ async fn move_state(
         }
         go_on(observe(Step::BackedUp))?;
     }
-    let target = match target {
-        Some(target) => target,
-        None => {
-            let database = to.open_writable(settings, &mut report.notices).await?;
-            open.push(Arc::clone(&database));
-            locks.extend(Exclusive::take(&database).await?);
-            database
-        }
+    let target = if let Some(file) = target {
+        file
+    } else {
+        let database = to.open_writable(settings, &mut report.notices).await?;
+        open.push(Arc::clone(&database));
+        locks.extend(Exclusive::take(&database).await?);
+        database
     };
     report.to = target.location();
     go_on(observe(Step::TargetOpen))?;

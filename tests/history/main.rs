@@ -129,3 +129,18 @@ fn on_sqlite() {
     let folder = tempfile::tempdir().unwrap();
     prove(&Target { folder: Some(folder.path().to_owned()), url: None, schema: None });
 }
+
+#[cfg(feature = "postgres")]
+#[test]
+fn on_postgres() {
+    let Some(cluster) = support::postgres::cluster() else { return };
+    let schema = Some(support::postgres::fresh_schema());
+    prove(&Target { folder: None, url: Some(cluster.url("")), schema });
+}
+
+#[cfg(feature = "libsql")]
+#[test]
+fn on_libsql() {
+    let Some(server) = support::sqld::Sqld::start() else { return };
+    prove(&Target { folder: None, url: Some(server.url()), schema: None });
+}
