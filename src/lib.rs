@@ -73,8 +73,8 @@ mod run;
 pub mod store;
 
 pub use coordinator::{
-    AbandonedRun, Change, ChangeStream, Claim, ClaimFilter, Commit, Coordinator, CoordinatorBuilder, Durability, Event, Health,
-    Next, OnDelete, RunView, Stats, StreamError, TransactError, Transaction, View,
+    AbandonedRun, Change, ChangeStream, Claim, ClaimFilter, Commit, Coordinator, CoordinatorBuilder, Durability, Event,
+    Freshness, Health, Next, OnDelete, RunView, Stats, StreamError, TransactError, Transaction, View,
 };
 pub use error::Error;
 pub use lease::{Lease, LeaseError, LockOptions, LostReason};

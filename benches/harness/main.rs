@@ -15,8 +15,20 @@ mod goal;
 mod measure;
 mod null;
 mod plan;
+mod processes;
 mod report;
 mod resident;
+#[cfg(feature = "libsql")]
+#[path = "../../tests/support/sqld.rs"]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a kit of tests"
+)]
+mod sqld;
 mod workload;
 mod yardstick;
 
@@ -57,6 +69,12 @@ struct Arguments {
     /// Only lists the cases.
     #[arg(long)]
     list: bool,
+    /// Works as one of several processes, on the store in this folder: what a case starts by itself.
+    #[arg(long, value_name = "FOLDER", hide = true)]
+    worker: Option<PathBuf>,
+    /// Which of them, and with how many clients.
+    #[arg(long, num_args = 2, value_names = ["NUMBER", "CLIENTS"], hide = true)]
+    part: Vec<usize>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -73,6 +91,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Outcome<()> {
+    if let (Some(folder), [number, clients]) = (&arguments.worker, &*arguments.part) {
+        return processes::work(folder, *number, *clients);
+    }
     // `cargo test --all-targets` starts benches without any argument, `cargo bench` with `--bench`.
     let quick = arguments.quick || std::env::args_os().len() == 1;
     let seconds = arguments.seconds.unwrap_or(if quick { 0.1 } else { 1.0 });

@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 use crate::Outcome;
 use crate::goal::Goal;
 use crate::measure::{Contender, Sides};
+use crate::processes::Processes;
 use crate::workload::{Product, Work};
 #[cfg(feature = "postgres")]
 use crate::yardstick::RawPostgres;
@@ -19,6 +20,12 @@ pub(crate) enum Backend {
     Memory,
     File,
     Sqlite,
+    /// A libSQL server of its own, on the loopback.
+    #[cfg(feature = "libsql")]
+    Libsql,
+    /// The same; every write is a request of its own.
+    #[cfg(feature = "libsql")]
+    LibsqlSingly,
     #[cfg(feature = "postgres")]
     Postgres,
     /// Nowhere: the ceiling of everything above the backends.
@@ -31,6 +38,10 @@ impl fmt::Display for Backend {
             Self::Memory => "memory",
             Self::File => "file",
             Self::Sqlite => "sqlite",
+            #[cfg(feature = "libsql")]
+            Self::Libsql => "libsql",
+            #[cfg(feature = "libsql")]
+            Self::LibsqlSingly => "libsql singly",
             #[cfg(feature = "postgres")]
             Self::Postgres => "postgres",
             Self::Null => "null sink",
@@ -54,6 +65,11 @@ pub(crate) enum Yardstick {
     NullSink,
     /// A thread that commits rows of locks in groups.
     BareLocks,
+    /// The product itself on a libSQL server, one request for every write.
+    #[cfg(feature = "libsql")]
+    LibsqlSingly,
+    /// One process with as many clients as each of two has.
+    OneProcess,
 }
 
 impl fmt::Display for Yardstick {
@@ -66,6 +82,9 @@ impl fmt::Display for Yardstick {
             Self::Mutexed => f.write_str("Mutex<Connection>"),
             Self::NullSink => f.write_str("null sink"),
             Self::BareLocks => f.write_str("bare lock thread"),
+            #[cfg(feature = "libsql")]
+            Self::LibsqlSingly => f.write_str("one request a write"),
+            Self::OneProcess => f.write_str("one process alone"),
         }
     }
 }
@@ -99,7 +118,12 @@ impl Case {
 
     /// Opens all sides, each in a folder of its own.
     pub(crate) fn contenders(&self, runtime: &Runtime, folder: &Path) -> Outcome<Sides> {
-        let product = Product::open(runtime, self.work, self.backend, self.clients, &folder.join("product"))?;
+        let home = folder.join("product");
+        let product: Box<dyn Contender> = if self.work == Work::Together {
+            Box::new(Processes::start(runtime, &home, 2, self.clients)?)
+        } else {
+            Box::new(Product::open(runtime, self.work, self.backend, self.clients, &home)?)
+        };
         let mut yardsticks: Vec<Box<dyn Contender>> = Vec::new();
         for (index, (yardstick, _)) in self.against.iter().enumerate() {
             let folder = folder.join(format!("yardstick-{index}"));
@@ -113,10 +137,15 @@ impl Case {
                 Yardstick::RawJournal { batch } => Box::new(RawJournal::create(&folder, batch, self.work.width())?),
                 Yardstick::Mutexed => Box::new(Mutexed::open(runtime, &folder, self.clients)?),
                 Yardstick::NullSink => Box::new(Product::open(runtime, self.work, Backend::Null, self.clients, &folder)?),
+                Yardstick::OneProcess => Box::new(Processes::start(runtime, &folder, 1, self.clients)?),
+                #[cfg(feature = "libsql")]
+                Yardstick::LibsqlSingly => {
+                    Box::new(Product::open(runtime, self.work, Backend::LibsqlSingly, self.clients, &folder)?)
+                }
                 Yardstick::BareLocks => Box::new(BareLocks::open(runtime, handle.clone(), &folder, self.clients)?),
             });
         }
-        Ok(Sides { product: Box::new(product), yardsticks })
+        Ok(Sides { product, yardsticks })
     }
 }
 
@@ -131,6 +160,8 @@ pub(crate) fn cases(quick: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     durable(&mut cases, clients);
     transactions(&mut cases, clients);
+    #[cfg(feature = "libsql")]
+    libsql(&mut cases, clients);
     for backend in [Backend::Memory, Backend::File, Backend::Sqlite] {
         cases.extend(clients.iter().map(|clients| Case::new(Work::Deferred, backend, *clients)));
     }
@@ -143,6 +174,10 @@ pub(crate) fn cases(quick: bool) -> Vec<Case> {
         }
     }
     locks(&mut cases, clients);
+    for clients in clients.iter().copied().filter(|clients| *clients <= 256) {
+        // How many clients is not said where this is asked for: of the usual ones all.
+        cases.push(Case::new(Work::Together, Backend::Sqlite, clients).against(Yardstick::OneProcess, Some(0.8)));
+    }
     cases
 }
 
@@ -185,6 +220,18 @@ fn durable(cases: &mut Vec<Case>, clients: &[usize]) {
             cases.push(Case::new(work, Backend::Postgres, clients).against(raw, Some(0.7)));
         }
         cases.push(Case::new(work, Backend::Memory, clients).against(Yardstick::NullSink, None));
+    }
+}
+
+/// Only where there is a server: `.ci/check setup` installs one.
+#[cfg(feature = "libsql")]
+fn libsql(cases: &mut Vec<Case>, clients: &[usize]) {
+    if !crate::sqld::path().is_file() {
+        return;
+    }
+    for clients in clients.iter().copied().filter(|clients| *clients <= 256) {
+        let goal = (clients == 256).then_some(10.0);
+        cases.push(Case::new(Work::Durable, Backend::Libsql, clients).against(Yardstick::LibsqlSingly, goal));
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) enum Work {
     LockApart,
     /// Locking and releasing one run that all want.
     LockOne,
+    /// One node's transition, in stable storage, by two processes with a database and a run in common and nodes of their own.
+    Together,
 }
 
 impl Work {
@@ -66,6 +68,7 @@ impl fmt::Display for Work {
             Self::NodeState => "get-node-state",
             Self::LockApart => "lock-apart",
             Self::LockOne => "lock-contended",
+            Self::Together => "two-processes-one-run",
         })
     }
 }
@@ -111,10 +114,21 @@ impl Field {
 pub(crate) async fn open(backend: Backend, folder: &Path) -> Outcome<Coordinator> {
     std::fs::create_dir_all(folder)?;
     let options = BackendOptions::new().base_path(folder);
+    #[cfg(feature = "libsql")]
+    if matches!(backend, Backend::Libsql | Backend::LibsqlSingly) {
+        // It lives as long as the harness: with that its shell ends, and with the shell the server.
+        let server = Box::leak(Box::new(crate::sqld::Sqld::start().ok_or("there is no libSQL server")?));
+        let builder = Coordinator::builder().idle_after(AWAKE);
+        // With one write under way at a time none shares its request with another.
+        let builder = if backend == Backend::LibsqlSingly { builder.max_in_flight(1) } else { builder };
+        return Ok(builder.open(create_state_backend("database", &server.options())?).await?);
+    }
     let backend: Arc<dyn StateBackend> = match backend {
         Backend::Memory => create_state_backend("memory", &options)?,
         Backend::File => create_state_backend("file", &options)?,
         Backend::Sqlite => create_state_backend("database", &options)?,
+        #[cfg(feature = "libsql")]
+        Backend::Libsql | Backend::LibsqlSingly => return Err("a server is opened by its URL".into()),
         #[cfg(feature = "postgres")]
         Backend::Postgres => create_state_backend("database", &crate::yardstick::schema_of(folder)?)?,
         Backend::Null => Arc::new(NullSink::new()),
@@ -139,6 +153,11 @@ impl Product {
         runtime.block_on(field.sow(&state))?;
         let state = if work == Work::Deferred { state.with_durability(Durability::Deferred) } else { state };
         Ok(Self { handle: runtime.handle().clone(), work, clients, state, field: Arc::new(field), rounds: 0 })
+    }
+
+    /// The same over a store that is open and has everything in it.
+    pub(crate) fn over(runtime: &Runtime, work: Work, clients: usize, state: Coordinator, field: Field) -> Self {
+        Self { handle: runtime.handle().clone(), work, clients, state, field: Arc::new(field), rounds: 0 }
     }
 
     async fn clients(&self, lasting: Duration) -> Outcome<Sample> {
@@ -229,7 +248,7 @@ impl Client {
     async fn step(&self, dice: &mut Dice) -> Outcome<u64> {
         let (state, field) = (&self.state, &*self.field);
         match self.work {
-            Work::Durable | Work::Deferred => {
+            Work::Durable | Work::Deferred | Work::Together => {
                 state.set_node_state(field.run(dice)?, field.node(dice)?, transition(dice)).await?;
             }
             Work::Transaction => {

@@ -226,7 +226,7 @@ impl Follower {
         let news = match cause {
             Cause::News(news) => news,
             Cause::Nothing if self.starting.is_empty() && self.look_due.is_none() => {
-                ForeignCommits::of(self.everything(&engine), false)
+                ForeignCommits::of(everything(&engine), false)
             }
             Cause::Subscribed | Cause::Nothing => ForeignCommits::of([], false),
         };
@@ -239,11 +239,6 @@ impl Follower {
         drop(engine);
         tokio::time::sleep(rest).await;
         Ok(())
-    }
-
-    fn everything(&self, engine: &Engine) -> Vec<RunId> {
-        let resident = engine.directory.resident().into_iter().map(|handle| handle.cell().id().clone());
-        resident.chain(engine.directory.remembered().into_iter().map(|(run, _)| run)).collect()
     }
 
     async fn compare(&mut self, engine: &Arc<Engine>, news: &ForeignCommits) -> Result<(), StoreError> {
@@ -331,6 +326,12 @@ impl Follower {
         };
         patiently(load).await
     }
+}
+
+/// Every run of which something is known here.
+fn everything(engine: &Engine) -> Vec<RunId> {
+    let resident = engine.directory.resident().into_iter().map(|handle| handle.cell().id().clone());
+    resident.chain(engine.directory.remembered().into_iter().map(|(run, _)| run)).collect()
 }
 
 /// An answer that does not come is a failure like another.

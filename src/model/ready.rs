@@ -38,11 +38,11 @@ enum Kind {
     Other,
 }
 
-/// How long a ready node is left to each process that comes before this one: who comes first may be busy, or gone.
-const PATIENCE: Duration = Duration::from_millis(40);
-
-/// No node is left to others for longer.
-const MOST_PATIENCE: Duration = Duration::from_millis(200);
+/// How long a ready node is left to the process that comes before this one for it, in the time that a claim takes now: who comes first may be busy,
+/// or gone, but it is also just claiming it, or has, and this process has not heard of it yet.
+const PATIENCE: u32 = 4;
+const LEAST_PATIENCE: Duration = Duration::from_millis(10);
+const MOST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// From when on a node may be taken, and where it stands then in the order of this process.
 type Place = (Duration, u64);
@@ -73,9 +73,13 @@ pub(crate) struct ReadyBoard {
     queue: BTreeSet<(Place, NodeId)>,
     /// The time of the caller, as it was told last.
     now: Duration,
+    /// How long a claim takes lately.
+    claiming: Duration,
     /// Handed out and not told of yet.
     taken: HashSet<NodeId>,
     running: HashSet<NodeId>,
+    /// Refused to us without a visible reason: not asked for again before [`readmit`](Self::readmit).
+    left_out: HashSet<NodeId>,
     /// Claimed nodes whose lease was gone, as they were then.
     dead: HashMap<NodeId, Version>,
     ready: usize,
@@ -96,8 +100,10 @@ impl ReadyBoard {
             dependents: HashMap::new(),
             queue: BTreeSet::new(),
             now: Duration::ZERO,
+            claiming: Duration::ZERO,
             taken: HashSet::new(),
             running: HashSet::new(),
+            left_out: HashSet::new(),
             dead: HashMap::new(),
             ready: 0,
             pending: 0,
@@ -134,12 +140,20 @@ impl ReadyBoard {
         self.rebuild();
     }
 
-    /// Puts everything in its place anew, also what was handed out once and came to nothing.
-    pub(crate) fn rebuild(&mut self) {
+    /// Asks again for what was refused without a visible reason.
+    pub(crate) fn readmit(&mut self) {
+        for id in std::mem::take(&mut self.left_out) {
+            self.place(&id);
+        }
+    }
+
+    /// Puts everything in its place anew.
+    fn rebuild(&mut self) {
         self.cards.clear();
         self.dependents.clear();
         self.queue.clear();
         self.running.clear();
+        self.left_out.clear();
         (self.ready, self.pending) = (0, 0);
         let state = self.state.clone();
         for (id, node) in state.nodes() {
@@ -180,6 +194,7 @@ impl ReadyBoard {
 
     /// Looks at one node again.
     fn refresh(&mut self, id: &NodeId) {
+        self.left_out.remove(id);
         let old = self.cards.remove(id);
         if let Some(Card { place: Some(place), .. }) = &old {
             self.queue.remove(&(*place, id.clone()));
@@ -242,7 +257,9 @@ impl ReadyBoard {
     /// Queues a node if it may be taken, else takes it out of the queue.
     fn place(&mut self, id: &NodeId) {
         let Some(card) = self.cards.get(id) else { return };
-        let free = !self.taken.contains(id) && (card.is_ready() || (card.kind == Kind::Running && self.is_dead(id)));
+        let free = !self.taken.contains(id)
+            && !self.left_out.contains(id)
+            && (card.is_ready() || (card.kind == Kind::Running && self.is_dead(id)));
         let old = card.place;
         if old.is_some() == free {
             return;
@@ -265,7 +282,9 @@ impl ReadyBoard {
         let name = hash(id.as_str());
         let mine = mix(name ^ self.me);
         let before = self.peers.iter().filter(|peer| mix(name ^ **peer) > mine).count();
-        let patience = PATIENCE.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX)).min(MOST_PATIENCE);
+        let patience = (self.claiming * PATIENCE).clamp(LEAST_PATIENCE, MOST_PATIENCE);
+        // Who comes first has the most reason to be let go first; all others follow one another.
+        let patience = patience + patience.saturating_mul(u32::try_from(before.saturating_sub(1)).unwrap_or(u32::MAX).min(8)) / 4;
         let from = if before == 0 { Duration::ZERO } else { self.now.saturating_add(patience) };
         (from, mine)
     }
@@ -308,6 +327,11 @@ impl ReadyBoard {
         self
     }
 
+    /// Tells how long a claim took.
+    pub(crate) fn claim_took(&mut self, time: Duration) {
+        self.claiming = (self.claiming * 7 + time.min(MOST_PATIENCE)) / 8;
+    }
+
     /// Hands out the next node; it is nobody else's until it is [`put_back`](Self::put_back).
     pub(crate) fn pick(&mut self) -> Option<Pick> {
         if !self.has_next() {
@@ -327,11 +351,12 @@ impl ReadyBoard {
     }
 
     /// What was handed out is settled: the state says what became of it. A node that was refused to us without having changed is left out until
-    /// the board is rebuilt: somebody holds it in a way that the state does not tell.
+    /// [`readmit`](Self::readmit): somebody holds it in a way that the state does not tell.
     pub(crate) fn put_back(&mut self, pick: &Pick, refused: bool) {
         self.taken.remove(&pick.node);
         let same = self.state.node(pick.node.as_str()).is_some_and(|node| node.version == pick.version);
         if refused && same {
+            self.left_out.insert(pick.node.clone());
             if pick.taking == Taking::TakeOver {
                 self.dead.remove(&pick.node);
             }
@@ -474,7 +499,7 @@ mod tests {
         assert!(board.pick().is_none());
         board.put_back(&pick, true);
         assert!(board.pick().is_none(), "refused without a change: somebody holds it");
-        board.rebuild();
+        board.readmit();
         let pick = board.pick().unwrap();
         assert!(world.set(1, NodeUpdate::running()));
         assert!(world.set(1, NodeUpdate::pending()));
@@ -540,8 +565,8 @@ mod tests {
             }
             assert!(!orders.is_sorted());
             assert!(board.pick().is_none(), "the rest is left to others first");
-            assert!(board.next_at().is_some_and(|at| at <= PATIENCE * 3));
-            assert!(board.at(PATIENCE * 3).pick().is_some(), "but not for ever");
+            assert!(board.next_at().is_some_and(|at| at <= LEAST_PATIENCE * 2));
+            assert!(board.at(LEAST_PATIENCE * 2).pick().is_some(), "but not for ever");
         }
         assert_eq!(first.len(), 400);
     }

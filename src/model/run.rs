@@ -99,13 +99,27 @@ pub struct RunState {
     created_version: Version,
     header: Arc<RunHeader>,
     nodes: RedBlackTreeMapSync<NodeId, Arc<NodeState>>,
+    reload: Reload,
 }
+
+/// Of a run that was loaded again: which of its nodes are not those of an earlier version. A hint, and no part of what the run is.
+#[derive(Debug, Clone, Default)]
+struct Reload(Option<Arc<(Version, Version, Vec<NodeId>)>>);
+
+impl PartialEq for Reload {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Reload {}
 
 impl RunState {
     /// A run without nodes, at the version that created it.
     pub fn new(id: RunId, header: RunHeader, version: Version) -> Self {
         let header = RunHeader { version, ..header };
-        Self { id, version, created_version: version, header: Arc::new(header), nodes: RedBlackTreeMapSync::new_sync() }
+        let nodes = RedBlackTreeMapSync::new_sync();
+        Self { id, version, created_version: version, header: Arc::new(header), nodes, reload: Reload::default() }
     }
 
     /// A run as a backend found it in its storage.
@@ -117,7 +131,7 @@ impl RunState {
         nodes: impl IntoIterator<Item = (NodeId, NodeState)>,
     ) -> Self {
         let nodes = nodes.into_iter().map(|(id, node)| (id, Arc::new(node))).collect();
-        Self { id, version, created_version, header: Arc::new(header), nodes }
+        Self { id, version, created_version, header: Arc::new(header), nodes, reload: Reload::default() }
     }
 
     /// Its name.
@@ -206,10 +220,21 @@ impl RunState {
         if let Some(header) = header {
             state.header = Arc::new(header);
         }
+        let mut replaced = Vec::new();
         for (id, node) in nodes {
+            replaced.push(id.clone());
             state.nodes.insert_mut(id, Arc::new(node));
         }
+        state.reload = Reload(Some(Arc::new((self.version, version, replaced))));
         state
+    }
+
+    /// The nodes that are newer than a version, in no order.
+    pub(crate) fn newer_nodes(&self, version: Version) -> Vec<NodeId> {
+        match self.reload.0.as_deref() {
+            Some((from, to, nodes)) if *from == version && *to == self.version => nodes.clone(),
+            _ => self.nodes.iter().filter(|(_, node)| node.version > version).map(|(id, _)| id.clone()).collect(),
+        }
     }
 
     pub(super) fn set_version(&mut self, version: Version) {

@@ -90,6 +90,9 @@ enum Mode {
     Retired,
 }
 
+/// The version that storage had when it was asked; `None`: there was no such run.
+struct Found(Option<Version>);
+
 enum Stashed {
     Commit(Envelope),
     Hold { fresh: bool, reply: oneshot::Sender<HoldGrant> },
@@ -123,7 +126,7 @@ pub(super) struct State {
     /// A hold that waits for a fresh load.
     fresh_hold: Option<oneshot::Sender<HoldGrant>>,
     /// The version that storage was seen to have; compared when nothing is on its way, because own entries move it too.
-    found: Option<Option<Version>>,
+    found: Option<Found>,
 }
 
 #[cfg_attr(seeknal_ractor_async_trait, ractor::async_trait)]
@@ -165,7 +168,7 @@ impl Actor for RunActor {
                 }
             }
             Msg::Follow(found) => {
-                state.found = Some(found);
+                state.found = Some(Found(found));
                 state.go_on();
             }
             Msg::Passivate => state.passivate(),
@@ -245,10 +248,11 @@ impl State {
 
     /// Whether others wrote what this actor has not seen. Told once: what is loaded after it is newer.
     fn is_behind(&mut self) -> bool {
-        if self.found.is_none() || !self.chain.is_settled() {
+        if !self.chain.is_settled() {
             return false;
         }
-        match (self.found.take().flatten(), self.chain.committed().map(RunState::version)) {
+        let Some(Found(found)) = self.found.take() else { return false };
+        match (found, self.chain.committed().map(RunState::version)) {
             (Some(found), Some(version)) => found > version,
             (found, version) => found.is_some() != version.is_some(),
         }
@@ -557,8 +561,7 @@ impl State {
 /// The rows of a run that are newer than a version.
 pub(crate) fn newer(state: Option<&RunState>, version: Version) -> Touched {
     let Some(state) = state else { return Touched { nodes: Vec::new(), header: true } };
-    let nodes = state.nodes().filter(|(_, node)| node.version > version).map(|(id, _)| id.clone()).collect();
-    Touched { nodes, header: state.header().version > version }
+    Touched { nodes: state.newer_nodes(version), header: state.header().version > version }
 }
 
 /// A pause that grows with the attempts and differs between processes.

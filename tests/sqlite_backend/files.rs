@@ -168,8 +168,17 @@ async fn a_replaced_database_is_noticed() {
     let backend = open(&path).await;
     change(&backend, "r", vec![create(0)]).await;
     std::fs::rename(&path, dir.path().join("away.db")).unwrap();
-    let error = backend.commit(Arc::new(Batch::new(vec![]))).await.unwrap_err();
+    // The writer looks now and then, readers look each time.
+    let noticed = async {
+        loop {
+            if let Err(error) = backend.commit(Arc::new(Batch::new(vec![]))).await {
+                return error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(std::time::Duration::from_secs(10), noticed).await.unwrap();
     assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Poisoned, false));
+    assert_eq!(backend.load_run(&run_id("r")).await.unwrap_err().kind(), StoreErrorKind::Poisoned);
     std::fs::rename(dir.path().join("away.db"), &path).unwrap();
     change(&backend, "r", vec![set("n", NodeUpdate::running())]).await;
 }

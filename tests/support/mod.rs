@@ -7,35 +7,53 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use seeknal_state::model::{Batch, BatchAnswer, BatchId};
-use seeknal_state::store::{BoxFuture, LeaseStore, OpenProcess};
+use seeknal_state::store::{BoxFuture, ForeignCommits, LeaseStore, OpenProcess};
 use seeknal_state::{
     BackendOptions, Coordinator, LeaseRecord, MemoryBackend, OpenReport, ProcessInfo, RunId, RunPage, RunQuery, RunState,
-    StateBackend, StoreError, StoreErrorKind, create_state_backend,
+    StateBackend, StoreError, StoreErrorKind, Version, create_state_backend,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
+#[cfg(feature = "libsql")]
+pub(crate) mod sqld;
 
 /// A place for state, of one of the built-in backends.
 pub(crate) struct Store {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) backend: &'static str,
     options: BackendOptions,
+    #[cfg(feature = "libsql")]
+    server: Option<sqld::Sqld>,
 }
 
 impl Store {
     pub(crate) fn of(backend: &'static str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let options = BackendOptions::new().base_path(folder.path());
-        Self { folder, backend, options }
+        Self {
+            folder,
+            backend,
+            options,
+            #[cfg(feature = "libsql")]
+            server: None,
+        }
+    }
+
+    /// A libSQL server of its own; `None` where servers are left out.
+    #[cfg(feature = "libsql")]
+    pub(crate) fn on_libsql() -> Option<Self> {
+        let server = sqld::Sqld::start()?;
+        let options = server.options();
+        Some(Self { options, server: Some(server), ..Self::of("database") })
     }
 
     /// A schema on the server of this process; `None` where servers are left out.
     #[cfg(feature = "postgres")]
     pub(crate) fn on_postgres() -> Option<Self> {
         let options = postgres::fresh(postgres::cluster()?);
-        Some(Self { folder: tempfile::tempdir().unwrap(), backend: "database", options })
+        Some(Self { options, ..Self::of("database") })
     }
 
     pub(crate) fn backend(&self) -> Arc<dyn StateBackend> {
@@ -63,6 +81,17 @@ macro_rules! on_every_backend {
                 }
             )+
         }
+        #[cfg(feature = "libsql")]
+        mod libsql {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    if let Some(store) = super::support::Store::on_libsql() {
+                        super::$case(store).await;
+                    }
+                }
+            )+
+        }
     };
     (@ $module:ident $name:literal: $($case:ident),+) => {
         mod $module {
@@ -81,6 +110,8 @@ macro_rules! on_every_backend {
 pub(crate) enum Lie {
     /// It is applied, and the answer is lost.
     AnswerLost,
+    /// It is applied, and the answer waits at the gate.
+    AnswerLate,
     /// It is not applied, and nobody knows.
     NeverArrived,
     /// It is refused by storage: nothing happened.
@@ -102,6 +133,27 @@ pub(crate) struct LyingBackend {
     pub(crate) gated: AtomicBool,
     pub(crate) shared: bool,
     pub(crate) commits: AtomicUsize,
+    /// How often a run was loaded.
+    pub(crate) loads: AtomicUsize,
+    /// Another process committed, if this is told.
+    pub(crate) foreign: Notify,
+    pub(crate) following: Mutex<Following>,
+}
+
+/// What it says of other processes' commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Following {
+    /// Whatever was told.
+    #[default]
+    Honest,
+    /// Nothing at all.
+    Silent,
+    /// That there is always something new.
+    Storm,
+    /// That it cannot be known.
+    Failing,
+    /// Its answers do not come.
+    Hanging,
 }
 
 impl LyingBackend {
@@ -114,11 +166,19 @@ impl LyingBackend {
             gated: AtomicBool::new(false),
             shared,
             commits: AtomicUsize::new(0),
+            loads: AtomicUsize::new(0),
+            foreign: Notify::new(),
+            following: Mutex::default(),
         })
     }
 
     pub(crate) fn tell(&self, lies: impl IntoIterator<Item = Lie>) {
         self.lies.lock().unwrap().extend(lies);
+    }
+
+    pub(crate) fn follow(&self, following: Following) {
+        *self.following.lock().unwrap() = following;
+        self.foreign.notify_one();
     }
 
     pub(crate) fn close_gate(&self) {
@@ -161,6 +221,11 @@ impl StateBackend for LyingBackend {
                     self.inner.commit(batch).await?;
                     Err(StoreError::unknown(StoreErrorKind::Unavailable, "the answer was lost"))
                 }
+                Some(Lie::AnswerLate) => {
+                    let answer = self.inner.commit(batch).await;
+                    self.gate.acquire().await.unwrap().forget();
+                    answer
+                }
                 Some(Lie::NeverArrived) => Err(StoreError::unknown(StoreErrorKind::Unavailable, "no answer")),
                 Some(Lie::Full) => Err(StoreError::not_applied(StoreErrorKind::Full, "no space left")),
                 Some(Lie::Panic) => panic!("the backend's own fault"),
@@ -170,7 +235,37 @@ impl StateBackend for LyingBackend {
     }
 
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
         self.inner.load_run(run)
+    }
+
+    fn others_committed(&self) -> BoxFuture<'_, Result<ForeignCommits, StoreError>> {
+        Box::pin(async move {
+            let following = *self.following.lock().unwrap();
+            match following {
+                Following::Honest => self.foreign.notified().await,
+                Following::Silent | Following::Hanging => std::future::pending().await,
+                Following::Storm => {}
+                Following::Failing => return Err(StoreError::not_applied(StoreErrorKind::Unavailable, "the line is dead")),
+            }
+            Ok(ForeignCommits::all())
+        })
+    }
+
+    fn run_versions<'a>(&'a self, runs: &'a [RunId]) -> BoxFuture<'a, Result<Vec<Option<Version>>, StoreError>> {
+        Box::pin(async move {
+            let following = *self.following.lock().unwrap();
+            match following {
+                Following::Failing => return Err(StoreError::not_applied(StoreErrorKind::Unavailable, "the line is dead")),
+                Following::Hanging => std::future::pending().await,
+                _ => {}
+            }
+            let mut versions = Vec::new();
+            for run in runs {
+                versions.push(self.inner.run_version(run).await?);
+            }
+            Ok(versions)
+        })
     }
 
     fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {

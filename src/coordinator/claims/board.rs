@@ -37,8 +37,6 @@ struct Inner {
     /// What the board's time counts from.
     start: Instant,
     next_look: Instant,
-    /// Something was refused without a visible reason: the next look puts it back.
-    left_out: bool,
 }
 
 impl Boards {
@@ -109,7 +107,7 @@ impl Board {
     fn new(snapshot: &Snapshot, done: &[NodeStatus], me: Option<&ProcessInfo>) -> Self {
         let ready = ReadyBoard::new(snapshot.state().clone(), done, me.map_or("", |me| &me.id));
         let now = Instant::now();
-        let inner = Inner { ready, start: now, next_look: now, left_out: false };
+        let inner = Inner { ready, start: now, next_look: now };
         Self { run: snapshot.state().id().clone(), inner: Mutex::new(inner), news: Notify::new() }
     }
 
@@ -214,9 +212,7 @@ impl Board {
         let held: std::collections::HashSet<&NodeId> = of_run.clone().filter_map(|lease| lease.key.node.as_ref()).collect();
         inner.ready.set_held(version, |node| whole || held.contains(node));
         inner.ready.set_peers(of_run.map(|lease| &*lease.owner.process.id));
-        if std::mem::take(&mut inner.left_out) {
-            inner.ready.rebuild();
-        }
+        inner.ready.readmit();
         self.tell(&inner);
     }
 }
@@ -234,6 +230,11 @@ impl Picked {
         &self.pick
     }
 
+    /// How long it took to claim it, or to be refused.
+    pub(super) fn took(&self, time: Duration) {
+        self.board.lock().ready.claim_took(time);
+    }
+
     /// Somebody else has it.
     pub(super) fn was_refused(&mut self) {
         self.refused = true;
@@ -243,7 +244,6 @@ impl Picked {
 impl Drop for Picked {
     fn drop(&mut self) {
         let mut inner = self.board.lock();
-        inner.left_out |= self.refused;
         inner.ready.put_back(&self.pick, self.refused);
         self.board.tell(&inner);
     }

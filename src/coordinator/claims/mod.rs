@@ -286,7 +286,10 @@ impl Coordinator {
             news.as_mut().enable();
             if let Some(mut picked) = board.pick() {
                 let want = Self::want(&snapshot, &picked, &owner, ttl);
-                match self.try_claim(want).await? {
+                let began = Instant::now();
+                let tried = self.try_claim(want).await?;
+                picked.took(began.elapsed());
+                match tried {
                     Tried::Claimed(claim) => return Ok(Next::Claimed(claim)),
                     Tried::Taken => picked.was_refused(),
                     Tried::GaveUp => {}

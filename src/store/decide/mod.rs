@@ -43,7 +43,11 @@ use crate::model::{
 pub(crate) use self::locks::{LeaseRow, LeaseWrites};
 pub(crate) use self::own::OwnRuns;
 pub(crate) use self::rewrite::{Rewrite, rewrites};
-pub(crate) use self::wanted::{LeasesWanted, NodesWanted, Wanted};
+#[cfg(any(feature = "postgres", test))]
+pub(crate) use self::wanted::LeasesWanted;
+#[cfg(feature = "libsql")]
+pub(crate) use self::wanted::OfRun;
+pub(crate) use self::wanted::{NodesWanted, Wanted};
 
 /// What a commit must know of a run's row, whatever it does.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -61,7 +61,6 @@ pub(super) fn put_document(
     let bytes = document_write::write(ledger, generation, shape)?;
     let temporary = paths.temporary();
     let identity = paths::write_new(&temporary, &bytes)?;
-    drop(bytes);
     let placed = check(paths, expected.identity).and_then(|()| paths::rename(&temporary, &paths.document));
     if let Err(error) = placed {
         // The first fault is the one to tell; a leftover is swept at the next open.
@@ -69,7 +68,7 @@ pub(super) fn put_document(
         return Err(error.into());
     }
     paths.sync_folder().map_err(|error| Failed { error, placed: Some(identity) })?;
-    if let Err(error) = keep_copy(paths) {
+    if let Err(error) = keep_copy(paths, &bytes) {
         // The document itself is in place: a second copy that could not be made must not stop anybody.
         tracing::warn!(%error, "the document was written, but no copy of it could be kept");
     }
@@ -77,11 +76,9 @@ pub(super) fn put_document(
 }
 
 /// Keeps the last document of ours under a name that no other program rewrites. A copy and not a link: editors write in place, through all links.
-fn keep_copy(paths: &Paths) -> Result<(), StoreError> {
+fn keep_copy(paths: &Paths, document: &[u8]) -> Result<(), StoreError> {
     let copy = paths.temporary();
-    let kept = std::fs::copy(&paths.document, &copy)
-        .map_err(|error| StoreError::io(copy.display(), error))
-        .and_then(|_| paths::rename(&copy, &paths.previous));
+    let kept = paths::write_new(&copy, document).and_then(|_| paths::rename(&copy, &paths.previous));
     if kept.is_err() {
         let _left_for_the_sweep = paths::remove(&copy);
     }

@@ -174,11 +174,20 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
     std::fs::rename(from, to).map_err(|error| StoreError::io(format!("{} to {}", from.display(), to.display()), error))
 }
 
+/// What is written beside the journal is synced in pieces of this length: a longer one would keep the disk from the journal's next sync.
+pub(super) const PIECE: usize = 256 * 1024;
+
 /// Writes a new file and syncs it; on failure nothing is left behind.
 pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<Identity, StoreError> {
     let write = || -> std::io::Result<Identity> {
         let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        file.write_all(bytes)?;
+        let mut pieces = bytes.chunks(PIECE).peekable();
+        while let Some(piece) = pieces.next() {
+            file.write_all(piece)?;
+            if pieces.peek().is_some() {
+                file.sync_data()?;
+            }
+        }
         file.sync_all()?;
         Ok(Identity::of(&file.metadata()?))
     };

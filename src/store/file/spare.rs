@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use super::journal::zero;
+use super::paths::PIECE;
 
 /// A journal that did not become this long makes its successor no space.
 const FROM: u64 = 4 << 20;
@@ -24,7 +25,11 @@ impl Spare {
 
     fn make(path: PathBuf, length: u64) -> Option<Self> {
         let made = OpenOptions::new().write(true).create_new(true).open(&path).and_then(|file| {
-            zero(&file, 0, length.min(LARGEST))?;
+            let (length, piece) = (length.min(LARGEST), PIECE as u64);
+            for start in (0..length).step_by(PIECE) {
+                zero(&file, start, length.min(start + piece))?;
+                file.sync_data()?;
+            }
             file.sync_all()
         });
         let spare = Self { path };

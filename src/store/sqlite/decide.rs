@@ -98,9 +98,9 @@ impl<'c> Session<'c> {
         Ok(BatchAnswer { outcomes })
     }
 
-    /// Writes what was accepted.
-    pub(super) fn write(&mut self) -> Result<(), StoreError> {
-        let mut statements = Statements::new(self.conn);
+    /// Writes what was accepted; `noting`: also for others to find.
+    pub(super) fn write(&mut self, noting: bool) -> Result<(), StoreError> {
+        let mut statements = Statements::new(self.conn, noting);
         for (run, cell) in &mut self.cells {
             self.rows = self.rows.saturating_add(cell.nodes.len()).saturating_add(1);
             write::run(&mut statements, run, cell)?;
@@ -269,7 +269,7 @@ impl<'c> Session<'c> {
             (true, None) => {
                 let keep = part.mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true }));
                 // What earlier entries wrote is put down first, so that what outlives the run is read from its rows.
-                write::run(&mut Statements::new(conn), &part.run, cell)?;
+                write::run(&mut Statements::new(conn, false), &part.run, cell)?;
                 if keep {
                     retain(conn, &part.run)?;
                 }

@@ -206,16 +206,15 @@ impl Watcher {
     fn look(&mut self) -> Result<bool, StoreError> {
         let place = &self.desk.place;
         place.check()?;
-        let conn = match &self.conn {
-            Some(conn) => conn,
-            None => {
-                let (conn, lasting) = open::open_reader(&place.path)?;
-                if !lasting {
-                    // Nobody can write there.
-                    return Ok(false);
-                }
-                self.conn.insert(conn)
+        let conn = if let Some(conn) = &self.conn {
+            conn
+        } else {
+            let (conn, lasting) = open::open_reader(&place.path)?;
+            if !lasting {
+                // Nobody can write there.
+                return Ok(false);
             }
+            self.conn.insert(conn)
         };
         let version: i64 = conn
             .prepare_cached("PRAGMA data_version")

@@ -1,7 +1,7 @@
 //! The SQLite database, `target/state.db`: one writer thread, separate readers, leases as rows, any number of processes on one machine.
 //!
 //! - `open`, `schema`, `network`: what lies at the path, what is refused untouched, settings, tables.
-//! - `thread`: the writer; `decide` judges entries, `cell` is one run meanwhile, `write` puts rows down, `own` is what it remembers, `answer` the answers of batches.
+//! - `thread`: the writer, `turn`: how it waits for others; `decide` judges entries, `cell` is one run meanwhile, `write` puts rows down, `own` is what it remembers, `answer` the answers of batches.
 //! - `read`, `reload`: everything that is asked; `follow`: commits of others; `lease`: locks; `outlive`: what stays of deleted runs; `owners`: who has it open; `place`: where it is.
 
 mod answer;
@@ -23,6 +23,7 @@ mod reload;
 mod rows;
 mod schema;
 mod thread;
+mod turn;
 mod verify;
 mod write;
 

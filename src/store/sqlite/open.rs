@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::error::{is_damage, is_unwritable, sql_error};
 use super::schema::{self, APPLICATION_ID, PAGE_SIZE};
-use super::{boot, owners};
+use super::{boot, owners, turn};
 use crate::store::highwater::HighWaterFile;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -67,6 +67,7 @@ pub(super) fn open_writer(db: &Path, sidecar: &HighWaterFile) -> Result<Connecti
         // The tables are made before the WAL: so the main file always tells whose it is.
         schema::migrate(&mut conn, &place)?;
         demand_wal(&conn, &place)?;
+        conn.busy_handler(Some(turn::wait)).map_err(|error| sql_error(&place, error))?;
         Ok(conn)
     })();
     sidecar.unlock()?;

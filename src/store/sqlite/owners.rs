@@ -137,7 +137,17 @@ pub(super) fn list(db: &Path, own: Option<&ProcessInfo>) -> Result<Vec<OpenProce
 /// Removes what dead openings left: their locks first, because without the file nobody could tell any more that they are dead.
 pub(super) fn sweep(conn: &Connection, db: &Path, own: &ProcessInfo) -> Result<(), StoreError> {
     let fail = |error| sql_error("table locks", error);
-    for dead in list(db, Some(own))?.into_iter().filter(|opening| opening.alive == Some(false)) {
+    let all = list(db, Some(own))?;
+    let alone = all.iter().all(|opening| opening.process.id == own.id || opening.alive == Some(false));
+    let noted = "SELECT EXISTS (SELECT 1 FROM changes)";
+    if alone && conn.query_row(noted, [], |row| row.get::<_, bool>(0)).map_err(fail)? {
+        // Nobody is left to find them. Both in one: what is not complete must not say that it is.
+        conn.execute_batch(
+            "BEGIN IMMEDIATE; DELETE FROM changes; UPDATE runs SET changes_from = NULL WHERE changes_from IS NOT NULL; COMMIT",
+        )
+        .map_err(fail)?;
+    }
+    for dead in all.into_iter().filter(|opening| opening.alive == Some(false)) {
         conn.execute("DELETE FROM locks WHERE owner_process = ?1", [&*dead.process.id]).map_err(fail)?;
         let Some(path) = file(db, &dead.process.id) else { continue };
         let _left_behind = std::fs::remove_file(path).is_err();

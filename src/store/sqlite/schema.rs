@@ -136,13 +136,22 @@ CREATE TABLE batches (
 ) WITHOUT ROWID;
 ";
 
-/// Claims: what a node waits for, how often it may be tried, and what its earlier attempts came to.
+/// Claims: what a node waits for, how often it may be tried, and what its earlier attempts came to. And what changed lately.
 const STEP_2: &str = "
 ALTER TABLE node_states ADD COLUMN depends_on TEXT;      -- JSON list of node ids
 ALTER TABLE node_states ADD COLUMN max_attempts INTEGER;
 ALTER TABLE node_states ADD COLUMN attempts TEXT;        -- JSON list of earlier attempts, oldest first
 ALTER TABLE node_states ADD COLUMN worker TEXT;          -- who works on the attempt
 ALTER TABLE node_states ADD COLUMN token INTEGER;        -- of the claim that told the attempt's end
+
+-- Which nodes changed lately, written only while several processes write: so that each finds the others' changes without looking at all nodes.
+CREATE TABLE changes (
+    run_id TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    node_id TEXT NOT NULL,
+    PRIMARY KEY (run_id, version, node_id)
+) WITHOUT ROWID;
+ALTER TABLE runs ADD COLUMN changes_from INTEGER;        -- the table names every change after this version; NULL: it does not
 ";
 
 /// The version of the schema that a database of ours has.
@@ -180,7 +189,8 @@ pub(super) fn read_as_newest(conn: &Connection) -> rusqlite::Result<()> {
     if application_id(conn)? == APPLICATION_ID && schema_version(conn)? == 1 {
         conn.execute_batch(
             "CREATE TEMP VIEW node_states AS SELECT *, NULL AS depends_on, NULL AS max_attempts, NULL AS attempts, NULL AS worker, \
-             NULL AS token FROM main.node_states",
+             NULL AS token FROM main.node_states; \
+             CREATE TEMP VIEW runs AS SELECT *, NULL AS changes_from FROM main.runs",
         )?;
     }
     Ok(())

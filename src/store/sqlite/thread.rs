@@ -61,6 +61,9 @@ const SEQ_AHEAD: u64 = 10_000_000;
 /// that was written before is.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Who met commits of others so long ago at most notes its changes for them: a lone process has no cost of it.
+const COMPANY: Duration = Duration::from_secs(30);
+
 /// What the writer is asked for.
 pub(super) enum Job {
     /// Apply a batch.
@@ -83,6 +86,8 @@ pub(super) struct Writer {
     seq: u64,
     /// When the file was looked at last.
     looked: Option<Instant>,
+    /// When commits of others were met last.
+    met: Option<Instant>,
     sidecar: HighWaterFile,
     reserved: HighWater,
     memory: Memory,
@@ -120,6 +125,7 @@ impl Writer {
             foreign,
             seq,
             looked: None,
+            met: None,
             sidecar,
             reserved,
             memory: Memory::default(),
@@ -276,7 +282,9 @@ impl Writer {
         let mut session = Session::begin(&self.conn, &self.memory, &deaths, now)?;
         if session.found_seq() != self.seq {
             self.foreign.met();
+            self.met = Some(Instant::now());
         }
+        let noting = self.met.is_some_and(|at| at.elapsed() < COMPANY);
         let mut answers = Vec::with_capacity(batches.len());
         for batch in batches {
             if let Some(known) = answer::find(&self.conn, batch)? {
@@ -287,7 +295,7 @@ impl Writer {
             answer::keep(&self.conn, batch, &fresh, at)?;
             answers.push(fresh);
         }
-        session.write()?;
+        session.write(noting)?;
         let settled = session.settled();
         let (seq, token) = settled.counters;
         self.reserve(seq, token)?;

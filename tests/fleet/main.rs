@@ -1,0 +1,117 @@
+//! A fleet of worker processes drains a run while some are killed and others are stopped: the example run as a user runs it, and its check itself tried
+//! with forged logs.
+//!
+//! `SEEKNAL_FLEET_NODES=2000 cargo test --test fleet` makes the run larger; `SEEKNAL_FLEET_SEED=N` chooses other moments.
+#![cfg(all(unix, feature = "file", feature = "sqlite"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "../binaries/mod.rs"]
+mod binaries;
+mod checker;
+
+// The example's own comparison and log format: what the example claims is what is tested.
+#[path = "../../examples/fleet/ack.rs"]
+#[allow(dead_code, reason = "only the format is needed here")]
+mod ack;
+#[path = "../../examples/fleet/check.rs"]
+#[allow(dead_code, reason = "only the comparison is needed here")]
+mod check;
+
+use std::process::Command;
+
+use seeknal_state::{BackendOptions, Coordinator, NodeStatus, RunQuery, create_state_backend};
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {value:?}")))
+}
+
+/// Runs the fleet and gives what it said.
+fn fleet(arguments: &[&str]) -> String {
+    let output = Command::new(binaries::example("fleet")).args(arguments).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "fleet {arguments:?} ended with {}:\n{text}", output.status);
+    text
+}
+
+/// The number behind a word of the summary.
+fn told(text: &str, what: &str) -> u64 {
+    let line = text.lines().find(|line| line.starts_with(what)).unwrap_or_else(|| panic!("no line {what:?} in:\n{text}"));
+    line[what.len()..].split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn every_node_is_done_exactly_once_whoever_is_killed_or_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let (nodes, seed) = (setting("SEEKNAL_FLEET_NODES", 240).to_string(), setting("SEEKNAL_FLEET_SEED", 7).to_string());
+    let project = folder.path().to_str().unwrap();
+    let text = fleet(&[
+        "--project-path",
+        project,
+        "--workers",
+        "3",
+        "--executors",
+        "4",
+        "--nodes",
+        &nodes,
+        "--work-ms",
+        "60",
+        "--kill-every-ms",
+        "250",
+        "--pause-share",
+        "0.4",
+        "--ttl-ms",
+        "500",
+        "--seed",
+        &seed,
+    ]);
+    println!("{text}");
+    assert!(text.contains("every node was done exactly once"), "{text}");
+    assert!(!text.contains(", 0 killed, 0 stopped"), "nobody was harmed:\n{text}");
+    assert!(told(&text, "claims") > 0 && told(&text, "nodes") == nodes.parse::<u64>().unwrap(), "{text}");
+
+    // The same comparison, made here, on what is there.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let backend = create_state_backend("database", &BackendOptions::new().base_path(folder.path().join("target"))).unwrap();
+        let state = Coordinator::open(backend).await.unwrap();
+        let verified = state.backend().verify().await.unwrap();
+        assert!(verified.is_sound(), "{:?}", verified.problems);
+        let summary = state.list_runs(&RunQuery::default()).await.unwrap().runs.remove(0);
+        let run = state.get_run(&summary.run_id).await.unwrap().unwrap();
+        let plan = run.nodes().map(|(id, node)| (id.clone(), node.depends_on.iter().cloned().collect())).collect();
+        let lines = ack::read_all(&folder.path().join("target/acks")).unwrap();
+        let findings = check::compare(&plan, &lines, run.state(), true);
+        assert_eq!(findings.problems, Vec::<String>::new());
+        assert!(run.nodes().all(|(_, node)| node.status == NodeStatus::Success && node.token.is_some()));
+        state.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_fleet_that_nobody_harms_notes_every_end() {
+    let text = fleet(&["--workers", "2", "--nodes", "60", "--work-ms", "1", "--kill-every-ms", "0", "--only-summary"]);
+    assert_eq!((told(&text, "claims"), told(&text, "takeovers"), told(&text, "ends not noted")), (60, 0, 0), "{text}");
+    assert!(text.contains("2 started, 0 killed, 0 stopped, 0 failed"), "{text}");
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    for (arguments, said) in [
+        (["--workers", "0"], "at least 1"),
+        (["--pause-share", "1.5"], "0 to 1"),
+        (["--ttl-ms", "5"], "100"),
+        (["--database-url", "mysql://u:secret@h/d"], "unknown scheme"),
+    ] {
+        let output = Command::new(binaries::example("fleet")).args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(said) && !text.contains("secret"), "{arguments:?}: {text}");
+    }
+}

@@ -1,0 +1,129 @@
+//! A backend that is slow, silent or wrong about what others commit hurts nobody who writes, and is found out.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart};
+use seeknal_state::{Clock, Coordinator, NewRun, NodeId, NodeUpdate, RunId, StateBackend, SystemClock};
+
+use super::support::{Following, Lie, LyingBackend};
+use super::{rows, until};
+
+async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
+    let state = Coordinator::open(Arc::clone(backend) as Arc<dyn StateBackend>).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    state
+}
+
+/// What another process does.
+async fn elsewhere(backend: &LyingBackend, row: u64) {
+    let run = RunId::new("r").unwrap();
+    let now = backend.inner.load_run(&run).await.unwrap().unwrap();
+    let update = Box::new(NodeUpdate::running().row_count(row));
+    let mutation = Mutation::SetNode { node: NodeId::new("n").unwrap(), update, at: SystemClock.now() };
+    let part =
+        RunPart { run, base: now.version(), expect: now.version(), guards: vec![], mutations: vec![mutation], after: None };
+    let answer = backend.inner.commit(Arc::new(Batch::new(vec![Entry { parts: vec![part], ..Entry::default() }]))).await.unwrap();
+    assert!(matches!(answer.outcomes[0], Outcome::Applied(_)), "{answer:?}");
+}
+
+#[tokio::test]
+async fn whoever_is_told_follows() {
+    let backend = LyingBackend::new(true);
+    let state = open(&backend).await;
+    for row in 1..=10 {
+        elsewhere(&backend, row).await;
+        backend.foreign.notify_one();
+        until("the snapshot follows", async || rows(&state, "r", "n") == Some(row)).await;
+    }
+    state.close().await.unwrap();
+}
+
+/// What others committed behind an own entry that is not told yet is loaded once it is: the entry itself does not meet it.
+#[tokio::test]
+async fn news_that_come_while_an_own_write_is_on_its_way_are_not_forgotten() {
+    let backend = LyingBackend::new(true);
+    let state = open(&backend).await;
+    let run = RunId::new("r").unwrap();
+    let before = state.snapshot("r").unwrap().version();
+    backend.tell([Lie::AnswerLate]);
+    let own = tokio::spawn({
+        let state = state.clone();
+        async move { state.set_node_state("r", "own", NodeUpdate::success()).await }
+    });
+    until("it is in storage", async || backend.inner.run_version(&run).await.unwrap() == Some(before.next())).await;
+    elsewhere(&backend, 7).await;
+    let told = state.stats().follow_behind;
+    backend.foreign.notify_one();
+    until("the actor is told", async || state.stats().follow_behind > told).await;
+    assert_eq!(rows(&state, "r", "n"), None, "not yet: the own write is on its way");
+    backend.gate.add_permits(1);
+    own.await.unwrap().unwrap();
+    let took = until("the snapshot follows", async || rows(&state, "r", "n") == Some(7)).await;
+    assert!(took < Duration::from_secs(3), "only because the versions are asked for now and then");
+    state.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_tells_nothing_is_asked_now_and_then() {
+    let backend = LyingBackend::new(true);
+    backend.follow(Following::Silent);
+    let state = open(&backend).await;
+    elsewhere(&backend, 7).await;
+    let asked = tokio::time::Instant::now();
+    while rows(&state, "r", "n") != Some(7) {
+        assert!(asked.elapsed() < Duration::from_secs(30), "never asked");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    state.close().await.unwrap();
+}
+
+/// Own commits move the versions that storage has; nobody loads for that, however often he is told that others may have committed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn own_commits_under_a_storm_of_news_make_nobody_load() {
+    let backend = LyingBackend::new(true);
+    backend.follow(Following::Storm);
+    let state = open(&backend).await;
+    let loads = backend.loads.load(Ordering::SeqCst);
+    let rounds = state.stats().follow_rounds;
+    let mut row = 0;
+    while row < 200 || state.stats().follow_rounds < rounds + 20 {
+        row += 1;
+        state.set_node_state("r", "own", NodeUpdate::running().row_count(row)).await.unwrap();
+        assert_eq!(rows(&state, "r", "own"), Some(row), "its own write is read at once");
+    }
+    assert_eq!(backend.loads.load(Ordering::SeqCst), loads, "{row} own writes");
+    elsewhere(&backend, 1).await;
+    until("the snapshot follows", async || rows(&state, "r", "n") == Some(1)).await;
+    state.close().await.unwrap();
+}
+
+/// Gone beyond the TTL: writes and reads go on as far as they can, and health says that snapshots may be stale.
+#[tokio::test(start_paused = true)]
+async fn snapshots_of_a_storage_that_cannot_be_asked_are_marked_stale() {
+    for lie in [Following::Failing, Following::Hanging] {
+        let backend = LyingBackend::new(true);
+        let state = Coordinator::builder()
+            .lease_ttl(Duration::from_secs(20))
+            .open(Arc::clone(&backend) as Arc<dyn StateBackend>)
+            .await
+            .unwrap();
+        state.create_run("r", NewRun::running()).await.unwrap();
+        backend.follow(lie);
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        assert!(state.health().freshness.stale_since.is_none(), "{lie:?}: not yet");
+        state.set_node_state("r", "own", NodeUpdate::running().row_count(1)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let health = state.health();
+        assert!(health.freshness.stale_since.is_some() && !health.is_sound(), "{lie:?}: {health:?}");
+        assert!(health.freshness.age.unwrap() > Duration::from_secs(20));
+        assert!(state.stats().follow_failures > 0);
+        elsewhere(&backend, 9).await;
+        backend.follow(Following::Honest);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(rows(&state, "r", "n"), Some(9), "{lie:?}: caught up without being told again");
+        assert!(state.health().is_sound(), "{lie:?}: {:?}", state.health());
+        state.close().await.unwrap();
+    }
+}

@@ -1,0 +1,132 @@
+//! Locks between processes: woken by a release, taken over from the dead at once, never from who is only stopped.
+
+use std::time::{Duration, Instant};
+
+use seeknal_state::{LeaseKey, LockOptions, NewRun, RunId};
+
+use super::peer::Peer;
+use super::support::Store;
+use super::until;
+
+const NOW: Duration = Duration::ZERO;
+const LONG: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiter_is_woken_by_a_release_in_another_process() {
+    let store = Store::of("database");
+    let here = store.open().await;
+    let mut peer = Peer::start(store.folder.path());
+    let mut waits = Vec::new();
+    for _ in 0..5 {
+        assert!(peer.ask("lock r 30000 60000").starts_with("locked"));
+        assert!(here.acquire_lock("r", NOW).await.unwrap().is_none());
+        let waiting = tokio::spawn({
+            let here = here.clone();
+            async move { (here.acquire_lock("r", LONG).await.unwrap().unwrap(), Instant::now()) }
+        });
+        tokio::time::sleep(Duration::from_millis(120)).await;
+        assert!(!waiting.is_finished(), "it is held");
+        let released = Instant::now();
+        assert_eq!(peer.ask("release"), "released");
+        let (lease, granted) = waiting.await.unwrap();
+        waits.push(granted.saturating_duration_since(released));
+        lease.release().await.unwrap();
+    }
+    println!("granted after a release in another process: {waits:.1?}");
+    assert!(waits.iter().all(|wait| *wait < Duration::from_secs(2)), "{waits:?}");
+    here.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lock_of_a_killed_process_is_taken_over_at_once() {
+    let store = Store::of("database");
+    let here = store.open().await;
+    here.create_run("r", NewRun::running()).await.unwrap();
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let mut peer = Peer::start(store.folder.path());
+        let locked = peer.ask("lock r 30000 0");
+        let token: u64 = locked.strip_prefix("locked ").unwrap_or_else(|| panic!("{locked}")).parse().unwrap();
+        let waiting = tokio::spawn({
+            let here = here.clone();
+            async move { (here.acquire_lock("r", LONG).await.unwrap().unwrap(), Instant::now()) }
+        });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!waiting.is_finished() && here.list_locks().await.unwrap().len() == 1, "it is held as long as its process lives");
+        let died = Instant::now();
+        peer.kill();
+        let (lease, granted) = waiting.await.unwrap();
+        took.push(granted.saturating_duration_since(died));
+        assert!(lease.token().0 > token, "with a higher token");
+        lease.release().await.unwrap();
+    }
+    println!("taken over from a killed process, TTL 30 s: {took:.1?}");
+    assert!(took.iter().all(|took| *took < Duration::from_secs(5)), "{took:?}");
+    here.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_opens_after_the_holder_died_does_not_wait_either() {
+    let store = Store::of("database");
+    let mut peer = Peer::start(store.folder.path());
+    assert!(peer.ask("lock r 30000 0").starts_with("locked"));
+    peer.kill();
+    let here = store.open().await;
+    assert!(here.list_locks().await.unwrap().is_empty(), "a lock of a dead process is no lock");
+    let lease = here.acquire_lock("r", NOW).await.unwrap().expect("its holder is dead");
+    lease.release().await.unwrap();
+    here.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_process_is_not_dead_and_its_late_write_is_refused() {
+    const TTL: Duration = Duration::from_secs(3);
+    let store = Store::of("database");
+    let here = store.open().await;
+    here.create_run("r", NewRun::running()).await.unwrap();
+    let mut peer = Peer::start(store.folder.path());
+    assert!(peer.ask("lock r 3000 0").starts_with("locked"));
+    assert_eq!(peer.ask("fenced r n"), "written");
+    peer.signal("-STOP");
+    let stopped = Instant::now();
+    let processes = here.backend().processes().await.unwrap();
+    assert!(processes.iter().all(|process| process.alive == Some(true)), "{processes:?}");
+    let options = LockOptions::new().ttl(Duration::from_secs(30));
+    let lease = here.acquire(LeaseKey::run(RunId::new("r").unwrap()), options, LONG).await.unwrap().expect("its time is over");
+    let waited = stopped.elapsed();
+    println!("taken over from a stopped process, TTL {TTL:?}: {waited:.1?}");
+    // It renewed at every third of its TTL as long as it ran.
+    assert!(waited >= TTL / 2, "a stopped process was taken for dead after {waited:?}");
+    peer.signal("-CONT");
+    let late = peer.ask("fenced r n");
+    assert!(late.starts_with("refused"), "{late}");
+    until("the holder's own view", async || here.list_locks().await.unwrap().len() == 1).await;
+    lease.release().await.unwrap();
+    here.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copied_or_missing_proof_proves_nothing() {
+    let store = Store::of("database");
+    let here = store.open().await;
+    let mut peer = Peer::start(store.folder.path());
+    assert!(peer.ask("lock r 30000 0").starts_with("locked"));
+    let own = here.backend().process().unwrap().id;
+    let owners = store.folder.path().join("state.db.owners");
+    let file = std::fs::read_dir(&owners)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.file_stem().unwrap().to_str() != Some(&*own))
+        .unwrap();
+    // A copy is nobody's to hold, and lies where the original was.
+    let aside = store.folder.path().join("aside");
+    std::fs::rename(&file, &aside).unwrap();
+    assert!(here.acquire_lock("r", NOW).await.unwrap().is_none(), "nothing is there that proves it");
+    std::fs::copy(&aside, &file).unwrap();
+    assert!(here.acquire_lock("r", NOW).await.unwrap().is_none(), "a copy proves nothing");
+    assert_eq!(here.list_locks().await.unwrap().len(), 1);
+    std::fs::rename(&aside, &file).unwrap();
+    peer.kill();
+    assert!(here.acquire_lock("r", LONG).await.unwrap().is_some(), "the original does");
+    here.close().await.unwrap();
+}

@@ -1,0 +1,152 @@
+//! A peer: another process with the same database open, which does what it is told on its standard input, line by line.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use seeknal_state::{
+    BackendOptions, Coordinator, Error, Lease, LeaseKey, LockOptions, NodeUpdate, RunId, Version, create_state_backend,
+};
+
+const FOLDER: &str = "SEEKNAL_TEST_PEER";
+/// Marks the answers among what the test harness prints.
+const MARK: &str = ">> ";
+/// For a broken build only.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process that has the database open.
+pub(crate) struct Peer {
+    child: Child,
+    orders: ChildStdin,
+    answers: Receiver<String>,
+}
+
+impl Peer {
+    /// Starts a process that opens the database in this folder.
+    pub(crate) fn start(folder: &Path) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["peer::acts_as_a_peer", "--exact", "--nocapture", "--test-threads=1"])
+            .env(FOLDER, folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (orders, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let (sender, answers) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if let Some((_, answer)) = line.split_once(MARK)
+                    && sender.send(answer.to_owned()).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        let mut peer = Self { child, orders, answers };
+        assert_eq!(peer.answer(), "open");
+        peer
+    }
+
+    /// Tells it to do something, without waiting for it.
+    pub(crate) fn tell(&mut self, order: &str) {
+        writeln!(self.orders, "{order}").unwrap();
+    }
+
+    pub(crate) fn answer(&mut self) -> String {
+        self.answers.recv_timeout(PATIENCE).expect("the peer says nothing")
+    }
+
+    pub(crate) fn ask(&mut self, order: &str) -> String {
+        self.tell(order);
+        self.answer()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success(), "kill {name}");
+    }
+
+    /// Ends it as the system does when memory is short.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // Also one that was stopped.
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// The other side. Without the variable this is no test at all.
+#[test]
+fn acts_as_a_peer() {
+    let Ok(folder) = std::env::var(FOLDER) else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let backend = create_state_backend("database", &BackendOptions::new().base_path(&folder)).unwrap();
+    let state = runtime.block_on(Coordinator::open(backend)).unwrap();
+    let answer = |text: &str| println!("{MARK}{text}");
+    answer("open");
+    let mut lease = None;
+    for order in std::io::stdin().lines() {
+        let order = order.unwrap();
+        let words: Vec<&str> = order.split(' ').collect();
+        answer(&runtime.block_on(obey(&state, &mut lease, &words)));
+    }
+    runtime.block_on(state.close()).unwrap();
+}
+
+async fn obey(state: &Coordinator, held: &mut Option<Lease>, words: &[&str]) -> String {
+    let number = |text: &str| text.parse::<u64>().unwrap();
+    match words {
+        // Takes a lock on a run: for how long it lasts, and how long to wait, in milliseconds.
+        ["lock", run, ttl, wait] => {
+            let options = LockOptions::new().ttl(Duration::from_millis(number(ttl)));
+            let key = LeaseKey::run(RunId::new(run).unwrap());
+            match state.acquire(key, options, Duration::from_millis(number(wait))).await.unwrap() {
+                Some(lease) => {
+                    let token = lease.token();
+                    *held = Some(lease);
+                    format!("locked {token}")
+                }
+                None => "taken".to_owned(),
+            }
+        }
+        ["release"] => {
+            held.take().unwrap().release().await.unwrap();
+            "released".to_owned()
+        }
+        // Writes under the lock, whatever this process believes of it.
+        ["fenced", run, node] => {
+            let fenced = state.with_lease(held.as_ref().unwrap());
+            match fenced.set_node_state(*run, *node, NodeUpdate::success()).await {
+                Ok(_) => "written".to_owned(),
+                Err(error) => format!("refused: {error}"),
+            }
+        }
+        // Writes a node so often, one write after another.
+        ["write", run, node, count] => {
+            for row in 1..=number(count) {
+                state.set_node_state(*run, *node, NodeUpdate::running().row_count(row)).await.unwrap();
+            }
+            "written".to_owned()
+        }
+        // Writes a node if the run is at this version.
+        ["guarded", run, node, version, row] => {
+            let mut tx = state.transaction();
+            tx.expect_version(*run, Version(number(version)));
+            tx.set_node_state(*run, *node, NodeUpdate::running().row_count(number(row)));
+            match tx.commit().await {
+                Ok(_) => "won".to_owned(),
+                Err(Error::Conflict(_)) => "lost".to_owned(),
+                Err(error) => format!("{error:?}"),
+            }
+        }
+        other => panic!("what is {other:?}?"),
+    }
+}
