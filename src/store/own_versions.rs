@@ -15,8 +15,11 @@ pub(crate) struct OwnVersions {
 }
 
 impl OwnVersions {
-    /// Adds the newest version.
+    /// Adds the newest version; one that is not newer was added before.
     pub(crate) fn push(&mut self, version: Version) {
+        if self.newest.is_some_and(|(_, last)| last >= version.0) {
+            return;
+        }
         match &mut self.newest {
             Some((_, last)) if last.checked_add(1) == Some(version.0) => *last = version.0,
             newest => {
@@ -64,7 +67,8 @@ mod tests {
             own.push(Version(version));
         }
         assert!(!own.covers(Version(3), Version(5)), "version 7 came after");
-        assert!(own.covers(Version(6), Version(7)));
+        own.push(Version(5));
+        assert!(own.covers(Version(6), Version(7)), "what comes again changes nothing");
         assert!(!own.covers(Version(5), Version(7)), "version 6 is somebody else's");
         assert!(own.contains(Version(5)) && !own.contains(Version(6)));
         assert_eq!((own.count_after(Version(3)), own.count_after(Version(4)), own.count_after(Version(7))), (3, 2, 0));

@@ -124,7 +124,7 @@ impl Cluster {
             .arg(&data));
         let settings = format!(
             "\nlisten_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{folder}'\nmax_connections = 400\nssl = on\n\
-             ssl_cert_file = '{folder}/server.crt'\nssl_key_file = '{folder}/server.key'\nlogging_collector = off\n",
+             ssl_cert_file = '{folder}/server.crt'\nssl_key_file = '{folder}/server.key'\nrecovery_init_sync_method = syncfs\n",
             folder = folder.display()
         );
         let mut file = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).unwrap();

@@ -177,7 +177,6 @@ impl Follower {
     async fn listen(&self, listening: &mut Listening, lock: Lock) -> Result<(), StoreError> {
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut seq = None;
         loop {
             if self.closed.load(Ordering::Acquire) {
                 return Ok(());
@@ -185,10 +184,10 @@ impl Follower {
             tokio::select! {
                 told = listening.inbox.recv() => match told {
                     Some(notification) => self.hear(notification.payload()),
-                    None => return self.look(listening, lock, &mut seq).await,
+                    None => return self.look(listening, lock).await,
                 },
                 () = self.sent.notified() => self.tell(&mut listening.conn).await?,
-                _ = looks.tick() => self.look(listening, lock, &mut seq).await?,
+                _ = looks.tick() => self.look(listening, lock).await?,
             }
         }
     }
@@ -221,19 +220,11 @@ impl Follower {
         notify(conn, Told { w: self.id.clone(), r: runs.map(|runs| runs.into_iter().collect()), l: leases }).await
     }
 
-    async fn look(&self, listening: &mut Listening, lock: Lock, seen: &mut Option<i64>) -> Result<(), StoreError> {
-        let rows = listening
-            .conn
-            .ask(Sql::new(
-                "the commit sequence",
-                "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM commit_seq",
-                Vec::new(),
-            ))
-            .await?;
-        let seq: i64 = rows.first().map_or(Ok(0), |row| Fields::new(row, "the commit sequence").get(0))?;
+    async fn look(&self, listening: &mut Listening, lock: Lock) -> Result<(), StoreError> {
+        let seq = commit_seq(&mut listening.conn).await?;
         let accompanied = openings::count(&mut listening.conn, lock).await? > 1;
         self.accompanied.store(accompanied, Ordering::Release);
-        if seen.replace(seq).is_some_and(|seen| seen != seq) {
+        if std::mem::replace(&mut listening.seq, seq) != seq {
             locked(&self.pending).all();
             self.arrived.notify_one();
         }
@@ -241,10 +232,20 @@ impl Follower {
     }
 }
 
+/// The number of the last commit.
+async fn commit_seq(conn: &mut Conn) -> Result<i64, StoreError> {
+    const PLACE: &str = "the commit sequence";
+    let sql = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM commit_seq";
+    let rows = conn.ask(Sql::new(PLACE, sql, Vec::new())).await?;
+    rows.first().map_or(Ok(0), |row| Fields::new(row, PLACE).get(0))
+}
+
 /// A connection that listens.
 pub(super) struct Listening {
     conn: Conn,
     inbox: mpsc::UnboundedReceiver<Notification>,
+    /// The commit sequence when it was looked at last: first when this began, so that nothing falls between.
+    seq: i64,
 }
 
 impl Listening {
@@ -258,7 +259,8 @@ impl Listening {
         if !pool.place.read_only {
             notify(&mut conn, Told { w: id.to_owned(), r: Some(Vec::new()), l: false }).await?;
         }
-        Ok(Self { conn, inbox })
+        let seq = commit_seq(&mut conn).await?;
+        Ok(Self { conn, inbox, seq })
     }
 }
 
