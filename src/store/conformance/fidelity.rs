@@ -99,7 +99,7 @@ pub(super) async fn attempts_are_kept_as_history(harness: &dyn Harness) -> Resul
     bench = bench.reopen().await?;
     let run = bench.state("run").await?;
     let found = node(&run, "n")?;
-    let names: Vec<&str> = found.depends_on.iter().map(|id| id.as_str()).collect();
+    let names: Vec<&str> = found.depends_on.iter().map(crate::model::NodeId::as_str).collect();
     let expected: Vec<&str> = needed.iter().map(String::as_str).filter(|name| *name != "n").collect();
     ensure_eq!(names, expected, "what a node depends on, in its order");
     ensure_eq!((found.attempt, found.worker.as_deref(), found.max_attempts), (last, Some("heir"), Some(3)), "a node taken over");

@@ -108,7 +108,7 @@ pub(super) fn open_reader(db: &Path) -> Result<(Connection, bool), StoreError> {
         schema::read_as_newest(conn)?;
         conn.pragma_update(None, "query_only", true)
     };
-    let opened = Connection::open_with_flags(db, flags).and_then(|conn| probe(&conn).map(|_| conn));
+    let opened = Connection::open_with_flags(db, flags).and_then(|conn| probe(&conn).map(|()| conn));
     match opened {
         Ok(conn) => Ok((conn, true)),
         // Beside a database in a folder that may not be written SQLite cannot make its shared index. Nobody else writes there either, so
