@@ -35,6 +35,7 @@
 //! |---|---|---|---|
 //! | `file` | in the journal, `fdatasync` done | yes | yes |
 //! | `database` (SQLite) | committed, WAL with `synchronous=FULL` | yes | yes |
+//! | `database` (PostgreSQL) | committed by the server, `synchronous_commit=on` | yes | as the server is set up |
 //! | `memory` | in memory | no | no |
 //! | any, [`Durability::Deferred`] | in memory, on its way | what was flushed | what was flushed |
 //!

@@ -4,6 +4,9 @@
 
 #[path = "../examples/custom_backend/json_lines.rs"]
 mod json_lines;
+#[cfg(feature = "postgres")]
+#[path = "support/postgres.rs"]
+mod postgres_server;
 
 use std::sync::Arc;
 
@@ -55,12 +58,54 @@ impl Harness for CustomHarness {
     }
 }
 
+/// A schema on a server of the tests' own.
+#[cfg(feature = "postgres")]
+struct Postgres(seeknal_state::BackendOptions);
+
+#[cfg(feature = "postgres")]
+impl Postgres {
+    fn of(query: &str) -> Option<Self> {
+        let cluster = postgres_server::cluster()?;
+        let url = cluster.url_of("postgres", postgres_server::PASSWORD, "localhost", query);
+        let options = postgres_server::fresh(cluster).database_url(url).set("database_ca_file", "");
+        let trusted = query.contains("verify").then(|| cluster.ca_file());
+        Some(Self(match trusted {
+            Some(file) => options.set("database_ca_file", file.to_string_lossy()),
+            None => options,
+        }))
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Harness for Postgres {
+    fn open(&self) -> BoxFuture<'_, Result<Arc<dyn StateBackend>, StoreError>> {
+        let backend = seeknal_state::create_state_backend("database", &self.0);
+        Box::pin(async move { backend })
+    }
+}
+
 seeknal_state::conformance_tests!(memory, MemoryHarness::default());
 seeknal_state::conformance_tests!(custom, CustomHarness(tempfile::tempdir().unwrap()));
 #[cfg(feature = "file")]
 seeknal_state::conformance_tests!(file, Folder::of("file"));
 #[cfg(feature = "sqlite")]
 seeknal_state::conformance_tests!(sqlite, Folder::of("database"));
+#[cfg(feature = "postgres")]
+seeknal_state::conformance_tests!(
+    postgres,
+    match Postgres::of("?sslmode=disable") {
+        Some(harness) => harness,
+        None => return,
+    }
+);
+#[cfg(feature = "postgres")]
+seeknal_state::conformance_tests!(
+    postgres_tls,
+    match Postgres::of("?sslmode=verify-full") {
+        Some(harness) => harness,
+        None => return,
+    }
+);
 
 #[tokio::test]
 async fn the_report_names_every_case() {

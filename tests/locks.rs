@@ -112,9 +112,9 @@ async fn a_fenced_write_is_refused_once_the_lease_is_lost(store: Store) {
 async fn a_lease_that_nobody_renews_expires_by_itself(store: Store) {
     let state = store.open().await;
     state.create_run("r", NewRun::running()).await.unwrap();
-    let options = || LockOptions::new().ttl(Duration::from_millis(60)).keep_alive(false);
+    let options = || LockOptions::new().ttl(Duration::from_millis(300)).keep_alive(false);
     let lease = state.acquire(run("r"), options(), NOW).await.unwrap().expect("free");
-    assert!(lease.remaining() <= Duration::from_millis(60));
+    assert!(lease.remaining() <= Duration::from_millis(300));
     let next = state.acquire_lock("r", SOON).await.unwrap().expect("the first one expired without anybody's help");
     assert_eq!(lease.lost().await, LostReason::Expired);
     assert!(next.token() > lease.token());
@@ -122,8 +122,8 @@ async fn a_lease_that_nobody_renews_expires_by_itself(store: Store) {
     assert!(error.is_lease_lost(), "{error}");
     drop(next);
     // A guard that keeps alive outlives its TTL many times over.
-    let kept = state.acquire(run("r"), LockOptions::new().ttl(Duration::from_millis(150)), SOON).await.unwrap().expect("free");
-    assert!(state.acquire_lock("r", Duration::from_millis(600)).await.unwrap().is_none());
+    let kept = state.acquire(run("r"), LockOptions::new().ttl(Duration::from_millis(400)), SOON).await.unwrap().expect("free");
+    assert!(state.acquire_lock("r", Duration::from_millis(1600)).await.unwrap().is_none());
     assert!(!kept.is_lost());
     state.with_lease(&kept).set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
 }

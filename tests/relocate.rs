@@ -11,7 +11,7 @@ use std::path::Path;
 use chrono::{DateTime, Utc};
 use projects::{fill, open, project, put, tree};
 use seeknal_state::model::{Mutation, NewRun, time};
-use seeknal_state::project::relocate::{self, Home, Step};
+use seeknal_state::project::relocate::{self, Home, Move, Origin, Step};
 use seeknal_state::project::{ProjectErrorKind, Settings, migrate};
 use seeknal_state::store::{BackendOptions, create_state_backend};
 
@@ -230,4 +230,45 @@ async fn a_variable_that_overrides_the_file_is_told() {
     let settings = Settings::load(dir.path(), &|name| (name == "SEEKNAL_STATE_BACKEND").then(|| "file".into())).unwrap();
     let report = relocate::execute(&settings, Home::Database, now(), go_on).await.unwrap();
     assert!(report.notices.iter().any(|notice| notice.contains("SEEKNAL_STATE_BACKEND")), "{:?}", report.notices);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn others_are_kept_out_of_a_database_that_is_moved_and_told_by_whom() {
+    let dir = project("database").await;
+    let target = dir.path().join("target");
+    let mut refusals = Vec::new();
+    relocate::execute(&settings(dir.path()), Home::File, now(), |step| {
+        if step == Step::Locked {
+            let target = target.clone();
+            let opening = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let backend = create_state_backend("database", &BackendOptions::new().base_path(target)).unwrap();
+                runtime.block_on(seeknal_state::Coordinator::open(backend)).err().map(|error| error.to_string())
+            });
+            refusals.push(opening.join().unwrap());
+        }
+        ControlFlow::Continue(())
+    })
+    .await
+    .unwrap();
+    let [Some(refusal)] = &refusals[..] else { panic!("it was let in: {refusals:?}") };
+    assert!(refusal.contains("migrate-state") && refusal.contains(&std::process::id().to_string()), "{refusal}");
+    open("database", &target).await.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_place_to_come_from_can_be_named() {
+    let dir = project("database").await;
+    let from = Origin::parse("sqlite").unwrap();
+    let error =
+        relocate::execute(&settings(dir.path()), Move::new(from.clone(), Home::Database), now(), go_on).await.unwrap_err();
+    assert_eq!(error.kind(), ProjectErrorKind::Input, "a place is not moved to itself: {error}");
+    let preview = relocate::preview(&settings(dir.path()), Move::new(from.clone(), Home::File), |_, _| ()).await.unwrap();
+    assert_eq!(preview.plan.unwrap().moves.runs, 4);
+    let report = relocate::execute(&settings(dir.path()), Move::new(from, Home::File), now(), go_on).await.unwrap();
+    assert_moved(dir.path(), "file").await;
+    assert_eq!(report.rollback, ["state_backend: database", "(and no database_url)"]);
+
+    let error = Origin::parse("s3cret@nowhere").unwrap_err();
+    assert!(!error.to_string().contains("s3cret"), "{error}");
 }

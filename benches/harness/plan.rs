@@ -10,6 +10,8 @@ use crate::goal::Goal;
 use crate::measure::{Contender, Sides};
 use crate::processes::Processes;
 use crate::workload::{Product, Work};
+#[cfg(feature = "postgres")]
+use crate::yardstick::RawPostgres;
 use crate::yardstick::{BareLocks, Mutexed, RawJournal, RawLoop, Rows};
 
 /// Where the state rests.
@@ -18,6 +20,14 @@ pub(crate) enum Backend {
     Memory,
     File,
     Sqlite,
+    /// A libSQL server of its own, on the loopback.
+    #[cfg(feature = "libsql")]
+    Libsql,
+    /// The same; every write is a request of its own.
+    #[cfg(feature = "libsql")]
+    LibsqlSingly,
+    #[cfg(feature = "postgres")]
+    Postgres,
     /// Nowhere: the ceiling of everything above the backends.
     Null,
 }
@@ -28,6 +38,12 @@ impl fmt::Display for Backend {
             Self::Memory => "memory",
             Self::File => "file",
             Self::Sqlite => "sqlite",
+            #[cfg(feature = "libsql")]
+            Self::Libsql => "libsql",
+            #[cfg(feature = "libsql")]
+            Self::LibsqlSingly => "libsql singly",
+            #[cfg(feature = "postgres")]
+            Self::Postgres => "postgres",
             Self::Null => "null sink",
         })
     }
@@ -38,6 +54,9 @@ impl fmt::Display for Backend {
 pub(crate) enum Yardstick {
     /// The same rows in SQLite, by a loop on one thread.
     RawSqlite { rows: Rows, batch: usize },
+    /// The same rows in PostgreSQL, by a loop on one connection.
+    #[cfg(feature = "postgres")]
+    RawPostgres { batch: usize },
     /// The same lines in a journal, by a loop on one thread.
     RawJournal { batch: usize },
     /// `Mutex<Connection>`, one commit a write, a thread for every client.
@@ -46,6 +65,9 @@ pub(crate) enum Yardstick {
     NullSink,
     /// A thread that commits rows of locks in groups.
     BareLocks,
+    /// The product itself on a libSQL server, one request for every write.
+    #[cfg(feature = "libsql")]
+    LibsqlSingly,
     /// One process with as many clients as each of two has.
     OneProcess,
 }
@@ -54,10 +76,14 @@ impl fmt::Display for Yardstick {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RawSqlite { rows, batch } => write!(f, "raw sqlite {rows} x{batch}"),
+            #[cfg(feature = "postgres")]
+            Self::RawPostgres { batch } => write!(f, "raw postgres x{batch}"),
             Self::RawJournal { batch } => write!(f, "raw journal x{batch}"),
             Self::Mutexed => f.write_str("Mutex<Connection>"),
             Self::NullSink => f.write_str("null sink"),
             Self::BareLocks => f.write_str("bare lock thread"),
+            #[cfg(feature = "libsql")]
+            Self::LibsqlSingly => f.write_str("one request a write"),
             Self::OneProcess => f.write_str("one process alone"),
         }
     }
@@ -106,10 +132,16 @@ impl Case {
                 Yardstick::RawSqlite { rows, batch } => {
                     Box::new(RawLoop::open(runtime, &folder, rows, batch, self.work.width())?)
                 }
+                #[cfg(feature = "postgres")]
+                Yardstick::RawPostgres { batch } => Box::new(RawPostgres::open(runtime, &folder, batch)?),
                 Yardstick::RawJournal { batch } => Box::new(RawJournal::create(&folder, batch, self.work.width())?),
                 Yardstick::Mutexed => Box::new(Mutexed::open(runtime, &folder, self.clients)?),
                 Yardstick::NullSink => Box::new(Product::open(runtime, self.work, Backend::Null, self.clients, &folder)?),
                 Yardstick::OneProcess => Box::new(Processes::start(runtime, &folder, 1, self.clients)?),
+                #[cfg(feature = "libsql")]
+                Yardstick::LibsqlSingly => {
+                    Box::new(Product::open(runtime, self.work, Backend::LibsqlSingly, self.clients, &folder)?)
+                }
                 Yardstick::BareLocks => Box::new(BareLocks::open(runtime, handle.clone(), &folder, self.clients)?),
             });
         }
@@ -128,6 +160,8 @@ pub(crate) fn cases(quick: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     durable(&mut cases, clients);
     transactions(&mut cases, clients);
+    #[cfg(feature = "libsql")]
+    libsql(&mut cases, clients);
     for backend in [Backend::Memory, Backend::File, Backend::Sqlite] {
         cases.extend(clients.iter().map(|clients| Case::new(Work::Deferred, backend, *clients)));
     }
@@ -180,7 +214,24 @@ fn durable(cases: &mut Vec<Case>, clients: &[usize]) {
             file = file.against(Yardstick::RawJournal { batch: clients }, None);
         }
         cases.push(file);
+        #[cfg(feature = "postgres")]
+        if clients == 256 {
+            let raw = Yardstick::RawPostgres { batch };
+            cases.push(Case::new(work, Backend::Postgres, clients).against(raw, Some(0.7)));
+        }
         cases.push(Case::new(work, Backend::Memory, clients).against(Yardstick::NullSink, None));
+    }
+}
+
+/// Only where there is a server: `.ci/check setup` installs one.
+#[cfg(feature = "libsql")]
+fn libsql(cases: &mut Vec<Case>, clients: &[usize]) {
+    if !crate::sqld::path().is_file() {
+        return;
+    }
+    for clients in clients.iter().copied().filter(|clients| *clients <= 256) {
+        let goal = (clients == 256).then_some(10.0);
+        cases.push(Case::new(Work::Durable, Backend::Libsql, clients).against(Yardstick::LibsqlSingly, goal));
     }
 }
 

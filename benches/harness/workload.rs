@@ -114,10 +114,23 @@ impl Field {
 pub(crate) async fn open(backend: Backend, folder: &Path) -> Outcome<Coordinator> {
     std::fs::create_dir_all(folder)?;
     let options = BackendOptions::new().base_path(folder);
+    #[cfg(feature = "libsql")]
+    if matches!(backend, Backend::Libsql | Backend::LibsqlSingly) {
+        // It lives as long as the harness: with that its shell ends, and with the shell the server.
+        let server = Box::leak(Box::new(crate::sqld::Sqld::start().ok_or("there is no libSQL server")?));
+        let builder = Coordinator::builder().idle_after(AWAKE);
+        // With one write under way at a time none shares its request with another.
+        let builder = if backend == Backend::LibsqlSingly { builder.max_in_flight(1) } else { builder };
+        return Ok(builder.open(create_state_backend("database", &server.options())?).await?);
+    }
     let backend: Arc<dyn StateBackend> = match backend {
         Backend::Memory => create_state_backend("memory", &options)?,
         Backend::File => create_state_backend("file", &options)?,
         Backend::Sqlite => create_state_backend("database", &options)?,
+        #[cfg(feature = "libsql")]
+        Backend::Libsql | Backend::LibsqlSingly => return Err("a server is opened by its URL".into()),
+        #[cfg(feature = "postgres")]
+        Backend::Postgres => create_state_backend("database", &crate::yardstick::schema_of(folder)?)?,
         Backend::Null => Arc::new(NullSink::new()),
     };
     Ok(Coordinator::builder().idle_after(AWAKE).open(backend).await?)

@@ -29,11 +29,15 @@ pub(crate) async fn run(options: &Options) -> Result<bool, Failure> {
     let target = project.join("target");
     std::fs::create_dir_all(&target)?;
     let open = || async {
-        let backend = create_state_backend(options.backend.name(), &BackendOptions::new().base_path(&target))?;
+        let mut at = BackendOptions::new().base_path(&target);
+        if let Some(url) = &options.database_url {
+            at = at.database_url(&url.0);
+        }
+        let backend = create_state_backend(options.backend(), &at)?;
         Ok::<_, Failure>(Coordinator::open(backend).await?)
     };
     let state = open().await?;
-    report::opened(&project, options.backend.name(), &state.backend().location(), &state.open_report().notices)?;
+    report::opened(&project, options.backend(), &state.backend().location(), &state.open_report().notices)?;
 
     let before = Stored::read(&state).await?;
     let abandoned: Vec<RunId> = state.abandoned_runs().await?.into_iter().map(|run| run.summary.run_id).collect();

@@ -4,6 +4,7 @@
 //! ```text
 //! cargo run --example parallel_executors                                 # a fresh project, file backend
 //! cargo run --example parallel_executors -- --backend database --runs 8 --executors 64
+//! cargo run --example parallel_executors --features libsql -- --database-url http://127.0.0.1:8080
 //! cargo run --example parallel_executors -- --project-path my_project     # runs the nodes of my_project/target/run_state.json
 //! ```
 //!
@@ -39,6 +40,9 @@ struct Options {
     /// Where the state is kept: `target/run_state.json` or `target/state.db`
     #[arg(long, value_enum, default_value_t = Backend::File)]
     backend: Backend,
+    /// A server that keeps the state instead: `libsql://TOKEN@HOST`, `http://127.0.0.1:8080`, ... as far as this build knows them
+    #[arg(long, value_name = "URL", conflicts_with = "backend")]
+    database_url: Option<DatabaseUrl>,
     /// How many new runs
     #[arg(long, value_name = "N", default_value_t = 4)]
     runs: usize,
@@ -63,6 +67,31 @@ struct Options {
 enum Backend {
     File,
     Database,
+}
+
+/// A URL that may hold a token: it is never printed.
+#[derive(Clone)]
+struct DatabaseUrl(String);
+
+impl std::str::FromStr for DatabaseUrl {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl std::fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(not shown)")
+    }
+}
+
+impl Options {
+    /// The name of the backend that keeps the state.
+    fn backend(&self) -> &'static str {
+        if self.database_url.is_some() { "database" } else { self.backend.name() }
+    }
 }
 
 impl Backend {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model::{RunId, RunStatus};
+use crate::project::Secret;
 
 const CODES: &str = "\
 Exit codes:
@@ -58,6 +59,9 @@ pub(super) struct MigrateArgs {
     /// Where the state goes
     #[arg(long, value_enum)]
     pub(super) backend: Target,
+    /// Where it is now, if not in the other one of the two: `file`, `database` (what the settings name), `sqlite` (state.db), or a URL
+    #[arg(long, value_name = "PLACE", value_parser = |text: &str| Ok::<_, std::convert::Infallible>(Secret::new(text)))]
+    pub(super) from: Option<Secret>,
     /// Only show what would happen (the default)
     #[arg(long, conflicts_with = "no_dry_run")]
     pub(super) dry_run: bool,

@@ -10,7 +10,7 @@ use super::output::{Output, counted, note, one_line, table};
 use crate::model::{Clock, RunId, RunStatus, SystemClock};
 use crate::project::Settings;
 use crate::project::migrate::{Counts, Fate};
-use crate::project::relocate::{self, Home, Preview, Report};
+use crate::project::relocate::{self, Home, Move, Origin, Preview, Report};
 
 /// A preview as it is printed.
 #[derive(Serialize)]
@@ -44,12 +44,17 @@ pub(super) async fn run(settings: &Settings, options: &MigrateArgs, out: &mut Ou
         Target::File => Home::File,
         Target::Database => Home::Database,
     };
-    if options.no_dry_run { execute(settings, to, out).await } else { preview(settings, to, options, out).await }
+    let what = match &options.from {
+        Some(from) => Move::new(Origin::parse(from.expose())?, to),
+        None => to.into(),
+    };
+    if options.no_dry_run { execute(settings, what, out).await } else { preview(settings, what, options, out).await }
 }
 
-async fn preview(settings: &Settings, to: Home, options: &MigrateArgs, out: &mut Output) -> Result<(), CliError> {
+async fn preview(settings: &Settings, what: Move, options: &MigrateArgs, out: &mut Output) -> Result<(), CliError> {
+    let to = what.to;
     let mut seen = Vec::new();
-    let preview = relocate::preview(settings, to, |run, fate| {
+    let preview = relocate::preview(settings, what, |run, fate| {
         if !options.summary {
             let nodes = run.nodes.values().sum();
             seen.push(SeenRun { run_id: run.run_id.clone(), status: run.header.status.clone(), nodes, fate });
@@ -99,8 +104,9 @@ fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output
     out.line("Nothing was changed. To do it: --no-dry-run")
 }
 
-async fn execute(settings: &Settings, to: Home, out: &mut Output) -> Result<(), CliError> {
-    let report = relocate::execute(settings, to, SystemClock.now(), |_| ControlFlow::Continue(())).await?;
+async fn execute(settings: &Settings, what: Move, out: &mut Output) -> Result<(), CliError> {
+    let to = what.to;
+    let report = relocate::execute(settings, what, SystemClock.now(), |_| ControlFlow::Continue(())).await?;
     report.notices.iter().for_each(|notice| note(notice));
     if out.is_json() {
         return out.json(&PrintedReport { dry_run: false, report: &report });

@@ -4,8 +4,10 @@
 
 pub mod cleanup;
 mod error;
+mod exclusive;
 mod files;
 pub mod migrate;
+mod origin;
 pub mod relocate;
 mod settings;
 mod settings_file;
@@ -17,6 +19,7 @@ use std::path::Path;
 use crate::coordinator::Coordinator;
 
 pub use error::{ProjectError, ProjectErrorKind};
+pub use origin::{Home, Move, Origin};
 pub use settings::{Lookup, Secret, Settings, Source, Sourced, process_environment};
 pub use settings_file::KEYS;
 pub use switch::{Switch, switch_backend};

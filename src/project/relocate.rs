@@ -1,4 +1,4 @@
-//! Moving a project from the file to the database or back: lock, backup, copy, proof, and as the very last step the switch of its settings.
+//! Moving a project's state from one backend to another: lock, backup, copy, proof, and as the very last step the switch of its settings.
 //!
 //! Until the settings are switched the old backend is what the project uses, whole and unchanged; afterwards it is the new one. So it may be killed at any
 //! point and started again.
@@ -10,49 +10,23 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::exclusive::Exclusive;
 use super::migrate::{self, Fate, Moved, Plan, go_on};
+pub use super::origin::{Home, Move, Origin};
 use super::{ProjectError, ProjectErrorKind, Settings, Source, Switch, files};
 use crate::model::RunSummary;
-use crate::store::{OpenReport, StateBackend};
+use crate::store::{MIGRATION, StateBackend};
 
 /// The document's name in the state's folder.
 const DOCUMENT: &str = "run_state.json";
 /// What a backup's name ends with.
 const BACKUP: &str = ".bak";
 
-/// The backends between which a project moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Home {
-    /// `run_state.json`.
-    File,
-    /// `state.db`, or the remote database of `database_url`.
-    Database,
-}
-
-impl Home {
-    /// Its name in the settings.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::Database => "database",
-        }
-    }
-
-    /// Where a project that moves here comes from.
-    pub fn other(self) -> Self {
-        match self {
-            Self::File => Self::Database,
-            Self::Database => Self::File,
-        }
-    }
-}
-
 /// A point that a move has reached; everything before it is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
-    /// The file is locked: no other process writes it.
+    /// The source is locked: no other process writes it.
     Locked,
     /// The document is brought up to date.
     Checkpointed,
@@ -119,22 +93,28 @@ pub struct Report {
 ///
 /// # Cancel safety
 /// Only reads: may be dropped at any time.
-pub async fn preview(settings: &Settings, to: Home, see: impl FnMut(&RunSummary, Fate) + Send) -> Result<Preview, ProjectError> {
+pub async fn preview(
+    settings: &Settings,
+    what: impl Into<Move>,
+    see: impl FnMut(&RunSummary, Fate) + Send,
+) -> Result<Preview, ProjectError> {
+    let Move { from, to } = what.into();
     let switch = Switch::plan(&settings.file_or_default(), to.name())?;
     let mut notices = overrides(settings, to);
-    let source = open_existing(settings, to.other(), &mut notices).await?;
-    let target = open_existing(settings, to, &mut notices).await?;
-    let place = |home: Home, open: &Option<Arc<dyn StateBackend>>| match open {
+    let source = from.open_existing(settings, &mut notices).await?;
+    let target = Origin::from(to).open_existing(settings, &mut notices).await?;
+    let place = |origin: &Origin, open: &Option<Arc<dyn StateBackend>>| match open {
         Some(backend) => backend.location(),
-        None => format!("{} backend (no state yet)", home.name()),
+        None => format!("{origin} backend (no state yet)"),
     };
+    refuse_same(source.as_deref(), target.as_deref())?;
     let plan = match &source {
         Some(source) => Some(migrate::plan(&**source, target.as_deref(), see).await?),
         None => None,
     };
     let preview = Preview {
-        from: place(to.other(), &source),
-        to: place(to, &target),
+        from: place(&from, &source),
+        to: place(&to.into(), &target),
         plan,
         settings_file: switch.path().to_owned(),
         settings_done: switch.is_done(),
@@ -157,13 +137,15 @@ pub async fn preview(settings: &Settings, to: Home, see: impl FnMut(&RunSummary,
 /// Dropping it is like a crash: the settings name the old backend, or the move is done. Start again to go on.
 pub async fn execute(
     settings: &Settings,
-    to: Home,
+    what: impl Into<Move>,
     now: DateTime<Utc>,
     mut observe: impl FnMut(Step) -> ControlFlow<()> + Send,
 ) -> Result<Report, ProjectError> {
+    let what = what.into();
+    let to = what.to;
     let switch = Switch::plan(&settings.file_or_default(), to.name())?;
     let mut report = Report {
-        from: to.other().name().to_owned(),
+        from: what.from.to_string(),
         to: to.name().to_owned(),
         moved: None,
         backup: None,
@@ -172,81 +154,83 @@ pub async fn execute(
         rollback: Vec::new(),
         notices: overrides(settings, to),
     };
-    let mut open = Vec::new();
-    let moved = move_state(settings, to, now, &mut observe, &mut report, &mut open).await;
+    let (mut open, mut locks) = (Vec::new(), Vec::new());
+    let moved = move_state(settings, &what, now, &mut observe, &mut report, &mut open, &mut locks).await;
+    let moved = moved.and_then(|()| locks.iter().try_for_each(Exclusive::still_held));
     let switched = match moved {
         Ok(()) => switch.execute().and_then(|()| go_on(observe(Step::Switched))),
         Err(error) => Err(error),
     };
     // The locks are held until the settings are switched: nobody writes to the old place in between.
+    for lock in locks {
+        lock.release().await;
+    }
     for backend in open.into_iter().rev() {
         if let Err(error) = backend.close().await {
             report.notices.push(format!("closing {}: {error}", backend.location()));
         }
     }
     switched?;
-    report.rollback.push(format!("state_backend: {}", to.other().name()));
+    report.rollback.extend(what.from.settings_lines());
     Ok(report)
 }
 
 async fn move_state(
     settings: &Settings,
-    to: Home,
+    what: &Move,
     now: DateTime<Utc>,
     observe: &mut (impl FnMut(Step) -> ControlFlow<()> + Send),
     report: &mut Report,
     open: &mut Vec<Arc<dyn StateBackend>>,
+    locks: &mut Vec<Exclusive>,
 ) -> Result<(), ProjectError> {
-    let Some(seen) = open_existing(settings, to.other(), &mut Vec::new()).await? else { return Ok(()) };
+    let (from, to) = (&what.from, Origin::from(what.to));
+    let file = Origin::Home(Home::File);
+    let Some(seen) = from.open_existing(settings, &mut Vec::new()).await? else { return Ok(()) };
     // A conflict that can be seen already is told before anything is written, even a backup.
-    if let Some(target) = open_existing(settings, to, &mut Vec::new()).await? {
+    if let Some(target) = to.open_existing(settings, &mut Vec::new()).await? {
+        refuse_same(Some(&*seen), Some(&*target))?;
         let plan = migrate::plan(&*seen, Some(&*target), |_, _| ()).await?;
         target.close().await?;
         plan.refuse_conflicts(&target.location())?;
     }
-    let source = match to {
-        Home::Database => {
-            seen.close().await?;
-            let file = open_writable(settings, Home::File, &mut report.notices).await?;
-            open.push(Arc::clone(&file));
-            file
-        }
-        Home::File => {
-            open.push(Arc::clone(&seen));
-            refuse_busy(&*seen).await?;
-            seen
-        }
-    };
+    seen.close().await?;
+    let source = from.open_writable(settings, &mut report.notices).await?;
+    open.push(Arc::clone(&source));
+    locks.extend(Exclusive::take(&source).await?);
+    if *from != file {
+        refuse_busy(&*source).await?;
+    }
     report.from = source.location();
-    let file = match to {
-        Home::Database => Arc::clone(&source),
-        Home::File => {
-            let file = open_writable(settings, Home::File, &mut report.notices).await?;
-            open.push(Arc::clone(&file));
-            file
-        }
-    };
+    let mut target = None;
+    if to == file {
+        let opened = to.open_writable(settings, &mut report.notices).await?;
+        open.push(Arc::clone(&opened));
+        target = Some(opened);
+    }
     go_on(observe(Step::Locked))?;
     let document = settings.target.value.join(DOCUMENT);
     files::sweep(&with_suffix(&document, BACKUP))?;
     files::sweep(&report.settings_file)?;
-    file.checkpoint().await?;
-    go_on(observe(Step::Checkpointed))?;
-    if document.exists() {
-        back_up(&document, now, observe, report)?;
-        if let (Home::Database, Some(backup)) = (to, &report.backup) {
-            report.rollback.push(format!("cp {} {}", shell(backup), shell(&document)));
+    if let Some(file) = if *from == file { Some(&source) } else { target.as_ref() } {
+        file.checkpoint().await?;
+        go_on(observe(Step::Checkpointed))?;
+        if document.exists() {
+            back_up(&document, now, observe, report)?;
+            if let (true, Some(backup)) = (*from == Origin::Home(Home::File), &report.backup) {
+                report.rollback.push(format!("cp {} {}", shell(backup), shell(&document)));
+            }
         }
+        go_on(observe(Step::BackedUp))?;
     }
-    go_on(observe(Step::BackedUp))?;
-
-    let target = match to {
-        Home::Database => {
-            let database = open_writable(settings, Home::Database, &mut report.notices).await?;
+    let target = match target {
+        Some(target) => target,
+        None => {
+            let database = to.open_writable(settings, &mut report.notices).await?;
             open.push(Arc::clone(&database));
+            locks.extend(Exclusive::take(&database).await?);
             database
         }
-        Home::File => file,
     };
     report.to = target.location();
     go_on(observe(Step::TargetOpen))?;
@@ -256,38 +240,25 @@ async fn move_state(
     target.checkpoint().await?;
     go_on(observe(Step::Copied))?;
     // Read through a second opening, so that what is compared is what another process would find.
-    let reader = settings.named_backend(to.name(), true)?;
-    reader.initialize().await?;
+    let reader = to.open_reader(settings).await?;
     let verified = migrate::verify(&*source, &*reader).await;
     reader.close().await?;
     report.moved = Some(Moved::new(moved, plan.equal_runs, verified?));
-    if to == Home::File {
+    if *from != file {
         refuse_busy(&*source).await?;
     }
     go_on(observe(Step::Verified))
 }
 
-/// Opens for reading; `None` if there is nothing yet.
-async fn open_existing(
-    settings: &Settings,
-    home: Home,
-    notices: &mut Vec<String>,
-) -> Result<Option<Arc<dyn StateBackend>>, ProjectError> {
-    Ok(settings.open_existing_named(home.name()).await?.map(|(backend, report)| {
-        notices.extend(report.notices);
-        backend
-    }))
-}
-
-async fn open_writable(
-    settings: &Settings,
-    home: Home,
-    notices: &mut Vec<String>,
-) -> Result<Arc<dyn StateBackend>, ProjectError> {
-    let backend = settings.named_backend(home.name(), false)?;
-    let OpenReport { notices: told, .. } = backend.initialize().await?;
-    notices.extend(told);
-    Ok(backend)
+/// Refuses a move from a place to itself.
+fn refuse_same(source: Option<&dyn StateBackend>, target: Option<&dyn StateBackend>) -> Result<(), ProjectError> {
+    match (source, target) {
+        (Some(source), Some(target)) if source.location() == target.location() => Err(ProjectError::input(format!(
+            "{} is both where the state is and where it would go; say where it comes from (`--from`)",
+            source.location()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// A database cannot be locked as a whole: refuse to leave it while somebody works on it.
@@ -308,7 +279,7 @@ async fn refuse_busy(backend: &dyn StateBackend) -> Result<(), ProjectError> {
     if !others.is_empty() {
         return refuse(format!("it is open in {}", others.join(", ")));
     }
-    match backend.list_leases().await?.first() {
+    match backend.list_leases().await?.iter().find(|lease| lease.key.run.as_str() != MIGRATION) {
         Some(lease) => refuse(format!("{} is locked by {}", lease.key, lease.owner)),
         None => Ok(()),
     }

@@ -220,10 +220,16 @@ impl Settings {
 
     /// What a backend of this project is made from.
     pub fn backend_options(&self, read_only: bool) -> BackendOptions {
-        let mut options = BackendOptions::new().base_path(&self.target.value).read_only(read_only);
-        if let Some(url) = &self.database_url {
-            options = options.database_url(url.value.expose());
+        let options = self.local_options(read_only);
+        match &self.database_url {
+            Some(url) => options.database_url(url.value.expose()),
+            None => options,
         }
+    }
+
+    /// The same without the remote database.
+    pub(super) fn local_options(&self, read_only: bool) -> BackendOptions {
+        let options = BackendOptions::new().base_path(&self.target.value).read_only(read_only);
         self.options.iter().fold(options, |options, (key, value)| options.set(key, value))
     }
 

@@ -4,19 +4,32 @@
 //! default. It is asynchronous and dyn-compatible; a backend that blocks owns a thread and hides it.
 
 mod answers;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+mod columns;
 mod error;
 mod foreign;
 mod lease_book;
 mod memory;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+mod own_versions;
 mod pull;
 mod registry;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+mod short_answer;
 
 #[cfg(any(feature = "conformance", test))]
 pub mod conformance;
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+#[allow(dead_code, reason = "what several backends share: none of them uses all of it")]
+pub(crate) mod decide;
 #[cfg(feature = "file")]
 pub mod file;
 #[cfg(any(feature = "file", feature = "sqlite"))]
 mod highwater;
+#[cfg(feature = "libsql")]
+pub mod libsql;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
@@ -42,6 +55,9 @@ pub use lease_book::LeaseBook;
 pub use memory::MemoryBackend;
 pub use pull::{BatchSource, Wake};
 pub use registry::{BackendOptions, StateBackendFactory, create_state_backend};
+
+/// The key (a run's id) of the lock that keeps others out of a shared store while its state is moved: who finds it held does not open the store.
+pub const MIGRATION: &str = "seeknal:migration";
 
 /// A future of a backend's method.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

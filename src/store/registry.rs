@@ -103,7 +103,7 @@ pub struct StateBackendFactory;
 impl StateBackendFactory {
     /// The names that this build knows by itself.
     const BUILT_IN: &'static [&'static str] = &[
-        #[cfg(feature = "sqlite")]
+        #[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
         "database",
         #[cfg(feature = "file")]
         "file",
@@ -167,6 +167,7 @@ pub fn create_state_backend(name: &str, options: &BackendOptions) -> Result<Arc<
 fn database(options: &BackendOptions) -> Result<Arc<dyn StateBackend>, StoreError> {
     if let Some(url) = options.url() {
         let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+        #[cfg(not(all(feature = "postgres", feature = "libsql")))]
         let needs = |feature: &str| {
             StoreError::not_applied(
                 StoreErrorKind::Unsupported,
@@ -175,14 +176,20 @@ fn database(options: &BackendOptions) -> Result<Arc<dyn StateBackend>, StoreErro
                 ),
             )
         };
-        return Err(match scheme {
-            "postgres" | "postgresql" => needs("postgres"),
-            "libsql" | "http" | "https" | "ws" | "wss" => needs("libsql"),
-            _ => StoreError::not_applied(
+        return match scheme.to_ascii_lowercase().as_str() {
+            #[cfg(feature = "postgres")]
+            "postgres" | "postgresql" => Ok(Arc::new(super::postgres::PostgresBackend::new(options)?)),
+            #[cfg(not(feature = "postgres"))]
+            "postgres" | "postgresql" => Err(needs("postgres")),
+            #[cfg(feature = "libsql")]
+            "libsql" | "http" | "https" | "ws" | "wss" => Ok(Arc::new(super::libsql::LibsqlBackend::new(options)?)),
+            #[cfg(not(feature = "libsql"))]
+            "libsql" | "http" | "https" | "ws" | "wss" => Err(needs("libsql")),
+            _ => Err(StoreError::not_applied(
                 StoreErrorKind::Input,
-                "database_url has an unknown scheme; known are libsql://, http://, https:// and postgres://",
-            ),
-        });
+                "database_url has an unknown scheme; known are postgres://, postgresql://, libsql://, http:// and https://",
+            )),
+        };
     }
     #[cfg(feature = "sqlite")]
     return Ok(Arc::new(super::sqlite::SqliteBackend::new(options)));

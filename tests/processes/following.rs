@@ -190,3 +190,38 @@ async fn after_every_burst_of_both_both_show_the_same() {
     here.close().await.unwrap();
     there.close().await.unwrap();
 }
+
+/// A commit of this process right behind one of others does not hide it, also where it is on another run and so does not meet it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_own_commit_does_not_hide_the_one_before_it() {
+    let store = Store::of("database");
+    let (here, there) = (store.open().await, store.open().await);
+    for run in ["r", "own"] {
+        here.create_run(run, NewRun::running()).await.unwrap();
+    }
+    for row in 1..=20 {
+        there.set_node_state("r", "n", NodeUpdate::running().row_count(row)).await.unwrap();
+        here.set_node_state("own", "n", NodeUpdate::running().row_count(row)).await.unwrap();
+        let took = until("the snapshot follows", async || rows(&here, "r", "n") == Some(row)).await;
+        assert!(took < Duration::from_secs(3), "only because the versions are asked for now and then");
+    }
+    here.close().await.unwrap();
+    there.close().await.unwrap();
+}
+
+/// Following costs nothing while nobody else writes: own commits are told apart without asking for a version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn own_commits_are_no_news() {
+    let store = Store::of("database");
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let (before, began) = (state.stats(), std::time::Instant::now());
+    for row in 1..=500 {
+        state.set_node_state("r", "n", NodeUpdate::running().row_count(row)).await.unwrap();
+    }
+    // Without news the versions are asked for every five seconds.
+    let unasked = began.elapsed().as_secs() / 5 + 1;
+    let rounds = state.stats().follow_rounds - before.follow_rounds;
+    assert!(rounds <= unasked, "{rounds} rounds in {:?}", began.elapsed());
+    state.close().await.unwrap();
+}

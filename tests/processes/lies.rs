@@ -7,7 +7,7 @@ use std::time::Duration;
 use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart};
 use seeknal_state::{Clock, Coordinator, NewRun, NodeId, NodeUpdate, RunId, StateBackend, SystemClock};
 
-use super::support::{Following, LyingBackend};
+use super::support::{Following, Lie, LyingBackend};
 use super::{rows, until};
 
 async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
@@ -37,6 +37,31 @@ async fn whoever_is_told_follows() {
         backend.foreign.notify_one();
         until("the snapshot follows", async || rows(&state, "r", "n") == Some(row)).await;
     }
+    state.close().await.unwrap();
+}
+
+/// What others committed behind an own entry that is not told yet is loaded once it is: the entry itself does not meet it.
+#[tokio::test]
+async fn news_that_come_while_an_own_write_is_on_its_way_are_not_forgotten() {
+    let backend = LyingBackend::new(true);
+    let state = open(&backend).await;
+    let run = RunId::new("r").unwrap();
+    let before = state.snapshot("r").unwrap().version();
+    backend.tell([Lie::AnswerLate]);
+    let own = tokio::spawn({
+        let state = state.clone();
+        async move { state.set_node_state("r", "own", NodeUpdate::success()).await }
+    });
+    until("it is in storage", async || backend.inner.run_version(&run).await.unwrap() == Some(before.next())).await;
+    elsewhere(&backend, 7).await;
+    let told = state.stats().follow_behind;
+    backend.foreign.notify_one();
+    until("the actor is told", async || state.stats().follow_behind > told).await;
+    assert_eq!(rows(&state, "r", "n"), None, "not yet: the own write is on its way");
+    backend.gate.add_permits(1);
+    own.await.unwrap().unwrap();
+    let took = until("the snapshot follows", async || rows(&state, "r", "n") == Some(7)).await;
+    assert!(took < Duration::from_secs(3), "only because the versions are asked for now and then");
     state.close().await.unwrap();
 }
 

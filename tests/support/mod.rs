@@ -14,19 +14,50 @@ use seeknal_state::{
 };
 use tokio::sync::{Notify, Semaphore};
 
+#[cfg(feature = "postgres")]
+pub(crate) mod postgres;
+#[cfg(feature = "libsql")]
+pub(crate) mod sqld;
+
 /// A place for state, of one of the built-in backends.
 pub(crate) struct Store {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) backend: &'static str,
+    options: BackendOptions,
+    #[cfg(feature = "libsql")]
+    server: Option<sqld::Sqld>,
 }
 
 impl Store {
     pub(crate) fn of(backend: &'static str) -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), backend }
+        let folder = tempfile::tempdir().unwrap();
+        let options = BackendOptions::new().base_path(folder.path());
+        Self {
+            folder,
+            backend,
+            options,
+            #[cfg(feature = "libsql")]
+            server: None,
+        }
+    }
+
+    /// A libSQL server of its own; `None` where servers are left out.
+    #[cfg(feature = "libsql")]
+    pub(crate) fn on_libsql() -> Option<Self> {
+        let server = sqld::Sqld::start()?;
+        let options = server.options();
+        Some(Self { options, server: Some(server), ..Self::of("database") })
+    }
+
+    /// A schema on the server of this process; `None` where servers are left out.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn on_postgres() -> Option<Self> {
+        let options = postgres::fresh(postgres::cluster()?);
+        Some(Self { options, ..Self::of("database") })
     }
 
     pub(crate) fn backend(&self) -> Arc<dyn StateBackend> {
-        create_state_backend(self.backend, &BackendOptions::new().base_path(self.folder.path())).unwrap()
+        create_state_backend(self.backend, &self.options).unwrap()
     }
 
     pub(crate) async fn open(&self) -> Coordinator {
@@ -39,6 +70,28 @@ macro_rules! on_every_backend {
         on_every_backend!(@ memory "memory": $($case),+);
         on_every_backend!(@ file "file": $($case),+);
         on_every_backend!(@ sqlite "database": $($case),+);
+        #[cfg(feature = "postgres")]
+        mod postgres {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    if let Some(store) = super::support::Store::on_postgres() {
+                        super::$case(store).await;
+                    }
+                }
+            )+
+        }
+        #[cfg(feature = "libsql")]
+        mod libsql {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    if let Some(store) = super::support::Store::on_libsql() {
+                        super::$case(store).await;
+                    }
+                }
+            )+
+        }
     };
     (@ $module:ident $name:literal: $($case:ident),+) => {
         mod $module {
@@ -57,6 +110,8 @@ macro_rules! on_every_backend {
 pub(crate) enum Lie {
     /// It is applied, and the answer is lost.
     AnswerLost,
+    /// It is applied, and the answer waits at the gate.
+    AnswerLate,
     /// It is not applied, and nobody knows.
     NeverArrived,
     /// It is refused by storage: nothing happened.
@@ -165,6 +220,11 @@ impl StateBackend for LyingBackend {
                 Some(Lie::AnswerLost) => {
                     self.inner.commit(batch).await?;
                     Err(StoreError::unknown(StoreErrorKind::Unavailable, "the answer was lost"))
+                }
+                Some(Lie::AnswerLate) => {
+                    let answer = self.inner.commit(batch).await;
+                    self.gate.acquire().await.unwrap().forget();
+                    answer
                 }
                 Some(Lie::NeverArrived) => Err(StoreError::unknown(StoreErrorKind::Unavailable, "no answer")),
                 Some(Lie::Full) => Err(StoreError::not_applied(StoreErrorKind::Full, "no space left")),

@@ -4,9 +4,13 @@ mod bare_locks;
 mod database;
 mod journal;
 mod mutexed;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod raw_loop;
 
 pub(crate) use bare_locks::BareLocks;
 pub(crate) use journal::RawJournal;
 pub(crate) use mutexed::Mutexed;
+#[cfg(feature = "postgres")]
+pub(crate) use postgres::{RawPostgres, schema_of};
 pub(crate) use raw_loop::{RawLoop, Rows};

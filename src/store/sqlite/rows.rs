@@ -1,13 +1,11 @@
 //! The stored shape of values: how they become columns, and how columns become values again or are refused by name.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Row, ToSql};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::error::{corrupt, sql_error};
@@ -15,6 +13,8 @@ use crate::model::{
     FencingToken, Fingerprint, List, Metadata, NodeState, NodeStatus, ProcessInfo, RawJson, RunHeader, RunStatus, Version, time,
 };
 use crate::store::StoreError;
+use crate::store::columns::read_fingerprint;
+pub(super) use crate::store::columns::{At, fingerprint_text, metadata_text};
 
 /// A number of 64 bits without sign as SQLite keeps it exactly: an integer where it fits, else decimal text.
 #[derive(Debug, Clone, Copy)]
@@ -29,41 +29,6 @@ impl ToSql for Number {
 /// A counter of ours; it never reaches 63 bits.
 pub(super) fn counter(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// Where a value lies, for errors; it is put into words only when there is one.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct At<'a> {
-    table: &'static str,
-    run: Option<&'a str>,
-    node: Option<&'a str>,
-}
-
-impl<'a> At<'a> {
-    pub(super) fn table(table: &'static str) -> Self {
-        Self { table, run: None, node: None }
-    }
-
-    pub(super) fn run(self, run: &'a (impl AsRef<str> + ?Sized)) -> Self {
-        Self { run: Some(run.as_ref()), ..self }
-    }
-
-    pub(super) fn node(self, node: &'a (impl AsRef<str> + ?Sized)) -> Self {
-        Self { node: Some(node.as_ref()), ..self }
-    }
-}
-
-impl fmt::Display for At<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "table {}", self.table)?;
-        if let Some(run) = self.run {
-            write!(f, ", run {run:?}")?;
-        }
-        if let Some(node) = self.node {
-            write!(f, ", node {node:?}")?;
-        }
-        Ok(())
-    }
 }
 
 /// A stamp as it is stored: fixed width, no allocation.
@@ -108,39 +73,9 @@ impl ToSql for Stamp {
     }
 }
 
-pub(super) fn metadata_text(metadata: &Metadata) -> Option<RawJson> {
-    (!metadata.is_empty()).then(|| metadata.to_raw())
-}
-
 /// A list as JSON text; none for an empty one.
-pub(super) fn list_text<T: Serialize>(list: &List<T>) -> rusqlite::Result<Option<String>> {
-    let text = (!list.is_empty()).then(|| serde_json::to_string(list)).transpose();
-    text.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
-}
-
-/// A fingerprint of plain text is stored as that text, so that people can search for it; what would be mistaken for JSON, or is not spelt as
-/// we spell it, is stored as JSON.
-pub(super) fn fingerprint_text(print: &Fingerprint) -> Cow<'_, str> {
-    let raw = print.as_raw();
-    let plain = raw.as_str().strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    if let Some(plain) =
-        plain.filter(|text| !text.starts_with('{') && text.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'\\' && b != b'"'))
-    {
-        return Cow::Borrowed(plain);
-    }
-    match raw.as_text() {
-        Some(text) if !text.starts_with(['"', '{']) && !text.contains(char::is_control) && RawJson::string(&text) == *raw => {
-            Cow::Owned(text)
-        }
-        _ => Cow::Borrowed(raw.as_str()),
-    }
-}
-
-fn read_fingerprint(text: &str) -> Result<Fingerprint, String> {
-    if text.starts_with(['"', '{']) {
-        return RawJson::parse(text).and_then(Fingerprint::from_raw).map_err(|error| error.to_string());
-    }
-    Ok(Fingerprint::text(text))
+pub(super) fn list_text<T: serde::Serialize>(list: &List<T>) -> rusqlite::Result<Option<String>> {
+    crate::store::columns::list_text(list).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }
 
 /// A row that is being read, with the place that errors name.
@@ -349,16 +284,5 @@ mod tests {
     fn stamps_beyond_the_calendar_become_its_ends() {
         assert_eq!(Stamp::of(DateTime::<Utc>::MAX_UTC).as_str(), "9999-12-31T23:59:59.999999Z");
         assert_eq!(Stamp::of(DateTime::<Utc>::MIN_UTC).as_str(), "0001-01-01T00:00:00.000000Z");
-    }
-
-    #[test]
-    fn fingerprints_keep_their_text() {
-        for raw in
-            [r#""abc""#, r#""""#, r#""{x""#, r#""\u00e9""#, r#""é""#, r#""\u0000""#, r#"{"content_hash":"x"}"#, r#""\"q\"""#]
-        {
-            let print = Fingerprint::from_raw(RawJson::parse(raw).unwrap()).unwrap();
-            assert_eq!(read_fingerprint(&fingerprint_text(&print)).unwrap(), print, "{raw}");
-        }
-        assert_eq!(fingerprint_text(&Fingerprint::text("abc123")), "abc123");
     }
 }

@@ -1,0 +1,129 @@
+//! Keeping others out of a database while its state is moved: a lease on a key that every opening looks at.
+//!
+//! Whoever opens a database shows itself first and looks for this lease then; whoever moves the state takes the lease first and looks for others
+//! then. So of two that meet at least one sees the other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use super::migrate::commit;
+use super::{ProjectError, ProjectErrorKind};
+use crate::model::{
+    Batch, Clock, Entry, FencingToken, LeaseKey, LeaseMutation, LeaseOwner, Outcome, ProcessInfo, Refusal, RunId, SystemClock,
+};
+use crate::store::{LeaseStore, MIGRATION, StateBackend, StoreError};
+
+/// How long others are kept out after the mover died.
+const TTL: Duration = Duration::from_secs(30);
+
+/// The lease, renewed until it is released or dropped.
+#[derive(Debug)]
+pub(super) struct Exclusive {
+    backend: Arc<dyn StateBackend>,
+    key: LeaseKey,
+    token: FencingToken,
+    lost: Arc<AtomicBool>,
+    renewing: JoinHandle<()>,
+}
+
+impl Exclusive {
+    /// Takes the lease; `None` where one process alone can open the state, so that nobody has to be kept out.
+    pub(super) async fn take(backend: &Arc<dyn StateBackend>) -> Result<Option<Self>, ProjectError> {
+        if !backend.is_shared() || !matches!(backend.lease_store(), LeaseStore::Rows) {
+            return Ok(None);
+        }
+        let key = LeaseKey::run(RunId::new(MIGRATION).map_err(|error| ProjectError::input(error.to_string()))?);
+        let at = SystemClock.now();
+        let process = backend.process().unwrap_or_else(|| ProcessInfo::current(at));
+        let grant = LeaseMutation::Grant {
+            key: key.clone(),
+            owner: LeaseOwner { process, name: "migrate-state".into() },
+            purpose: Some("the state is being moved".into()),
+            at,
+            ttl_ms: millis(TTL),
+        };
+        let token = match change(backend, grant).await? {
+            Ok(Some(token)) => token,
+            Ok(None) => {
+                return Err(StoreError::unsupported(backend.name(), "locks that other processes see").into());
+            }
+            Err(Refusal::LeaseHeld { holder }) => {
+                let message = format!(
+                    "{}: another move is under way, by {}; wait for its end (if it died, until {})",
+                    backend.location(),
+                    holder.owner,
+                    holder.until.format("%H:%M:%S UTC")
+                );
+                return Err(ProjectError::new(ProjectErrorKind::Conflict, message));
+            }
+            Err(refusal) => return Err(refusal.into()),
+        };
+        let lost = Arc::new(AtomicBool::new(false));
+        let renewing = tokio::spawn(renew(Arc::clone(backend), key.clone(), token, Arc::clone(&lost)));
+        Ok(Some(Self { backend: Arc::clone(backend), key, token, lost, renewing }))
+    }
+
+    /// An error if others may have come in.
+    pub(super) fn still_held(&self) -> Result<(), ProjectError> {
+        if !self.lost.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let message = format!(
+            "{}: the lock that keeps others out was lost in the middle of the move; the settings were not switched, start again",
+            self.backend.location()
+        );
+        Err(ProjectError::new(ProjectErrorKind::Conflict, message))
+    }
+
+    /// Lets others in again.
+    pub(super) async fn release(self) {
+        self.renewing.abort();
+        let release = LeaseMutation::Release { key: self.key.clone(), token: self.token };
+        // If this fails it ends by its expiry.
+        if let Err(error) = change(&self.backend, release).await {
+            tracing::warn!(%error, "the lock of the move was not given back; it ends by itself");
+        }
+    }
+}
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        self.renewing.abort();
+    }
+}
+
+async fn renew(backend: Arc<dyn StateBackend>, key: LeaseKey, token: FencingToken, lost: Arc<AtomicBool>) {
+    let mut failures = 0;
+    loop {
+        tokio::time::sleep(TTL / 6).await;
+        let renewal = LeaseMutation::Renew { key: key.clone(), token, at: SystemClock.now(), ttl_ms: millis(TTL) };
+        match change(&backend, renewal).await {
+            Ok(Ok(_)) => failures = 0,
+            Err(_) if failures < 3 => failures += 1,
+            Ok(Err(_)) | Err(_) => {
+                lost.store(true, Ordering::Release);
+                return;
+            }
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn change(
+    backend: &Arc<dyn StateBackend>,
+    lease: LeaseMutation,
+) -> Result<Result<Option<FencingToken>, Refusal>, ProjectError> {
+    let batch = Batch::new(vec![Entry { leases: vec![lease], ..Entry::default() }]);
+    let outcome = commit(&**backend, batch).await?.into_iter().next();
+    Ok(match outcome {
+        Some(Outcome::Applied(receipt)) => Ok(receipt.grants.first().map(|grant| grant.token)),
+        Some(Outcome::Refused(refusal)) => Err(refusal),
+        None => Ok(None),
+    })
+}

@@ -1,0 +1,167 @@
+//! Where a state is moved from, and where to.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{ProjectError, Secret, Settings};
+use crate::store::{OpenReport, StateBackend, create_state_backend};
+
+/// The backends that settings name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Home {
+    /// `run_state.json`.
+    File,
+    /// `state.db`, or the remote database of `database_url`.
+    Database,
+}
+
+impl Home {
+    /// Its name in the settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Database => "database",
+        }
+    }
+
+    /// Where a project that moves here comes from, unless it is told.
+    pub fn other(self) -> Self {
+        match self {
+            Self::File => Self::Database,
+            Self::Database => Self::File,
+        }
+    }
+}
+
+/// Where the state that moves is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Origin {
+    /// A backend as the settings describe it.
+    Home(Home),
+    /// `state.db` in the state's folder, also where the settings name a remote database.
+    Sqlite,
+    /// Another database. The URL may hold a secret: it is never printed.
+    Url(Secret),
+}
+
+impl Origin {
+    /// Reads `file`, `database`, `sqlite`, or a URL.
+    ///
+    /// # Errors
+    /// [`ProjectErrorKind::Input`](super::ProjectErrorKind::Input) if it is none of them; the text is not repeated, it may hold a secret.
+    pub fn parse(text: &str) -> Result<Self, ProjectError> {
+        match text {
+            "file" => Ok(Self::Home(Home::File)),
+            "database" => Ok(Self::Home(Home::Database)),
+            "sqlite" => Ok(Self::Sqlite),
+            url if url.contains("://") => Ok(Self::Url(Secret::new(url))),
+            _ => Err(ProjectError::input(
+                "the place to move from is not known; known are `file`, `database` (what the settings name), `sqlite` (state.db) and a URL",
+            )),
+        }
+    }
+
+    /// What the settings have to say for it to be used again.
+    pub(super) fn settings_lines(&self) -> Vec<String> {
+        match self {
+            Self::Home(home) => vec![format!("state_backend: {}", home.name())],
+            Self::Sqlite => vec!["state_backend: database".to_owned(), "(and no database_url)".to_owned()],
+            Self::Url(_) => vec!["state_backend: database".to_owned(), "database_url: (the one that was moved from)".to_owned()],
+        }
+    }
+
+    fn backend(&self, settings: &Settings, read_only: bool) -> Result<Arc<dyn StateBackend>, ProjectError> {
+        let made = match self {
+            Self::Home(home) => return settings.named_backend(home.name(), read_only),
+            Self::Sqlite => create_state_backend("database", &settings.local_options(read_only)),
+            Self::Url(url) => create_state_backend("database", &settings.local_options(read_only).database_url(url.expose())),
+        };
+        Ok(made?)
+    }
+
+    /// Opens for reading; `None` if there is nothing yet.
+    pub(super) async fn open_existing(
+        &self,
+        settings: &Settings,
+        notices: &mut Vec<String>,
+    ) -> Result<Option<Arc<dyn StateBackend>>, ProjectError> {
+        if let Self::Home(home) = self {
+            let found = settings.open_existing_named(home.name()).await?;
+            return Ok(found.map(|(backend, report)| {
+                notices.extend(report.notices);
+                backend
+            }));
+        }
+        let backend = self.backend(settings, true)?;
+        match backend.initialize().await.map_err(ProjectError::from) {
+            Ok(report) => {
+                notices.extend(report.notices);
+                Ok(Some(backend))
+            }
+            Err(error) if error.is_no_state() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) async fn open_writable(
+        &self,
+        settings: &Settings,
+        notices: &mut Vec<String>,
+    ) -> Result<Arc<dyn StateBackend>, ProjectError> {
+        let backend = self.backend(settings, false)?;
+        let OpenReport { notices: told, .. } = backend.initialize().await?;
+        notices.extend(told);
+        Ok(backend)
+    }
+
+    /// Opens a second time, for reading.
+    pub(super) async fn open_reader(&self, settings: &Settings) -> Result<Arc<dyn StateBackend>, ProjectError> {
+        let backend = self.backend(settings, true)?;
+        backend.initialize().await?;
+        Ok(backend)
+    }
+}
+
+impl From<Home> for Origin {
+    fn from(home: Home) -> Self {
+        Self::Home(home)
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Home(home) => home.name(),
+            Self::Sqlite => "sqlite",
+            Self::Url(_) => "remote database",
+        })
+    }
+}
+
+/// A move of a project's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Move {
+    /// Where from.
+    pub from: Origin,
+    /// Where to: what the settings will name.
+    pub to: Home,
+}
+
+impl Move {
+    /// A move between two places.
+    pub fn new(from: impl Into<Origin>, to: Home) -> Self {
+        Self { from: from.into(), to }
+    }
+}
+
+/// From the file to the database, or back.
+impl From<Home> for Move {
+    fn from(to: Home) -> Self {
+        Self::new(to.other(), to)
+    }
+}

@@ -1,0 +1,241 @@
+//! One request to the server: encrypted or not, with a deadline, and with a clear word about what its failure means.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+
+use super::fault::{Class, Fault, short};
+use super::hrana::{Batch, BatchResult, Pipeline, read_answer};
+use super::url::Target;
+use crate::store::{StoreError, StoreErrorKind};
+
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// How long a request may take in all: more than the 5 s after which the server ends a transaction by itself.
+const TOTAL: Duration = Duration::from_secs(10);
+
+/// Answers are read up to here; the server's own limit is about a third of it.
+const MAX_ANSWER: usize = 32 * 1024 * 1024;
+
+/// Idle connections are given up before proxies and servers usually do.
+const IDLE: Duration = Duration::from_secs(20);
+
+type Http = legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// A client of one server. Its connections are its own.
+pub(super) struct Client {
+    http: Http,
+    uri: Uri,
+    authorization: Option<HeaderValue>,
+    place: String,
+    tried: String,
+    /// The newest state of the primary that an answer told of; replicas are asked to have reached it.
+    replication: AtomicU64,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client; nothing is connected yet.
+    pub(super) fn new(target: &Target) -> Result<Self, StoreError> {
+        let place = target.location();
+        let fail = |why: &dyn fmt::Display| StoreError::not_applied(StoreErrorKind::Input, format!("{place}: {why}"));
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT));
+        tcp.set_keepalive(Some(IDLE));
+        let tls = tls_config(target.ca_file.as_deref())?;
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls);
+        let connector = if target.tls { connector.https_only() } else { connector.https_or_http() };
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE)
+            .pool_timer(TokioTimer::new())
+            .build(connector.enable_http1().wrap_connector(tcp));
+        let scheme = if target.tls { "https" } else { "http" };
+        let uri = Uri::builder()
+            .scheme(scheme)
+            .authority(target.authority())
+            .path_and_query("/v3/pipeline")
+            .build()
+            .map_err(|error| fail(&error))?;
+        let authorization = target
+            .token
+            .as_ref()
+            .map(|token| {
+                let mut value = HeaderValue::try_from(format!("Bearer {}", token.reveal()))
+                    .map_err(|_| fail(&"the token holds characters that no token has"))?;
+                value.set_sensitive(true);
+                Ok::<_, StoreError>(value)
+            })
+            .transpose()?;
+        let tried = format!("{}:{}", target.host, target.port);
+        Ok(Self { http, uri, authorization, place, tried, replication: AtomicU64::new(0) })
+    }
+
+    /// The server, for people.
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// The newest state of the primary that is known, for reads; none if the server tells none.
+    pub(super) fn replication(&self) -> Option<u64> {
+        Some(self.replication.load(Ordering::Relaxed)).filter(|index| *index > 0)
+    }
+
+    /// Sends one batch in one request, and reads the answer.
+    pub(super) async fn send(&self, batch: &Batch<'_>) -> Result<BatchResult, Fault> {
+        let body = serde_json::to_vec(&Pipeline(batch)).map_err(|error| Fault::new(Class::Refused, error))?;
+        let request = self.request(Bytes::from(body))?;
+        let Ok(answer) = tokio::time::timeout(TOTAL, self.exchange(request)).await else {
+            return Err(Fault::new(Class::Lost, format_args!("no answer from {} within {} s", self.tried, TOTAL.as_secs())));
+        };
+        let body = answer?;
+        let result = match read_answer(&body) {
+            Ok(Ok(result)) => result,
+            // The batch as a whole failed. Parts of it may have run: only where the server did not take it at all is that certain.
+            Ok(Err(error)) => {
+                let fault = Fault::of_statement(&error);
+                let certain =
+                    matches!(error.code(), "SQL_PARSE_ERROR" | "SQL_INPUT_ERROR" | "ARGS_INVALID" | "RESPONSE_TOO_LARGE")
+                        || matches!(fault.class, Class::NoAccess | Class::ReadOnly);
+                return Err(if certain || !batch.writes { fault } else { lost(&fault, &error.message) });
+            }
+            Err(why) => return Err(Fault::new(Class::Lost, format_args!("its answer cannot be read: {}", short(&why)))),
+        };
+        if let Some(index) = result.replication_index {
+            self.replication.fetch_max(index.0, Ordering::Relaxed);
+        }
+        Ok(result)
+    }
+
+    fn request(&self, body: Bytes) -> Result<Request<Full<Bytes>>, Fault> {
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(self.uri.clone())
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .body(Full::new(body))
+            .map_err(|error| Fault::new(Class::Refused, error))?;
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
+        Ok(request)
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Bytes, Fault> {
+        let response = self.http.request(request).await.map_err(|error| self.not_exchanged(&error))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map(http_body_util::Collected::to_bytes);
+        if status == StatusCode::OK {
+            return body
+                .map_err(|error| Fault::new(Class::Lost, format_args!("its answer broke off: {}", short(&error.to_string()))));
+        }
+        // Whatever it says beside the status is a hint for people only.
+        let says = body.map(|body| short(String::from_utf8_lossy(&body).trim())).unwrap_or_default();
+        Err(refused(status, &says))
+    }
+
+    fn not_exchanged(&self, error: &legacy::Error) -> Fault {
+        let causes = causes(error);
+        if !error.is_connect() {
+            return Fault::new(Class::Lost, format_args!("the connection to {} broke off: {causes}", self.tried));
+        }
+        let class = if is_untrusted(error) { Class::Untrusted } else { Class::NotSent };
+        Fault::new(
+            class,
+            format_args!("could not connect to {} (given up after {} s at most): {causes}", self.tried, CONNECT.as_secs()),
+        )
+    }
+}
+
+fn lost(fault: &Fault, message: &str) -> Fault {
+    let class = if fault.class == Class::Busy { Class::AtCommit } else { Class::Lost };
+    Fault::new(class, format_args!("the batch failed: {}", short(message)))
+}
+
+/// What a status other than 200 means.
+fn refused(status: StatusCode, says: &str) -> Fault {
+    let class = match status.as_u16() {
+        401 => Class::NoAccess,
+        403 => Class::ReadOnly,
+        413 => Class::TooLarge,
+        429 => Class::Busy,
+        // The server turned it away before it looked at the statements.
+        300..=399 | 400 | 402 | 404..=407 | 410..=428 | 431..=499 => Class::Refused,
+        _ => Class::Lost,
+    };
+    let says = if says.is_empty() { String::new() } else { format!(": {says}") };
+    Fault::new(class, format_args!("it answers {status}{says}"))
+}
+
+/// The error and all that caused it, in one line.
+fn causes(error: &(dyn StdError + 'static)) -> String {
+    let mut line = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !line.ends_with(&text) {
+            if !line.is_empty() {
+                line.push_str(": ");
+            }
+            line.push_str(&text);
+        }
+        next = error.source();
+    }
+    short(&line)
+}
+
+/// Whether the encryption failed, and not the way to the server.
+fn is_untrusted(error: &(dyn StdError + 'static)) -> bool {
+    if error.is::<rustls::Error>() {
+        return true;
+    }
+    // An error of the system tells what it wraps by another way than what caused it.
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    wrapped.is_some_and(|wrapped| is_untrusted(wrapped)) || error.source().is_some_and(is_untrusted)
+}
+
+/// How servers are trusted: by the public authorities, or by those of a file.
+fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, StoreError> {
+    // A provider of our own: the process-wide default belongs to the embedder.
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let bad = |why: &dyn fmt::Display| StoreError::not_applied(StoreErrorKind::Input, format!("setting up TLS: {why}"));
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(|error| bad(&error))?;
+    let Some(path) = ca_file else {
+        use hyper_rustls::ConfigBuilderExt;
+        return Ok(builder.with_webpki_roots().with_no_client_auth());
+    };
+    let bad = |why: &dyn fmt::Display| {
+        StoreError::not_applied(StoreErrorKind::Input, format!("database_ca_file {}: {why}; name a PEM file", path.display()))
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| bad(&error))? {
+        let certificate = certificate.map_err(|error| bad(&error))?;
+        roots.add(certificate).map_err(|error| bad(&error))?;
+    }
+    if roots.is_empty() {
+        return Err(bad(&"it holds no certificate"));
+    }
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}

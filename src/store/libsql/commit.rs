@@ -1,0 +1,435 @@
+//! Commits batches: decides here, checks and writes there, in one request while nobody else writes the same rows.
+//!
+//! ```text
+//! assume what is known ──► decide ──► one conditional request ──► applied
+//!        ▲                    │                  ├─ a check failed, or something would be refused: read from the primary, decide again
+//!        └── read ◄───────────┴──────────────────┤
+//!                                                ├─ the id is there already: its row has the answer
+//!                                                └─ no answer: unknown; the same id is sent until it is settled
+//! ```
+//!
+//! All requests for one batch carry its id, also when it was decided anew. Whatever became of a request whose answer was lost, a delayed or doubled one
+//! included: at most one request with that id is ever applied, and the row of the id says which answers go with it. So nothing is ever looked up and
+//! passed over.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
+
+use super::answer::{Before, Kept};
+use super::cache::Cache;
+use super::client::Client;
+use super::facts::{self, Facts};
+use super::fault::{Class, Fault, corrupt};
+use super::hrana::{Batch as Steps, Stmt};
+use super::read::{self, nth};
+use super::rows::Table;
+use super::send::{self, Ask, PATIENCE, pause};
+use super::write::{self, Request};
+use crate::model::{
+    Batch, BatchAnswer, BatchId, LeaseKey, LeaseMutation, LeaseOwner, Outcome, Refusal, RunId, RunState, Version,
+};
+use crate::store::decide::{Decision, OwnRuns, decide};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// How often a batch is decided anew because others were faster.
+const ROUNDS: u32 = 16;
+
+/// How often a request is sent whose answer was lost, before the caller is told that the outcome is unknown.
+const SENT: u32 = 2;
+
+/// How long answers stay that were told: longer than any copy of a request may still be on its way.
+const TOLD_FOR: Duration = Duration::from_secs(120);
+
+/// Told answers that are removed together.
+const TOLD_AT_ONCE: usize = 512;
+
+/// Commits between two looks for what dead openings left.
+const SWEEP_EVERY: u64 = 4096;
+
+/// An unknown outcome that is older than this cannot be settled any more: other openings may have removed its row.
+const SETTLED_WITHIN: Duration = Duration::from_secs(12 * 3600);
+
+/// Counters that are older than this are read anew: a run's beginning is told apart from an earlier run of its name by them and by tombstones, which
+/// stay for a day.
+const COUNTERS_FOR: Duration = Duration::from_secs(3600);
+
+/// Keys that somebody else held when they were asked for last, at most.
+const CONTESTED: usize = 10_000;
+
+/// What the commits of one opening share.
+#[derive(Debug)]
+pub(super) struct Committer {
+    client: Arc<Client>,
+    own: OwnRuns,
+    pub(super) cache: Cache,
+    pub(super) follow: Follow,
+    nobody: LeaseOwner,
+    /// One at a time: the server has one place for a writer.
+    turn: Mutex<Memory>,
+}
+
+/// What is remembered between two commits.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Commit sequence and fencing token that were given out last, as far as is known, and since when.
+    counters: Option<(u64, u64, Instant)>,
+    /// Batches of which a request was sent and not answered.
+    unsettled: HashMap<BatchId, Instant>,
+    told: VecDeque<(BatchId, Instant)>,
+    commits: u64,
+    contested: HashSet<LeaseKey>,
+}
+
+/// Notices the commits of others.
+#[derive(Debug, Default)]
+pub(super) struct Follow {
+    /// The commit sequence up to which everything was made here, or was told.
+    known: AtomicU64,
+    /// Grows when a commit begins and when it ends: odd while one is on its way.
+    moves: AtomicU64,
+    foreign: AtomicBool,
+    news: Notify,
+}
+
+impl Follow {
+    /// Everything up to here is known; `others`: and some of it was not made here.
+    fn advance(&self, seq: u64, others: bool) {
+        self.known.fetch_max(seq, Ordering::SeqCst);
+        if others {
+            self.foreign.store(true, Ordering::SeqCst);
+            self.news.notify_one();
+        }
+    }
+
+    /// Waits until others may have committed; asks the server as often as `every` says.
+    pub(super) async fn others(&self, client: &Client, every: Duration) -> Result<(), StoreError> {
+        loop {
+            if self.foreign.swap(false, Ordering::SeqCst) {
+                return Ok(());
+            }
+            tokio::select! {
+                () = self.news.notified() => continue,
+                () = tokio::time::sleep(every) => {}
+            }
+            // A commit that is on its way tells by itself whether others were there.
+            let moves = self.moves.load(Ordering::SeqCst);
+            if moves % 2 == 1 {
+                continue;
+            }
+            let seq = read::seq(client).await?;
+            if self.moves.load(Ordering::SeqCst) == moves && seq != self.known.load(Ordering::SeqCst) {
+                // A smaller one, too: somebody brought a backup back.
+                self.known.store(seq, Ordering::SeqCst);
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Says that a commit is on its way, as long as it lives.
+struct OnTheWay<'f>(&'f Follow);
+
+impl<'f> OnTheWay<'f> {
+    fn begin(follow: &'f Follow) -> Self {
+        follow.moves.fetch_add(1, Ordering::SeqCst);
+        Self(follow)
+    }
+}
+
+impl Drop for OnTheWay<'_> {
+    fn drop(&mut self) {
+        self.0.moves.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// What became of one request.
+enum Sent {
+    Applied(Before),
+    /// The id was there: an earlier request of this batch was applied.
+    Known,
+    /// A row that was looked at is another one by now.
+    Outdated,
+    /// Somebody else writes.
+    Busy(Fault),
+    /// Nobody knows.
+    Lost(Fault),
+    /// It will not go better the next time.
+    Failed(Fault),
+}
+
+impl Committer {
+    pub(super) fn new(client: Arc<Client>, nobody: LeaseOwner) -> Self {
+        Self {
+            client,
+            own: OwnRuns::default(),
+            cache: Cache::default(),
+            follow: Follow::default(),
+            nobody,
+            turn: Mutex::default(),
+        }
+    }
+
+    /// Learns how far the counters are.
+    pub(super) async fn begin(&self) -> Result<(), StoreError> {
+        let seq = read::seq(&self.client).await?;
+        self.follow.known.store(seq, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Waits until no commit is on its way.
+    pub(super) async fn settle(&self) {
+        drop(self.turn.lock().await);
+    }
+
+    /// Commits a batch.
+    pub(super) async fn commit(&self, batch: &Batch) -> Result<BatchAnswer, StoreError> {
+        let mut memory = self.turn.lock().await;
+        let _on_the_way = OnTheWay::begin(&self.follow);
+        if memory.unsettled.get(&batch.id).is_some_and(|since| since.elapsed() > SETTLED_WITHIN) {
+            return Err(StoreError::unknown(
+                StoreErrorKind::Poisoned,
+                format!("{}: a batch was without an answer for too long to be settled; open the state anew", self.client.place()),
+            ));
+        }
+        let answer = self.attempts(&mut memory, batch).await;
+        match &answer {
+            Ok(answer) => {
+                memory.unsettled.remove(&batch.id);
+                memory.told.push_back((batch.id, Instant::now()));
+                Self::contested(&mut memory, batch, answer);
+            }
+            Err(error) if error.is_unknown_outcome() => {
+                memory.unsettled.entry(batch.id).or_insert_with(Instant::now);
+            }
+            Err(_) => {}
+        }
+        answer
+    }
+
+    async fn attempts(&self, memory: &mut Memory, batch: &Batch) -> Result<BatchAnswer, StoreError> {
+        let began = Instant::now();
+        let mut doubtful = memory.unsettled.contains_key(&batch.id);
+        // An earlier failure does not become certain by a later one.
+        let fail = |doubtful: bool, fault: Fault| {
+            let error = fault.into_error(self.client.place());
+            if doubtful && !error.is_unknown_outcome() { error.into_unknown() } else { error }
+        };
+        let mut sent = doubtful;
+        let (mut rounds, mut lost, mut waits) = (0_u32, 0_u32, 0_u32);
+        let mut facts = self.assume(memory, batch);
+        loop {
+            let read = match facts.take() {
+                Some(facts) => facts,
+                None => match facts::read(&self.client, batch, &self.own).await {
+                    Ok(read) => {
+                        memory.counters = Some((read.before.seq, read.before.token, Instant::now()));
+                        read
+                    }
+                    Err(error) if doubtful => return Err(error.into_unknown()),
+                    Err(error) => return Err(error),
+                },
+            };
+            let Facts { rows, before, read, known } = read;
+            if known {
+                return self.known(memory, batch).await;
+            }
+            let decision = decide(batch, rows)?;
+            let applied = decision.answer.outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Applied(_))).count();
+            if !read && applied < batch.entries.len() {
+                continue;
+            }
+            if applied == 0 && !sent {
+                return Ok(decision.answer);
+            }
+            let request = self.request(memory, batch, &decision, &before)?;
+            sent = true;
+            match self.send(&request).await {
+                Sent::Applied(there) => return self.applied(memory, batch, decision, &before, &there),
+                Sent::Known => return self.known(memory, batch).await,
+                Sent::Outdated if rounds < ROUNDS => {
+                    rounds = rounds.saturating_add(1);
+                    if rounds > 1 {
+                        pause(rounds).await;
+                    }
+                }
+                Sent::Outdated => {
+                    let fault = Fault::new(Class::Busy, "others change the same rows faster than they can be read");
+                    return Err(fail(doubtful, fault));
+                }
+                Sent::Busy(_) if began.elapsed() < PATIENCE => {
+                    waits = waits.saturating_add(1);
+                    pause(waits).await;
+                }
+                Sent::Lost(fault) => {
+                    doubtful = true;
+                    lost = lost.saturating_add(1);
+                    if lost >= SENT || began.elapsed() >= PATIENCE {
+                        return Err(fail(true, fault));
+                    }
+                    pause(lost).await;
+                }
+                Sent::Busy(fault) | Sent::Failed(fault) => return Err(fail(doubtful, fault)),
+            }
+            // After a lost answer the same is taken for granted as before; after a failed check it is read.
+            if rounds == 0 {
+                facts = self.assume(memory, batch);
+            }
+        }
+    }
+
+    fn assume(&self, memory: &Memory, batch: &Batch) -> Option<Facts> {
+        let (seq, token, since) = memory.counters?;
+        if since.elapsed() > COUNTERS_FOR {
+            return None;
+        }
+        let wanted = |lease: &LeaseMutation| matches!(lease, LeaseMutation::Grant { key, .. } if memory.contested.contains(key));
+        if batch.entries.iter().flat_map(|entry| &entry.leases).any(wanted) {
+            return None;
+        }
+        facts::assume(batch, &self.cache, &self.own, (seq, token), &self.nobody)
+    }
+
+    fn request(&self, memory: &mut Memory, batch: &Batch, decision: &Decision, before: &Before) -> Result<Request, StoreError> {
+        let failed = |error: serde_json::Error| corrupt(self.client.place(), format_args!("a value cannot be written: {error}"));
+        let mut request = write::request(batch, decision, before).map_err(failed)?;
+        let over = memory.told.iter().take_while(|(_, at)| at.elapsed() > TOLD_FOR).count();
+        let mut told = Vec::new();
+        if over >= TOLD_AT_ONCE {
+            // Taken out of the list although the transaction may still fail: then their age removes them.
+            told.extend(memory.told.drain(..over).map(|(id, _)| id.to_string()));
+        }
+        memory.commits = memory.commits.wrapping_add(1);
+        write::sweep(&mut request, &told, memory.commits.is_multiple_of(SWEEP_EVERY)).map_err(failed)?;
+        Ok(request)
+    }
+
+    async fn send(&self, request: &Request) -> Sent {
+        let steps = Steps { exclusive: true, writes: true, statements: &request.statements, replication_index: None };
+        let failed = match send::once(&self.client, &steps).await {
+            Ok(mut result) => {
+                let row = Table::new(result.take(Steps::step_of(0)), "batches");
+                return match there(&row) {
+                    Ok(there) => Sent::Applied(there),
+                    // It is applied: the row is there to be read.
+                    Err(_) => Sent::Known,
+                };
+            }
+            Err(failed) => failed,
+        };
+        match (failed.statement, failed.fault.class) {
+            (Some(0), _) if failed.is_duplicate => Sent::Known,
+            (Some(index), Class::Refused) if request.is_check(index) => Sent::Outdated,
+            (_, Class::Busy) => Sent::Busy(failed.fault),
+            (_, Class::Lost | Class::AtCommit) => Sent::Lost(failed.fault),
+            _ => Sent::Failed(failed.fault),
+        }
+    }
+
+    /// What was applied becomes known here.
+    fn applied(
+        &self,
+        memory: &mut Memory,
+        batch: &Batch,
+        decision: Decision,
+        assumed: &Before,
+        there: &Before,
+    ) -> Result<BatchAnswer, StoreError> {
+        let kept = Kept::of(&decision.answer, assumed);
+        let answer = kept.told(batch, there)?;
+        self.own.note(&answer);
+        let moved = |last: Option<u64>, assumed: u64| last.unwrap_or(assumed).saturating_sub(assumed);
+        let seq = there.seq + moved(decision.writes.seqs.last(), assumed.seq);
+        let token = there.token + moved(decision.writes.tokens.last(), assumed.token);
+        memory.counters = Some((seq, token, Instant::now()));
+        self.follow.advance(seq, there.seq != self.follow.known.load(Ordering::SeqCst));
+        self.remember(batch, decision, assumed, there);
+        Ok(answer)
+    }
+
+    /// An earlier request was applied: its row says what the answer is.
+    async fn known(&self, memory: &mut Memory, batch: &Batch) -> Result<BatchAnswer, StoreError> {
+        let question = Stmt::ask(
+            "batches",
+            "SELECT seq, token, versions, answers FROM batches WHERE id = ?1",
+            vec![batch.id.to_string().into()],
+        );
+        // Applied it is; only what it came to is still to be learnt.
+        let tables = send::ask(&self.client, Ask::Primary, &[question])
+            .await
+            .map_err(|fault| fault.into_error(self.client.place()).into_unknown())?;
+        let table = nth(&self.client, &tables, 0)?;
+        let row = table.first().ok_or_else(|| {
+            corrupt(
+                format_args!("{}: table batches", self.client.place()),
+                format_args!("the row of batch {} was removed", batch.id),
+            )
+            .into_unknown()
+        })?;
+        let there = there(table)?;
+        let kept: Kept = serde_json::from_str(row.text(3)?).map_err(|error| row.bad(3, error))?;
+        let answer = kept.told(batch, &there)?;
+        self.own.note(&answer);
+        for part in batch.entries.iter().flat_map(|entry| &entry.parts) {
+            self.cache.forget(&part.run);
+        }
+        // How far the tokens went is not known here: they are read before the next ones are given out.
+        memory.counters = None;
+        let others = there.seq != self.follow.known.load(Ordering::SeqCst);
+        self.follow.advance(there.seq + kept.applied(), others);
+        Ok(answer)
+    }
+
+    /// Keeps the runs as they are now, where that is known as a whole.
+    fn remember(&self, batch: &Batch, decision: Decision, assumed: &Before, there: &Before) {
+        for (run, write) in decision.writes.runs {
+            let version = match (assumed.versions.get(&run), &write.head) {
+                (_, None) => None,
+                (Some(assumed), _) if there.versions.get(&run) != Some(assumed) => None,
+                (_, Some(head)) => Some(head.version),
+            };
+            match version.and_then(|version| now(batch, &run, version)) {
+                Some(state) => self.cache.put(state),
+                None => self.cache.forget(&run),
+            }
+        }
+    }
+
+    /// Remembers which leases somebody else holds: those are asked for by reading first.
+    fn contested(memory: &mut Memory, batch: &Batch, answer: &BatchAnswer) {
+        if memory.contested.len() > CONTESTED {
+            memory.contested.clear();
+        }
+        for (entry, outcome) in batch.entries.iter().zip(&answer.outcomes) {
+            let held = matches!(outcome, Outcome::Refused(Refusal::LeaseHeld { .. }));
+            for lease in &entry.leases {
+                if let LeaseMutation::Grant { key, .. } = lease {
+                    if held {
+                        memory.contested.insert(key.clone());
+                    } else {
+                        memory.contested.remove(key);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The run as the last part of it says that it is after the batch.
+fn now(batch: &Batch, run: &RunId, version: Version) -> Option<RunState> {
+    let parts = batch.entries.iter().rev().flat_map(|entry| &entry.parts);
+    let last =
+        parts.into_iter().find(|part| part.run == *run && part.after.as_ref().is_some_and(|after| after.version() == version))?;
+    last.after.clone()
+}
+
+/// The numbers that a batch met, from its row: commit sequence, token, versions of runs.
+fn there(table: &Table) -> Result<Before, StoreError> {
+    let row = table.first().ok_or_else(|| corrupt("table batches", "the row of a batch was not answered"))?;
+    let versions = row.json(2)?;
+    Ok(Before { seq: row.number(0)?, token: row.number(1)?, versions })
+}

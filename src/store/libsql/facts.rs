@@ -1,0 +1,328 @@
+//! The rows that a batch is decided on: taken for granted where this process knows them, else read from the primary.
+//!
+//! What is taken for granted costs no request, because the commit itself checks it; see `write`. A refusal is never built on it: then the rows are read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::answer::Before;
+use super::cache::Cache;
+use super::client::Client;
+use super::fault::{Class, corrupt};
+use super::hrana::{Arg, Stmt};
+use super::lease::{self, column, now_ms, record_columns};
+use super::read::{self, nth};
+use super::rows::{header_columns, node_columns};
+use super::schema;
+use super::send::{self, Ask};
+use crate::model::{
+    Batch, FencingToken, Guard, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord, Mutation, NodeId, NodeState, RunHeader, RunId,
+    RunPart, RunState, Version,
+};
+use crate::store::StoreError;
+use crate::store::decide::{Head, LeaseRow, NodesWanted, Numbers, OfRun, OwnRuns, Rows, Wanted};
+
+/// The rows, and the numbers of the store that they go with.
+pub(super) struct Facts {
+    pub(super) rows: Rows,
+    pub(super) before: Before,
+    /// Whether they were read for this very batch.
+    pub(super) read: bool,
+    /// Whether the row of the batch's id was there when they were read: it was applied.
+    pub(super) known: bool,
+}
+
+fn head_of(state: &RunState, nodes_deleted: Version) -> Head {
+    let header = state.header();
+    Head {
+        version: state.version(),
+        created_version: state.created_version(),
+        header_version: header.version,
+        nodes_deleted,
+        created_at: header.created_at,
+        status: header.status.clone(),
+    }
+}
+
+fn rows(own: &OwnRuns, heads: BTreeMap<RunId, Option<Head>>, leases: Vec<LeaseRow>, seq: u64, token: u64) -> Facts {
+    let own = own.of(heads.keys()).into_iter().collect();
+    let versions =
+        heads.iter().filter_map(|(run, head)| Some((run.clone(), head.as_ref()?.version.0))).collect::<BTreeMap<_, _>>();
+    let rows = Rows {
+        heads,
+        headers: BTreeMap::new(),
+        nodes: BTreeMap::new(),
+        whole: BTreeSet::new(),
+        leases,
+        own,
+        seqs: Numbers::After(seq),
+        tokens: Numbers::After(token),
+    };
+    Facts { rows, before: Before { seq, token, versions }, read: false, known: false }
+}
+
+/// Puts what is wanted of a run that is wholly known among the rows.
+fn fill(rows: &mut Rows, state: &RunState, wanted: &OfRun) {
+    let run = state.id();
+    rows.headers.insert(run.clone(), state.header().clone());
+    let nodes = rows.nodes.entry(run.clone()).or_default();
+    if wanted.all {
+        nodes.extend(state.nodes().map(|(id, _)| (id.clone(), state.node_shared(id.as_str()))));
+        rows.whole.insert(run.clone());
+    }
+    for id in &wanted.nodes {
+        nodes.insert(id.clone(), state.node_shared(id.as_str()));
+    }
+}
+
+/// What this process takes for granted about a batch; `None` if it knows too little.
+pub(super) fn assume(batch: &Batch, cache: &Cache, own: &OwnRuns, numbers: (u64, u64), nobody: &LeaseOwner) -> Option<Facts> {
+    let mut heads: BTreeMap<RunId, Option<Head>> = BTreeMap::new();
+    let mut known: BTreeMap<RunId, RunState> = BTreeMap::new();
+    for part in batch.entries.iter().flat_map(|entry| &entry.parts) {
+        if heads.contains_key(&part.run) {
+            continue;
+        }
+        if part.mutations.first().is_some_and(Mutation::creates_run) {
+            heads.insert(part.run.clone(), None);
+            continue;
+        }
+        // Everything that the run became since the part's base was written here: the part has seen it.
+        if part.base != part.expect && !own.of([&part.run]).first().is_some_and(|(_, own)| own.covers(part.base, part.expect)) {
+            return None;
+        }
+        // When a node was deleted last is not known: the commit checks that it was not since.
+        let head = if let Some(state) = cache.get(&part.run).filter(|state| state.version() == part.expect) {
+            let head = head_of(&state, Version::NONE);
+            known.insert(part.run.clone(), state);
+            head
+        } else {
+            // It brings its result with it, and so nearly all that must be known.
+            let after = part.after.as_ref().filter(|after| after.version() == part.expect.next())?;
+            Head { version: part.expect, ..head_of(after, Version::NONE) }
+        };
+        let head = Some(head);
+        heads.insert(part.run.clone(), head);
+    }
+    let leases = assumed_leases(batch, nobody)?;
+    let mut facts = rows(own, heads, leases, numbers.0, numbers.1);
+    let wanted = NodesWanted::of(batch, &facts.rows.heads, &facts.rows.own);
+    for (run, of_run) in &wanted.0 {
+        fill(&mut facts.rows, known.get(run)?, of_run);
+    }
+    let looks_at_status =
+        |part: &RunPart| part.guards.iter().any(|guard| matches!(guard, Guard::RunStatus(_))) && !known.contains_key(&part.run);
+    if batch.entries.iter().flat_map(|entry| &entry.parts).any(looks_at_status) {
+        return None;
+    }
+    Some(facts)
+}
+
+/// The leases that a batch says it holds, as if it did. One that is asked for is taken to be free.
+fn assumed_leases(batch: &Batch, nobody: &LeaseOwner) -> Option<Vec<LeaseRow>> {
+    let mut held: BTreeMap<&LeaseKey, FencingToken> = BTreeMap::new();
+    for entry in &batch.entries {
+        let fences = entry.fences.iter().map(|fence| Some((&fence.key, fence.token)));
+        let leases = entry.leases.iter().map(|lease| match lease {
+            LeaseMutation::Renew { key, token, .. } | LeaseMutation::Release { key, token } => Some((key, *token)),
+            LeaseMutation::Grant { .. } | LeaseMutation::Force { .. } => None,
+        });
+        if entry.leases.iter().any(|lease| matches!(lease, LeaseMutation::Force { .. })) {
+            return None;
+        }
+        for (key, token) in fences.chain(leases).flatten() {
+            if held.insert(key, token).is_some_and(|other| other != token) {
+                return None;
+            }
+        }
+    }
+    let now = crate::model::time::from_micros(0).unwrap_or_default();
+    let row = |(key, token): (&LeaseKey, FencingToken)| LeaseRow {
+        record: LeaseRecord::new(key.clone(), token, nobody.clone(), None, now, 1),
+        valid: true,
+    };
+    Some(held.into_iter().map(row).collect())
+}
+
+/// Reads everything that a batch may need, in one request where it fits.
+pub(super) async fn read(client: &Client, batch: &Batch, own: &OwnRuns) -> Result<Facts, StoreError> {
+    let wanted = Wanted::of(batch);
+    let mut nodes: BTreeMap<RunId, OfRun> = BTreeMap::new();
+    for part in batch.entries.iter().flat_map(|entry| &entry.parts) {
+        let of_run = nodes.entry(part.run.clone()).or_default();
+        of_run.all |= part.mutations.iter().any(|mutation| matches!(mutation, Mutation::Delete { keep_coverage: true }));
+        of_run.nodes.extend(part.mutations.iter().filter_map(Mutation::node).cloned());
+        of_run.nodes.extend(part.guards.iter().filter_map(Guard::node).cloned());
+    }
+    let whole: BTreeSet<RunId> = nodes.iter().filter(|(_, of_run)| of_run.all).map(|(run, _)| run.clone()).collect();
+    let id = batch.id.to_string();
+    if let Some(facts) = read_rows(client, &id, &wanted, &nodes, &whole, own).await? {
+        return Ok(facts);
+    }
+    // Beyond what fits into one answer: whole runs, page by page.
+    let every = nodes.keys().cloned().collect();
+    read_rows(client, &id, &wanted, &nodes, &every, own).await?.ok_or_else(|| {
+        let fault = super::fault::Fault::new(Class::AnswerTooLarge, "the leases of a batch do not fit into an answer");
+        fault.into_error(client.place())
+    })
+}
+
+/// `None`: the answer is too large. Runs of `whole` are read by themselves, each as of one version.
+async fn read_rows(
+    client: &Client,
+    id: &str,
+    wanted: &Wanted,
+    nodes: &BTreeMap<RunId, OfRun>,
+    whole: &BTreeSet<RunId>,
+    own: &OwnRuns,
+) -> Result<Option<Facts>, StoreError> {
+    let single: Vec<&RunId> = wanted.runs.iter().filter(|run| !whole.contains(*run)).collect();
+    let pairs: Vec<(&RunId, &NodeId)> = nodes
+        .iter()
+        .filter(|(run, _)| !whole.contains(*run))
+        .flat_map(|(run, of_run)| of_run.nodes.iter().map(move |node| (run, node)))
+        .collect();
+    let keys: Vec<(&RunId, &str)> = wanted.leases.keys.iter().map(|key| (&key.run, column(key))).collect();
+    let with_pairs = |columns: &str, table: &'static str| {
+        Stmt::ask(
+            table,
+            format!(
+                "SELECT t.run_id, t.node_id, {columns} FROM json_each(?1) AS w CROSS JOIN {table} AS t \
+                 ON t.run_id = w.value->>0 AND t.node_id = w.value->>1"
+            ),
+            vec![json(&pairs)],
+        )
+    };
+    let questions = [
+        Stmt::ask(
+            "meta",
+            "SELECT (SELECT version FROM seeknal_schema WHERE id = 1), seq, token, \
+             EXISTS (SELECT 1 FROM batches WHERE id = ?1) FROM meta WHERE id = 1",
+            vec![id.into()],
+        ),
+        Stmt::ask(
+            "runs",
+            concat!(
+                "SELECT r.run_id, r.version, r.created_version, r.nodes_deleted_version, ",
+                header_columns!(),
+                " FROM runs AS r WHERE r.run_id IN (SELECT value FROM json_each(?1))"
+            ),
+            vec![json(&single)],
+        ),
+        Stmt::ask(
+            "node_states",
+            concat!(
+                "SELECT n.run_id, n.node_id, ",
+                node_columns!(),
+                " FROM json_each(?1) AS w CROSS JOIN node_states AS n ON n.run_id = w.value->>0 AND n.node_id = w.value->>1"
+            ),
+            vec![json(&pairs)],
+        ),
+        with_pairs("t.start_at, t.end_at", "completed_intervals"),
+        with_pairs("t.partition", "partitions"),
+        Stmt::ask(
+            "locks",
+            concat!(
+                "WITH wanted (run_id, node_id) AS ( \
+                 SELECT l.run_id, l.node_id FROM json_each(?1) AS w CROSS JOIN locks AS l ON l.run_id = w.value->>0 AND l.node_id = w.value->>1 \
+                 UNION SELECT l.run_id, l.node_id FROM json_each(?2) AS w CROSS JOIN locks AS l ON l.run_id = w.value \
+                 UNION SELECT l.run_id, l.node_id FROM json_each(?3) AS w CROSS JOIN locks AS l ON l.token = w.value) SELECT ",
+                record_columns!(),
+                ", l.expires_ms > ",
+                now_ms!(),
+                " FROM wanted CROSS JOIN locks AS l USING (run_id, node_id)"
+            ),
+            vec![json(&keys), json(&wanted.leases.runs), json(&wanted.leases.tokens)],
+        ),
+    ];
+    let tables = match send::ask(client, Ask::Primary, &questions).await {
+        Err(fault) if fault.class == Class::AnswerTooLarge => return Ok(None),
+        answer => answer.map_err(|fault| fault.into_error(client.place()))?,
+    };
+    let counters = nth(client, &tables, 0)?.first().ok_or_else(|| corrupt(client.place(), "table meta has no row"))?;
+    let version = counters.number(0)?;
+    if version != schema::VERSION {
+        return Err(schema::refuse_newer(client.place(), version));
+    }
+    let mut heads: BTreeMap<RunId, Option<Head>> = wanted.runs.iter().map(|run| (run.clone(), None)).collect();
+    let mut headers: BTreeMap<RunId, RunHeader> = BTreeMap::new();
+    for row in nth(client, &tables, 1)?.rows() {
+        let run = row.run_id(0)?;
+        let fields = row.of(&run, None);
+        let header = fields.from(4).header()?;
+        let head = Head {
+            version: fields.version(1)?,
+            created_version: fields.version(2)?,
+            header_version: header.version,
+            nodes_deleted: fields.version(3)?,
+            created_at: header.created_at,
+            status: header.status.clone(),
+        };
+        heads.insert(run.clone(), Some(head));
+        headers.insert(run, header);
+    }
+    let leases = nth(client, &tables, 5)?
+        .rows()
+        .map(|row| Ok(LeaseRow { record: lease::record(row)?, valid: row.number(12)? == 1 }))
+        .collect::<Result<Vec<_>, StoreError>>()?;
+    let mut found: BTreeMap<RunId, BTreeMap<NodeId, Option<Arc<NodeState>>>> = BTreeMap::new();
+    for (run, node) in pairs {
+        found.entry(run.clone()).or_default().insert(node.clone(), None);
+    }
+    collect_nodes(client, &tables, &mut found)?;
+    let mut states = Vec::new();
+    for run in whole {
+        let Some(state) = read::run(client, run).await? else { continue };
+        // What was deleted before is in the state: it is not there.
+        heads.insert(run.clone(), Some(head_of(&state, state.version())));
+        states.push(state);
+    }
+    let (seq, token) = (counters.number(1)?, counters.number(2)?);
+    let mut facts = rows(own, heads, leases, seq, token);
+    facts.read = true;
+    facts.known = counters.number(3)? == 1;
+    facts.rows.headers = headers;
+    facts.rows.nodes = found;
+    for state in &states {
+        if let Some(of_run) = nodes.get(state.id()) {
+            fill(&mut facts.rows, state, of_run);
+        }
+    }
+    Ok(Some(facts))
+}
+
+fn collect_nodes(
+    client: &Client,
+    tables: &[super::rows::Table],
+    found: &mut BTreeMap<RunId, BTreeMap<NodeId, Option<Arc<NodeState>>>>,
+) -> Result<(), StoreError> {
+    let mut states: BTreeMap<(RunId, NodeId), NodeState> = BTreeMap::new();
+    for row in nth(client, tables, 2)?.rows() {
+        let (run, node) = (row.run_id(0)?, row.node_id(1)?);
+        let state = row.of(&run, Some(&node)).from(2).node()?;
+        states.insert((run, node), state);
+    }
+    for row in nth(client, tables, 3)?.rows() {
+        let key = (row.run_id(0)?, row.node_id(1)?);
+        let found = read::interval(row.of(&key.0, Some(&key.1)), 2)?;
+        let state = states.get_mut(&key).ok_or_else(|| row.bad(1, "there is no such node"))?;
+        Arc::make_mut(&mut state.intervals).insert(found);
+    }
+    for row in nth(client, tables, 4)?.rows() {
+        let key = (row.run_id(0)?, row.node_id(1)?);
+        let found = read::partition(row.of(&key.0, Some(&key.1)), 2)?;
+        let state = states.get_mut(&key).ok_or_else(|| row.bad(1, "there is no such node"))?;
+        Arc::make_mut(&mut state.partitions).insert(found);
+    }
+    for ((run, node), state) in states {
+        found.entry(run).or_default().insert(node, Some(Arc::new(state)));
+    }
+    Ok(())
+}
+
+/// A list as an argument. Names and numbers: nothing in them can fail to be written.
+fn json(list: &impl Serialize) -> Arg {
+    Arg::from(serde_json::to_string(list).unwrap_or_default())
+}

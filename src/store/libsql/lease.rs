@@ -1,0 +1,88 @@
+//! Leases as rows. Whether one is over is decided by the server's clock, in the statement that asks.
+
+use super::client::Client;
+use super::hrana::Stmt;
+use super::read::nth;
+use super::rows::Fields;
+use super::send::{self, Ask};
+use crate::model::{FencingToken, LeaseKey, LeaseOwner, LeaseRecord, NodeId, ProcessInfo};
+use crate::store::StoreError;
+
+/// The server's clock in milliseconds since 1970, in SQL.
+macro_rules! now_ms {
+    () => {
+        "CAST(unixepoch('subsec') * 1000 AS INTEGER)"
+    };
+}
+pub(super) use now_ms;
+
+/// The columns of a lease, in the order of [`record`].
+macro_rules! record_columns {
+    () => {
+        "l.run_id, l.node_id, l.token, l.owner, l.owner_host, l.owner_pid, l.owner_process, l.owner_started_at, l.purpose, l.since, \
+         l.until, l.ttl_ms"
+    };
+}
+pub(super) use record_columns;
+
+/// The longest lease, about 292 years: beyond it the sum with the clock would not fit.
+const MAX_TTL_MS: i64 = i64::MAX / 1_000_000;
+
+/// How long a lease lasts, as it is added to the clock.
+pub(super) fn ttl(ms: u64) -> i64 {
+    i64::try_from(ms).map_or(MAX_TTL_MS, |ms| ms.min(MAX_TTL_MS))
+}
+
+/// The `node_id` column of a key: empty for a whole run.
+pub(super) fn column(key: &LeaseKey) -> &str {
+    key.node.as_ref().map_or("", NodeId::as_str)
+}
+
+/// A lease from its row.
+pub(super) fn record(fields: Fields<'_>) -> Result<LeaseRecord, StoreError> {
+    let run = fields.run_id(0)?;
+    let node = match fields.text(1)? {
+        "" => None,
+        _ => Some(fields.node_id(1)?),
+    };
+    let mut process = ProcessInfo::current(fields.stamp(7)?);
+    process.id = fields.text(6)?.into();
+    process.host = fields.text(4)?.into();
+    process.pid = fields.small(5)?;
+    let owner = LeaseOwner { process, name: fields.text(3)?.into() };
+    let purpose = fields.text_or_null(8)?.map(Into::into);
+    let token = FencingToken(fields.number(2)?);
+    let mut record = LeaseRecord::new(LeaseKey { run, node }, token, owner, purpose, fields.stamp(9)?, fields.number(11)?);
+    record.until = fields.stamp(10)?;
+    Ok(record)
+}
+
+/// All leases that are held and not over, in the order in which they were granted.
+pub(super) async fn list(client: &Client) -> Result<Vec<LeaseRecord>, StoreError> {
+    const PAGE: u64 = 10_000;
+    let mut all = Vec::new();
+    let mut after = 0;
+    loop {
+        let question = Stmt::ask(
+            "locks",
+            concat!(
+                "SELECT ",
+                record_columns!(),
+                " FROM locks AS l WHERE l.token > ?1 AND l.expires_ms > ",
+                now_ms!(),
+                " ORDER BY l.token LIMIT ?2"
+            ),
+            vec![after.into(), PAGE.into()],
+        );
+        let tables = send::ask(client, Ask::Latest, &[question]).await.map_err(|fault| fault.into_error(client.place()))?;
+        let page = nth(client, &tables, 0)?;
+        for row in page.rows() {
+            let record = record(row)?;
+            after = record.token.0;
+            all.push(record);
+        }
+        if u64::try_from(page.len()).is_ok_and(|rows| rows < PAGE) {
+            return Ok(all);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Reading nodes over all runs, and what outlives runs that were deleted.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::client::Client;
+use super::hrana::{Arg, Stmt};
+use super::read::{PAGE, ask, interval, nth, partition};
+use super::rows::{Fields, Table, node_columns};
+use crate::model::{
+    IntervalSet, LastSuccess, NodeCoverage, NodeId, NodeState, NodeStatus, PartitionKey, Retained, RunHeader, RunId, RunState,
+    RunStatus, Version,
+};
+use crate::store::StoreError;
+
+/// The state of a node in the newest run that has it.
+pub(super) async fn latest_node(client: &Client, id: &NodeId) -> Result<Option<(RunId, NodeState)>, StoreError> {
+    let newest = "(SELECT run_id FROM node_states WHERE node_id = ?1 ORDER BY run_created_at DESC, run_id DESC LIMIT 1)";
+    let node = || vec![Arg::from(id.as_str())];
+    let questions = [
+        Stmt::ask(
+            "node_states",
+            format!(
+                concat!("SELECT n.run_id, ", node_columns!(), " FROM node_states AS n WHERE n.node_id = ?1 AND n.run_id = {}"),
+                newest
+            ),
+            node(),
+        ),
+        Stmt::ask(
+            "completed_intervals",
+            format!("SELECT start_at, end_at FROM completed_intervals WHERE node_id = ?1 AND run_id = {newest}"),
+            node(),
+        ),
+        Stmt::ask("partitions", format!("SELECT partition FROM partitions WHERE node_id = ?1 AND run_id = {newest}"), node()),
+    ];
+    let tables = ask(client, &questions).await?;
+    let Some(row) = nth(client, &tables, 0)?.first() else { return Ok(None) };
+    let run = row.run_id(0)?;
+    let mut state = row.of(&run, Some(id)).from(1).node()?;
+    state.intervals = Arc::new(islands(nth(client, &tables, 1)?)?);
+    state.partitions = Arc::new(keys(nth(client, &tables, 2)?)?);
+    Ok(Some((run, state)))
+}
+
+fn islands(table: &Table) -> Result<IntervalSet, StoreError> {
+    table.rows().map(|row| interval(row, 0)).collect()
+}
+
+fn keys(table: &Table) -> Result<BTreeSet<PartitionKey>, StoreError> {
+    table.rows().map(|row| partition(row, 0)).collect()
+}
+
+/// The last success of a node over all runs, also deleted ones.
+pub(super) async fn last_success(client: &Client, id: &NodeId) -> Result<Option<LastSuccess>, StoreError> {
+    let node = || vec![Arg::from(id.as_str())];
+    let questions = [
+        Stmt::ask(
+            "node_states",
+            "SELECT run_id, run_created_at, finished_at, fingerprint, row_count, watermarks FROM node_states \
+             WHERE node_id = ?1 AND status = 'success' ORDER BY run_created_at DESC, run_id DESC LIMIT 1",
+            node(),
+        ),
+        Stmt::ask(
+            "last_success",
+            "SELECT run_id, run_created_at, finished_at, fingerprint, row_count, watermarks FROM last_success WHERE node_id = ?1",
+            node(),
+        ),
+    ];
+    let tables = ask(client, &questions).await?;
+    let live = nth(client, &tables, 0)?.first().map(success).transpose()?;
+    let kept = nth(client, &tables, 1)?.first().map(success).transpose()?;
+    Ok(match (live, kept) {
+        (Some(live), Some(kept)) => Some(if kept.is_newer_than(&live) { kept } else { live }),
+        (live, kept) => live.or(kept),
+    })
+}
+
+/// The columns run, creation of the run, end, fingerprint, row count, watermarks.
+fn success(fields: Fields<'_>) -> Result<LastSuccess, StoreError> {
+    let header = RunHeader::new(RunStatus::Success, fields.stamp(1)?);
+    let run = RunState::new(fields.run_id(0)?, header, Version::NONE);
+    let mut node = NodeState::new(NodeStatus::Success);
+    node.finished_at = fields.stamp_or_null(2)?;
+    node.fingerprint = fields.fingerprint(3)?;
+    node.row_count = fields.number_or_null(4)?;
+    node.watermarks = fields.metadata(5)?;
+    LastSuccess::of(&run, &node).ok_or_else(|| fields.bad(0, "it is no success"))
+}
+
+/// What a node completed over all runs, also deleted ones.
+pub(super) async fn coverage(client: &Client, id: &NodeId) -> Result<NodeCoverage, StoreError> {
+    let mut coverage = NodeCoverage::default();
+    for (place, columns, from, key) in [
+        ("coverage", "start_at, end_at", "coverage WHERE node_id = ?1", "'', start_at"),
+        (
+            "completed_intervals",
+            "i.start_at, i.end_at, i.run_id",
+            "node_states AS n JOIN completed_intervals AS i USING (run_id, node_id) WHERE n.node_id = ?1",
+            "i.run_id, i.start_at",
+        ),
+        ("coverage_partitions", "partition, partition", "coverage_partitions WHERE node_id = ?1", "'', partition"),
+        (
+            "partitions",
+            "p.partition, p.partition, p.run_id",
+            "node_states AS n JOIN partitions AS p USING (run_id, node_id) WHERE n.node_id = ?1",
+            "p.run_id, p.partition",
+        ),
+    ] {
+        let intervals = columns.contains("start_at");
+        let mut after = (String::new(), String::new());
+        loop {
+            let question = Stmt::ask(
+                place,
+                format!("SELECT {columns} FROM {from} AND ({key}) > (?2, ?3) ORDER BY {key} LIMIT {PAGE}"),
+                vec![id.as_str().into(), after.0.as_str().into(), after.1.as_str().into()],
+            );
+            let tables = ask(client, &[question]).await?;
+            let table = nth(client, &tables, 0)?;
+            for row in table.rows() {
+                if intervals {
+                    coverage.intervals.insert(interval(row, 0)?);
+                } else {
+                    coverage.partitions.insert(partition(row, 0)?);
+                }
+            }
+            let last = table.rows().last().filter(|_| u64::try_from(table.len()).is_ok_and(|rows| rows >= PAGE));
+            let Some(last) = last else { break };
+            let of_run = columns.ends_with("run_id");
+            after = (if of_run { last.text(2)?.to_owned() } else { String::new() }, last.text(0)?.to_owned());
+        }
+    }
+    Ok(coverage)
+}
+
+/// Every node id that one of some tables has.
+async fn ids(client: &Client, tables: &[&'static str]) -> Result<BTreeSet<NodeId>, StoreError> {
+    let mut found = BTreeSet::new();
+    for place in tables {
+        let mut after = String::new();
+        loop {
+            let question = Stmt::ask(
+                place,
+                format!("SELECT DISTINCT node_id FROM {place} WHERE node_id > ?1 ORDER BY node_id LIMIT {PAGE}"),
+                vec![after.as_str().into()],
+            );
+            let answer = ask(client, &[question]).await?;
+            let table = nth(client, &answer, 0)?;
+            for row in table.rows() {
+                found.insert(row.node_id(0)?);
+            }
+            let last = table.rows().last().filter(|_| u64::try_from(table.len()).is_ok_and(|rows| rows >= PAGE));
+            let Some(last) = last else { break };
+            last.text(0)?.clone_into(&mut after);
+        }
+    }
+    Ok(found)
+}
+
+/// Every node that a run or what outlives runs knows.
+pub(super) async fn node_ids(client: &Client) -> Result<BTreeSet<NodeId>, StoreError> {
+    ids(client, &["node_states", "coverage", "coverage_partitions", "last_success"]).await
+}
+
+/// Everything that outlives deleted runs.
+pub(super) async fn retained(client: &Client) -> Result<Vec<(NodeId, Retained)>, StoreError> {
+    let nodes = ids(client, &["coverage", "coverage_partitions", "last_success"]).await?;
+    let mut all = Vec::with_capacity(nodes.len());
+    for id in nodes {
+        let node = || vec![Arg::from(id.as_str())];
+        let questions = [
+            Stmt::ask("coverage", "SELECT start_at, end_at FROM coverage WHERE node_id = ?1", node()),
+            Stmt::ask("coverage_partitions", "SELECT partition FROM coverage_partitions WHERE node_id = ?1", node()),
+            Stmt::ask(
+                "last_success",
+                "SELECT run_id, run_created_at, finished_at, fingerprint, row_count, watermarks FROM last_success WHERE node_id = ?1",
+                node(),
+            ),
+        ];
+        let tables = ask(client, &questions).await?;
+        let coverage =
+            NodeCoverage { intervals: islands(nth(client, &tables, 0)?)?, partitions: keys(nth(client, &tables, 1)?)? };
+        let last_success = nth(client, &tables, 2)?.first().map(success).transpose()?;
+        all.push((id, Retained { coverage, last_success }));
+    }
+    Ok(all)
+}

@@ -1,0 +1,118 @@
+//! Sends batches and reads what became of them: questions, which may be asked again, and changes, which are told apart by the step that failed.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::client::Client;
+use super::fault::{Class, Fault};
+use super::hrana::{Batch, BatchResult, Stmt};
+use super::rows::Table;
+
+/// How long a busy server is asked again.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often a question is asked whose answer was lost.
+const ASKED: u32 = 3;
+
+/// Which state a question is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// One that has all that this client was told of; a replica may answer.
+    Latest,
+    /// The primary's, after everything that was committed before: what a decision may be built on.
+    Primary,
+}
+
+/// A pause before the next attempt: longer every time, and never the same for two who collided.
+pub(super) async fn pause(attempt: u32) {
+    let most = 5_u64 << attempt.min(5);
+    // The low bits of the name are random.
+    let [.., dice] = uuid::Uuid::now_v7().into_bytes();
+    let share = most.saturating_mul(u64::from(dice)) / 256;
+    tokio::time::sleep(Duration::from_millis(1 + most / 2 + share)).await;
+}
+
+/// Where a batch failed, and why.
+#[derive(Debug)]
+pub(super) struct Failed {
+    /// The index of the statement; `None`: the batch as a whole, its beginning or its end.
+    pub(super) statement: Option<usize>,
+    /// Whether the server says that a row with this key is there already.
+    pub(super) is_duplicate: bool,
+    pub(super) fault: Fault,
+}
+
+impl From<Fault> for Failed {
+    fn from(fault: Fault) -> Self {
+        Self { statement: None, is_duplicate: false, fault }
+    }
+}
+
+/// Sends once.
+pub(super) async fn once(client: &Client, batch: &Batch<'_>) -> Result<BatchResult, Failed> {
+    let result = client.send(batch).await?;
+    let commit = batch.commit_step();
+    if result.is_ok(commit) {
+        return Ok(result);
+    }
+    let Some((step, error)) = result.first_error() else {
+        return Err(Fault::new(Class::Lost, "its answer says neither that the transaction was committed nor why not").into());
+    };
+    let fault = Fault::of_statement(error);
+    if step == commit {
+        // The server may have written it and failed behind it.
+        return Err(
+            Fault::new(Class::AtCommit, format_args!("committing failed: {}", super::fault::short(&error.message))).into()
+        );
+    }
+    let is_duplicate = error.code().starts_with("SQLITE_CONSTRAINT") || error.message.contains("UNIQUE constraint");
+    Err(Failed { statement: step.checked_sub(1), is_duplicate, fault })
+}
+
+/// Asks in one read transaction, again where the answer was lost or the server is busy.
+pub(super) async fn ask(client: &Client, which: Ask, questions: &[Stmt]) -> Result<Vec<Table>, Fault> {
+    let batch = Batch {
+        exclusive: which == Ask::Primary,
+        writes: false,
+        statements: questions,
+        replication_index: client.replication().filter(|_| which == Ask::Latest),
+    };
+    let began = Instant::now();
+    let mut attempt = 0_u32;
+    loop {
+        let failed = match once(client, &batch).await {
+            Ok(mut result) => {
+                let tables = questions.iter().enumerate();
+                return Ok(tables.map(|(index, stmt)| Table::new(result.take(Batch::step_of(index)), stmt.place)).collect());
+            }
+            Err(failed) => failed,
+        };
+        attempt = attempt.saturating_add(1);
+        let again = match failed.fault.class {
+            Class::Busy => began.elapsed() < PATIENCE,
+            Class::Lost | Class::AtCommit => attempt < ASKED && began.elapsed() < PATIENCE,
+            _ => false,
+        };
+        if !again {
+            return Err(failed.fault.of_question());
+        }
+        pause(attempt).await;
+    }
+}
+
+/// Writes in one transaction, again where the server was busy.
+pub(super) async fn write(client: &Client, statements: &[Stmt]) -> Result<(), Fault> {
+    let batch = Batch { exclusive: true, writes: true, statements, replication_index: None };
+    let began = Instant::now();
+    let mut attempt = 0_u32;
+    loop {
+        match once(client, &batch).await {
+            Ok(_) => return Ok(()),
+            Err(failed) if failed.fault.class == Class::Busy && began.elapsed() < PATIENCE => {}
+            Err(failed) => return Err(failed.fault),
+        }
+        attempt = attempt.saturating_add(1);
+        pause(attempt).await;
+    }
+}

@@ -1,0 +1,135 @@
+//! Checks the database from end to end, reading only, and names every row that makes no sense.
+
+use super::client::Client;
+use super::hrana::Stmt;
+use super::read::{self, nth};
+use super::read_nodes;
+use super::schema;
+use super::send::{self, Ask};
+use super::{fault::Class, lease};
+use crate::model::RunQuery;
+use crate::store::{StoreError, StoreErrorKind, VerifyReport};
+
+/// Problems named at most of one kind; the rest is counted.
+const NAMED: usize = 20;
+
+/// Questions that must find nothing: what they look for, and the rows that are wrong, as text.
+const ORPHANS: &[(&str, &str)] = &[
+    (
+        "node_states of runs that are not there",
+        "SELECT 'run ' || run_id || ', node ' || node_id FROM node_states WHERE run_id NOT IN (SELECT run_id FROM runs)",
+    ),
+    (
+        "completed_intervals of nodes that are not there",
+        "SELECT DISTINCT 'run ' || i.run_id || ', node ' || i.node_id FROM completed_intervals AS i \
+         WHERE NOT EXISTS (SELECT 1 FROM node_states AS n WHERE n.run_id = i.run_id AND n.node_id = i.node_id)",
+    ),
+    (
+        "partitions of nodes that are not there",
+        "SELECT DISTINCT 'run ' || p.run_id || ', node ' || p.node_id FROM partitions AS p \
+         WHERE NOT EXISTS (SELECT 1 FROM node_states AS n WHERE n.run_id = p.run_id AND n.node_id = p.node_id)",
+    ),
+    (
+        "completed_intervals that overlap or touch",
+        "SELECT 'run ' || run_id || ', node ' || node_id || ', from ' || start_at FROM \
+         (SELECT *, lag(end_at) OVER (PARTITION BY run_id, node_id ORDER BY start_at) AS before FROM completed_intervals) WHERE before >= start_at",
+    ),
+    (
+        "node_states newer than their run",
+        "SELECT 'run ' || run_id || ', node ' || node_id FROM node_states AS n JOIN runs AS r USING (run_id) WHERE n.version > r.version",
+    ),
+    (
+        "runs whose header is newer, or whose beginning is later, than the run itself",
+        "SELECT 'run ' || run_id FROM runs WHERE header_version > version OR created_version > version OR nodes_deleted_version > version",
+    ),
+    (
+        "runs newer than the store's commit sequence",
+        "SELECT 'run ' || run_id FROM runs WHERE version > (SELECT seq FROM meta WHERE id = 1)",
+    ),
+    (
+        "locks with tokens that were never granted",
+        "SELECT 'run ' || run_id || ', token ' || token FROM locks WHERE token > (SELECT token FROM meta WHERE id = 1)",
+    ),
+    (
+        "node_states that name another creation of their run",
+        "SELECT 'run ' || run_id || ', node ' || node_id FROM node_states AS n JOIN runs AS r USING (run_id) WHERE n.run_created_at <> r.created_at",
+    ),
+];
+
+/// Checks everything.
+pub(super) async fn verify(client: &Client) -> Result<VerifyReport, StoreError> {
+    let mut report = VerifyReport::new();
+    // A hosted server may not allow it: what it then checks is its own business.
+    let integrity = Stmt::ask("the database", "PRAGMA integrity_check", Vec::new());
+    match send::ask(client, Ask::Latest, &[integrity]).await {
+        Ok(tables) => {
+            let lines = nth(client, &tables, 0)?;
+            let found = lines.rows().map(|row| row.text(0).map(str::to_owned)).collect::<Result<Vec<_>, _>>()?;
+            report.checked.push("every page and index (integrity_check)".to_owned());
+            note(&mut report, "the database is damaged", found.into_iter().filter(|line| line != "ok").collect());
+        }
+        Err(fault) if fault.class == Class::Refused => {}
+        Err(fault) => return Err(fault.into_error(client.place())),
+    }
+    report.checked.push(format!("schema version {}", schema::VERSION));
+    for (what, sql) in ORPHANS {
+        // Counted by the server, so that a damaged database of any size is answered.
+        let some = Stmt::ask("the database", format!("SELECT *, count(*) OVER () FROM ({sql}) LIMIT {NAMED}"), Vec::new());
+        let tables = send::ask(client, Ask::Latest, &[some]).await.map_err(|fault| fault.into_error(client.place()))?;
+        let table = nth(client, &tables, 0)?;
+        let found = table.rows().map(|row| row.text(0).map(str::to_owned)).collect::<Result<Vec<_>, _>>()?;
+        let all = table.first().map_or(Ok(0), |row| row.number(1))?;
+        let named = u64::try_from(found.len()).unwrap_or(u64::MAX);
+        note(&mut report, what, found);
+        if all > named {
+            report.problems.push(format!("{what}: and {} more", all - named));
+        }
+    }
+    report.checked.push("that rows belong together".to_owned());
+    let (runs, nodes) = values(client, &mut report).await?;
+    report.checked.push(format!("every value of {runs} runs and {nodes} nodes"));
+    Ok(report)
+}
+
+fn note(report: &mut VerifyReport, what: &str, found: Vec<String>) {
+    report.problems.extend(found.into_iter().map(|row| format!("{what}: {row}")));
+}
+
+/// Reads every value as readers do.
+async fn values(client: &Client, report: &mut VerifyReport) -> Result<(usize, usize), StoreError> {
+    let (mut runs, mut nodes) = (0_usize, 0_usize);
+    let mut after = String::new();
+    loop {
+        let ids = Stmt::ask(
+            "runs",
+            "SELECT run_id FROM runs WHERE run_id > ?1 ORDER BY run_id LIMIT 1000",
+            vec![after.as_str().into()],
+        );
+        let tables = send::ask(client, Ask::Latest, &[ids]).await.map_err(|fault| fault.into_error(client.place()))?;
+        let page = nth(client, &tables, 0)?;
+        for row in page.rows() {
+            runs = runs.saturating_add(1);
+            row.text(0)?.clone_into(&mut after);
+            match row.run_id(0) {
+                Err(error) => report.problems.push(error.to_string()),
+                Ok(id) => match read::run(client, &id).await {
+                    Ok(state) => nodes = nodes.saturating_add(state.map_or(0, |state| state.node_count())),
+                    Err(error) if error.kind() == StoreErrorKind::Corrupt => report.problems.push(error.to_string()),
+                    Err(error) => return Err(error),
+                },
+            }
+        }
+        if page.len() == 0 {
+            break;
+        }
+    }
+    for problem in [
+        read::seq(client).await.err(),
+        lease::list(client).await.err(),
+        read_nodes::retained(client).await.err(),
+        read::list(client, &RunQuery::default().limit(1)).await.err(),
+    ] {
+        report.problems.extend(problem.map(|error| error.to_string()));
+    }
+    Ok((runs, nodes))
+}

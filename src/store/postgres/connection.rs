@@ -1,0 +1,320 @@
+//! Connections: how they are made, what is set on each, how statements go down many at a time, and a store of idle ones.
+
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{AsyncMessage, Client, Connection, Error, Notification, Row, SimpleQueryMessage, Socket, Statement};
+
+use super::error::sql_error;
+use super::place::Place;
+use super::tls::{MakeTls, TlsStream};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// How long a statement may take on the server, milliseconds. A commit as a whole has as long.
+const STATEMENT_MS: u64 = 10_000;
+
+/// How long the server waits for a client inside a transaction, milliseconds: a process that is stopped there holds up all others that write to its
+/// runs, and loses its transaction after this.
+const IDLE_IN_TRANSACTION_MS: u64 = 3_000;
+
+/// Questions that are asked at once; batches have connections beside these.
+const READERS: usize = 8;
+
+/// Connections that are kept while nobody needs them.
+const IDLE: usize = 12;
+
+/// A value for a statement.
+pub(super) type Param<'a> = Box<dyn ToSql + Sync + Send + 'a>;
+
+/// A statement with its values.
+pub(super) struct Sql<'a> {
+    /// What it is about, for errors.
+    pub(super) place: &'static str,
+    pub(super) text: &'static str,
+    pub(super) params: Vec<Param<'a>>,
+}
+
+impl<'a> Sql<'a> {
+    pub(super) fn new(place: &'static str, text: &'static str, params: Vec<Param<'a>>) -> Self {
+        Self { place, text, params }
+    }
+
+    pub(super) fn plain(text: &'static str) -> Self {
+        Self::new("the transaction", text, Vec::new())
+    }
+}
+
+/// What became of statements that were sent together.
+pub(super) struct Failed {
+    /// Which of them it was.
+    pub(super) index: usize,
+    pub(super) error: StoreError,
+    /// Whether the server itself refused it: then nothing of its transaction can be committed any more.
+    pub(super) by_server: bool,
+}
+
+/// One connection, with the statements that it has prepared.
+pub(super) struct Conn {
+    client: Client,
+    statements: HashMap<&'static str, Statement>,
+}
+
+/// A connection's other half: whoever made it drives it.
+type Driver = Connection<Socket, TlsStream>;
+
+impl Conn {
+    async fn open(place: &Place, tls: &MakeTls) -> Result<(Self, Driver), StoreError> {
+        let connect = place.config.connect(tls.clone());
+        // The driver's limit is one for TCP alone, host by host; a server that is reached may also be silent.
+        let hosts = place.config.get_hosts().len().max(1);
+        let limit = place.config.get_connect_timeout().copied().unwrap_or_default();
+        let limit = limit.saturating_mul(u32::try_from(hosts).unwrap_or(1));
+        let made = tokio::time::timeout(limit, connect).await.map_err(|_| {
+            StoreError::not_applied(
+                StoreErrorKind::Unavailable,
+                format!("{}: no connection within {} s; check the server and the network", place.name, limit.as_secs()),
+            )
+        })?;
+        let (client, driver) = made.map_err(|error| sql_error(&place.name, error))?;
+        Ok((Self { client, statements: HashMap::new() }, driver))
+    }
+
+    /// Sets what every connection has; one for work in the `background` waits for no disk.
+    async fn set_up(&self, place: &Place, background: bool) -> Result<(), StoreError> {
+        let fail = |error| sql_error(&place.name, error);
+        // Names of statements hold for the connection; so do plans, which must not be made for a table that is still empty.
+        let mut settings = format!(
+            "SET search_path = \"{}\"; SET TimeZone = 'UTC'; SET client_min_messages = warning; \
+             SET statement_timeout = {STATEMENT_MS}; SET lock_timeout = 0; \
+             SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}; \
+             SET default_transaction_isolation = 'read committed'; \
+             SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; ",
+            place.schema
+        );
+        settings.push_str(if background {
+            "SET synchronous_commit = off; "
+        } else {
+            // Stronger than on: what an operator asked for stays.
+            "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' \
+             ELSE 'on' END, false); "
+        });
+        if place.read_only {
+            settings.push_str("SET default_transaction_read_only = on; ");
+        }
+        self.client.batch_execute(&settings).await.map_err(fail)?;
+        let wanted: &[&str] = if background { &["off"] } else { &["on", "remote_apply"] };
+        let found = self.show("synchronous_commit").await.map_err(fail)?;
+        if !wanted.contains(&found.as_str()) {
+            return Err(StoreError::not_applied(
+                StoreErrorKind::Unsupported,
+                format!(
+                    "{}: synchronous_commit stays {found:?}; without it a commit may be lost, so nothing is written",
+                    place.name
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// A setting of the server.
+    pub(super) async fn show(&self, name: &str) -> Result<String, Error> {
+        let answer = self.client.simple_query(&format!("SHOW {name}")).await?;
+        let found = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        Ok(found.unwrap_or_default())
+    }
+
+    /// Several statements without values, in one go.
+    pub(super) async fn batch(&self, sql: &str) -> Result<(), Error> {
+        self.client.batch_execute(sql).await
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Prepares what was not prepared on this connection before; nothing runs.
+    pub(super) async fn prepare(&mut self, statements: &[Sql<'_>]) -> Result<(), Failed> {
+        let mut new: Vec<(usize, &Sql<'_>)> = Vec::new();
+        for (index, sql) in statements.iter().enumerate() {
+            if !self.statements.contains_key(sql.text) && !new.iter().any(|(_, other)| other.text == sql.text) {
+                new.push((index, sql));
+            }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        let client = &self.client;
+        let sent = new.iter().map(|(_, sql)| -> Sent<'_, _> { Box::pin(client.prepare(sql.text)) }).collect();
+        for ((index, sql), prepared) in new.into_iter().zip(in_order(sent).await) {
+            let fail =
+                |error: Error| Failed { index, by_server: error.as_db_error().is_some(), error: sql_error(sql.place, error) };
+            self.statements.insert(sql.text, prepared.map_err(fail)?);
+        }
+        Ok(())
+    }
+
+    /// Sends statements together and waits for all of them: one way there and back, however many they are. They run in order; after the first
+    /// that fails inside a transaction none of the others does anything.
+    pub(super) async fn send(&mut self, statements: &[Sql<'_>]) -> Result<Vec<Vec<Row>>, Failed> {
+        self.prepare(statements).await?;
+        let client = &self.client;
+        let known = &self.statements;
+        let mut sent: Vec<Sent<'_, Result<Vec<Row>, Error>>> = Vec::new();
+        for sql in statements {
+            let Some(statement) = known.get(sql.text) else { continue };
+            sent.push(Box::pin(async move {
+                let params: Vec<&(dyn ToSql + Sync)> = sql.params.iter().map(|param| &**param as &(dyn ToSql + Sync)).collect();
+                client.query(statement, &params).await
+            }));
+        }
+        let mut answers = Vec::with_capacity(statements.len());
+        for (index, answer) in in_order(sent).await.into_iter().enumerate() {
+            match answer {
+                Ok(rows) => answers.push(rows),
+                Err(error) => {
+                    let by_server = error.as_db_error().is_some();
+                    let place = statements.get(index).map_or("a statement", |sql| sql.place);
+                    return Err(Failed { index, by_server, error: sql_error(place, error) });
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    /// One statement, outside of a transaction or inside one.
+    pub(super) async fn ask(&mut self, sql: Sql<'_>) -> Result<Vec<Row>, StoreError> {
+        let mut answers = self.send(&[sql]).await.map_err(|failed| failed.error)?;
+        Ok(answers.pop().unwrap_or_default())
+    }
+}
+
+/// A statement on its way.
+type Sent<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Polls all of them, first to last: what the first poll of each sends is on its way before anybody waits.
+async fn in_order<T>(mut futures: Vec<Sent<'_, T>>) -> Vec<T> {
+    let mut done: Vec<Option<T>> = futures.iter().map(|_| None).collect();
+    poll_fn(|cx| {
+        let mut all = true;
+        for (future, slot) in futures.iter_mut().zip(&mut done) {
+            if slot.is_none() {
+                match future.as_mut().poll(cx) {
+                    Poll::Ready(value) => *slot = Some(value),
+                    Poll::Pending => all = false,
+                }
+            }
+        }
+        if all { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}
+
+/// The connections of one opening.
+pub(super) struct Pool {
+    pub(super) place: Arc<Place>,
+    tls: MakeTls,
+    /// None at all once it is closed.
+    idle: Mutex<Option<Vec<Conn>>>,
+    readers: Semaphore,
+}
+
+impl Pool {
+    pub(super) fn new(place: Arc<Place>) -> Result<Self, StoreError> {
+        let tls = MakeTls::of(&place)?;
+        Ok(Self { place, tls, idle: Mutex::new(Some(Vec::new())), readers: Semaphore::new(READERS) })
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Option<Vec<Conn>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection: an idle one, or a new one. It goes back with [`put`](Self::put), or is closed when it is dropped.
+    pub(super) async fn get(&self) -> Result<Conn, StoreError> {
+        loop {
+            let conn = self.idle().as_mut().ok_or_else(StoreError::closed)?.pop();
+            match conn {
+                Some(conn) if conn.is_closed() => {}
+                Some(conn) => return Ok(conn),
+                None => break,
+            }
+        }
+        self.connect().await
+    }
+
+    /// A new connection, driven by a task of its own.
+    pub(super) async fn connect(&self) -> Result<Conn, StoreError> {
+        let (conn, driver) = Conn::open(&self.place, &self.tls).await?;
+        tokio::spawn(async move {
+            // Whoever uses the connection is told the same.
+            let _told = driver.await.is_err();
+        });
+        conn.set_up(&self.place, false).await?;
+        Ok(conn)
+    }
+
+    /// A new connection for work that need not wait for the disk; what the server tells unasked goes to `told`, until the connection ends.
+    pub(super) async fn connect_for_messages(&self, told: mpsc::UnboundedSender<Notification>) -> Result<Conn, StoreError> {
+        let (conn, mut driver) = Conn::open(&self.place, &self.tls).await?;
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|cx| driver.poll_message(cx)).await {
+                if let AsyncMessage::Notification(notification) = message {
+                    let _nobody_follows = told.send(notification);
+                }
+            }
+        });
+        conn.set_up(&self.place, true).await?;
+        Ok(conn)
+    }
+
+    /// Gives back a connection that is in no transaction and has met no error.
+    pub(super) fn put(&self, conn: Conn) {
+        if let Some(idle) = self.idle().as_mut().filter(|idle| idle.len() < IDLE) {
+            idle.push(conn);
+        }
+    }
+
+    /// Sends questions in one read-only transaction that sees one state; again once, if an idle connection turns out to be dead.
+    pub(super) async fn read(&self, questions: Vec<Sql<'_>>) -> Result<Vec<Vec<Row>>, StoreError> {
+        let _turn = self.readers.acquire().await.map_err(|_| StoreError::closed())?;
+        let count = questions.len();
+        let mut statements = vec![Sql::plain("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")];
+        statements.extend(questions);
+        statements.push(Sql::plain("COMMIT"));
+        let mut tried = false;
+        loop {
+            let mut conn = self.get().await?;
+            match conn.send(&statements).await {
+                Ok(answers) => {
+                    self.put(conn);
+                    return Ok(answers.into_iter().skip(1).take(count).collect());
+                }
+                Err(failed) if !tried && failed.error.kind() == StoreErrorKind::Unavailable => {
+                    tried = true;
+                    self.forget_idle();
+                }
+                Err(failed) => return Err(failed.error),
+            }
+        }
+    }
+
+    /// Closes what is idle: one of them was found dead, the others were made before it died.
+    pub(super) fn forget_idle(&self) {
+        if let Some(idle) = self.idle().as_mut() {
+            idle.clear();
+        }
+    }
+
+    /// Takes no more, and closes what is idle.
+    pub(super) fn close(&self) {
+        drop(self.idle().take());
+    }
+}

@@ -1,0 +1,100 @@
+//! What PostgreSQL's errors mean to callers. No text of ours and none of the driver's holds a password.
+
+use std::error::Error as _;
+use std::fmt;
+
+use tokio_postgres::Error;
+use tokio_postgres::error::SqlState;
+
+use crate::store::{StoreError, StoreErrorKind};
+
+/// What kind of fault an error is, and what usually mends it.
+fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
+    use StoreErrorKind as K;
+    let Some(state) = error.code() else {
+        if error.is_closed() || error.source().is_some_and(<dyn std::error::Error>::is::<std::io::Error>) {
+            return (K::Unavailable, "the connection is gone; check the server and the network");
+        }
+        return (K::Unavailable, "check the server, the network and the URL's parameters");
+    };
+    match *state {
+        SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
+            (K::Input, "check the user and the password in database_url or SEEKNAL_DATABASE_PASSWORD, and pg_hba.conf")
+        }
+        SqlState::INVALID_CATALOG_NAME => (K::NotFound, "create the database, or check its name in database_url"),
+        SqlState::INSUFFICIENT_PRIVILEGE => {
+            (K::ReadOnly, "grant the role the right to write to the schema, or open it for reading only")
+        }
+        SqlState::READ_ONLY_SQL_TRANSACTION => {
+            (K::ReadOnly, "the server is a standby or the role may only read; use the primary")
+        }
+        SqlState::DISK_FULL => (K::Full, "free some space on the server; nothing is lost"),
+        SqlState::OUT_OF_MEMORY | SqlState::TOO_MANY_CONNECTIONS | SqlState::CONFIGURATION_LIMIT_EXCEEDED => {
+            (K::Busy, "the server has no room for this now; raise its limits or try again")
+        }
+        SqlState::T_R_SERIALIZATION_FAILURE
+        | SqlState::T_R_DEADLOCK_DETECTED
+        | SqlState::LOCK_NOT_AVAILABLE
+        | SqlState::QUERY_CANCELED
+        | SqlState::UNIQUE_VIOLATION => {
+            (K::Busy, "others write to the same rows; see who with `seeknal state locks`, and try again")
+        }
+        SqlState::DATA_CORRUPTED | SqlState::INDEX_CORRUPTED => {
+            (K::Corrupt, "the database is damaged; it was left as it is, a backup brings it back")
+        }
+        SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_COLUMN | SqlState::INVALID_SCHEMA_NAME => {
+            (K::Foreign, "the tables are not there any more, or not as this version made them; open the state anew")
+        }
+        SqlState::IO_ERROR => (K::Io, "check the server's disk and its log"),
+        _ if state.code().starts_with("08") || state.code().starts_with("57P") => {
+            (K::Unavailable, "the server ended the connection; it is starting, stopping, or an operator ended it")
+        }
+        _ => (K::Io, "check the server's log"),
+    }
+}
+
+/// The error in words. The driver prints "db error" and keeps the rest for those who ask.
+fn words(error: &Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        return format!("{} (SQLSTATE {})", db.message(), db.code().code());
+    }
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let more = source.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = source.source();
+    }
+    text
+}
+
+/// A fault of PostgreSQL at a place; nothing has happened.
+pub(super) fn sql_error(place: impl fmt::Display, error: Error) -> StoreError {
+    let (kind, mend) = classify(&error);
+    StoreError::not_applied(kind, format!("{place}: {}; {mend}", words(&error))).with_source(error)
+}
+
+/// A stored value that cannot be read.
+pub(super) fn corrupt(place: impl fmt::Display, why: impl fmt::Display) -> StoreError {
+    StoreError::not_applied(
+        StoreErrorKind::Corrupt,
+        format!("{place}: {why}; it was left as it is, mend the row with SQL or bring a backup back"),
+    )
+}
+
+/// Whether a transaction that was not committed may go through when it is tried again: it met others, or the connection is gone.
+pub(super) fn is_passing(error: &StoreError) -> bool {
+    error.kind() == StoreErrorKind::Unavailable
+        || error.source().and_then(|source| source.downcast_ref::<Error>()).and_then(Error::code).is_some_and(|state| {
+            matches!(
+                *state,
+                SqlState::T_R_SERIALIZATION_FAILURE
+                    | SqlState::T_R_DEADLOCK_DETECTED
+                    | SqlState::UNIQUE_VIOLATION
+                    | SqlState::TOO_MANY_CONNECTIONS
+            )
+        })
+}

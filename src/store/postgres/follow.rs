@@ -1,0 +1,287 @@
+//! Following the commits of other openings: a task with a connection of its own, which listens, and tells others what this opening committed.
+//!
+//! ```text
+//! commit ──committed(runs)──► [gathered] ──► NOTIFY seeknal_<schema>, {"w":"<opening>","r":[runs],"l":leases}
+//! others' NOTIFY ───────────► [pending] ──► others_committed()
+//! every second: did the commit sequence move? then anything may have changed (whoever committed may have died before it told)
+//! ```
+//!
+//! NOTIFY is sent after the commit, not in it: inside, the server takes one lock for the whole cluster until the commit is on disk, and batches could not
+//! be synced together any more. While nobody else has the state open nothing is sent.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, mpsc};
+use tokio_postgres::Notification;
+
+use super::connection::{Conn, Pool, Sql};
+use super::openings::{self, Lock};
+use super::rows::Fields;
+use crate::model::{ProcessInfo, RunId};
+use crate::store::{ForeignCommits, StoreError};
+
+/// Between two looks at the commit sequence.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The first pause before a lost connection is made again; it doubles up to [`LOOK`].
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A notification's longest text; PostgreSQL takes a little less than 8,000 bytes.
+const MOST_BYTES: usize = 7_500;
+
+/// What an opening tells others.
+#[derive(Debug, Serialize, Deserialize)]
+struct Told {
+    /// Who tells it.
+    w: String,
+    /// The runs; none: it is not said which.
+    r: Option<Vec<RunId>>,
+    /// Whether leases changed.
+    l: bool,
+}
+
+/// What was gathered and not passed on yet.
+#[derive(Debug, Default)]
+struct Gathered {
+    anything: bool,
+    runs: Option<BTreeSet<RunId>>,
+    leases: bool,
+    error: Option<StoreError>,
+}
+
+impl Gathered {
+    fn add(&mut self, runs: Option<impl IntoIterator<Item = RunId>>, leases: bool) {
+        match runs {
+            None => self.runs = None,
+            Some(more) if !self.anything => self.runs = Some(more.into_iter().collect()),
+            Some(more) => {
+                if let Some(runs) = &mut self.runs {
+                    runs.extend(more);
+                }
+            }
+        }
+        self.leases |= leases;
+        self.anything = true;
+    }
+
+    fn all(&mut self) {
+        self.add(None::<BTreeSet<RunId>>, true);
+    }
+}
+
+/// The follower of one opening.
+#[derive(Debug)]
+pub(super) struct Follower {
+    id: String,
+    /// Commits of others, for whoever waits.
+    pending: Mutex<Gathered>,
+    arrived: Notify,
+    /// Commits of this opening, to be told.
+    outgoing: Mutex<Gathered>,
+    sent: Notify,
+    /// Whether anybody else has the state open.
+    accompanied: AtomicBool,
+    closed: AtomicBool,
+}
+
+fn locked(gathered: &Mutex<Gathered>) -> MutexGuard<'_, Gathered> {
+    gathered.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Follower {
+    pub(super) fn new(process: &ProcessInfo) -> Self {
+        Self {
+            id: process.id.to_string(),
+            pending: Mutex::default(),
+            arrived: Notify::new(),
+            outgoing: Mutex::default(),
+            sent: Notify::new(),
+            accompanied: AtomicBool::new(true),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// This opening has committed something.
+    pub(super) fn committed(&self, runs: BTreeSet<RunId>, leases: bool) {
+        if self.accompanied.load(Ordering::Acquire) && (leases || !runs.is_empty()) {
+            locked(&self.outgoing).add(Some(runs), leases);
+            self.sent.notify_one();
+        }
+    }
+
+    /// Waits until another opening may have committed.
+    pub(super) async fn others_committed(&self) -> Result<ForeignCommits, StoreError> {
+        loop {
+            if self.closed.load(Ordering::Acquire) {
+                return Err(StoreError::closed());
+            }
+            {
+                let mut pending = locked(&self.pending);
+                if let Some(error) = pending.error.take() {
+                    return Err(error);
+                }
+                if pending.anything {
+                    let Gathered { runs, leases, .. } = std::mem::take(&mut *pending);
+                    return Ok(match runs {
+                        Some(runs) => ForeignCommits::of(runs, leases),
+                        None => ForeignCommits { leases, ..ForeignCommits::all() },
+                    });
+                }
+            }
+            self.arrived.notified().await;
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.sent.notify_one();
+        self.arrived.notify_one();
+    }
+
+    /// Works until it is closed. The first connection is made already.
+    pub(super) async fn work(self: Arc<Self>, pool: Arc<Pool>, lock: Lock, first: Listening) {
+        let mut listening = Some(first);
+        let mut pause = PAUSE;
+        while !self.closed.load(Ordering::Acquire) {
+            let made = match listening.take() {
+                Some(made) => Ok(made),
+                None => Listening::start(&pool, lock, &self.id).await,
+            };
+            let error = match made {
+                Ok(mut made) => {
+                    pause = PAUSE;
+                    match self.listen(&mut made, lock).await {
+                        Ok(()) => return,
+                        Err(error) => error,
+                    }
+                }
+                Err(error) => error,
+            };
+            // Anything may happen until somebody listens again.
+            {
+                let mut pending = locked(&self.pending);
+                pending.all();
+                pending.error = Some(error);
+            }
+            self.arrived.notify_one();
+            tokio::time::sleep(pause).await;
+            pause = pause.saturating_mul(2).min(LOOK);
+        }
+    }
+
+    /// Listens and tells, until it is closed or the connection fails.
+    async fn listen(&self, listening: &mut Listening, lock: Lock) -> Result<(), StoreError> {
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut seq = None;
+        loop {
+            if self.closed.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            tokio::select! {
+                told = listening.inbox.recv() => match told {
+                    Some(notification) => self.hear(notification.payload()),
+                    None => return self.look(listening, lock, &mut seq).await,
+                },
+                () = self.sent.notified() => self.tell(&mut listening.conn).await?,
+                _ = looks.tick() => self.look(listening, lock, &mut seq).await?,
+            }
+        }
+    }
+
+    fn hear(&self, payload: &str) {
+        let told: Option<Told> = serde_json::from_str(payload).ok();
+        let mut pending = locked(&self.pending);
+        match told {
+            Some(told) if told.w == self.id => return,
+            Some(told) => {
+                self.accompanied.store(true, Ordering::Release);
+                if told.r.as_ref().is_some_and(Vec::is_empty) && !told.l {
+                    // Somebody says that he is there.
+                    return;
+                }
+                pending.add(told.r, told.l);
+            }
+            // A newer version says it in other words.
+            None => pending.all(),
+        }
+        drop(pending);
+        self.arrived.notify_one();
+    }
+
+    async fn tell(&self, conn: &mut Conn) -> Result<(), StoreError> {
+        let Gathered { anything, runs, leases, .. } = std::mem::take(&mut *locked(&self.outgoing));
+        if !anything {
+            return Ok(());
+        }
+        notify(conn, Told { w: self.id.clone(), r: runs.map(|runs| runs.into_iter().collect()), l: leases }).await
+    }
+
+    async fn look(&self, listening: &mut Listening, lock: Lock, seen: &mut Option<i64>) -> Result<(), StoreError> {
+        let rows = listening
+            .conn
+            .ask(Sql::new(
+                "the commit sequence",
+                "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM commit_seq",
+                Vec::new(),
+            ))
+            .await?;
+        let seq: i64 = rows.first().map_or(Ok(0), |row| Fields::new(row, "the commit sequence").get(0))?;
+        let accompanied = openings::count(&mut listening.conn, lock).await? > 1;
+        self.accompanied.store(accompanied, Ordering::Release);
+        if seen.replace(seq).is_some_and(|seen| seen != seq) {
+            locked(&self.pending).all();
+            self.arrived.notify_one();
+        }
+        Ok(())
+    }
+}
+
+/// A connection that listens.
+pub(super) struct Listening {
+    conn: Conn,
+    inbox: mpsc::UnboundedReceiver<Notification>,
+}
+
+impl Listening {
+    /// Connects, takes the opening's lock, listens, and says that it is there.
+    pub(super) async fn start(pool: &Pool, lock: Lock, id: &str) -> Result<Self, StoreError> {
+        let (told, inbox) = mpsc::unbounded_channel();
+        let mut conn = pool.connect_for_messages(told).await?;
+        let fail = |error| super::error::sql_error(&pool.place.name, error);
+        conn.batch(&format!("LISTEN \"{}\"", channel(&pool.place.schema))).await.map_err(fail)?;
+        openings::hold(&mut conn, lock).await?;
+        if !pool.place.read_only {
+            notify(&mut conn, Told { w: id.to_owned(), r: Some(Vec::new()), l: false }).await?;
+        }
+        Ok(Self { conn, inbox })
+    }
+}
+
+/// At most 63 bytes, as every name of PostgreSQL.
+fn channel(schema: &str) -> String {
+    let mut name = format!("seeknal_{schema}");
+    name.truncate(63);
+    name
+}
+
+async fn notify(conn: &mut Conn, mut told: Told) -> Result<(), StoreError> {
+    let words = |told: &Told| serde_json::to_string(told).unwrap_or_default();
+    let mut text = words(&told);
+    if text.len() > MOST_BYTES {
+        told.r = None;
+        text = words(&told);
+    }
+    conn.ask(Sql::new(
+        "the notification of others",
+        // The channel is named after the schema, which the connection has as its path.
+        "SELECT pg_notify(left('seeknal_' || current_schema(), 63), $1)",
+        vec![Box::new(text)],
+    ))
+    .await
+    .map(|_| ())
+}

@@ -1,0 +1,108 @@
+//! Who has the state open. Each opening has a row, and a lock that its connection holds: the server frees it when the connection ends.
+//!
+//! A lock that is held proves a living process (or one whose end the server has not noticed); one that is not held proves nothing, because a connection
+//! may break while its process lives.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use super::connection::{Conn, Pool, Sql};
+use super::rows::{Fields, plain};
+use crate::model::ProcessInfo;
+use crate::store::{OpenProcess, StoreError};
+
+/// The two numbers of an opening's lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lock {
+    /// The same for all openings of one schema.
+    pub(super) class: i32,
+    pub(super) id: i32,
+}
+
+impl Lock {
+    pub(super) fn new(schema: &str) -> Self {
+        let mut hash: u32 = 0x811c_9dc5;
+        for byte in "seeknal openings ".bytes().chain(schema.bytes()) {
+            hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+        }
+        let random = RandomState::new().build_hasher().finish();
+        Self { class: hash.cast_signed(), id: u32::try_from(random & 0xFFFF_FFFF).unwrap_or(0).cast_signed() }
+    }
+}
+
+/// Takes the opening's lock, for as long as the connection lives.
+pub(super) async fn hold(conn: &mut Conn, lock: Lock) -> Result<(), StoreError> {
+    conn.ask(Sql::new(
+        "the lock of this opening",
+        "SELECT pg_try_advisory_lock_shared($1, $2)",
+        vec![Box::new(lock.class), Box::new(lock.id)],
+    ))
+    .await
+    .map(|_| ())
+}
+
+/// Writes the opening's row, and removes those of openings that ended without a word a day ago or more.
+pub(super) async fn register(conn: &mut Conn, process: &ProcessInfo, lock: Lock) -> Result<(), StoreError> {
+    const PLACE: &str = "table openings";
+    conn.ask(Sql::new(
+        PLACE,
+        "DELETE FROM openings AS o WHERE o.started_at < clock_timestamp() - interval '1 day' AND NOT EXISTS (SELECT 1 FROM pg_locks AS l \
+         WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid::bigint = (o.lock_class::bigint & 4294967295) \
+         AND l.objid::bigint = (o.lock_id::bigint & 4294967295))",
+        Vec::new(),
+    ))
+    .await?;
+    conn.ask(Sql::new(
+        PLACE,
+        "INSERT INTO openings (process, host, pid, started_at, lock_class, lock_id) VALUES ($1, $2, $3, $4, $5, $6) \
+         ON CONFLICT (process) DO NOTHING",
+        vec![
+            Box::new(process.id.to_string()),
+            Box::new(plain(&process.host).into_owned()),
+            Box::new(i64::from(process.pid)),
+            Box::new(process.started_at),
+            Box::new(lock.class),
+            Box::new(lock.id),
+        ],
+    ))
+    .await
+    .map(|_| ())
+}
+
+/// All openings that are known.
+pub(super) async fn list(pool: &Pool) -> Result<Vec<OpenProcess>, StoreError> {
+    let answers = pool
+        .read(vec![Sql::new(
+            "table openings",
+            "SELECT process, host, pid, started_at, EXISTS (SELECT 1 FROM pg_locks AS l \
+             WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted \
+             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+             AND l.classid::bigint = (o.lock_class::bigint & 4294967295) AND l.objid::bigint = (o.lock_id::bigint & 4294967295)) \
+             FROM openings AS o ORDER BY started_at, process",
+            Vec::new(),
+        )])
+        .await?;
+    let mut found = Vec::new();
+    for row in answers.iter().flatten() {
+        let fields = Fields::new(row, "table openings");
+        let mut process = ProcessInfo::current(fields.stamp(3)?);
+        process.id = fields.text(0)?.into();
+        process.host = fields.plain(1)?.into();
+        process.pid = fields.small(2)?;
+        found.push(OpenProcess::new(process, fields.get::<bool>(4)?.then_some(true)));
+    }
+    Ok(found)
+}
+
+/// How many openings of this schema are connected now, this one included.
+pub(super) async fn count(conn: &mut Conn, lock: Lock) -> Result<i64, StoreError> {
+    let rows = conn
+        .ask(Sql::new(
+            "the locks of openings",
+            "SELECT count(*) FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted \
+             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+             AND l.classid::bigint = ($1::integer::bigint & 4294967295)",
+            vec![Box::new(lock.class)],
+        ))
+        .await?;
+    rows.first().map_or(Ok(0), |row| Fields::new(row, "the locks of openings").get(0))
+}

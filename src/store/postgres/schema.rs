@@ -1,0 +1,291 @@
+//! The tables: what an operator may read with SQL, and how they came to be.
+//!
+//! Ids compare byte by byte, as they do in memory. JSON is text: `jsonb` refuses `\u0000` and changes numbers.
+
+use super::connection::{Conn, Sql};
+use super::error::sql_error;
+use super::place::Place;
+use crate::store::{StoreError, StoreErrorKind};
+
+/// The number of the newest step in [`STEPS`].
+const SCHEMA_VERSION: i32 = 1;
+
+/// The schema, one step for every version. A step is never changed once it was released; a new one is added.
+const STEPS: &[&str] = &[STEP_1];
+
+const STEP_1: &str = "
+CREATE TABLE meta (
+    id integer PRIMARY KEY CHECK (id = 1),
+    application text NOT NULL,         -- whose tables these are
+    schema_version integer NOT NULL,
+    origin text NOT NULL               -- which copy of the database this is: a restored one raises the counters
+);
+INSERT INTO meta (id, application, schema_version, origin) VALUES (1, 'seeknal-state', 1, '');
+
+-- Counters that never go back. They leave gaps; the order of commits of one run is kept.
+CREATE SEQUENCE commit_seq AS bigint;
+CREATE SEQUENCE fencing_token AS bigint;
+
+CREATE TABLE runs (
+    run_id text COLLATE \"C\" PRIMARY KEY,
+    status text NOT NULL,
+    created_at timestamptz NOT NULL,
+    started_at timestamptz,
+    finished_at timestamptz,
+    worker text,                       -- JSON: the process that works on it
+    metadata text,                     -- JSON object
+    extra text,                        -- JSON: what a foreign file said beyond that
+    version bigint NOT NULL,           -- grows with every commit on the run
+    created_version bigint NOT NULL,
+    header_version bigint NOT NULL,    -- the version that changed this row's own fields last
+    nodes_deleted_version bigint NOT NULL DEFAULT 0 -- the version that deleted a node last
+) WITH (fillfactor = 50);
+CREATE INDEX runs_by_creation ON runs (created_at, run_id);
+
+CREATE TABLE node_states (
+    run_id text COLLATE \"C\" NOT NULL,
+    node_id text COLLATE \"C\" NOT NULL,
+    status text NOT NULL,
+    attempt bigint NOT NULL,
+    started_at timestamptz,
+    finished_at timestamptz,
+    duration_ms numeric(20),
+    row_count numeric(20),
+    fingerprint text,                  -- plain text, or a JSON object of hashes
+    error text,
+    watermarks text,                   -- JSON object
+    metadata text,                     -- JSON object
+    extra text,                        -- JSON: what a foreign file said beyond that
+    version bigint NOT NULL,           -- the run's version that changed this row last
+    run_created_at timestamptz NOT NULL, -- of the run: which state of a node is the latest
+    depends_on text,                   -- JSON list of node ids
+    max_attempts bigint,
+    attempts text,                     -- JSON list of earlier attempts, oldest first
+    worker text,                       -- who works on the attempt
+    token bigint,                      -- of the claim that told the attempt's end
+    PRIMARY KEY (run_id, node_id)
+) WITH (fillfactor = 70);
+CREATE INDEX node_states_by_node ON node_states (node_id, run_created_at, run_id);
+
+CREATE TABLE completed_intervals (
+    run_id text COLLATE \"C\" NOT NULL,
+    node_id text COLLATE \"C\" NOT NULL,
+    start_at timestamptz NOT NULL,     -- belongs to it
+    end_at timestamptz NOT NULL,       -- does not
+    PRIMARY KEY (run_id, node_id, start_at)
+);
+
+CREATE TABLE partitions (
+    run_id text COLLATE \"C\" NOT NULL,
+    node_id text COLLATE \"C\" NOT NULL,
+    partition text COLLATE \"C\" NOT NULL,
+    PRIMARY KEY (run_id, node_id, partition)
+);
+
+-- What outlives the runs that were cleaned up.
+CREATE TABLE coverage (
+    node_id text COLLATE \"C\" NOT NULL,
+    start_at timestamptz NOT NULL,
+    end_at timestamptz NOT NULL,
+    PRIMARY KEY (node_id, start_at)
+);
+CREATE TABLE coverage_partitions (
+    node_id text COLLATE \"C\" NOT NULL,
+    partition text COLLATE \"C\" NOT NULL,
+    PRIMARY KEY (node_id, partition)
+);
+CREATE TABLE last_success (
+    node_id text COLLATE \"C\" PRIMARY KEY,
+    run_id text COLLATE \"C\" NOT NULL,
+    run_created_at timestamptz NOT NULL,
+    finished_at timestamptz,
+    fingerprint text,
+    row_count numeric(20),
+    watermarks text
+);
+
+CREATE TABLE locks (
+    run_id text COLLATE \"C\" NOT NULL,
+    node_id text COLLATE \"C\" NOT NULL, -- '' locks the whole run: no node has an empty id
+    token bigint NOT NULL,
+    owner text NOT NULL,
+    owner_host text NOT NULL,
+    owner_pid bigint NOT NULL,
+    owner_process text NOT NULL,       -- the id of the opening that holds it
+    owner_started_at timestamptz NOT NULL,
+    purpose text,
+    since timestamptz NOT NULL,
+    until timestamptz NOT NULL,        -- by the holder's clock, for people
+    ttl_ms numeric(20) NOT NULL,
+    expires_at timestamptz NOT NULL,   -- by the server's clock: this one decides
+    PRIMARY KEY (run_id, node_id)
+);
+CREATE INDEX locks_by_token ON locks (token);
+
+CREATE TABLE tombstones (
+    run_id text COLLATE \"C\" PRIMARY KEY,
+    version bigint NOT NULL,           -- the last version that the run had
+    deleted_at timestamptz NOT NULL
+);
+
+-- The answers to the last batches, so that a batch which is sent again is not applied again.
+CREATE TABLE batches (
+    id uuid PRIMARY KEY,
+    at timestamptz NOT NULL,
+    answers bytea                      -- NULL only inside the transaction that decides it
+);
+
+-- Who has it open. Whether a process is still there is told by a lock that its connection holds: (lock_class, lock_id) in pg_locks.
+CREATE TABLE openings (
+    process text PRIMARY KEY,
+    host text NOT NULL,
+    pid bigint NOT NULL,
+    started_at timestamptz NOT NULL,
+    lock_class integer NOT NULL,
+    lock_id integer NOT NULL
+);
+";
+
+/// How far the counters of a copy are raised: further than anybody has counted since the copy was made.
+const RAISE: i64 = 1_000_000_000;
+
+/// What lies in the schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Nothing at all.
+    Nothing,
+    /// Our tables of this version.
+    Version(i32),
+}
+
+/// Looks at the schema, changing nothing.
+pub(super) async fn look(conn: &mut Conn, place: &Place) -> Result<Found, StoreError> {
+    let tables = conn
+        .ask(Sql::new(
+            "the list of tables",
+            "SELECT c.relname::text, EXISTS (SELECT 1 FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'application') \
+             FROM pg_class AS c JOIN pg_namespace AS s ON s.oid = c.relnamespace \
+             WHERE s.nspname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')",
+            vec![Box::new(place.schema.as_str())],
+        ))
+        .await?;
+    if tables.is_empty() {
+        return Ok(Found::Nothing);
+    }
+    let ours = tables
+        .iter()
+        .any(|row| row.try_get::<_, &str>(0).is_ok_and(|name| name == "meta") && row.try_get::<_, bool>(1).unwrap_or(false));
+    let foreign = || {
+        StoreError::not_applied(
+            StoreErrorKind::Foreign,
+            format!(
+                "{}: the schema holds tables of somebody else; name another one with database_schema, nothing was changed",
+                place.name
+            ),
+        )
+    };
+    if !ours {
+        return Err(foreign());
+    }
+    let meta = conn.ask(Sql::new("table meta", "SELECT application, schema_version FROM meta WHERE id = 1", Vec::new())).await?;
+    let row = meta.first().ok_or_else(foreign)?;
+    if !row.try_get::<_, &str>(0).is_ok_and(|application| application == "seeknal-state") {
+        return Err(foreign());
+    }
+    let version = row.try_get::<_, i32>(1).map_err(|error| sql_error("table meta", error))?;
+    if !(1..=SCHEMA_VERSION).contains(&version) {
+        return Err(StoreError::not_applied(
+            StoreErrorKind::NewerFormat,
+            format!(
+                "{} has schema version {version}, this build knows {SCHEMA_VERSION}; use the newer seeknal, nothing was changed",
+                place.name
+            ),
+        ));
+    }
+    Ok(Found::Version(version))
+}
+
+/// Makes the tables of an empty schema, or brings those of an older version of ours forward, in one transaction that holds all others off.
+pub(super) async fn migrate(conn: &mut Conn, place: &Place, lock: i64) -> Result<(), StoreError> {
+    if look(conn, place).await? == Found::Version(SCHEMA_VERSION) {
+        return Ok(());
+    }
+    let fail = |error| sql_error(&place.name, error);
+    conn.batch(&format!("BEGIN; SELECT pg_advisory_xact_lock({lock});")).await.map_err(fail)?;
+    // Asked again under the lock: another process may have been faster.
+    let done = match look(conn, place).await? {
+        Found::Nothing => 0,
+        Found::Version(version) => usize::try_from(version).unwrap_or(0),
+    };
+    let there = conn
+        .ask(Sql::new(
+            "the list of schemas",
+            "SELECT 1 FROM pg_namespace WHERE nspname = $1",
+            vec![Box::new(place.schema.as_str())],
+        ))
+        .await?;
+    if there.is_empty() {
+        // A role that may not make schemas can still use one that was made for it.
+        conn.batch(&format!("CREATE SCHEMA \"{}\"", place.schema)).await.map_err(fail)?;
+    }
+    for step in STEPS.iter().skip(done) {
+        conn.batch(step).await.map_err(fail)?;
+    }
+    conn.batch(&format!("UPDATE meta SET schema_version = {SCHEMA_VERSION} WHERE id = 1; COMMIT")).await.map_err(fail)
+}
+
+/// Raises the counters if this is a copy of the database that they counted in: numbers that were given out after the copy was made are not in it.
+/// A copy made by dump has other object ids, one made from the server's files another timeline.
+pub(super) async fn raise(conn: &mut Conn, place: &Place) -> Result<bool, StoreError> {
+    let fail = |error| sql_error(&place.name, error);
+    let timeline = conn
+        .ask(Sql::new("the server's timeline", "SELECT timeline_id::text FROM pg_control_checkpoint()", Vec::new()))
+        .await
+        .ok()
+        .and_then(|rows| rows.first()?.try_get::<_, String>(0).ok());
+    let origin = conn
+        .ask(Sql::new(
+            "table meta",
+            "SELECT origin, (SELECT oid::text FROM pg_database WHERE datname = current_database()) || '/' || 'runs'::regclass::oid::text || ';' \
+             FROM meta WHERE id = 1",
+            Vec::new(),
+        ))
+        .await?;
+    let Some(row) = origin.first() else { return Ok(false) };
+    let known: String = row.try_get(0).map_err(fail)?;
+    let mut here: String = row.try_get(1).map_err(fail)?;
+    if let Some(timeline) = timeline {
+        here.push_str(" timeline ");
+        here.push_str(&timeline);
+    }
+    // Where the timeline could not be asked for this time or the last, the rest decides.
+    if known == here || (!known.is_empty() && (known.starts_with(&here) || here.starts_with(&known))) {
+        return Ok(false);
+    }
+    let first = known.is_empty();
+    conn.batch("BEGIN; LOCK TABLE meta IN ACCESS EXCLUSIVE MODE").await.map_err(fail)?;
+    let changed = conn
+        .ask(Sql::new(
+            "table meta",
+            "UPDATE meta SET origin = $1 WHERE id = 1 AND origin = $2 RETURNING 1",
+            vec![Box::new(here.as_str()), Box::new(known.as_str())],
+        ))
+        .await?;
+    if !changed.is_empty() && !first {
+        for sequence in ["commit_seq", "fencing_token"] {
+            // Altering it keeps others from drawing until this is committed.
+            conn.batch(&format!(
+                "ALTER SEQUENCE {sequence} INCREMENT BY 1; SELECT setval('{sequence}', (SELECT last_value FROM {sequence}) + {RAISE})"
+            ))
+            .await
+            .map_err(fail)?;
+        }
+    }
+    conn.batch("COMMIT").await.map_err(fail)?;
+    Ok(!changed.is_empty() && !first)
+}
+
+/// The version of the schema, for people.
+pub(super) fn version() -> i32 {
+    SCHEMA_VERSION
+}

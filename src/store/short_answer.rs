@@ -1,0 +1,73 @@
+//! The answer to a batch in a few bytes, where everything was applied.
+//!
+//! A batch that is sent again brings its entries with it, so that only the numbers need to be kept: sequence, versions before, tokens.
+
+use crate::model::{
+    Batch, BatchAnswer, CommitSeq, FencingToken, LeaseGrant, LeaseMutation, Outcome, Receipt, RunReceipt, Version,
+};
+
+/// The first byte of the short form; what begins with another one is JSON.
+const SHORT: u8 = 1;
+
+/// The short form; `None` where something was refused, which is kept as JSON.
+pub(crate) fn write(answer: &BatchAnswer) -> Option<Vec<u8>> {
+    let mut bytes = vec![SHORT];
+    for outcome in &answer.outcomes {
+        let Outcome::Applied(receipt) = outcome else { return None };
+        put(&mut bytes, receipt.seq.0);
+        for run in &receipt.runs {
+            put(&mut bytes, run.before.0);
+        }
+        for grant in &receipt.grants {
+            put(&mut bytes, grant.token.0);
+        }
+    }
+    Some(bytes)
+}
+
+fn put(bytes: &mut Vec<u8>, mut value: u64) {
+    // Seven bits a byte, the lowest first; the eighth says that more follow.
+    while value >= 0x80 {
+        bytes.push((value & 0x7F) as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push((value & 0x7F) as u8);
+}
+
+fn take(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let (first, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(first & 0x7F).checked_shl(shift)?;
+        if first & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// Reads the short form back, with the help of the batch that it answered.
+pub(crate) fn read(batch: &Batch, bytes: &[u8]) -> Option<BatchAnswer> {
+    let [SHORT, bytes @ ..] = bytes else { return None };
+    let mut bytes = bytes;
+    let bytes = &mut bytes;
+    let mut outcomes = Vec::with_capacity(batch.entries.len());
+    for entry in &batch.entries {
+        let seq = take(bytes)?;
+        let mut runs = Vec::with_capacity(entry.parts.len());
+        for part in &entry.parts {
+            let before = Version(take(bytes)?);
+            let after = if before == Version::NONE { Version(seq) } else { before.next() };
+            runs.push(RunReceipt { run: part.run.clone(), before, after });
+        }
+        let mut grants = Vec::new();
+        for lease in &entry.leases {
+            if let LeaseMutation::Grant { key, .. } | LeaseMutation::Renew { key, .. } = lease {
+                grants.push(LeaseGrant { key: key.clone(), token: FencingToken(take(bytes)?) });
+            }
+        }
+        outcomes.push(Outcome::Applied(Receipt { seq: CommitSeq(seq), runs, grants }));
+    }
+    bytes.is_empty().then_some(BatchAnswer { outcomes })
+}

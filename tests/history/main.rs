@@ -1,0 +1,131 @@
+//! Many processes on one run, some of them stopped beyond the life of their leases: nothing that was acknowledged is lost, nothing is applied twice.
+//!
+//! Every process writes down what it was told; the [`checker`] proves the claim from these notes and from what is stored at the end.
+//! `SEEKNAL_HISTORY_SECONDS` says for how long (6 by default), `SEEKNAL_HISTORY_SEED` who is stopped when.
+#![cfg(all(feature = "sqlite", unix))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
+
+mod checker;
+mod worker;
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use seeknal_state::{Coordinator, NewRun, create_state_backend};
+
+use checker::{Final, Line};
+use worker::Target;
+
+const PROCESSES: usize = 8;
+/// As many are stopped at any time.
+const STOPPED: usize = 2;
+/// How long a lease lives; a stopped process sleeps three times as long.
+const TTL: Duration = Duration::from_millis(300);
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
+}
+
+fn signal(name: &str, process: &Child) {
+    let status = Command::new("kill").args([name, &process.id().to_string()]).status().unwrap();
+    assert!(status.success(), "kill {name}");
+}
+
+/// Ends what was started, also what was stopped, also when the test fails.
+struct Workers(Vec<Child>);
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _gone = child.kill();
+            let _reaped = child.wait();
+        }
+    }
+}
+
+fn start(target: &Target, notes: &Path, number: usize) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["worker::works", "--exact", "--nocapture", "--test-threads=1"])
+        .env(worker::TARGET, serde_json::to_string(target).unwrap())
+        .env(worker::NOTES, notes.join(format!("{number}.jsonl")))
+        .env(worker::NUMBER, number.to_string())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Lets the processes work, stops and wakes some of them all the time, and checks what they noted.
+fn prove(target: &Target) {
+    let lasting = Duration::from_secs(number("SEEKNAL_HISTORY_SECONDS", 6));
+    let mut dice = number("SEEKNAL_HISTORY_SEED", 11).max(1);
+    let mut throw = |below: usize| {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        usize::try_from(dice >> 33).unwrap() % below
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let state = runtime.block_on(async {
+        let state = Coordinator::open(create_state_backend("database", &target.options()).unwrap()).await.unwrap();
+        state.create_run(worker::RUN, NewRun::running()).await.unwrap();
+        state
+    });
+    let first = runtime.block_on(state.fresh(worker::RUN)).unwrap().unwrap().version();
+    let notes = tempfile::tempdir().unwrap();
+    let mut workers = Workers((0..PROCESSES).map(|number| start(target, notes.path(), number)).collect());
+    let (began, mut stops) = (Instant::now(), 0);
+    let mut stopped: Vec<usize> = Vec::new();
+    while began.elapsed() < lasting {
+        while stopped.len() < STOPPED {
+            let chosen = throw(PROCESSES);
+            if !stopped.contains(&chosen) {
+                signal("-STOP", &workers.0[chosen]);
+                stopped.push(chosen);
+                stops += 1;
+            }
+        }
+        // Not a wait for something to happen: this is for how long they are stopped.
+        std::thread::sleep(TTL * 3 / 2);
+        let woken = stopped.remove(0);
+        signal("-CONT", &workers.0[woken]);
+    }
+    for process in &workers.0 {
+        signal("-CONT", process);
+    }
+    std::fs::write(notes.path().join("enough"), "").unwrap();
+    for process in &mut workers.0 {
+        assert!(process.wait().unwrap().success(), "a worker failed");
+    }
+    let mut lines: Vec<Line> = Vec::new();
+    for number in 0..PROCESSES {
+        let text = std::fs::read_to_string(notes.path().join(format!("{number}.jsonl"))).unwrap();
+        lines.extend(text.lines().map(|line| serde_json::from_str::<Line>(line).unwrap()));
+    }
+    let end = runtime.block_on(async {
+        let run = state.fresh(worker::RUN).await.unwrap().unwrap();
+        let nodes = run.nodes().map(|(id, node)| (id.to_string(), node.row_count.unwrap_or(0))).collect();
+        state.close().await.unwrap();
+        Final { first: first.0, last: run.version().0, nodes }
+    });
+    let told = checker::check(&lines, &end).unwrap_or_else(|problem| panic!("{problem}"));
+    println!("{told}, {stops} stops in {:?}", began.elapsed());
+    assert!(told.acknowledged > 100, "too little happened to prove anything: {told}");
+    assert!(told.refused_by_fence > 0 || lasting < Duration::from_secs(5), "no stopped process met its lost lease: {told}");
+}
+
+#[test]
+fn on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    prove(&Target { folder: Some(folder.path().to_owned()), url: None, schema: None });
+}

@@ -1,0 +1,155 @@
+//! Several openings of one server, as several processes would: nothing is lost, nothing is applied twice, leases exclude.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use seeknal_state::model::{Batch, Entry};
+use seeknal_state::{Coordinator, NewRun, NodeState, NodeUpdate, Snapshot, StateBackend, create_state_backend};
+use tokio::task::JoinSet;
+
+use super::sqld::Sqld;
+
+async fn open(server: &Sqld) -> Coordinator {
+    Coordinator::open(create_state_backend("database", &server.options()).unwrap()).await.unwrap()
+}
+
+fn rows(snapshot: &Snapshot, node: &str) -> u64 {
+    snapshot.node(node).and_then(|state: &NodeState| state.row_count).unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn counters_that_many_openings_raise_lose_nothing() {
+    const OPENINGS: usize = 4;
+    const RAISES: u64 = 25;
+    let Some(server) = Sqld::start() else { return };
+    let first = open(&server).await;
+    first.create_run("run", NewRun::running()).await.unwrap();
+    let mut raisers = JoinSet::new();
+    for number in 0..OPENINGS {
+        let state = open(&server).await;
+        raisers.spawn(async move {
+            let own = format!("of {number}");
+            for _ in 0..RAISES {
+                // Everybody's counter by reading first, and one's own, which nobody else touches.
+                loop {
+                    let raised = state
+                        .transact(|view, tx| {
+                            let before =
+                                view.run("run")?.and_then(|run| run.node("all").and_then(|node| node.row_count)).unwrap_or(0);
+                            tx.set_node_state("run", "all", NodeUpdate::running().row_count(before + 1));
+                            Ok(())
+                        })
+                        .await;
+                    match raised {
+                        Ok(_) => break,
+                        Err(error) => assert!(error.is_conflict() && !error.is_unknown_outcome(), "{error}"),
+                    }
+                }
+                state.set_node_state("run", &*own, NodeUpdate::running()).await.unwrap();
+            }
+            state.close().await.unwrap();
+        });
+    }
+    while let Some(done) = raisers.join_next().await {
+        done.unwrap();
+    }
+    let last = open(&server).await;
+    let found = last.get_run("run").await.unwrap().unwrap();
+    assert_eq!(rows(&found, "all"), OPENINGS as u64 * RAISES);
+    assert!(last.backend().verify().await.unwrap().problems.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn different_nodes_of_one_run_are_no_conflict() {
+    const WRITES: u64 = 60;
+    let Some(server) = Sqld::start() else { return };
+    let openings = [open(&server).await, open(&server).await];
+    let created = openings[0].create_run("run", NewRun::running()).await.unwrap().version().0;
+    let mut writers = JoinSet::new();
+    for (number, state) in openings.iter().enumerate() {
+        let state = state.clone();
+        writers.spawn(async move {
+            for round in 0..WRITES {
+                let update = NodeUpdate::running().row_count(round);
+                state.set_node_state("run", format!("of {number}"), update).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = writers.join_next().await {
+        done.unwrap();
+    }
+    let last = open(&server).await;
+    let found = last.get_run("run").await.unwrap().unwrap();
+    assert_eq!((rows(&found, "of 0"), rows(&found, "of 1")), (WRITES - 1, WRITES - 1));
+    assert_eq!(found.version().0, created + 2 * WRITES, "every write is one version");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_lease_is_held_by_one_opening_at_a_time() {
+    let Some(server) = Sqld::start() else { return };
+    let (a, b) = (open(&server).await, open(&server).await);
+    a.create_run("run", NewRun::running()).await.unwrap();
+    let held = a.acquire_lock("run", Duration::from_secs(5)).await.unwrap().unwrap();
+    assert!(b.acquire_lock("run", Duration::from_millis(200)).await.unwrap().is_none(), "two hold it");
+    let token = held.token();
+    held.release().await.unwrap();
+    let next = b.acquire_lock("run", Duration::from_secs(10)).await.unwrap().unwrap();
+    assert!(next.token() > token);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn others_are_noticed_and_own_commits_are_not() {
+    let Some(server) = Sqld::start() else { return };
+    let make = || create_state_backend("database", &server.options()).unwrap();
+    let (a, b): (Arc<dyn StateBackend>, Arc<dyn StateBackend>) = (make(), make());
+    a.initialize().await.unwrap();
+    b.initialize().await.unwrap();
+    let create = |run: &str| {
+        let mutations = vec![seeknal_state::model::Mutation::Create {
+            run: NewRun::running(),
+            at: seeknal_state::model::time::from_micros(0).unwrap(),
+        }];
+        let part = seeknal_state::model::RunPart {
+            run: seeknal_state::RunId::new(run).unwrap(),
+            base: seeknal_state::Version::NONE,
+            expect: seeknal_state::Version::NONE,
+            guards: Vec::new(),
+            mutations,
+            after: None,
+        };
+        Arc::new(Batch::new(vec![Entry { parts: vec![part], ..Entry::default() }]))
+    };
+    a.commit(create("own")).await.unwrap();
+    let quiet = tokio::time::timeout(Duration::from_millis(400), a.others_committed()).await;
+    assert!(quiet.is_err(), "its own commit is not somebody else's");
+    b.commit(create("other")).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), a.others_committed()).await.expect("a foreign commit is noticed").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn transitions_in_flight_share_requests() {
+    const CLIENTS: usize = 256;
+    let Some(server) = Sqld::start() else { return };
+    let state = open(&server).await;
+    for run in 0..10 {
+        state.create_run(format!("run{run}"), NewRun::running()).await.unwrap();
+    }
+    let before = state.stats().batch_entries.count();
+    let mut clients = JoinSet::new();
+    for client in 0..CLIENTS {
+        let state = state.clone();
+        clients.spawn(async move {
+            for round in 0..8_u64 {
+                let (run, node) = (format!("run{}", client % 10), format!("n{client}"));
+                state.set_node_state(run, node, NodeUpdate::running().row_count(round)).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = clients.join_next().await {
+        done.unwrap();
+    }
+    let batches = state.stats().batch_entries.count() - before;
+    let share = CLIENTS as u64 * 8 / batches;
+    assert!(share >= 50, "{share} transitions a request");
+    assert!(server.sql("SELECT seq FROM meta").contains(&format!(r#""value":"{}""#, 10 + CLIENTS * 8)));
+}

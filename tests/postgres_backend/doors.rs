@@ -1,0 +1,168 @@
+//! Opening: URLs, passwords, certificates, rights, and schemas of others.
+
+use super::*;
+
+async fn refusal_of(options: &BackendOptions) -> StoreError {
+    let error = match create_state_backend("database", options) {
+        Ok(backend) => backend.initialize().await.unwrap_err(),
+        Err(error) => error,
+    };
+    let shown = format!("{error} {error:?} {options:?}");
+    assert!(!shown.contains(server::PASSWORD) && !shown.contains("wrong-pass"), "a password is shown: {shown}");
+    assert!(!error.is_unknown_outcome());
+    error
+}
+
+#[tokio::test]
+async fn wrong_passwords_and_names_are_told_apart() {
+    let store = store!();
+    let at = |user: &str, password: &str| store.options().database_url(store.cluster.url_of(user, password, "127.0.0.1", ""));
+    let error = refusal_of(&at("postgres", "wrong-pass")).await;
+    assert_eq!(error.kind(), StoreErrorKind::Input, "{error}");
+    assert!(error.to_string().contains("check the user and the password"), "{error}");
+    let no_password = store.cluster.url("").replace(&format!(":{}", server::PASSWORD), "");
+    let error = refusal_of(&store.options().database_url(no_password)).await;
+    assert!(error.to_string().contains("password"), "{error}");
+    let error = refusal_of(&store.options().database_url(store.cluster.url("").replace("/tests", "/nowhere"))).await;
+    assert_eq!(error.kind(), StoreErrorKind::NotFound, "{error}");
+    assert!(store.sql("SELECT nspname FROM pg_namespace WHERE nspname = current_schema()").is_empty(), "something was made");
+    let open = store.open().await;
+    assert!(!format!("{open:?} {}", open.location()).contains(server::PASSWORD));
+    assert!(open.location().contains(&store.schema));
+}
+
+#[tokio::test]
+async fn a_host_that_is_not_there_fails_in_time() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("127.0.0.1:{}", silent.local_addr().unwrap().port());
+    let nobody = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("127.0.0.1:{}", listener.local_addr().unwrap().port())
+    };
+    for (host, limit) in [(nobody, 1), (silent, 4)] {
+        let begun = std::time::Instant::now();
+        let url = format!("postgres://u:{}@{host}/db", server::PASSWORD);
+        let error = refusal_of(&BackendOptions::new().database_url(url)).await;
+        assert!(begun.elapsed() < Duration::from_secs(limit), "{host} took {:?}", begun.elapsed());
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
+        assert!(error.to_string().contains(&host), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn certificates_are_checked_where_it_is_asked_for() {
+    let store = store!();
+    let open = async |host: &str, query: &str, ca: Option<std::path::PathBuf>| {
+        let url = store.cluster.url_of("postgres", server::PASSWORD, host, query);
+        let mut options = store.options().database_url(url);
+        if let Some(ca) = ca {
+            options = options.set("database_ca_file", ca.to_string_lossy());
+        }
+        let backend = create_state_backend("database", &options)?;
+        backend.initialize().await?;
+        Ok::<_, StoreError>(backend)
+    };
+    let (ours, other) = (|| Some(store.cluster.ca_file()), || Some(store.cluster.other_ca_file()));
+    for (query, ca) in [
+        ("?sslmode=disable", None),
+        ("?sslmode=prefer", None),
+        ("?sslmode=require", None),
+        ("?sslmode=require", ours()),
+        ("?sslmode=verify-ca", ours()),
+        ("?sslmode=verify-full", ours()),
+    ] {
+        let backend = open("localhost", query, ca).await.unwrap_or_else(|error| panic!("{query}: {error}"));
+        let encrypted = store.cluster.sql("SELECT count(*) > 0 FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = 'seeknal-state' AND ssl");
+        assert!(query.contains("disable") || encrypted == "t", "{query}");
+        backend.close().await.unwrap();
+    }
+    for (host, query, ca) in [
+        ("localhost", "?sslmode=verify-full", other()),
+        ("localhost", "?sslmode=verify-ca", other()),
+        ("localhost", "?sslmode=require", other()),
+        // Nobody public signed it.
+        ("localhost", "?sslmode=verify-full", None),
+        // It names localhost only.
+        ("127.0.0.1", "?sslmode=verify-full", ours()),
+        ("127.0.0.1", "?sslmode=verify-ca", ours()),
+    ] {
+        let error = open(host, query, ca).await.unwrap_err();
+        assert!(error.to_string().contains("certificate"), "{host}{query}: {error}");
+    }
+    let error = open("localhost", "?sslmode=verify-full", Some("/nowhere/ca.pem".into())).await.unwrap_err();
+    assert!(error.kind() == StoreErrorKind::Input && error.to_string().contains("/nowhere/ca.pem"), "{error}");
+}
+
+#[tokio::test]
+async fn who_may_only_read_reads_and_writes_nothing() {
+    let store = store!();
+    let reader = store.options().database_url(store.cluster.url_of("reader", server::PASSWORD, "127.0.0.1", ""));
+    let error = refusal_of(&reader.clone().read_only(true)).await;
+    assert_eq!(error.kind(), StoreErrorKind::NotFound, "{error}");
+    let error = refusal_of(&reader).await;
+    assert_eq!(error.kind(), StoreErrorKind::ReadOnly, "{error}");
+
+    let backend = store.open().await;
+    change(&backend, "r", vec![create(0)]).await;
+    store.sql(&format!("GRANT USAGE ON SCHEMA {s} TO reader; GRANT SELECT ON ALL TABLES IN SCHEMA {s} TO reader; GRANT SELECT ON ALL SEQUENCES IN SCHEMA {s} TO reader", s = store.schema));
+    let error = refusal_of(&reader).await;
+    assert_eq!(error.kind(), StoreErrorKind::ReadOnly, "{error}");
+
+    let reading = create_state_backend("database", &reader.read_only(true)).unwrap();
+    reading.initialize().await.unwrap();
+    assert!(reading.is_read_only());
+    assert_eq!(reading.load_run(&run_id("r")).await.unwrap(), backend.load_run(&run_id("r")).await.unwrap());
+    let error = reading.commit(Arc::new(Batch::new(vec![]))).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::ReadOnly, "{error}");
+    reading.close().await.unwrap();
+    assert_eq!(reading.list_leases().await.unwrap_err().kind(), StoreErrorKind::Closed);
+
+    // A role that may write, opened for reading: the server itself refuses to write.
+    let reading = create_state_backend("database", &store.options().read_only(true)).unwrap();
+    reading.initialize().await.unwrap();
+    assert_eq!(store.sql("SELECT count(*) FROM openings"), "1");
+}
+
+#[tokio::test]
+async fn schemas_of_others_and_of_newer_versions_are_left_alone() {
+    let store = store!();
+    store.cluster.sql_in(
+        "public",
+        &format!("CREATE SCHEMA {s}; CREATE TABLE {s}.meta (key text); CREATE TABLE {s}.customers (id int)", s = store.schema),
+    );
+    let error = refusal_of(&store.options()).await;
+    assert_eq!(error.kind(), StoreErrorKind::Foreign, "{error}");
+    assert_eq!(store.sql("SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()"), "2");
+
+    let store = store!();
+    store.open().await.close().await.unwrap();
+    store.sql("UPDATE meta SET schema_version = 99");
+    let error = refusal_of(&store.options()).await;
+    assert_eq!(error.kind(), StoreErrorKind::NewerFormat, "{error}");
+    assert!(error.to_string().contains("99"), "{error}");
+    assert_eq!(store.sql("SELECT schema_version FROM meta"), "99");
+}
+
+#[tokio::test]
+async fn many_may_make_the_tables_at_once() {
+    let store = Arc::new(store!());
+    let opening: Vec<_> = (0..6)
+        .map(|_| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.open().await })
+        })
+        .collect();
+    for backend in opening {
+        assert!(backend.await.unwrap().list_runs(&RunQuery::default()).await.unwrap().runs.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_role_without_the_right_to_make_schemas_uses_one_that_was_made_for_it() {
+    let store = store!();
+    store.cluster.sql_in("public", &format!("CREATE SCHEMA {} AUTHORIZATION reader", store.schema));
+    let options = store.options().database_url(store.cluster.url_of("reader", server::PASSWORD, "127.0.0.1", ""));
+    let backend = create_state_backend("database", &options).unwrap();
+    backend.initialize().await.unwrap();
+    change(&backend, "r", vec![create(0)]).await;
+}

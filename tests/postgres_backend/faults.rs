@@ -1,0 +1,134 @@
+//! A server that fails under load: killed, restarted, with its connections cut.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use seeknal_state::{Coordinator, NodeUpdate};
+
+use super::*;
+
+const NODES: usize = 24;
+
+/// What the writers were told.
+#[derive(Default)]
+struct Told {
+    acknowledged: AtomicU64,
+    unknown: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// Writes one number after the other to a node; answers with the last one that was acknowledged and, if its outcome is not known, the one after it.
+async fn count(state: Coordinator, node: String, told: Arc<Told>) -> (u64, bool) {
+    let mut last = 0;
+    let mut unsure = false;
+    while !told.stop.load(Ordering::Acquire) {
+        match state.set_node_state("r", &node, NodeUpdate::running().row_count(last + 1)).await {
+            Ok(_) => {
+                last += 1;
+                unsure = false;
+                told.acknowledged.fetch_add(1, Ordering::AcqRel);
+            }
+            Err(error) => {
+                if error.is_unknown_outcome() {
+                    unsure = true;
+                    told.unknown.fetch_add(1, Ordering::AcqRel);
+                }
+                // The server is gone for a while.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+    (last, unsure)
+}
+
+/// Runs writers on two coordinators while `harm` is done, and checks that every acknowledged write is there, and none was applied twice.
+async fn nothing_is_lost(options: BackendOptions, harm: impl AsyncFnOnce(&Told)) {
+    let make = || create_state_backend("database", &options).unwrap();
+    let states = [Coordinator::open(make()).await.unwrap(), Coordinator::open(make()).await.unwrap()];
+    states[0].create_run("r", NewRun::running()).await.unwrap();
+    let begun = states[0].snapshot("r").unwrap().version();
+    let told = Arc::new(Told::default());
+    let writers: Vec<_> =
+        (0..NODES).map(|index| tokio::spawn(count(states[index % 2].clone(), format!("n{index}"), Arc::clone(&told)))).collect();
+    harm(&told).await;
+    told.stop.store(true, Ordering::Release);
+    let mut ends = Vec::new();
+    for writer in writers {
+        ends.push(writer.await.unwrap());
+    }
+    for state in states {
+        state.close().await.unwrap();
+    }
+    let backend = make();
+    backend.initialize().await.unwrap();
+    let run = load(&backend, "r").await;
+    for (index, (last, unsure)) in ends.into_iter().enumerate() {
+        let stored = run.node(&format!("n{index}")).map_or(0, |node| node.row_count.unwrap());
+        assert!(stored == last || (unsure && stored == last + 1), "n{index}: acknowledged {last}, stored {stored}");
+    }
+    let commits = run.version().0 - begun.0;
+    let (acknowledged, unknown) = (told.acknowledged.load(Ordering::Acquire), told.unknown.load(Ordering::Acquire));
+    assert!(
+        (acknowledged..=acknowledged + unknown).contains(&commits),
+        "{commits} commits, {acknowledged} acknowledged, {unknown} unknown"
+    );
+    assert!(backend.verify().await.unwrap().is_sound());
+    backend.close().await.unwrap();
+}
+
+async fn more(told: &Told, count: u64) {
+    let goal = told.acknowledged.load(Ordering::Acquire) + count;
+    until("writes are acknowledged", async || told.acknowledged.load(Ordering::Acquire) >= goal).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_server_loses_nothing_that_was_acknowledged() {
+    if server::left_out() {
+        return;
+    }
+    let mut cluster = server::Cluster::start();
+    let options = BackendOptions::new().database_url(cluster.url(""));
+    nothing_is_lost(options, async |told| {
+        for _ in 0..4 {
+            more(told, 200).await;
+            cluster.kill();
+            cluster.start_again();
+        }
+        more(told, 200).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_are_cut_in_mid_batch_lose_nothing() {
+    let store = store!();
+    nothing_is_lost(store.options(), async |told| {
+        for _ in 0..15 {
+            more(told, 50).await;
+            // Those of this schema only: other tests use the same server.
+            store.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%' AND pid IN (SELECT pid FROM pg_locks WHERE relation = 'runs'::regclass)");
+        }
+        more(told, 50).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_stops_inside_a_transaction_holds_others_up_for_seconds_only() {
+    let store = store!();
+    let backend = store.open().await;
+    change(&backend, "r", vec![create(0)]).await;
+    // As a process that is stopped between its lock and its write: the server ends its transaction, and the next one goes on.
+    let mut stopped = store
+        .cluster
+        .session(&store.schema, "SET idle_in_transaction_session_timeout = 3000; BEGIN; SELECT 1 FROM runs FOR UPDATE;");
+    until("the row is locked", async || {
+        store.sql("SELECT count(*) FROM runs") == "1"
+            && store.sql("SELECT count(*) FROM pg_locks WHERE relation = 'runs'::regclass AND mode = 'RowShareLock'") != "0"
+    })
+    .await;
+    let begun = std::time::Instant::now();
+    change(&backend, "r", vec![set("n", NodeUpdate::running())]).await;
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    stopped.kill().unwrap();
+    stopped.wait().unwrap();
+}

@@ -1,0 +1,131 @@
+//! Leases as rows on the server's clock: exclusion between openings, expiry, fences, tokens that never go back.
+
+use super::*;
+
+fn write(fence: Fence, tip: &RunState) -> Entry {
+    let part = part_on(Some(tip), tip.version(), "r", vec![], vec![set("n", NodeUpdate::new())]);
+    Entry { parts: vec![part], fences: vec![fence], ..Entry::default() }
+}
+
+#[tokio::test]
+async fn leases_exclude_expire_and_fence() {
+    let store = store!();
+    let (one, two) = (store.open().await, store.open().await);
+    change(&one, "r", vec![create(0)]).await;
+    let (run, node) = (LeaseKey::run(run_id("r")), LeaseKey::node(run_id("r"), node_id("n")));
+    let token = lock(&one, &run, "a", 60_000).await.unwrap();
+    for key in [&run, &node] {
+        match lock(&two, key, "b", 60_000).await.unwrap_err() {
+            Refusal::LeaseHeld { holder } => assert_eq!((holder.token, &*holder.owner.name), (token, "a")),
+            other => panic!("{other}"),
+        }
+    }
+    let listed = two.list_leases().await.unwrap();
+    assert_eq!((listed.len(), listed[0].token, listed[0].purpose.as_deref()), (1, token, Some("test")));
+    let fence = |token| Fence { key: LeaseKey::run(run_id("r")), token };
+    let tip = load(&one, "r").await;
+    let wrong = commit(&one, vec![write(fence(FencingToken(token.0 + 1)), &tip)]).await.outcomes.remove(0);
+    assert!(matches!(refused(wrong), Refusal::Fenced { .. }));
+    applied(commit(&one, vec![write(fence(token), &tip)]).await.outcomes.remove(0));
+
+    // Taken away by somebody else: the holder's writes are refused.
+    let force = |token| Entry { leases: vec![LeaseMutation::Force { token }], ..Entry::default() };
+    assert!(matches!(
+        refused(commit(&two, vec![force(FencingToken(999_999))]).await.outcomes.remove(0)),
+        Refusal::LeaseGone { .. }
+    ));
+    applied(commit(&two, vec![force(token)]).await.outcomes.remove(0));
+    let tip = load(&one, "r").await;
+    assert!(matches!(refused(commit(&one, vec![write(fence(token), &tip)]).await.outcomes.remove(0)), Refusal::Fenced { .. }));
+
+    // By the server's clock, with nobody's help.
+    let brief = lock(&one, &node, "a", 50).await.unwrap();
+    let mut next = None;
+    until("the lease of 50 ms is over", async || {
+        next = lock(&two, &run, "b", u64::MAX).await.ok();
+        next.is_some()
+    })
+    .await;
+    assert!(next.unwrap() > brief && brief > token);
+    assert_eq!(one.list_leases().await.unwrap().len(), 1);
+    let renew = LeaseMutation::Renew { key: node, token: brief, at: at(1), ttl_ms: 60_000 };
+    let renewed = commit(&one, vec![Entry { leases: vec![renew], ..Entry::default() }]).await.outcomes.remove(0);
+    assert!(matches!(refused(renewed), Refusal::LeaseGone { .. }));
+}
+
+#[tokio::test]
+async fn of_many_who_want_a_run_or_its_nodes_at_once_one_is_granted() {
+    let store = store!();
+    let (one, two) = (store.open().await, store.open().await);
+    for round in 0..15 {
+        // Nobody ever made this run: there is no row that could be locked.
+        let run = format!("r{round}");
+        let want = |backend: &Backend, key: LeaseKey| {
+            let backend = Arc::clone(backend);
+            tokio::spawn(async move { lock(&backend, &key, "me", 60_000).await })
+        };
+        let (whole, node) = (LeaseKey::run(run_id(&run)), LeaseKey::node(run_id(&run), node_id("n")));
+        let tries = [want(&one, whole.clone()), want(&two, whole), want(&one, node.clone()), want(&two, node)];
+        let mut granted = 0;
+        for grant in tries {
+            granted += usize::from(grant.await.unwrap().is_ok());
+        }
+        assert_eq!(granted, 1, "{run}");
+    }
+}
+
+#[tokio::test]
+async fn a_fenced_write_and_a_takeover_never_both_win() {
+    let store = store!();
+    let (one, two) = (store.open().await, store.open().await);
+    change(&one, "r", vec![create(0)]).await;
+    for _ in 0..10 {
+        let key = LeaseKey::run(run_id("r"));
+        let token = lock(&one, &key, "a", 60_000).await.unwrap();
+        let tip = load(&one, "r").await;
+        let take = Entry {
+            leases: vec![
+                LeaseMutation::Force { token },
+                LeaseMutation::Grant { key: key.clone(), owner: owner("b"), purpose: None, at: at(0), ttl_ms: 60_000 },
+            ],
+            ..Entry::default()
+        };
+        let (written, taken) =
+            tokio::join!(commit(&one, vec![write(Fence { key: key.clone(), token }, &tip)]), commit(&two, vec![take]));
+        let taken = applied(taken.outcomes.into_iter().next().unwrap());
+        match written.outcomes.into_iter().next().unwrap() {
+            // Before the takeover, or not at all.
+            Outcome::Applied(receipt) => assert!(receipt.runs[0].after > tip.version()),
+            Outcome::Refused(refusal) => assert!(matches!(refusal, Refusal::Fenced { .. }), "{refusal}"),
+        }
+        let release = LeaseMutation::Release { key, token: taken.grants[0].token };
+        commit(&two, vec![Entry { leases: vec![release], ..Entry::default() }]).await;
+    }
+}
+
+#[tokio::test]
+async fn numbers_go_on_over_a_restored_copy() {
+    let store = store!();
+    let key = LeaseKey::run(run_id("r"));
+    let backend = store.open().await;
+    change(&backend, "first", vec![create(0)]).await;
+    backend.close().await.unwrap();
+    let copy = format!("copy_{}", store.schema);
+    store.cluster.copy("tests", &store.schema, &copy);
+    // What the copy does not know of.
+    let backend = store.open().await;
+    let token = lock(&backend, &key, "a", 1).await.unwrap();
+    let receipt = change(&backend, "second", vec![create(0)]).await;
+    backend.close().await.unwrap();
+
+    let url = store.cluster.url("").replace("/tests", &format!("/{copy}"));
+    let restored = create_state_backend("database", &store.options().database_url(url)).unwrap();
+    let report = restored.initialize().await.unwrap();
+    assert!(report.notices.iter().any(|notice| notice.contains("copy of the database")), "{report:?}");
+    assert!(lock(&restored, &key, "a", 60_000).await.unwrap() > token);
+    let again = change(&restored, "second", vec![create(0)]).await;
+    assert!(again.seq > receipt.seq && again.runs[0].after > receipt.runs[0].after);
+    restored.close().await.unwrap();
+    let reopened = store.make();
+    assert!(reopened.initialize().await.unwrap().notices.is_empty());
+}

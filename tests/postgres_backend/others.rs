@@ -1,0 +1,102 @@
+//! Other openings: who has it open, and what they commit.
+
+use seeknal_state::store::ForeignCommits;
+
+use super::*;
+
+async fn told(backend: &Backend) -> ForeignCommits {
+    tokio::time::timeout(Duration::from_secs(10), backend.others_committed()).await.expect("nothing was told").unwrap()
+}
+
+#[tokio::test]
+async fn commits_of_others_are_told_and_own_ones_are_not() {
+    let store = store!();
+    let (one, two) = (store.open().await, store.open().await);
+    change(&one, "r", vec![create(0)]).await;
+    // By notification, with the run's name, well before the look at the sequence that names nothing.
+    until("a commit is told with its run", async || {
+        change(&two, "r", vec![set("n", NodeUpdate::running())]).await;
+        let begun = std::time::Instant::now();
+        let told = told(&one).await;
+        told.runs.is_some_and(|runs| runs.contains(&run_id("r"))) && begun.elapsed() < Duration::from_millis(900)
+    })
+    .await;
+    until("a lease is told", async || {
+        let token = lock(&two, &LeaseKey::run(run_id("q")), "b", 60_000).await.unwrap();
+        commit(&two, vec![Entry { leases: vec![LeaseMutation::Force { token }], ..Entry::default() }]).await;
+        let told = told(&one).await;
+        told.leases && told.runs.is_some_and(|runs| runs.is_empty())
+    })
+    .await;
+    assert_eq!(one.run_versions(&[run_id("nobody"), run_id("r")]).await.unwrap()[1], Some(load(&two, "r").await.version()));
+
+    // What somebody committed who tells nobody is found by looking.
+    store.sql("SELECT nextval('commit_seq')");
+    until("a silent commit is found", async || told(&one).await == ForeignCommits::all()).await;
+}
+
+#[tokio::test]
+async fn who_waits_hears_of_the_end() {
+    let store = store!();
+    let backend = store.open().await;
+    let waiting = {
+        let backend = Arc::clone(&backend);
+        tokio::spawn(async move {
+            loop {
+                if let Err(error) = backend.others_committed().await {
+                    return error;
+                }
+            }
+        })
+    };
+    tokio::task::yield_now().await;
+    backend.close().await.unwrap();
+    let error = tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+    assert_eq!(error.kind(), StoreErrorKind::Closed);
+    backend.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn openings_are_known_as_long_as_they_are_connected() {
+    let store = store!();
+    let (one, two) = (store.open().await, store.open().await);
+    let all = one.processes().await.unwrap();
+    assert_eq!(all.len(), 2);
+    assert!(all.iter().all(|opening| opening.alive == Some(true)), "{all:?}");
+    assert!(all.iter().any(|opening| Some(&opening.process) == one.process().as_ref()), "{all:?}");
+    two.close().await.unwrap();
+    assert_eq!(one.processes().await.unwrap().len(), 1);
+
+    // Gone without a word: its row stays, and whether it lives is not known.
+    let three = store.open().await;
+    let id = three.process().unwrap().id;
+    drop(three);
+    until("the connection of who is gone is gone", async || {
+        let all = one.processes().await.unwrap();
+        all.iter().any(|opening| opening.process.id == id && opening.alive.is_none())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reload_brings_what_is_newer() {
+    let store = store!();
+    let (one, two) = (store.open().await, store.open().await);
+    change(&one, "r", vec![create(0), set("a", NodeUpdate::running()), set("b", NodeUpdate::running())]).await;
+    let mut have = load(&one, "r").await;
+    for mutation in [
+        set("a", NodeUpdate::success().row_count(7)),
+        Mutation::AddInterval { node: node_id("b"), interval: hours(0, 3) },
+        Mutation::AddPartition { node: node_id("c"), partition: PartitionKey::new("p").unwrap() },
+        Mutation::Update { update: RunUpdate::success(), at: at(7) },
+        Mutation::DeleteNode { node: node_id("a") },
+    ] {
+        change(&two, "r", vec![mutation]).await;
+        have = one.reload_run(&have).await.unwrap().unwrap();
+        assert_eq!(have, load(&one, "r").await);
+    }
+    change(&two, "r", vec![Mutation::Delete { keep_coverage: false }]).await;
+    assert_eq!(one.reload_run(&have).await.unwrap(), None);
+    change(&two, "r", vec![create(1)]).await;
+    assert_eq!(one.reload_run(&have).await.unwrap().unwrap(), load(&one, "r").await);
+}
