@@ -364,6 +364,7 @@ fn an_update() -> impl Strategy<Value = NodeUpdate> {
         })
 }
 
+#[expect(clippy::large_enum_variant, reason = "a test makes some dozens of them")]
 #[derive(Debug, Clone)]
 enum Step {
     Create(String, i64),

@@ -1,5 +1,13 @@
 //! Real libSQL servers for the tests: each in a folder of its own, on a free loopback port, gone with the test, also when that panics or is killed.
 #![allow(dead_code, reason = "every test takes what it needs of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test that cannot go on has failed"
+)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
