@@ -318,7 +318,7 @@ async fn a_blocked_runtime_loses_no_claim(store: Store) {
     let state = store.open().await;
     begin(&state, &[("n", &[])]).await;
     let claim = state.claim_node(RUN, "n", "w", Duration::from_millis(900)).await.unwrap().unwrap();
-    let blocked: Vec<_> = (0..2).map(|_| tokio::spawn(async { std::thread::sleep(Duration::from_millis(2_000)) })).collect();
+    let blocked: Vec<_> = (0..2).map(|_| tokio::spawn(async { std::thread::sleep(Duration::from_secs(2)) })).collect();
     for task in blocked {
         task.await.unwrap();
     }
