@@ -20,14 +20,6 @@ mod report;
 mod resident;
 #[cfg(feature = "libsql")]
 #[path = "../../tests/support/sqld.rs"]
-#[allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::print_stderr,
-    reason = "a kit of tests"
-)]
 mod sqld;
 mod workload;
 mod yardstick;

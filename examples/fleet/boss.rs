@@ -65,7 +65,7 @@ struct Fleet<'o> {
 /// Runs the whole story; says whether all is as it must be.
 pub(crate) async fn run(options: &Options, url: Option<&str>) -> Result<bool, Failure> {
     let fresh = if options.project_path.is_none() { Some(tempfile::tempdir()?) } else { None };
-    let project = options.project_path.as_deref().or_else(|| fresh.as_ref().map(|folder| folder.path()));
+    let project = options.project_path.as_deref().or_else(|| fresh.as_ref().map(tempfile::TempDir::path));
     let target = project.unwrap_or(Path::new(".")).join("target");
     let acks = options.ack_log_dir.clone().unwrap_or_else(|| target.join("acks"));
     std::fs::create_dir_all(&target)?;

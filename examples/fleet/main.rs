@@ -64,14 +64,14 @@ struct Options {
     #[arg(long)]
     only_summary: bool,
     #[command(flatten)]
-    work: Work,
+    work: Task,
     #[command(subcommand)]
     role: Option<Role>,
 }
 
 /// What workers need to know too.
 #[derive(Debug, Clone, Args)]
-struct Work {
+struct Task {
     /// How many executors a worker has
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
     executors: usize,
@@ -86,7 +86,7 @@ struct Work {
     seed: u64,
 }
 
-impl Work {
+impl Task {
     fn ttl(&self) -> Duration {
         Duration::from_millis(self.ttl_ms)
     }
@@ -106,7 +106,7 @@ enum Role {
         #[arg(long)]
         ack_log: PathBuf,
         #[command(flatten)]
-        work: Work,
+        work: Task,
     },
 }
 

@@ -8,7 +8,7 @@ use seeknal_state::{ClaimFilter, Coordinator, Error, Next, NodeUpdate, RunId, St
 use tokio::task::JoinSet;
 
 use crate::ack::{Scribe, Subject};
-use crate::{Failure, Work, chance};
+use crate::{Failure, Task, chance};
 
 /// How long an executor waits before it asks whether there is nothing left.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -19,7 +19,7 @@ pub(crate) async fn run(
     run: &str,
     name: &str,
     ack_log: &Path,
-    work: &Work,
+    work: &Task,
 ) -> Result<(), Failure> {
     let run = RunId::new(run)?;
     let state = Coordinator::builder().lease_ttl(work.ttl()).open(backend?).await?;
@@ -36,7 +36,7 @@ pub(crate) async fn run(
     Ok(())
 }
 
-async fn execute(state: Coordinator, run: RunId, filter: ClaimFilter, scribe: Arc<Scribe>, work: Work) -> Result<(), Failure> {
+async fn execute(state: Coordinator, run: RunId, filter: ClaimFilter, scribe: Arc<Scribe>, work: Task) -> Result<(), Failure> {
     loop {
         let claim = match state.claim_next(&run, filter.clone()).await {
             Ok(Next::Claimed(claim)) => claim,

@@ -120,7 +120,8 @@ fn prove(target: &Target) {
     });
     let told = checker::check(&lines, &end).unwrap_or_else(|problem| panic!("{problem}"));
     println!("{told}, {stops} stops in {:?}", began.elapsed());
-    assert!(told.acknowledged > 100, "too little happened to prove anything: {told}");
+    // A server keeps the locks of a process that was stopped in mid-transaction for some seconds: there it is less.
+    assert!(told.acknowledged > 30, "too little happened to prove anything: {told}");
     assert!(told.refused_by_fence > 0 || lasting < Duration::from_secs(5), "no stopped process met its lost lease: {told}");
 }
 
