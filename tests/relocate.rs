@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod projects;
+mod support;
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -271,4 +272,51 @@ async fn the_place_to_come_from_can_be_named() {
 
     let error = Origin::parse("s3cret@nowhere").unwrap_err();
     assert!(!error.to_string().contains("s3cret"), "{error}");
+}
+
+/// Moves a project's `state.db` to a server and from there to the file, each time seen through the settings.
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+async fn there_and_back(url: &str, options: &str) {
+    let dir = project("database").await;
+    let file = dir.path().join("seeknal_project.yml");
+    fs::write(&file, format!("state_backend: database\ndatabase_url: {url}\n{options}")).unwrap();
+    let named = settings(dir.path());
+
+    let from = Origin::parse("sqlite").unwrap();
+    let preview = relocate::preview(&named, Move::new(from.clone(), Home::Database), |_, _| ()).await.unwrap();
+    assert_eq!(preview.plan.unwrap().moves.runs, 4);
+    // Cut off after the first batch, and gone on with.
+    let mut batches = 0;
+    let cut = relocate::execute(&named, Move::new(from.clone(), Home::Database), now(), |step| {
+        batches += usize::from(step == Step::BatchCopied);
+        if batches == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })
+    .await
+    .unwrap_err();
+    assert_eq!(cut.kind(), ProjectErrorKind::Stopped, "{cut}");
+    let report = relocate::execute(&named, Move::new(from.clone(), Home::Database), now(), go_on).await.unwrap();
+    let moved = report.moved.unwrap();
+    assert_eq!((moved.verified.runs, moved.verified.rows, moved.verified.partitions), (4, 303, 3));
+    let again = relocate::execute(&named, Move::new(from, Home::Database), now(), go_on).await.unwrap();
+    assert_eq!((again.moved.as_ref().unwrap().moved.runs, again.moved.unwrap().equal_runs), (0, 4));
+
+    let back = relocate::execute(&named, Home::File, now(), go_on).await.unwrap();
+    assert_eq!(back.moved.unwrap().verified.runs, 4);
+    assert_moved(dir.path(), "file").await;
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_moves_to_postgresql_and_back() {
+    let Some(cluster) = support::postgres::cluster() else { return };
+    let schema = support::postgres::fresh_schema();
+    let options = format!("seeknal_state:\n  options:\n    database_schema: {schema}\n");
+    there_and_back(&cluster.url(""), &options).await;
+}
+
+#[cfg(feature = "libsql")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_moves_to_libsql_and_back() {
+    let Some(server) = support::sqld::Sqld::start() else { return };
+    there_and_back(&server.url(), "").await;
 }

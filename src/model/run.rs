@@ -209,6 +209,7 @@ impl RunState {
     }
 
     /// The same run at another version, with a new header if there is one, and with these rows in the place of its own.
+    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
     pub(crate) fn with_rows(
         &self,
         version: Version,

@@ -4,8 +4,10 @@
 //! default. It is asynchronous and dyn-compatible; a backend that blocks owns a thread and hides it.
 
 mod answers;
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod columns;
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+mod engine;
 mod error;
 mod foreign;
 mod lease_book;
@@ -14,7 +16,7 @@ mod memory;
 mod own_versions;
 mod pull;
 mod registry;
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod short_answer;
 
 #[cfg(any(feature = "conformance", test))]

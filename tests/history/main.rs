@@ -66,7 +66,7 @@ fn start(target: &Target, notes: &Path, number: usize) -> Child {
 }
 
 /// Lets the processes work, stops and wakes some of them all the time, and checks what they noted.
-fn prove(target: &Target) {
+fn prove(target: &Target, at_least: u64) {
     let lasting = Duration::from_secs(number("SEEKNAL_HISTORY_SECONDS", 6));
     let mut dice = number("SEEKNAL_HISTORY_SEED", 11).max(1);
     let mut throw = |below: usize| {
@@ -120,15 +120,14 @@ fn prove(target: &Target) {
     });
     let told = checker::check(&lines, &end).unwrap_or_else(|problem| panic!("{problem}"));
     println!("{told}, {stops} stops in {:?}", began.elapsed());
-    // A server keeps the locks of a process that was stopped in mid-transaction for some seconds: there it is less.
-    assert!(told.acknowledged > 30, "too little happened to prove anything: {told}");
+    assert!(told.acknowledged > at_least, "too little happened to prove anything: {told}");
     assert!(told.refused_by_fence > 0 || lasting < Duration::from_secs(5), "no stopped process met its lost lease: {told}");
 }
 
 #[test]
 fn on_sqlite() {
     let folder = tempfile::tempdir().unwrap();
-    prove(&Target { folder: Some(folder.path().to_owned()), url: None, schema: None });
+    prove(&Target { folder: Some(folder.path().to_owned()), url: None, schema: None }, 100);
 }
 
 #[cfg(feature = "postgres")]
@@ -136,12 +135,13 @@ fn on_sqlite() {
 fn on_postgres() {
     let Some(cluster) = support::postgres::cluster() else { return };
     let schema = Some(support::postgres::fresh_schema());
-    prove(&Target { folder: None, url: Some(cluster.url("")), schema });
+    // The server keeps the row locks of a process that was stopped in mid-transaction, so that less happens here.
+    prove(&Target { folder: None, url: Some(cluster.url("")), schema }, 10);
 }
 
 #[cfg(feature = "libsql")]
 #[test]
 fn on_libsql() {
     let Some(server) = support::sqld::Sqld::start() else { return };
-    prove(&Target { folder: None, url: Some(server.url()), schema: None });
+    prove(&Target { folder: None, url: Some(server.url()), schema: None }, 100);
 }

@@ -22,6 +22,7 @@ use rustls::{ClientConfig, RootCertStore};
 use super::fault::{Class, Fault, short};
 use super::hrana::{Batch, BatchResult, Pipeline, read_answer};
 use super::url::Target;
+use crate::store::engine::Engine;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How long a connection may take to come about.
@@ -38,15 +39,21 @@ const IDLE: Duration = Duration::from_secs(20);
 
 type Http = legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
-/// A client of one server. Its connections are its own.
+/// A client of one server. Its connections are its own, and live on a thread of its own.
 pub(super) struct Client {
-    http: Http,
+    engine: Engine,
+    line: Arc<Line>,
     uri: Uri,
     authorization: Option<HeaderValue>,
     place: String,
-    tried: String,
     /// The newest state of the primary that an answer told of; replicas are asked to have reached it.
     replication: AtomicU64,
+}
+
+/// What an exchange needs.
+struct Line {
+    http: Http,
+    tried: String,
 }
 
 impl fmt::Debug for Client {
@@ -90,7 +97,8 @@ impl Client {
             })
             .transpose()?;
         let tried = format!("{}:{}", target.host, target.port);
-        Ok(Self { http, uri, authorization, place, tried, replication: AtomicU64::new(0) })
+        let line = Arc::new(Line { http, tried });
+        Ok(Self { engine: Engine::start("seeknal-libsql")?, line, uri, authorization, place, replication: AtomicU64::new(0) })
     }
 
     /// The server, for people.
@@ -107,10 +115,9 @@ impl Client {
     pub(super) async fn send(&self, batch: &Batch<'_>) -> Result<BatchResult, Fault> {
         let body = serde_json::to_vec(&Pipeline(batch)).map_err(|error| Fault::new(Class::Refused, error))?;
         let request = self.request(Bytes::from(body))?;
-        let Ok(answer) = tokio::time::timeout(TOTAL, self.exchange(request)).await else {
-            return Err(Fault::new(Class::Lost, format_args!("no answer from {} within {} s", self.tried, TOTAL.as_secs())));
-        };
-        let body = answer?;
+        let line = Arc::clone(&self.line);
+        let answer = self.engine.spawn(async move { line.exchange_in_time(request).await }).await;
+        let body = answer.unwrap_or_else(|_| Err(Fault::new(Class::Lost, "the state was closed meanwhile")))?;
         let result = match read_answer(&body) {
             Ok(Ok(result)) => result,
             // The batch as a whole failed. Parts of it may have run: only where the server did not take it at all is that certain.
@@ -140,6 +147,24 @@ impl Client {
             request.headers_mut().insert(AUTHORIZATION, authorization.clone());
         }
         Ok(request)
+    }
+
+    /// Gives up its connections; nothing is sent any more.
+    pub(super) fn stop(&self) {
+        self.engine.stop();
+    }
+
+    /// Runs something beside the requests, to its end, whoever waits for it.
+    pub(super) async fn beside<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        self.engine.spawn(work).await.ok()
+    }
+}
+
+impl Line {
+    async fn exchange_in_time(&self, request: Request<Full<Bytes>>) -> Result<Bytes, Fault> {
+        tokio::time::timeout(TOTAL, self.exchange(request)).await.unwrap_or_else(|_| {
+            Err(Fault::new(Class::Lost, format_args!("no answer from {} within {} s", self.tried, TOTAL.as_secs())))
+        })
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Bytes, Fault> {

@@ -156,10 +156,8 @@ impl StateBackend for LibsqlBackend {
                 return Err(StoreError::not_applied(StoreErrorKind::ReadOnly, format!("{place} was opened for reading only")));
             }
             let committer = Arc::clone(&opened.committer);
-            // In a task of its own: whoever waits may go away, the work goes on.
-            tokio::spawn(async move { committer.commit(&batch).await }).await.unwrap_or_else(|error| {
-                Err(StoreError::unknown(StoreErrorKind::Unavailable, format!("a commit was cut off: {error}")))
-            })
+            let committed = opened.client.beside(async move { committer.commit(&batch).await }).await;
+            committed.unwrap_or_else(|| Err(StoreError::unknown(StoreErrorKind::Unavailable, "a commit was cut off")))
         })
     }
 
@@ -255,6 +253,7 @@ impl StateBackend for LibsqlBackend {
             // Who sent before is served.
             if let Some(opened) = self.opened.get() {
                 opened.committer.settle().await;
+                opened.client.stop();
             }
             Ok(())
         })

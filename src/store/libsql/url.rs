@@ -175,6 +175,10 @@ fn host_and_port(text: &str) -> Result<(String, Option<u16>), StoreError> {
     if host.is_empty() {
         return Err(refuse("it names no host; write libsql://HOST[:PORT]"));
     }
+    // A host never looks so, a token whose `@HOST` was forgotten does.
+    if host.starts_with("eyJ") {
+        return Err(refuse("a token stands where the host belongs; write libsql://TOKEN@HOST[:PORT]"));
+    }
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':');
     if host.len() > MAX_HOST || host.split('.').any(|label| label.len() > MAX_LABEL) || !host.bytes().all(plain) {
         return Err(refuse("what stands where the host belongs is no name of a host; write libsql://TOKEN@HOST[:PORT]"));

@@ -51,8 +51,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use self::connection::{Pool, Sql};
@@ -60,6 +59,7 @@ use self::follow::{Follower, Listening};
 use self::openings::Lock;
 use self::place::Place;
 use super::decide::OwnRuns;
+use super::engine::Engine;
 use super::{
     BackendOptions, BoxFuture, ForeignCommits, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind,
     VerifyReport,
@@ -111,46 +111,6 @@ impl fmt::Debug for PostgresBackend {
     }
 }
 
-/// The thread that runs everything. It ends when this is dropped.
-struct Engine {
-    handle: Handle,
-    stop: Mutex<Option<oneshot::Sender<()>>>,
-}
-
-impl Engine {
-    fn start() -> Result<Self, StoreError> {
-        let fail = |error| StoreError::io("starting the thread for PostgreSQL", error);
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(fail)?;
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("seeknal-postgres".to_owned())
-            .spawn(move || {
-                runtime.block_on(async {
-                    let _dropped_or_told = stopped.await;
-                });
-            })
-            .map_err(fail)?;
-        Ok(Self { handle, stop: Mutex::new(Some(stop)) })
-    }
-
-    /// Runs it to its end, also if the caller does not wait for it.
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-        cut_off: fn(StoreErrorKind, &'static str) -> StoreError,
-    ) -> Result<T, StoreError> {
-        self.handle
-            .spawn(work)
-            .await
-            .unwrap_or_else(|_| Err(cut_off(StoreErrorKind::Closed, "the state was closed meanwhile; open it again")))
-    }
-
-    fn stop(&self) {
-        drop(self.stop.lock().unwrap_or_else(PoisonError::into_inner).take());
-    }
-}
-
 impl PostgresBackend {
     /// A backend on the database that the URL of the options names.
     ///
@@ -164,7 +124,7 @@ impl PostgresBackend {
     }
 
     async fn open(&self) -> Result<(Opened, OpenReport), StoreError> {
-        let engine = Engine::start()?;
+        let engine = Engine::start("seeknal-postgres")?;
         let pool = Arc::new(Pool::new(Arc::clone(&self.place))?);
         let process = ProcessInfo::current(SystemClock.now());
         let follower = Arc::new(Follower::new(&process));
@@ -325,7 +285,7 @@ impl StateBackend for PostgresBackend {
             };
             if many {
                 let shared = Arc::clone(&opened.shared);
-                drop(opened.engine.handle.spawn(async move { prune(&shared).await }));
+                drop(opened.engine.spawn(async move { prune(&shared).await }));
             }
             Ok(answer)
         })

@@ -1,0 +1,59 @@
+//! The thread on which a backend of a server does all its work: a runtime of the embedder whose workers are all blocked still has its leases renewed.
+
+use std::sync::{Mutex, PoisonError};
+
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+
+use super::StoreError;
+#[cfg(feature = "postgres")]
+use super::StoreErrorKind;
+
+/// The thread. It ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Engine {
+    handle: Handle,
+    stop: Mutex<Option<oneshot::Sender<()>>>,
+}
+
+impl Engine {
+    /// Starts the thread, under a name.
+    pub(super) fn start(name: &str) -> Result<Self, StoreError> {
+        let fail = |error| StoreError::io(format_args!("starting the thread {name}"), error);
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(fail)?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel();
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    let _dropped_or_told = stopped.await;
+                });
+            })
+            .map_err(fail)?;
+        Ok(Self { handle, stop: Mutex::new(Some(stop)) })
+    }
+
+    /// Runs something there, to its end, also if nobody waits for it.
+    pub(super) fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> tokio::task::JoinHandle<T> {
+        self.handle.spawn(work)
+    }
+
+    /// Runs it to its end, also if the caller does not wait for it.
+    #[cfg(feature = "postgres")]
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+        cut_off: fn(StoreErrorKind, &'static str) -> StoreError,
+    ) -> Result<T, StoreError> {
+        self.handle
+            .spawn(work)
+            .await
+            .unwrap_or_else(|_| Err(cut_off(StoreErrorKind::Closed, "the state was closed meanwhile; open it again")))
+    }
+
+    /// Ends the thread; what still runs there is cut off.
+    pub(super) fn stop(&self) {
+        drop(self.stop.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
