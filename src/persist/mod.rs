@@ -15,6 +15,8 @@ mod driver;
 mod handle;
 mod queue;
 mod shard;
+#[cfg(test)]
+mod shard_tests;
 mod stats;
 
 pub(crate) use handle::Persist;

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use ractor::{ActorRef, MessagingErr};
@@ -82,6 +82,7 @@ impl<S: Sink> News<S> {
 
 /// One line.
 pub(super) struct Shard<S: Sink> {
+    me: Weak<Self>,
     backend: Arc<dyn StateBackend>,
     stats: Arc<PersistStats>,
     runtime: Handle,
@@ -101,7 +102,8 @@ impl<S: Sink> fmt::Debug for Shard<S> {
 
 impl<S: Sink> Shard<S> {
     pub(super) fn new(backend: Arc<dyn StateBackend>, stats: Arc<PersistStats>, runtime: Handle) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
             backend,
             stats,
             runtime,
@@ -199,17 +201,6 @@ impl<S: Sink> Shard<S> {
         let mut line = self.line();
         line.pausing = false;
         let must_wake = !std::mem::replace(&mut line.pulled, true);
-        drop(line);
-        if must_wake {
-            self.wake();
-        }
-    }
-
-    /// Whoever pulled is gone before its time; somebody else has to.
-    pub(super) fn forsaken(self: &Arc<Self>) {
-        let mut line = self.line();
-        line.pulled = false;
-        let must_wake = !line.queue.is_empty() && line.must_wake();
         drop(line);
         if must_wake {
             self.wake();
@@ -342,6 +333,17 @@ impl<S> Line<S> {
 }
 
 impl<S: Sink> BatchSource for Shard<S> {
+    fn forsaken(&self) {
+        let mut line = self.line();
+        line.pulled = false;
+        let must_wake = !line.queue.is_empty() && line.must_wake();
+        drop(line);
+        match self.me.upgrade() {
+            Some(shard) if must_wake => shard.wake(),
+            _ => self.end_if_done(),
+        }
+    }
+
     fn next(&self) -> Option<Arc<Batch>> {
         loop {
             let items = {

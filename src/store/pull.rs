@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::sync::Arc;
+#[cfg(any(feature = "file", feature = "sqlite"))]
+use std::sync::Weak;
 
 #[cfg(any(feature = "file", feature = "sqlite"))]
 use tokio::sync::oneshot;
@@ -20,6 +22,40 @@ pub trait BatchSource: Send + Sync + fmt::Debug {
 
     /// Tells what became of the batch that was given last, in the words of [`StateBackend::commit`](super::StateBackend::commit). Never blocks for long.
     fn answer(&self, answer: Result<BatchAnswer, StoreError>);
+
+    /// Whoever asked for batches has ended before there were none left, and cannot be woken any more: what waits goes another way.
+    fn forsaken(&self);
+}
+
+/// The sources that a writer asks for batches. If it ends before they are empty, however it ends, they are told.
+#[cfg(any(feature = "file", feature = "sqlite"))]
+#[derive(Debug, Default)]
+pub(super) struct Sources(Vec<Arc<dyn BatchSource>>);
+
+#[cfg(any(feature = "file", feature = "sqlite"))]
+impl Sources {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn add(&mut self, source: &Weak<dyn BatchSource>) {
+        self.0.extend(source.upgrade());
+    }
+
+    /// The next batch of every source; one that has none is asked no more before it wakes the writer again.
+    pub(super) fn pull(&mut self, mut take: impl FnMut(Arc<Batch>, BatchReply)) {
+        self.0.retain(|source| {
+            let batch = source.next();
+            batch.map(|batch| take(batch, BatchReply { to: Some(To::Source(Arc::clone(source))) })).is_some()
+        });
+    }
+
+    /// The writer ends. It must not be possible any more to wake it.
+    pub(super) fn forsake(&mut self) {
+        for source in self.0.drain(..) {
+            source.forsaken();
+        }
+    }
 }
 
 /// Tells a backend that something waits in its source. `false` if its writer has ended: then
@@ -44,10 +80,6 @@ enum To {
 impl BatchReply {
     pub(super) fn asker(sender: oneshot::Sender<Result<BatchAnswer, StoreError>>) -> Self {
         Self { to: Some(To::Asker(sender)) }
-    }
-
-    pub(super) fn source(source: Arc<dyn BatchSource>) -> Self {
-        Self { to: Some(To::Source(source)) }
     }
 
     /// Says whether anybody was there to hear it.

@@ -24,7 +24,7 @@ use super::record::{Leases, Line};
 use super::recover::{self, Pending};
 use super::spare::SpareJob;
 use crate::model::{Batch, BatchAnswer, Clock, Ledger, Outcome, ProcessInfo, SystemClock};
-use crate::store::pull::BatchReply;
+use crate::store::pull::{BatchReply, Sources};
 use crate::store::{AnswerLog, BatchSource, LeaseBook, OpenReport, StoreError, StoreErrorKind};
 
 /// Where an answer goes.
@@ -123,6 +123,20 @@ pub(super) struct Opened {
     pub(super) shared: Arc<Shared>,
 }
 
+/// Where work comes from.
+struct Intake {
+    operations: Option<Receiver<Op>>,
+    sources: Sources,
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        // Also when the thread panics. First nobody can wake it any more, then who still counts on it is told.
+        self.operations = None;
+        self.sources.forsake();
+    }
+}
+
 struct Waiting {
     batch: Arc<Batch>,
     reply: BatchReply,
@@ -184,9 +198,9 @@ impl Writer {
 
     /// Works until it is closed, or until nobody is left who could ask.
     pub(super) fn run(mut self, operations: Receiver<Op>) {
-        // Sources that may have more.
-        let mut sources: Vec<Arc<dyn BatchSource>> = Vec::new();
+        let mut intake = Intake { operations: Some(operations), sources: Sources::default() };
         loop {
+            let Intake { operations: Some(operations), sources } = &mut intake else { return };
             let mut next = if sources.is_empty() {
                 match operations.recv_timeout(TICK) {
                     Ok(op) => Some(op),
@@ -206,7 +220,7 @@ impl Writer {
                         }
                         continue;
                     }
-                    Op::Pull(source) => sources.extend(source.upgrade()),
+                    Op::Pull(source) => sources.add(&source),
                     other => {
                         // What came before it is done before it.
                         self.commit(std::mem::take(&mut group));
@@ -215,11 +229,7 @@ impl Writer {
                             Op::Checkpoint(reply) => self.checkpoint(reply),
                             Op::Close(reply) => {
                                 let closed = self.close();
-                                for source in sources {
-                                    while source.next().is_some() {
-                                        source.answer(Err(StoreError::closed()));
-                                    }
-                                }
+                                drop(intake);
                                 if let Some(reply) = reply {
                                     answer(reply, closed);
                                 }
@@ -231,11 +241,7 @@ impl Writer {
                 }
                 next = operations.try_recv().ok();
             }
-            sources.retain(|source| {
-                let batch = source.next();
-                let reply = || BatchReply::source(Arc::clone(source));
-                batch.map(|batch| group.push(Waiting { batch, reply: reply(), answer: None })).is_some()
-            });
+            sources.pull(|batch, reply| group.push(Waiting { batch, reply, answer: None }));
             self.commit(group);
             self.look_around();
         }

@@ -30,7 +30,7 @@ use super::rows::Stamp;
 use super::{answer, read, write};
 use crate::model::{Batch, BatchAnswer, BatchId, Clock, ProcessInfo, SystemClock};
 use crate::store::highwater::{HighWater, HighWaterFile};
-use crate::store::pull::BatchReply;
+use crate::store::pull::{BatchReply, Sources};
 use crate::store::{BatchSource, StoreError, StoreErrorKind};
 
 /// Batches that share one transaction at most.
@@ -74,6 +74,20 @@ pub(super) enum Job {
     Checkpoint { reply: oneshot::Sender<Result<(), StoreError>> },
     /// Answer everybody, then end.
     Close { reply: oneshot::Sender<Result<(), StoreError>> },
+}
+
+/// Where work comes from.
+struct Intake {
+    jobs: mpsc::UnboundedReceiver<Job>,
+    sources: Sources,
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        // Also when the thread panics. First nobody can wake it any more, then who still counts on it is told.
+        self.jobs.close();
+        self.sources.forsake();
+    }
 }
 
 /// What the thread owns.
@@ -138,11 +152,11 @@ impl Writer {
     }
 
     /// Works until it is told to close, or nobody is left who could ask.
-    pub(super) fn work(mut self, mut jobs: mpsc::UnboundedReceiver<Job>) {
+    pub(super) fn work(mut self, jobs: mpsc::UnboundedReceiver<Job>) {
         let mut closing = None;
-        // Sources that may have more.
-        let mut sources: Vec<Arc<dyn BatchSource>> = Vec::new();
+        let mut intake = Intake { jobs, sources: Sources::default() };
         while closing.is_none() {
+            let Intake { jobs, sources } = &mut intake;
             let mut next = if sources.is_empty() {
                 let Some(first) = jobs.blocking_recv() else { break };
                 Some(first)
@@ -154,7 +168,7 @@ impl Writer {
             while let Some(job) = next {
                 match job {
                     Job::Commit { batch, reply } => batches.push((batch, BatchReply::asker(reply))),
-                    Job::Pull(source) => sources.extend(source.upgrade()),
+                    Job::Pull(source) => sources.add(&source),
                     Job::Checkpoint { reply } => checkpoints.push(reply),
                     Job::Close { reply } => {
                         // Who sent before is served, who sends after is refused.
@@ -164,20 +178,13 @@ impl Writer {
                 }
                 next = if batches.len() < SHARED || closing.is_some() { jobs.try_recv().ok() } else { None };
             }
-            sources.retain(|source| {
-                let batch = source.next();
-                batch.map(|batch| batches.push((batch, BatchReply::source(Arc::clone(source))))).is_some()
-            });
+            sources.pull(|batch, reply| batches.push((batch, reply)));
             self.commit(batches);
             for reply in checkpoints {
                 let _asker_gone = reply.send(self.checkpoint()).is_err();
             }
         }
-        for source in sources {
-            while source.next().is_some() {
-                source.answer(Err(StoreError::closed()));
-            }
-        }
+        drop(intake);
         drop(self.checkpointer);
         // The last connection to close brings the WAL into the database and removes it.
         let place = self.at.name.clone();

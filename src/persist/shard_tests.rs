@@ -1,0 +1,128 @@
+//! A writer that pulls and ends in the middle: nobody waits for ever.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::handle::Persist;
+use super::queue::{Settlement, Sink, Submission};
+use crate::model::{Batch, BatchAnswer, Entry, LeaseRecord, RunId, RunPage, RunPart, RunQuery, RunState, Version};
+use crate::store::{BatchSource, BoxFuture, OpenReport, StateBackend, StoreError, StoreErrorKind, Wake};
+
+/// Tells by a channel what became of it.
+#[derive(Debug)]
+struct Told(u32, UnboundedSender<(u32, &'static str)>);
+
+impl Sink for Told {
+    fn settle(outcomes: Vec<(Self, Settlement)>) {
+        for (Self(number, tell), settlement) in outcomes {
+            let what = match settlement {
+                Settlement::Applied(_) => "applied",
+                Settlement::NotApplied(_) => "not applied",
+                Settlement::Unknown(_) => "unknown",
+                Settlement::Refused(_) | Settlement::Recheck(..) => "checked again",
+            };
+            tell.send((number, what)).unwrap();
+        }
+    }
+}
+
+/// Its writer is the test itself; when that has ended, commits say so.
+#[derive(Debug, Default)]
+struct Pulls {
+    source: Mutex<Option<Weak<dyn BatchSource>>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl StateBackend for Pulls {
+    fn name(&self) -> &'static str {
+        "pulls"
+    }
+
+    fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
+        Box::pin(async { Ok(OpenReport::new()) })
+    }
+
+    fn commit(&self, _: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
+        assert!(self.ended.load(Ordering::Acquire), "as long as there is a writer, it pulls");
+        Box::pin(async { Err(StoreError::closed()) })
+    }
+
+    fn pull_from(&self, source: Weak<dyn BatchSource>) -> Option<Wake> {
+        *self.source.lock().unwrap() = Some(source);
+        let ended = Arc::clone(&self.ended);
+        Some(Box::new(move || !ended.load(Ordering::Acquire)))
+    }
+
+    fn load_run<'a>(&'a self, _: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn list_runs<'a>(&'a self, _: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
+        Box::pin(async { Ok(RunPage::default()) })
+    }
+
+    fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}
+
+fn submit(persist: &Persist<Told>, number: u32, tell: &UnboundedSender<(u32, &'static str)>) {
+    let run = RunId::new(format!("r{number}")).unwrap();
+    let part = RunPart { run, base: Version(1), expect: Version(1), guards: vec![], mutations: vec![], after: None };
+    let entry = Entry { parts: vec![part], ..Entry::default() };
+    persist.submit(Submission { entry, weight: 100, chain: 1, sink: Told(number, tell.clone()) });
+}
+
+async fn open() -> (
+    Persist<Told>,
+    Arc<dyn BatchSource>,
+    Arc<AtomicBool>,
+    UnboundedSender<(u32, &'static str)>,
+    UnboundedReceiver<(u32, &'static str)>,
+) {
+    let pulls = Arc::new(Pulls::default());
+    let ended = Arc::clone(&pulls.ended);
+    let backend: Arc<dyn StateBackend> = Arc::clone(&pulls) as Arc<dyn StateBackend>;
+    let persist = Persist::start(&backend).await.unwrap();
+    let source = pulls.source.lock().unwrap().clone().unwrap().upgrade().unwrap();
+    let (tell, told) = unbounded_channel();
+    (persist, source, ended, tell, told)
+}
+
+#[tokio::test]
+async fn what_waits_behind_a_writer_that_ended_is_answered() {
+    let (persist, source, ended, tell, mut told) = open().await;
+    submit(&persist, 1, &tell);
+    assert_eq!(source.next().unwrap().entries.len(), 1);
+    submit(&persist, 2, &tell);
+    // The writer dies with the first batch, and before it asked for the second one.
+    source.answer(Err(StoreError::unknown(StoreErrorKind::Poisoned, "it panicked")));
+    ended.store(true, Ordering::Release);
+    source.forsaken();
+    assert_eq!(told.recv().await, Some((1, "unknown")));
+    assert_eq!(told.recv().await, Some((2, "not applied")));
+    submit(&persist, 3, &tell);
+    assert_eq!(told.recv().await, Some((3, "not applied")));
+    persist.close().await;
+}
+
+#[tokio::test]
+async fn a_batch_with_an_unknown_outcome_is_given_again_before_anything_else() {
+    let (persist, source, _, tell, mut told) = open().await;
+    submit(&persist, 1, &tell);
+    let first = source.next().unwrap();
+    submit(&persist, 2, &tell);
+    source.answer(Err(StoreError::unknown(StoreErrorKind::Unavailable, "the answer was lost")));
+    assert!(source.next().is_none(), "there is a pause before it is sent again");
+    let again = loop {
+        tokio::task::yield_now().await;
+        if let Some(batch) = source.next() {
+            break batch;
+        }
+    };
+    assert_eq!(again.id, first.id);
+    source.answer(Err(StoreError::not_applied(StoreErrorKind::Busy, "it says nothing of the first try")));
+    assert!(told.try_recv().is_err(), "an error of a repetition settles nothing");
+}
