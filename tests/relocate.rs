@@ -1,6 +1,6 @@
 //! Moving a project between its backends: killed at every step and run again, conflicts, backups, and what must not change.
 #![cfg(all(feature = "file", feature = "sqlite", feature = "project"))]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod projects;
 mod support;
