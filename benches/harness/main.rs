@@ -58,6 +58,9 @@ struct Arguments {
     /// Where the JSON goes; `bench/harness.json` in the target folder by default.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Leaves the yardsticks out: for profilers.
+    #[arg(long)]
+    alone: bool,
     /// Only lists the cases.
     #[arg(long)]
     list: bool,
@@ -93,7 +96,10 @@ fn run(arguments: Arguments) -> Outcome<()> {
     let pace = Pace { rounds: arguments.rounds.unwrap_or(if quick { 1 } else { 5 }).max(1), lasting };
     let wanted: Vec<String> = arguments.names.into_iter().chain(arguments.only).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
-    let cases: Vec<_> = plan::cases(quick).into_iter().filter(|case| is_wanted(&case.name())).collect();
+    let mut cases: Vec<_> = plan::cases(quick).into_iter().filter(|case| is_wanted(&case.name())).collect();
+    if arguments.alone {
+        cases.iter_mut().for_each(|case| case.against.clear());
+    }
     if arguments.list {
         for case in &cases {
             println!("{}", case.name());
