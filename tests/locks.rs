@@ -23,6 +23,7 @@ on_every_backend!(
     a_cycle_of_waiters_is_refused_with_the_names,
     a_caller_that_goes_away_leaks_nothing,
     abandoned_runs_are_taken_over,
+    a_run_of_a_process_that_lives_is_not_taken_over,
 );
 
 fn run(name: &str) -> LeaseKey {
@@ -200,4 +201,25 @@ async fn abandoned_runs_are_taken_over(store: Store) {
     assert!(state.resume_run("nowhere").await.unwrap_err().is_not_found());
     let node = NodeId::new("n").unwrap();
     state.set_node_state("r", node, NodeUpdate::running()).await.unwrap();
+}
+
+async fn a_run_of_a_process_that_lives_is_not_taken_over(store: Store) {
+    let one = store.open().await;
+    one.create_run("r", NewRun::running()).await.unwrap();
+    if !one.backend().is_shared() {
+        assert!(matches!(store.backend, "memory" | "file"), "one opening at a time: nobody else can be asked");
+        return;
+    }
+    let two = store.open().await;
+    two.create_run("q", NewRun::running()).await.unwrap();
+    for (here, other) in [(&one, "q"), (&two, "r")] {
+        assert!(here.abandoned_runs().await.unwrap().is_empty(), "{other} is worked on");
+        let refused = here.resume_run(other).await.unwrap_err();
+        assert!(matches!(refused, Error::RunInUse { .. }), "{refused}");
+        let listed = here.backend().processes().await.unwrap();
+        assert_eq!(listed.iter().filter(|open| open.alive == Some(true)).count(), 2, "{listed:?}");
+    }
+    two.close().await.unwrap();
+    assert_eq!(one.abandoned_runs().await.unwrap().len(), 1, "it has closed in order");
+    one.resume_run("q").await.unwrap();
 }

@@ -12,6 +12,7 @@ use super::exit::CliError;
 use crate::model::time;
 use crate::project::Settings;
 use crate::store::StateBackend;
+use crate::store::moving::refuse_moving;
 
 /// Where a command's result goes.
 pub(super) struct Output {
@@ -145,6 +146,10 @@ pub(super) async fn open_for_writing(settings: &Settings) -> Result<Option<Arc<d
     let Some((reader, _told_again)) = settings.open_existing().await? else { return Ok(None) };
     reader.close().await?;
     let (backend, report) = settings.open_backend(false).await?;
+    if let Err(error) = refuse_moving(&*backend).await {
+        let _gives_its_own_error = backend.close().await.is_err();
+        return Err(error.into());
+    }
     report.notices.iter().for_each(|notice| note(notice));
     Ok(Some(backend))
 }

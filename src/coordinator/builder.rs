@@ -13,7 +13,8 @@ use crate::lease::LeaseHandle;
 use crate::model::{Clock, InputError, SystemClock};
 use crate::persist::Persist;
 use crate::run::{Admission, RunContext};
-use crate::store::{MIGRATION, StateBackend, StoreError, StoreErrorKind};
+use crate::store::StateBackend;
+use crate::store::moving::refuse_moving;
 
 /// Bounds of what is kept in memory.
 #[derive(Debug, Clone)]
@@ -207,23 +208,4 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
         let core = Arc::new(Core { engine, runtime: tokio::runtime::Handle::current() });
         Ok(Coordinator { core, fences: None, durability: Durability::default() })
     }
-}
-
-/// Refuses a store whose state is being moved away. It was opened first, so that whoever moves it sees this process.
-async fn refuse_moving(backend: &dyn StateBackend) -> Result<(), StoreError> {
-    if !backend.is_shared() || backend.is_read_only() {
-        return Ok(());
-    }
-    let leases = backend.list_leases().await?;
-    let Some(lease) = leases.iter().find(|lease| lease.key.run.as_str() == MIGRATION) else { return Ok(()) };
-    Err(StoreError::not_applied(
-        StoreErrorKind::Busy,
-        format!(
-            "{}: its state is being moved by {} since {}; wait for the end and look where it is then (if the mover died, until {})",
-            backend.location(),
-            lease.owner,
-            lease.since.format("%H:%M:%S UTC"),
-            lease.until.format("%H:%M:%S UTC")
-        ),
-    ))
 }

@@ -4,7 +4,7 @@ use super::{Coordinator, Transaction};
 use crate::error::Error;
 use crate::lease::LeaseError;
 use crate::model::{IntoRunId, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot};
-use crate::store::OpenProcess;
+use crate::store::{KnownOpenings, OpenProcess};
 
 /// A running run that nobody works on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,8 +17,9 @@ pub struct AbandonedRun {
 }
 
 impl Coordinator {
-    /// The running runs whose process is gone, newest first. A process counts as gone if it had this state open on this host and has not any
-    /// more; of processes on other hosts nothing is claimed, unless the storage admits one process at a time.
+    /// The running runs whose process is gone, newest first. A process counts as gone if the storage says so: it admits one process at a time, or it knows
+    /// who has it open ([`StateBackend::processes`](crate::StateBackend::processes), [`known_openings`](crate::StateBackend::known_openings)). SQLite knows it of
+    /// this host; the servers know it of all hosts, and take for gone whom they have not heard of for a minute.
     ///
     /// # Errors
     /// [`Error::Store`] if storage failed.
@@ -55,7 +56,12 @@ impl Coordinator {
         }
         match processes.iter().find(|open| open.process.id == worker.id) {
             Some(open) => open.alive == Some(false),
-            None => worker.host == me.host,
+            // Who is not listed is gone only where everybody is.
+            None => match backend.known_openings() {
+                KnownOpenings::All => true,
+                KnownOpenings::OfThisHost => worker.host == me.host,
+                KnownOpenings::Some => false,
+            },
         }
     }
 

@@ -12,6 +12,7 @@ mod error;
 mod foreign;
 mod lease_book;
 mod memory;
+pub(crate) mod moving;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
 mod own_versions;
 mod pull;
@@ -55,11 +56,9 @@ pub use error::{StoreError, StoreErrorKind};
 pub use foreign::ForeignCommits;
 pub use lease_book::LeaseBook;
 pub use memory::MemoryBackend;
+pub use moving::MIGRATION;
 pub use pull::{BatchSource, Wake};
 pub use registry::{BackendOptions, StateBackendFactory, create_state_backend};
-
-/// The key (a run's id) of the lock that keeps others out of a shared store while its state is moved: who finds it held does not open the store.
-pub const MIGRATION: &str = "seeknal:migration";
 
 /// A future of a backend's method.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -109,6 +108,19 @@ impl OpenProcess {
     pub fn new(process: ProcessInfo, alive: Option<bool>) -> Self {
         Self { process, alive }
     }
+}
+
+/// How far [`StateBackend::processes`] reaches: what it means that an opening is not listed there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum KnownOpenings {
+    /// Nothing: it may live.
+    #[default]
+    Some,
+    /// That it is gone, if it was one of this host.
+    OfThisHost,
+    /// That it is gone, wherever it was.
+    All,
 }
 
 /// What a check of the storage found.
@@ -217,6 +229,12 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     /// All openings of this state that can be known, this one included.
     fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
         Box::pin(async { Ok(self.process().map(|process| OpenProcess::new(process, Some(true))).into_iter().collect()) })
+    }
+
+    /// What it means that [`processes`](Self::processes) does not list an opening. The default claims nothing: then a run is never taken from a worker that
+    /// is not known.
+    fn known_openings(&self) -> KnownOpenings {
+        KnownOpenings::Some
     }
 
     /// A run again, after others wrote to it; `since` is the version that the caller has. A backend may use it to read less.

@@ -153,3 +153,46 @@ async fn transitions_in_flight_share_requests() {
     assert!(share >= 50, "{share} transitions a request");
     assert!(server.sql("SELECT seq FROM meta").contains(&format!(r#""value":"{}""#, 10 + CLIENTS * 8)));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn openings_say_that_they_live_and_are_gone_when_they_do_not() {
+    let Some(server) = Sqld::start() else { return };
+    let (one, two) = (open(&server).await, open(&server).await);
+    two.create_run("r", NewRun::running()).await.unwrap();
+    let id = two.backend().process().unwrap().id;
+    let alive = async || {
+        let all = one.backend().processes().await.unwrap();
+        all.into_iter().find(|open| open.process.id == id).expect("it is listed").alive
+    };
+    assert_eq!(alive().await, Some(true));
+    for (seconds, expected) in [(40, None), (61, Some(false))] {
+        server.sql(&format!("UPDATE openings SET seen_ms = unixepoch() * 1000 - {seconds}000 WHERE process = '{id}'"));
+        assert_eq!(alive().await, expected);
+        assert_eq!(one.abandoned_runs().await.unwrap().len(), usize::from(expected == Some(false)));
+    }
+    // It says so again, by itself.
+    let patience = tokio::time::Instant::now() + Duration::from_secs(30);
+    while alive().await != Some(true) {
+        assert!(tokio::time::Instant::now() < patience, "it was never heard of again");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    two.close().await.unwrap();
+    assert_eq!(one.backend().processes().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn tables_of_the_first_version_are_brought_forward() {
+    let Some(server) = Sqld::start() else { return };
+    let state = open(&server).await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    state.close().await.unwrap();
+    server.sql("DROP TABLE openings");
+    server.sql("UPDATE seeknal_schema SET version = 1");
+    let reader = create_state_backend("database", &server.options().read_only(true)).unwrap();
+    reader.initialize().await.unwrap();
+    assert!(reader.processes().await.unwrap().is_empty());
+    let state = open(&server).await;
+    assert!(server.sql("SELECT version FROM seeknal_schema").contains(r#""value":"2""#));
+    state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+    assert_eq!(state.backend().processes().await.unwrap().len(), 1);
+}

@@ -76,6 +76,27 @@ async fn openings_are_known_as_long_as_they_are_connected() {
         all.iter().any(|opening| opening.process.id == id && opening.alive.is_none())
     })
     .await;
+    // Half a minute later it is gone.
+    store.sql(&format!("UPDATE openings SET seen_at = seen_at - interval '31 seconds' WHERE process = '{id}'"));
+    let all = one.processes().await.unwrap();
+    assert!(all.iter().any(|opening| opening.process.id == id && opening.alive == Some(false)), "{all:?}");
+}
+
+#[tokio::test]
+async fn tables_of_the_first_version_are_brought_forward() {
+    let store = store!();
+    let backend = store.open().await;
+    change(&backend, "r", vec![create(0)]).await;
+    backend.close().await.unwrap();
+    store.sql("ALTER TABLE openings DROP COLUMN seen_at; UPDATE meta SET schema_version = 1");
+    let reader = create_state_backend("database", &store.options().read_only(true)).unwrap();
+    reader.initialize().await.unwrap();
+    assert!(reader.processes().await.unwrap().is_empty());
+    assert_eq!(load(&reader, "r").await.version(), Version(1));
+    let backend = store.open().await;
+    assert_eq!(store.sql("SELECT schema_version FROM meta"), "2");
+    change(&backend, "r", vec![set("n", NodeUpdate::running())]).await;
+    assert!(backend.processes().await.unwrap().iter().all(|opening| opening.alive == Some(true)));
 }
 
 #[tokio::test]

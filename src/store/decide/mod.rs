@@ -32,10 +32,11 @@ use chrono::{DateTime, Utc};
 
 use self::cell::Cell;
 use self::locks::Locks;
+use super::moving::is_kept_out;
 use super::own_versions::OwnVersions;
 use super::{StoreError, StoreErrorKind};
 use crate::model::{
-    Batch, BatchAnswer, CommitSeq, Entry, Guard, InputError, IntervalSet, LastSuccess, LeaseGrant, LeaseKey, Mutation, NodeId,
+    Batch, BatchAnswer, CommitSeq, Entry, Guard, InputError, IntervalSet, LastSuccess, LeaseGrant, LeaseKey, LeaseRecord, Mutation, NodeId,
     NodeState, Outcome, PartitionKey, Receipt, Refusal, Retained, RunHeader, RunId, RunPart, RunReceipt, RunState, RunStatus,
     Version, apply_all, check_guards,
 };
@@ -116,6 +117,8 @@ pub(crate) struct Rows {
     pub(crate) own: BTreeMap<RunId, OwnVersions>,
     pub(crate) seqs: Numbers,
     pub(crate) tokens: Numbers,
+    /// The lease of another process that moves the state: until its end nobody else may change anything.
+    pub(crate) moving: Option<LeaseRecord>,
 }
 
 /// What becomes of a batch.
@@ -196,7 +199,7 @@ macro_rules! verdict {
 /// # Errors
 /// If a row is needed that is not in `rows`: then [`Wanted`] and [`NodesWanted`] were not followed.
 pub(crate) fn decide(batch: &Batch, rows: Rows) -> Result<Decision, StoreError> {
-    let Rows { heads, headers, nodes, whole, leases, own, seqs, tokens } = rows;
+    let Rows { heads, headers, nodes, whole, leases, own, seqs, tokens, moving } = rows;
     let assumed = heads.iter().map(|(run, head)| (run.clone(), head.as_ref().map(|head| head.version))).collect();
     let leases_assumed = leases.clone();
     let mut headers = headers;
@@ -219,6 +222,10 @@ pub(crate) fn decide(batch: &Batch, rows: Rows) -> Result<Decision, StoreError> 
         Session { cells, locks: Locks::new(leases), retained: BTreeMap::new(), seqs, tokens, refused: HashSet::new() };
     let mut outcomes = Vec::with_capacity(batch.entries.len());
     for entry in &batch.entries {
+        if let Some(mover) = moving.as_ref().filter(|_| is_kept_out(entry)) {
+            outcomes.push(Outcome::Refused(Refusal::LeaseHeld { holder: Box::new(mover.clone()) }));
+            continue;
+        }
         outcomes.push(match session.entry(entry)? {
             Ok(receipt) => Outcome::Applied(receipt),
             Err(refusal) => {

@@ -71,6 +71,7 @@ impl Store {
             own,
             seqs: Numbers::After(self.seq),
             tokens: Numbers::After(self.token),
+            moving: None,
         };
         if drawn {
             let from = |last: u64, count: usize| (last + 1..).take(count).collect();

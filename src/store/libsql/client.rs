@@ -154,6 +154,11 @@ impl Client {
         self.engine.stop();
     }
 
+    /// Starts something beside the requests.
+    pub(super) fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> tokio::task::JoinHandle<T> {
+        self.engine.spawn(work)
+    }
+
     /// Runs something beside the requests, to its end, whoever waits for it.
     pub(super) async fn beside<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
         self.engine.spawn(work).await.ok()

@@ -225,7 +225,7 @@ impl Committer {
         loop {
             let read = match facts.take() {
                 Some(facts) => facts,
-                None => match facts::read(&self.client, batch, &self.own).await {
+                None => match facts::read(&self.client, batch, &self.own, &self.nobody.process.id).await {
                     Ok(read) => {
                         memory.counters = Some((read.before.seq, read.before.token, Instant::now()));
                         read
@@ -296,7 +296,7 @@ impl Committer {
 
     fn request(&self, memory: &mut Memory, batch: &Batch, decision: &Decision, before: &Before) -> Result<Request, StoreError> {
         let failed = |error: serde_json::Error| corrupt(self.client.place(), format_args!("a value cannot be written: {error}"));
-        let mut request = write::request(batch, decision, before).map_err(failed)?;
+        let mut request = write::request(batch, decision, before, &self.nobody.process.id).map_err(failed)?;
         let over = memory.told.iter().take_while(|(_, at)| at.elapsed() > TOLD_FOR).count();
         let mut told = Vec::new();
         if over >= TOLD_AT_ONCE {

@@ -12,7 +12,7 @@ use super::cache::Cache;
 use super::client::Client;
 use super::fault::{Class, corrupt};
 use super::hrana::{Arg, Stmt};
-use super::lease::{self, column, now_ms, record_columns};
+use super::lease::{self, column, now_ms, others_move, record_columns};
 use super::read::{self, nth};
 use super::rows::{header_columns, node_columns};
 use super::schema;
@@ -21,7 +21,7 @@ use crate::model::{
     Batch, FencingToken, Guard, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord, Mutation, NodeId, NodeState, RunHeader, RunId,
     RunPart, RunState, Version,
 };
-use crate::store::StoreError;
+use crate::store::{MIGRATION, StoreError};
 use crate::store::decide::{Head, LeaseRow, NodesWanted, Numbers, OfRun, OwnRuns, Rows, Wanted};
 
 /// The rows, and the numbers of the store that they go with.
@@ -59,6 +59,7 @@ fn rows(own: &OwnRuns, heads: BTreeMap<RunId, Option<Head>>, leases: Vec<LeaseRo
         own,
         seqs: Numbers::After(seq),
         tokens: Numbers::After(token),
+        moving: None,
     };
     Facts { rows, before: Before { seq, token, versions }, read: false, known: false }
 }
@@ -147,7 +148,7 @@ fn assumed_leases(batch: &Batch, nobody: &LeaseOwner) -> Option<Vec<LeaseRow>> {
 }
 
 /// Reads everything that a batch may need, in one request where it fits.
-pub(super) async fn read(client: &Client, batch: &Batch, own: &OwnRuns) -> Result<Facts, StoreError> {
+pub(super) async fn read(client: &Client, batch: &Batch, own: &OwnRuns, process: &str) -> Result<Facts, StoreError> {
     let wanted = Wanted::of(batch);
     let mut nodes: BTreeMap<RunId, OfRun> = BTreeMap::new();
     for part in batch.entries.iter().flat_map(|entry| &entry.parts) {
@@ -158,21 +159,22 @@ pub(super) async fn read(client: &Client, batch: &Batch, own: &OwnRuns) -> Resul
     }
     let whole: BTreeSet<RunId> = nodes.iter().filter(|(_, of_run)| of_run.all).map(|(run, _)| run.clone()).collect();
     let id = batch.id.to_string();
-    if let Some(facts) = read_rows(client, &id, &wanted, &nodes, &whole, own).await? {
+    let of = (&*id, process);
+    if let Some(facts) = read_rows(client, of, &wanted, &nodes, &whole, own).await? {
         return Ok(facts);
     }
     // Beyond what fits into one answer: whole runs, page by page.
     let every = nodes.keys().cloned().collect();
-    read_rows(client, &id, &wanted, &nodes, &every, own).await?.ok_or_else(|| {
+    read_rows(client, of, &wanted, &nodes, &every, own).await?.ok_or_else(|| {
         let fault = super::fault::Fault::new(Class::AnswerTooLarge, "the leases of a batch do not fit into an answer");
         fault.into_error(client.place())
     })
 }
 
-/// `None`: the answer is too large. Runs of `whole` are read by themselves, each as of one version.
+/// `of`: the batch's id, and the opening that commits it. `None`: the answer is too large. Runs of `whole` are read by themselves, each as of one version.
 async fn read_rows(
     client: &Client,
-    id: &str,
+    of: (&str, &str),
     wanted: &Wanted,
     nodes: &BTreeMap<RunId, OfRun>,
     whole: &BTreeSet<RunId>,
@@ -200,7 +202,7 @@ async fn read_rows(
             "meta",
             "SELECT (SELECT version FROM seeknal_schema WHERE id = 1), seq, token, \
              EXISTS (SELECT 1 FROM batches WHERE id = ?1) FROM meta WHERE id = 1",
-            vec![id.into()],
+            vec![of.0.into()],
         ),
         Stmt::ask(
             "runs",
@@ -235,6 +237,11 @@ async fn read_rows(
                 " FROM wanted CROSS JOIN locks AS l USING (run_id, node_id)"
             ),
             vec![json(&keys), json(&wanted.leases.runs), json(&wanted.leases.tokens)],
+        ),
+        Stmt::ask(
+            "locks",
+            concat!("SELECT ", record_columns!(), " FROM locks AS l WHERE ", others_move!("?1", "?2")),
+            vec![MIGRATION.into(), of.1.into()],
         ),
     ];
     let tables = match send::ask(client, Ask::Primary, &questions).await {
@@ -284,6 +291,7 @@ async fn read_rows(
     facts.read = true;
     facts.known = counters.number(3)? == 1;
     facts.rows.headers = headers;
+    facts.rows.moving = nth(client, &tables, 6)?.first().map(lease::record).transpose()?;
     facts.rows.nodes = found;
     for state in &states {
         if let Some(of_run) = nodes.get(state.id()) {

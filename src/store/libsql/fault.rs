@@ -71,6 +71,11 @@ impl Fault {
         Self::new(class, short(text))
     }
 
+    /// What it says, for who knows the server's words.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The fault of a question: nothing can have been written, whatever became of it.
     pub(super) fn of_question(mut self) -> Self {
         self.question = true;

@@ -25,6 +25,20 @@ macro_rules! record_columns {
 }
 pub(super) use record_columns;
 
+/// That somebody else moves the state: the lease on this key is held, and not by this opening.
+macro_rules! others_move {
+    ($key:literal, $own:literal) => {
+        concat!(
+            "l.run_id = ",
+            $key,
+            " AND l.node_id = '' AND l.owner_process <> ",
+            $own,
+            " AND l.expires_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER)"
+        )
+    };
+}
+pub(super) use others_move;
+
 /// The longest lease, about 292 years: beyond it the sum with the clock would not fit.
 const MAX_TTL_MS: i64 = i64::MAX / 1_000_000;
 

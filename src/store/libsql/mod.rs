@@ -1,7 +1,8 @@
 //! Turso and other libSQL servers, `libsql://…` and `http://…`: one HTTP request for a batch, any number of processes on any number of machines.
 //!
 //! - `url`: `database_url`, and where its token goes; `client`, `hrana`, `send`: connections, the protocol, what failures mean; `fault`: their classes.
-//! - `schema`: tables. `rows`: how values are stored. `read`, `read_nodes`: everything that is asked; `lease`: locks; `verify`: checks.
+//! - `schema`: tables. `rows`: how values are stored. `read`, `read_nodes`: everything that is asked; `lease`: locks;
+//!   `openings`: who has it open; `verify`: checks.
 //! - `commit`: how a batch is decided and sent; `facts`: the rows that it is decided on; `cache`: what is known of them; `write`, `write_leases`, `write_runs`: the request;
 //!   `answer`: what is kept of it.
 //!
@@ -16,6 +17,7 @@ mod facts;
 mod fault;
 mod hrana;
 mod lease;
+mod openings;
 mod read;
 mod read_nodes;
 mod rows;
@@ -39,7 +41,7 @@ use self::client::Client;
 use self::commit::Committer;
 use self::url::{TOKEN_VARIABLE, Target};
 use super::{
-    BackendOptions, BoxFuture, ForeignCommits, LeaseStore, OpenReport, StateBackend, StoreError, StoreErrorKind, VerifyReport,
+    BackendOptions, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind, VerifyReport,
 };
 use crate::model::{
     Batch, BatchAnswer, Clock, LastSuccess, LeaseOwner, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained,
@@ -106,6 +108,10 @@ impl LibsqlBackend {
         let nobody = LeaseOwner { process: process.clone(), name: "".into() };
         let committer = Arc::new(Committer::new(Arc::clone(&client), nobody));
         committer.begin().await?;
+        if !self.read_only {
+            openings::register(&client, &process).await?;
+            drop(client.spawn(openings::keep(Arc::downgrade(&client), process.clone())));
+        }
         Ok(Opened { client, committer, process })
     }
 
@@ -199,6 +205,14 @@ impl StateBackend for LibsqlBackend {
         self.opened.get().map(|opened| opened.process.clone())
     }
 
+    fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
+        Box::pin(async move { openings::list(self.client()?).await })
+    }
+
+    fn known_openings(&self) -> KnownOpenings {
+        KnownOpenings::All
+    }
+
     fn reload_run<'a>(&'a self, have: &'a RunState) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
         Box::pin(async move {
             let state = read::reload(self.client()?, have).await?;
@@ -249,10 +263,13 @@ impl StateBackend for LibsqlBackend {
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            self.closed.store(true, Ordering::Release);
+            let closed_before = self.closed.swap(true, Ordering::AcqRel);
             // Who sent before is served.
-            if let Some(opened) = self.opened.get() {
+            if let Some(opened) = self.opened.get().filter(|_| !closed_before) {
                 opened.committer.settle().await;
+                if !self.read_only {
+                    openings::leave(&opened.client, &opened.process).await;
+                }
                 opened.client.stop();
             }
             Ok(())

@@ -12,10 +12,10 @@ use super::send::{self, Ask};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The version of the schema: the number of the newest step in [`STEPS`].
-pub(super) const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 2;
 
 /// The schema, one step for every version, one statement for every change. A step is never changed once it was released; a new one is added.
-const STEPS: &[&[&str]] = &[STEP_1];
+const STEPS: &[&[&str]] = &[STEP_1, STEP_2];
 
 const STEP_1: &[&str] = &[
     "CREATE TABLE seeknal_schema (id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL)",
@@ -129,6 +129,14 @@ const STEP_1: &[&str] = &[
     versions TEXT NOT NULL            -- JSON object: the version of every run before
 ) WITHOUT ROWID",
 ];
+
+const STEP_2: &[&str] = &["CREATE TABLE openings (
+    process TEXT NOT NULL PRIMARY KEY,
+    host TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    started_at TEXT NOT NULL,
+    seen_ms INTEGER NOT NULL          -- when it said last that it lives: milliseconds of the server's clock since 1970
+) WITHOUT ROWID"];
 
 /// Tables that a server makes by itself.
 const SERVERS_OWN: &str =

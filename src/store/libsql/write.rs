@@ -20,11 +20,13 @@ use serde_json::Error;
 
 use super::answer::{Before, Kept};
 use super::hrana::{Arg, Stmt};
-use super::lease::{column, now_ms};
+use super::lease::{column, now_ms, others_move};
 use super::rows::{JsonRows, row};
 use super::{schema, write_leases, write_runs};
 use crate::model::{Batch, Guard, LeaseMutation, Mutation, NodeId, Outcome, Refusal, RunId, Version};
+use crate::store::MIGRATION;
 use crate::store::decide::Decision;
+use crate::store::moving::is_kept_out;
 
 /// What makes a check fail: there is no such number.
 macro_rules! failing {
@@ -150,8 +152,8 @@ impl Checks {
     }
 }
 
-/// The statements of a decided batch. `told` are batches of this opening whose rows are of no more use.
-pub(super) fn request(batch: &Batch, decision: &Decision, before: &Before) -> Result<Request, Error> {
+/// The statements of a decided batch. `process` is the opening that commits it. `told` are batches of this opening whose rows are of no more use.
+pub(super) fn request(batch: &Batch, decision: &Decision, before: &Before, process: &str) -> Result<Request, Error> {
     let mut request = Request::default();
     let kept = serde_json::to_string(&Kept::of(&decision.answer, before))?;
     let runs: Vec<&RunId> = before.versions.keys().collect();
@@ -165,6 +167,13 @@ pub(super) fn request(batch: &Batch, decision: &Decision, before: &Before) -> Re
     ));
     let checks = Checks::of(batch, decision, before);
     check_rows(&mut request, &checks, before)?;
+    let is_applied = |(entry, outcome)| matches!(outcome, &Outcome::Applied(_)) && is_kept_out(entry);
+    if batch.entries.iter().zip(&decision.answer.outcomes).any(is_applied) {
+        request.check_one(
+            failing!(concat!("EXISTS (SELECT 1 FROM locks AS l WHERE ", others_move!("?1", "?2"), ")")),
+            vec![MIGRATION.into(), process.into()],
+        );
+    }
     write_leases::check_unlocked(&mut request, &checks)?;
     write_leases::leases(&mut request, &checks, &decision.writes.leases, before)?;
     write_runs::runs(&mut request, &decision.writes, before)?;

@@ -34,7 +34,7 @@ use super::{outlive, write};
 use crate::model::{Batch, BatchAnswer, Interval, LeaseKey, NodeId, NodeState, Outcome, PartitionKey, RunHeader, RunId};
 use crate::store::columns::At;
 use crate::store::decide::{self, Decision, Head, LeaseRow, LeasesWanted, NodesWanted, Numbers, Rows, Wanted};
-use crate::store::{StoreError, StoreErrorKind, short_answer};
+use crate::store::{MIGRATION, StoreError, StoreErrorKind, short_answer};
 
 /// How long a commit may take, with everything that is tried again.
 const TOTAL: Duration = Duration::from_secs(10);
@@ -52,6 +52,12 @@ const BEGIN: &str = "BEGIN";
 const COMMIT: &str = "COMMIT";
 const KEEP_ID: &str = "INSERT INTO batches (id, at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING RETURNING 1";
 const ANSWER: &str = "UPDATE batches SET answers = $2 WHERE id = $1";
+/// The lease of another opening that moves the state.
+const MOVING: &str = concat!(
+    "SELECT ",
+    lease_columns!(),
+    " FROM locks WHERE run_id = $1 AND node_id = '' AND owner_process <> $2 AND expires_at > clock_timestamp()"
+);
 /// Sorted in a set of its own: each is taken as it comes out of it.
 const LOCK_MUTEXES: &str = "SELECT pg_advisory_xact_lock(k) FROM (SELECT k FROM unnest($1::bigint[]) AS k ORDER BY k) AS sorted";
 const LOCK_RUNS: &str =
@@ -108,7 +114,7 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
 
 /// Prepares what every commit needs: the first one is not slower than the others.
 pub(super) async fn warm_up(conn: &mut Conn) -> Result<(), StoreError> {
-    let texts = [BEGIN, KEEP_ID, LOCK_MUTEXES, LOCK_RUNS, DRAW_SEQS, DRAW_TOKENS, LOCK_LEASES, READ_LEASES, ANSWER, COMMIT];
+    let texts = [BEGIN, KEEP_ID, MOVING, LOCK_MUTEXES, LOCK_RUNS, DRAW_SEQS, DRAW_TOKENS, LOCK_LEASES, READ_LEASES, ANSWER, COMMIT];
     let statements: Vec<Sql<'_>> = texts.into_iter().map(Sql::plain).collect();
     conn.prepare(&statements).await.map_err(|failed| failed.error)
 }
@@ -206,12 +212,14 @@ async fn lock(shared: &Shared, conn: &mut Conn, id: Uuid, wanted: &Wanted) -> Re
     let mut statements = vec![
         Sql::plain(BEGIN),
         Sql::new("table batches", KEEP_ID, vec![Box::new(id)]),
+        // Before anything is locked: whoever moves the state is not held up, and waits for nobody who does not see it.
+        Sql::new("table locks", MOVING, vec![Box::new(MIGRATION), Box::new(&*shared.process.id)]),
         Sql::new("table runs", LOCK_RUNS, vec![Box::new(runs)]),
         Sql::new("the commit sequence", DRAW_SEQS, vec![Box::new(counter(wanted.seqs as u64))]),
     ];
     if !mutexes.is_empty() {
         let mutexes: Vec<i64> = mutexes.into_iter().collect();
-        statements.insert(2, Sql::new("the mutexes of runs", LOCK_MUTEXES, vec![Box::new(mutexes)]));
+        statements.insert(3, Sql::new("the mutexes of runs", LOCK_MUTEXES, vec![Box::new(mutexes)]));
     }
     let heads_at = statements.len().saturating_sub(2);
     if wanted.tokens > 0 {
@@ -236,7 +244,9 @@ async fn lock(shared: &Shared, conn: &mut Conn, id: Uuid, wanted: &Wanted) -> Re
         let fields = Fields::new(row, "table locks");
         leases.push(LeaseRow { record: fields.lease(1)?, valid: fields.get(0)? });
     }
+    let moving = rows(2).first().map(|row| Fields::new(row, "table locks").lease(0)).transpose()?;
     Ok(Some(Rows {
+        moving,
         own: shared.own.of(&wanted.runs).into_iter().collect(),
         heads,
         headers: BTreeMap::new(),

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tokio_postgres::Notification;
 
 use super::connection::{Conn, Pool, Sql};
@@ -26,6 +27,9 @@ use crate::store::{ForeignCommits, StoreError};
 
 /// Between two looks at the commit sequence.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Between two times that this opening says that it lives.
+const SAY: Duration = Duration::from_secs(5);
 
 /// The first pause before a lost connection is made again; it doubles up to [`LOOK`].
 const PAUSE: Duration = Duration::from_millis(50);
@@ -76,7 +80,7 @@ impl Gathered {
 /// The follower of one opening.
 #[derive(Debug)]
 pub(super) struct Follower {
-    id: String,
+    process: ProcessInfo,
     /// Commits of others, for whoever waits.
     pending: Mutex<Gathered>,
     arrived: Notify,
@@ -95,7 +99,7 @@ fn locked(gathered: &Mutex<Gathered>) -> MutexGuard<'_, Gathered> {
 impl Follower {
     pub(super) fn new(process: &ProcessInfo) -> Self {
         Self {
-            id: process.id.to_string(),
+            process: process.clone(),
             pending: Mutex::default(),
             arrived: Notify::new(),
             outgoing: Mutex::default(),
@@ -149,7 +153,7 @@ impl Follower {
         while !self.closed.load(Ordering::Acquire) {
             let made = match listening.take() {
                 Some(made) => Ok(made),
-                None => Listening::start(&pool, lock, &self.id).await,
+                None => Listening::start(&pool, lock, &self.process).await,
             };
             let error = match made {
                 Ok(mut made) => {
@@ -196,7 +200,7 @@ impl Follower {
         let told: Option<Told> = serde_json::from_str(payload).ok();
         let mut pending = locked(&self.pending);
         match told {
-            Some(told) if told.w == self.id => return,
+            Some(told) if *told.w == *self.process.id => return,
             Some(told) => {
                 self.accompanied.store(true, Ordering::Release);
                 if told.r.as_ref().is_some_and(Vec::is_empty) && !told.l {
@@ -217,10 +221,14 @@ impl Follower {
         if !anything {
             return Ok(());
         }
-        notify(conn, Told { w: self.id.clone(), r: runs.map(|runs| runs.into_iter().collect()), l: leases }).await
+        notify(conn, Told { w: self.process.id.to_string(), r: runs.map(|runs| runs.into_iter().collect()), l: leases }).await
     }
 
     async fn look(&self, listening: &mut Listening, lock: Lock) -> Result<(), StoreError> {
+        if !listening.read_only && listening.said.elapsed() >= SAY {
+            openings::say(&mut listening.conn, &self.process, lock).await?;
+            listening.said = Instant::now();
+        }
         let seq = commit_seq(&mut listening.conn).await?;
         let accompanied = openings::count(&mut listening.conn, lock).await? > 1;
         self.accompanied.store(accompanied, Ordering::Release);
@@ -246,21 +254,25 @@ pub(super) struct Listening {
     inbox: mpsc::UnboundedReceiver<Notification>,
     /// The commit sequence when it was looked at last: first when this began, so that nothing falls between.
     seq: i64,
+    /// When it was said last that this opening lives.
+    said: Instant,
+    read_only: bool,
 }
 
 impl Listening {
     /// Connects, takes the opening's lock, listens, and says that it is there.
-    pub(super) async fn start(pool: &Pool, lock: Lock, id: &str) -> Result<Self, StoreError> {
+    pub(super) async fn start(pool: &Pool, lock: Lock, process: &ProcessInfo) -> Result<Self, StoreError> {
         let (told, inbox) = mpsc::unbounded_channel();
         let mut conn = pool.connect_for_messages(told).await?;
         let fail = |error| super::error::sql_error(&pool.place.name, error);
         conn.batch(&format!("LISTEN \"{}\"", channel(&pool.place.schema))).await.map_err(fail)?;
         openings::hold(&mut conn, lock).await?;
         if !pool.place.read_only {
-            notify(&mut conn, Told { w: id.to_owned(), r: Some(Vec::new()), l: false }).await?;
+            openings::say(&mut conn, process, lock).await?;
+            notify(&mut conn, Told { w: process.id.to_string(), r: Some(Vec::new()), l: false }).await?;
         }
         let seq = commit_seq(&mut conn).await?;
-        Ok(Self { conn, inbox, seq })
+        Ok(Self { conn, inbox, seq, said: Instant::now(), read_only: pool.place.read_only })
     }
 }
 

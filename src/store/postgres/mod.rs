@@ -61,7 +61,7 @@ use self::place::Place;
 use super::decide::OwnRuns;
 use super::engine::Engine;
 use super::{
-    BackendOptions, BoxFuture, ForeignCommits, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind,
+    BackendOptions, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind,
     VerifyReport,
 };
 use crate::model::{
@@ -211,7 +211,7 @@ async fn open(shared: Arc<Shared>) -> Result<OpenReport, StoreError> {
         });
     }
     pool.put(conn);
-    let listening = Listening::start(pool, lock, &process.id).await?;
+    let listening = Listening::start(pool, lock, process).await?;
     tokio::spawn(Arc::clone(&shared.follower).work(Arc::clone(pool), lock, listening));
     Ok(report)
 }
@@ -327,6 +327,10 @@ impl StateBackend for PostgresBackend {
 
     fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
         self.ask(|shared| async move { openings::list(&shared.pool).await })
+    }
+
+    fn known_openings(&self) -> KnownOpenings {
+        KnownOpenings::All
     }
 
     fn reload_run<'a>(&'a self, have: &'a RunState) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {

@@ -1,7 +1,8 @@
 //! Who has the state open. Each opening has a row, and a lock that its connection holds: the server frees it when the connection ends.
 //!
-//! A lock that is held proves a living process (or one whose end the server has not noticed); one that is not held proves nothing, because a connection
-//! may break while its process lives.
+//! A lock that is held proves a living process (or one whose end the server has not noticed). One that is not held proves nothing by itself, because a
+//! connection may break while its process lives: that one makes a new connection within seconds and says so in its row. Who holds no lock and was not
+//! heard of for half a minute, by the server's clock, is gone.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -51,10 +52,16 @@ pub(super) async fn register(conn: &mut Conn, process: &ProcessInfo, lock: Lock)
         Vec::new(),
     ))
     .await?;
+    say(conn, process, lock).await
+}
+
+/// Says that the opening lives: its row, as of now.
+pub(super) async fn say(conn: &mut Conn, process: &ProcessInfo, lock: Lock) -> Result<(), StoreError> {
     conn.ask(Sql::new(
-        PLACE,
-        "INSERT INTO openings (process, host, pid, started_at, lock_class, lock_id) VALUES ($1, $2, $3, $4, $5, $6) \
-         ON CONFLICT (process) DO NOTHING",
+        "table openings",
+        "INSERT INTO openings (process, host, pid, started_at, lock_class, lock_id, seen_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp()) \
+         ON CONFLICT (process) DO UPDATE SET seen_at = excluded.seen_at",
         vec![
             Box::new(process.id.to_string()),
             Box::new(plain(&process.host).into_owned()),
@@ -68,7 +75,7 @@ pub(super) async fn register(conn: &mut Conn, process: &ProcessInfo, lock: Lock)
     .map(|_| ())
 }
 
-/// All openings that are known.
+/// All openings that are known. A reader may meet the table of an older version, in which nobody said when it was heard of.
 pub(super) async fn list(pool: &Pool) -> Result<Vec<OpenProcess>, StoreError> {
     let answers = pool
         .read(vec![Sql::new(
@@ -76,7 +83,8 @@ pub(super) async fn list(pool: &Pool) -> Result<Vec<OpenProcess>, StoreError> {
             "SELECT process, host, pid, started_at, EXISTS (SELECT 1 FROM pg_locks AS l \
              WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted \
              AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-             AND l.classid::bigint = (o.lock_class::bigint & 4294967295) AND l.objid::bigint = (o.lock_id::bigint & 4294967295)) \
+             AND l.classid::bigint = (o.lock_class::bigint & 4294967295) AND l.objid::bigint = (o.lock_id::bigint & 4294967295)), \
+             coalesce((to_jsonb(o)->>'seen_at')::timestamptz < clock_timestamp() - interval '30 seconds', false) \
              FROM openings AS o ORDER BY started_at, process",
             Vec::new(),
         )])
@@ -88,7 +96,12 @@ pub(super) async fn list(pool: &Pool) -> Result<Vec<OpenProcess>, StoreError> {
         process.id = fields.text(0)?.into();
         process.host = fields.plain(1)?.into();
         process.pid = fields.small(2)?;
-        found.push(OpenProcess::new(process, fields.get::<bool>(4)?.then_some(true)));
+        let alive = match (fields.get::<bool>(4)?, fields.get::<bool>(5)?) {
+            (true, _) => Some(true),
+            (false, true) => Some(false),
+            (false, false) => None,
+        };
+        found.push(OpenProcess::new(process, alive));
     }
     Ok(found)
 }

@@ -8,10 +8,10 @@ use super::place::Place;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The number of the newest step in [`STEPS`].
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 
 /// The schema, one step for every version. A step is never changed once it was released; a new one is added.
-const STEPS: &[&str] = &[STEP_1];
+const STEPS: &[&str] = &[STEP_1, STEP_2];
 
 const STEP_1: &str = "
 CREATE TABLE meta (
@@ -144,6 +144,11 @@ CREATE TABLE openings (
     lock_class integer NOT NULL,
     lock_id integer NOT NULL
 );
+";
+
+const STEP_2: &str = "
+-- When the opening said last that it lives, by the server's clock.
+ALTER TABLE openings ADD COLUMN seen_at timestamptz;
 ";
 
 /// How far the counters of a copy are raised: further than anybody has counted since the copy was made.

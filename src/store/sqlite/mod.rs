@@ -41,7 +41,7 @@ use self::owners::Deaths;
 use self::place::Place;
 use self::thread::{Job, Writer};
 use super::{
-    BackendOptions, BatchSource, BoxFuture, ForeignCommits, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError,
+    BackendOptions, BatchSource, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError,
     StoreErrorKind, VerifyReport, Wake,
 };
 use crate::model::{
@@ -281,6 +281,10 @@ impl StateBackend for SqliteBackend {
     fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
         let (at, own) = (Arc::clone(&self.shared.at), self.process());
         Box::pin(blocking(move || owners::list(&at.path, own.as_ref())))
+    }
+
+    fn known_openings(&self) -> KnownOpenings {
+        KnownOpenings::OfThisHost
     }
 
     fn run_version<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<Version>, StoreError>> {
