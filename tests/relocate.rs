@@ -320,3 +320,145 @@ async fn state_moves_to_libsql_and_back() {
     let Some(server) = support::sqld::Sqld::start() else { return };
     there_and_back(&server.url(), "").await;
 }
+
+/// Runs something of the outside world inside an observer.
+fn outside<T>(work: impl Future<Output = T>) -> T {
+    tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(work))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_that_was_not_seen_stops_the_move_before_the_switch() {
+    let dir = project("database").await;
+    let target = dir.path().join("target");
+    let before = fs::read_to_string(dir.path().join("seeknal_project.yml")).unwrap();
+    let writer = open("database", &target).await;
+    // Nobody can tell any more that it is there.
+    fs::remove_dir_all(target.join("state.db.owners")).unwrap();
+    let error = relocate::execute(&settings(dir.path()), Home::File, now(), |step| {
+        if step == Step::TargetOpen {
+            outside(put(&writer, "unseen", vec![Mutation::Create { run: NewRun::pending(), at: now() }]));
+        }
+        ControlFlow::Continue(())
+    })
+    .await
+    .unwrap_err();
+    assert_eq!(error.kind(), ProjectErrorKind::Conflict, "{error}");
+    assert!(error.to_string().contains("state.db") && error.to_string().contains("in the middle"), "{error}");
+    assert_eq!(fs::read_to_string(dir.path().join("seeknal_project.yml")).unwrap(), before, "the settings were not switched");
+    writer.close().await.unwrap();
+    let report = relocate::execute(&settings(dir.path()), Home::File, now(), go_on).await.unwrap();
+    assert_eq!(report.moved.unwrap().verified.runs, 5);
+}
+
+/// Cuts a move off when everything is copied; then the original of one run is deleted, and another one is changed.
+async fn cut_off_and_changed() -> tempfile::TempDir {
+    let dir = project("file").await;
+    let stop = |step| if step == Step::Copied { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    relocate::execute(&settings(dir.path()), Home::Database, now(), stop).await.unwrap_err();
+    let file = open("file", &dir.path().join("target")).await;
+    put(&file, "run_1", vec![Mutation::Delete { keep_coverage: false }]).await;
+    put(&file, "run_2", vec![Mutation::AddPartition { node: "load".parse().unwrap(), partition: "dt=later".parse().unwrap() }])
+        .await;
+    file.close().await.unwrap();
+    dir
+}
+
+#[tokio::test]
+async fn copies_of_a_move_that_was_cut_off_follow_their_originals() {
+    let dir = cut_off_and_changed().await;
+    let preview = relocate::preview(&settings(dir.path()), Home::Database, |_, _| ()).await.unwrap();
+    let plan = preview.plan.unwrap();
+    assert_eq!((plan.differing_runs, plan.only_in_target, plan.moves.runs, plan.equal_runs), (0, 0, 1, 2));
+    let report = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
+    assert_eq!(report.moved.unwrap().verified.runs, 3);
+    let database = open("database", &dir.path().join("target")).await;
+    assert_eq!(database.run_version(&"run_1".parse().unwrap()).await.unwrap(), None, "what was deleted does not come back");
+    database.close().await.unwrap();
+    assert!(!tree(&dir.path().join("target")).keys().any(|name| name.contains("copied")), "the notes are gone");
+}
+
+#[tokio::test]
+async fn what_cannot_be_told_from_the_runs_of_others_is_left_and_told() {
+    let dir = cut_off_and_changed().await;
+    let target = dir.path().join("target");
+    // Somebody has worked on the copies meanwhile.
+    let database = open("database", &target).await;
+    for run in ["run_1", "run_2"] {
+        put(
+            &database,
+            run,
+            vec![Mutation::AddPartition { node: "load".parse().unwrap(), partition: "dt=there".parse().unwrap() }],
+        )
+        .await;
+    }
+    database.close().await.unwrap();
+    let told = |notices: &[String]| notices.iter().any(|line| line.contains("\"run_1\"") && line.contains("also holds"));
+    let preview = relocate::preview(&settings(dir.path()), Home::Database, |_, _| ()).await.unwrap();
+    let plan = preview.plan.unwrap();
+    assert_eq!((plan.differing_runs, plan.only_in_target), (1, 1));
+    assert!(told(&preview.notices), "{:?}", preview.notices);
+    let error = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap_err();
+    assert!(error.kind() == ProjectErrorKind::Conflict && error.to_string().contains("\"run_2\""), "{error}");
+    let database = open("database", &target).await;
+    put(&database, "run_2", vec![Mutation::Delete { keep_coverage: false }]).await;
+    database.close().await.unwrap();
+    let report = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
+    assert!(told(&report.notices), "{:?}", report.notices);
+}
+
+/// A writer of a server that is open already, and that the move does not see, commits nothing while it lasts, and is told who moves the state.
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+async fn writers_are_kept_out(url: &str, options: &str, backend_options: BackendOptions, hide: impl Fn()) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("seeknal_project.yml");
+    fs::write(&file, format!("state_backend: database\ndatabase_url: {url}\n{options}")).unwrap();
+    let writer = seeknal_state::Coordinator::open(create_state_backend("database", &backend_options).unwrap()).await.unwrap();
+    writer.create_run("r", NewRun::pending()).await.unwrap();
+    // A server's opening that is not listed, as if its connection had been broken for long.
+    hide();
+    let mut refusals = Vec::new();
+    relocate::execute(&settings(dir.path()), Home::File, now(), |step| {
+        if matches!(step, Step::Locked | Step::Copied | Step::Verified) {
+            let create = outside(writer.create_run(format!("{step:?}"), NewRun::pending()));
+            let write = outside(writer.set_node_state("r", "n", seeknal_state::NodeUpdate::running()));
+            let lock = outside(writer.acquire_lock("q", std::time::Duration::ZERO)).unwrap();
+            assert!(lock.is_none());
+            refusals.extend([create.err(), write.err()]);
+        }
+        ControlFlow::Continue(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(refusals.len(), 6);
+    for refusal in refusals {
+        let refusal = refusal.expect("nothing is written while the state is moved");
+        let told = refusal.to_string();
+        assert!(refusal.is_conflict() && refusal.is_retryable() && !refusal.is_unknown_outcome(), "{told}");
+        assert!(told.contains("migrate-state") && told.contains(&std::process::id().to_string()), "{told}");
+    }
+    writer.set_node_state("r", "n", seeknal_state::NodeUpdate::running()).await.unwrap();
+    assert!(writer.acquire_lock("q", std::time::Duration::ZERO).await.unwrap().is_some());
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_of_postgresql_are_kept_out_by_a_move() {
+    let Some(cluster) = support::postgres::cluster() else { return };
+    let schema = support::postgres::fresh_schema();
+    let options = format!("seeknal_state:\n  options:\n    database_schema: {schema}\n");
+    let backend = BackendOptions::new().database_url(cluster.url("")).set("database_schema", &schema);
+    writers_are_kept_out(&cluster.url(""), &options, backend, || {
+        cluster.sql_in(&schema, "DELETE FROM openings");
+    })
+    .await;
+}
+
+#[cfg(feature = "libsql")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_of_libsql_are_kept_out_by_a_move() {
+    let Some(server) = support::sqld::Sqld::start() else { return };
+    writers_are_kept_out(&server.url(), "", server.options(), || {
+        server.sql("DELETE FROM openings");
+    })
+    .await;
+}

@@ -1,11 +1,12 @@
 //! Keeping others out of a database while its state is moved: a lease on a key that every opening looks at.
 //!
 //! Whoever opens a database shows itself first and looks for this lease then; whoever moves the state takes the lease first and looks for others
-//! then. So of two that meet at least one sees the other.
+//! then. So of two that meet at least one sees the other. The servers, who may not see a process whose connection is broken, also refuse every commit but
+//! the holder's; and what was moved is compared with the source once more in the end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
@@ -19,6 +20,9 @@ use crate::store::{LeaseStore, MIGRATION, StateBackend, StoreError};
 /// How long others are kept out after the mover died.
 const TTL: Duration = Duration::from_secs(30);
 
+/// How much earlier its holder stops trusting it: clocks run at different speeds, and what is decided takes a moment to be done.
+const MARGIN: Duration = Duration::from_secs(5);
+
 /// The lease, renewed until it is released or dropped.
 #[derive(Debug)]
 pub(super) struct Exclusive {
@@ -26,6 +30,8 @@ pub(super) struct Exclusive {
     key: LeaseKey,
     token: FencingToken,
     lost: Arc<AtomicBool>,
+    /// Until when it is certain that others are kept out: counted from the start of the last attempt that went well.
+    trusted_until: Arc<Mutex<Instant>>,
     renewing: JoinHandle<()>,
 }
 
@@ -45,6 +51,7 @@ impl Exclusive {
             at,
             ttl_ms: millis(TTL),
         };
+        let began = Instant::now();
         let token = match change(backend, grant).await? {
             Ok(Some(token)) => token,
             Ok(None) => {
@@ -62,13 +69,16 @@ impl Exclusive {
             Err(refusal) => return Err(refusal.into()),
         };
         let lost = Arc::new(AtomicBool::new(false));
-        let renewing = tokio::spawn(renew(Arc::clone(backend), key.clone(), token, Arc::clone(&lost)));
-        Ok(Some(Self { backend: Arc::clone(backend), key, token, lost, renewing }))
+        let trusted_until = Arc::new(Mutex::new(began + TTL.saturating_sub(MARGIN)));
+        let renewing = renew(Arc::clone(backend), key.clone(), token, Arc::clone(&lost), Arc::clone(&trusted_until));
+        let renewing = tokio::spawn(renewing);
+        Ok(Some(Self { backend: Arc::clone(backend), key, token, lost, trusted_until, renewing }))
     }
 
     /// An error if others may have come in.
     pub(super) fn still_held(&self) -> Result<(), ProjectError> {
-        if !self.lost.load(Ordering::Acquire) {
+        let trusted_until = *self.trusted_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.lost.load(Ordering::Acquire) && Instant::now() < trusted_until {
             return Ok(());
         }
         let message = format!(
@@ -95,13 +105,23 @@ impl Drop for Exclusive {
     }
 }
 
-async fn renew(backend: Arc<dyn StateBackend>, key: LeaseKey, token: FencingToken, lost: Arc<AtomicBool>) {
+async fn renew(
+    backend: Arc<dyn StateBackend>,
+    key: LeaseKey,
+    token: FencingToken,
+    lost: Arc<AtomicBool>,
+    trusted_until: Arc<Mutex<Instant>>,
+) {
     let mut failures = 0;
     loop {
         tokio::time::sleep(TTL / 6).await;
         let renewal = LeaseMutation::Renew { key: key.clone(), token, at: SystemClock.now(), ttl_ms: millis(TTL) };
+        let began = Instant::now();
         match change(&backend, renewal).await {
-            Ok(Ok(_)) => failures = 0,
+            Ok(Ok(_)) => {
+                failures = 0;
+                *trusted_until.lock().unwrap_or_else(PoisonError::into_inner) = began + TTL.saturating_sub(MARGIN);
+            }
             Err(_) if failures < 3 => failures += 1,
             Ok(Err(_)) | Err(_) => {
                 lost.store(true, Ordering::Release);
@@ -126,4 +146,25 @@ async fn change(
         Some(Outcome::Refused(refusal)) => Err(refusal),
         None => Ok(None),
     })
+}
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    use super::*;
+    use crate::store::{BackendOptions, create_state_backend};
+
+    #[tokio::test]
+    async fn it_is_not_trusted_beyond_the_time_that_was_granted() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = create_state_backend("database", &BackendOptions::new().base_path(folder.path())).unwrap();
+        backend.initialize().await.unwrap();
+        let lock = Exclusive::take(&backend).await.unwrap().unwrap();
+        lock.still_held().unwrap();
+        // A process that was stopped for longer than it lasts: nothing told it yet that it is lost.
+        let over = Instant::now();
+        *lock.trusted_until.lock().unwrap() = over;
+        let error = lock.still_held().unwrap_err();
+        assert_eq!(error.kind(), ProjectErrorKind::Conflict, "{error}");
+        lock.release().await;
+    }
 }

@@ -5,16 +5,18 @@
 //! point is finished by starting it again.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use super::copied::{Copied, content};
 use super::{ProjectError, ProjectErrorKind};
 use crate::model::{
-    Batch, Entry, Mutation, NodeId, Outcome, Refusal, Retained, RunId, RunImport, RunPart, RunQuery, RunState, RunSummary,
-    Version, apply_all,
+    Batch, Entry, Guard, Mutation, NodeId, Outcome, Refusal, Retained, RunId, RunImport, RunPart, RunQuery, RunReceipt, RunState,
+    RunSummary, Version, apply_all,
 };
 use crate::store::StateBackend;
 
@@ -94,6 +96,11 @@ pub struct Plan {
     pub differing_runs: u64,
     /// The first of them.
     pub differing: Vec<RunId>,
+    /// How many runs only the target has. They stay there, and are part of the state from then on: runs of its own, or copies of an earlier move of
+    /// which nothing is known any more, whose originals were deleted since.
+    pub only_in_target: u64,
+    /// The first of them.
+    pub only_in_target_runs: Vec<RunId>,
 }
 
 impl Plan {
@@ -105,19 +112,36 @@ impl Plan {
         if self.differing_runs == 0 {
             return Ok(());
         }
-        let mut names: Vec<String> = self.differing.iter().map(|run| format!("{run:?}")).collect();
-        let unnamed = self.differing_runs.saturating_sub(u64::try_from(names.len()).unwrap_or(u64::MAX));
-        if unnamed > 0 {
-            names.push(format!("and {unnamed} more"));
-        }
+        let names = named(&self.differing, self.differing_runs);
         Err(ProjectError::new(
             ProjectErrorKind::Conflict,
             format!(
-                "{target} holds other content for: {}; nothing was changed. Move {target} aside, or delete these runs in one of the two places, and try again",
-                names.join(", ")
+                "{target} holds other content for: {names}; nothing was changed. Move {target} aside, or delete these runs in one of the two places, and try \
+                 again (where an earlier move was cut off, they may be its copies of runs that changed since)"
             ),
         ))
     }
+
+    /// What an operator should know of runs that only the target has.
+    pub fn only_there(&self, target: &str) -> Option<String> {
+        (self.only_in_target > 0).then(|| {
+            let names = named(&self.only_in_target_runs, self.only_in_target);
+            format!(
+                "{target} also holds runs that the source has not: {names}; they stay and are part of the state after the move. If an earlier move copied them \
+                 and they were deleted since, delete them there too (`seeknal state runs` after the move)"
+            )
+        })
+    }
+}
+
+/// Some of so many runs, for a message.
+fn named(some: &[RunId], all: u64) -> String {
+    let mut names: Vec<String> = some.iter().map(|run| format!("{run:?}")).collect();
+    let unnamed = all.saturating_sub(u64::try_from(names.len()).unwrap_or(u64::MAX));
+    if unnamed > 0 {
+        names.push(format!("and {unnamed} more"));
+    }
+    names.join(", ")
 }
 
 /// Whether two runs are the same but for their versions, which belong to the store they are in.
@@ -141,8 +165,19 @@ pub fn same_content(a: &RunState, b: &RunState) -> bool {
 pub async fn plan(
     source: &dyn StateBackend,
     target: Option<&dyn StateBackend>,
+    see: impl FnMut(&RunSummary, Fate) + Send,
+) -> Result<Plan, ProjectError> {
+    plan_after(source, target, None, see).await
+}
+
+/// [`plan`] after a move that was cut off: what it copied, and nobody changed since, is replaced if the original is another one by now.
+pub(super) async fn plan_after(
+    source: &dyn StateBackend,
+    target: Option<&dyn StateBackend>,
+    copied: Option<&Copied>,
     mut see: impl FnMut(&RunSummary, Fate) + Send,
 ) -> Result<Plan, ProjectError> {
+    let is_ours = |there: &RunState| copied.is_some_and(|copied| copied.is_ours(there));
     let mut plan = Plan::default();
     let mut pages = Pages::new();
     while let Some(page) = pages.next(source).await? {
@@ -156,6 +191,7 @@ pub async fn plan(
             let fate = match there {
                 None => Fate::Move,
                 Some(there) if same_content(&run, &there) => Fate::Equal,
+                Some(there) if is_ours(&there) => Fate::Move,
                 Some(_) => Fate::Differs,
             };
             match fate {
@@ -174,6 +210,7 @@ pub async fn plan(
     let retained = source.retained().await?;
     plan.source.coverage_nodes = u64::try_from(retained.len()).unwrap_or(u64::MAX);
     plan.moves.coverage_nodes = u64::try_from(lacking(retained, target).await?.len()).unwrap_or(u64::MAX);
+    (plan.only_in_target, plan.only_in_target_runs) = only_there(source, target, copied).await?;
     Ok(plan)
 }
 
@@ -188,11 +225,21 @@ pub async fn plan(
 pub async fn copy(
     source: &dyn StateBackend,
     target: &dyn StateBackend,
+    after_batch: impl FnMut() -> ControlFlow<()> + Send,
+) -> Result<Counts, ProjectError> {
+    copy_noting(source, target, None, after_batch).await
+}
+
+/// [`copy`], noting what was copied.
+pub(super) async fn copy_noting(
+    source: &dyn StateBackend,
+    target: &dyn StateBackend,
+    mut notes: Option<&mut Copied>,
     mut after_batch: impl FnMut() -> ControlFlow<()> + Send,
 ) -> Result<Counts, ProjectError> {
     let mut moved = Counts::default();
     let mut pages = Pages::new();
-    let mut entries = Vec::new();
+    let (mut entries, mut contents) = (Vec::new(), Vec::new());
     let mut weight = 0usize;
     while let Some(page) = pages.next(source).await? {
         for summary in &page {
@@ -203,17 +250,22 @@ pub async fn copy(
             let entry = import(&run)?;
             let heavy = entry.parts.iter().flat_map(|part| &part.mutations).map(Mutation::weight).sum::<usize>();
             if !entries.is_empty() && (entries.len() >= BATCH_RUNS || weight.saturating_add(heavy) > BATCH_BYTES) {
-                send(target, std::mem::take(&mut entries)).await?;
+                let there = send(target, std::mem::take(&mut entries)).await?;
+                note(&mut notes, &mut contents, there)?;
                 weight = 0;
                 go_on(after_batch())?;
             }
             weight = weight.saturating_add(heavy);
+            if notes.is_some() {
+                contents.push(content(&run));
+            }
             entries.push(entry);
             moved.add_run(&run);
         }
     }
     if !entries.is_empty() {
-        send(target, entries).await?;
+        let there = send(target, entries).await?;
+        note(&mut notes, &mut contents, there)?;
         go_on(after_batch())?;
     }
     let lacking = lacking(source.retained().await?, Some(target)).await?;
@@ -267,6 +319,78 @@ pub async fn verify(source: &dyn StateBackend, target: &dyn StateBackend) -> Res
         return Err(wrong(format!("the counts differ: {here:?} and {there:?}")));
     }
     Ok(there)
+}
+
+/// What a backend holds, as a number: two of the same backend are equal if no run was changed, made or deleted in between.
+///
+/// # Errors
+/// Whatever reading meets.
+///
+/// # Cancel safety
+/// Only reads: may be dropped at any time.
+pub(super) async fn stamp(backend: &dyn StateBackend) -> Result<u64, ProjectError> {
+    let mut stamp = DefaultHasher::new();
+    let mut pages = Pages::new();
+    while let Some(page) = pages.next(backend).await? {
+        let ids: Vec<RunId> = page.into_iter().map(|run| run.run_id).collect();
+        let versions = backend.run_versions(&ids).await?;
+        for (id, version) in ids.iter().zip(versions) {
+            (id.as_str(), version.map(|version| version.0)).hash(&mut stamp);
+        }
+    }
+    Ok(stamp.finish())
+}
+
+/// Removes from the target what an earlier move copied, where the original was changed or deleted since. Nothing is lost: the original decides.
+pub(super) async fn remove_stale(
+    source: &dyn StateBackend,
+    target: &dyn StateBackend,
+    copied: &Copied,
+) -> Result<(), ProjectError> {
+    for id in copied.runs() {
+        let Some(there) = target.load_run(id).await?.filter(|there| copied.is_ours(there)) else { continue };
+        if source.load_run(id).await?.is_some_and(|here| same_content(&here, &there)) {
+            continue;
+        }
+        let version = there.version();
+        let part = RunPart {
+            run: id.clone(),
+            base: version,
+            expect: version,
+            guards: vec![Guard::RunVersion(version)],
+            mutations: vec![Mutation::Delete { keep_coverage: false }],
+            after: None,
+        };
+        send(target, vec![Entry { parts: vec![part], ..Entry::default() }]).await?;
+    }
+    Ok(())
+}
+
+/// The runs that only the target has, but for copies of an earlier move: how many, and the first of them.
+async fn only_there(
+    source: &dyn StateBackend,
+    target: Option<&dyn StateBackend>,
+    copied: Option<&Copied>,
+) -> Result<(u64, Vec<RunId>), ProjectError> {
+    let (mut count, mut named) = (0_u64, Vec::new());
+    let Some(target) = target else { return Ok((count, named)) };
+    let mut pages = Pages::new();
+    while let Some(page) = pages.next(target).await? {
+        let ids: Vec<RunId> = page.into_iter().map(|run| run.run_id).collect();
+        let here = source.run_versions(&ids).await?;
+        for (id, _) in ids.into_iter().zip(here).filter(|(_, here)| here.is_none()) {
+            if let Some(copied) = copied
+                && target.load_run(&id).await?.is_some_and(|there| copied.is_ours(&there))
+            {
+                continue;
+            }
+            count = count.saturating_add(1);
+            if named.len() < NAMED {
+                named.push(id);
+            }
+        }
+    }
+    Ok((count, named))
 }
 
 /// What came of a move.
@@ -346,17 +470,30 @@ fn import(run: &RunState) -> Result<Entry, ProjectError> {
     Ok(Entry { parts: vec![part], ..Entry::default() })
 }
 
-async fn send(target: &dyn StateBackend, entries: Vec<Entry>) -> Result<(), ProjectError> {
+/// Notes the runs of a batch that is durable.
+fn note(notes: &mut Option<&mut Copied>, contents: &mut Vec<u64>, there: Vec<RunReceipt>) -> Result<(), ProjectError> {
+    let Some(notes) = notes else { return Ok(()) };
+    let copied: Vec<_> = there.into_iter().zip(contents.drain(..)).map(|(run, content)| (run.run, run.after, content)).collect();
+    notes.note(&copied)
+}
+
+async fn send(target: &dyn StateBackend, entries: Vec<Entry>) -> Result<Vec<RunReceipt>, ProjectError> {
     let answer = commit(target, Batch::new(entries)).await?;
+    let mut runs = Vec::new();
     for outcome in answer {
-        if let Outcome::Refused(refusal) = outcome {
-            let hint =
-                if let Refusal::RunExists { .. } = &refusal { "somebody else writes there; stop it and try again: " } else { "" };
-            let error = ProjectError::from(refusal);
-            return Err(ProjectError::new(error.kind(), format!("{}: {hint}{error}", target.location())));
-        }
+        let refusal = match outcome {
+            Outcome::Applied(receipt) => {
+                runs.extend(receipt.runs);
+                continue;
+            }
+            Outcome::Refused(refusal) => refusal,
+        };
+        let hint =
+            if let Refusal::RunExists { .. } = &refusal { "somebody else writes there; stop it and try again: " } else { "" };
+        let error = ProjectError::from(refusal);
+        return Err(ProjectError::new(error.kind(), format!("{}: {hint}{error}", target.location())));
     }
-    Ok(())
+    Ok(runs)
 }
 
 /// Commits a batch; while nobody knows what became of it, the same one is sent again.

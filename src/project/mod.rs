@@ -3,6 +3,7 @@
 //! Each job is a plan, which only reads, and its execution.
 
 pub mod cleanup;
+mod copied;
 mod error;
 mod exclusive;
 mod files;

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::copied::Copied;
 use super::exclusive::Exclusive;
 use super::migrate::{self, Fate, Moved, Plan, go_on};
 pub use super::origin::{Home, Move, Origin};
 use super::{ProjectError, ProjectErrorKind, Settings, Source, Switch, files};
 use crate::model::RunSummary;
-use crate::store::{MIGRATION, StateBackend};
+use crate::store::{KnownOpenings, MIGRATION, StateBackend};
 
 /// The document's name in the state's folder.
 const DOCUMENT: &str = "run_state.json";
@@ -108,10 +109,14 @@ pub async fn preview(
         None => format!("{origin} backend (no state yet)"),
     };
     refuse_same(source.as_deref(), target.as_deref())?;
-    let plan = match &source {
-        Some(source) => Some(migrate::plan(&**source, target.as_deref(), see).await?),
+    let copied = target.as_ref().map(|target| Copied::load(&settings.target.value, &target.location()));
+    let plan: Option<Plan> = match &source {
+        Some(source) => Some(migrate::plan_after(&**source, target.as_deref(), copied.as_ref(), see).await?),
         None => None,
     };
+    if let (Some(plan), Some(target)) = (&plan, &target) {
+        notices.extend(plan.only_there(&target.location()));
+    }
     let preview = Preview {
         from: place(&from, &source),
         to: place(&to.into(), &target),
@@ -158,7 +163,10 @@ pub async fn execute(
     let moved = move_state(settings, &what, now, &mut observe, &mut report, &mut open, &mut locks).await;
     let moved = moved.and_then(|()| locks.iter().try_for_each(Exclusive::still_held));
     let switched = match moved {
-        Ok(()) => switch.execute().and_then(|()| go_on(observe(Step::Switched))),
+        Ok(()) => switch.execute().and_then(|()| {
+            Copied::forget(&settings.target.value);
+            go_on(observe(Step::Switched))
+        }),
         Err(error) => Err(error),
     };
     // The locks are held until the settings are switched: nobody writes to the old place in between.
@@ -190,7 +198,8 @@ async fn move_state(
     // A conflict that can be seen already is told before anything is written, even a backup.
     if let Some(target) = to.open_existing(settings, &mut Vec::new()).await? {
         refuse_same(Some(&*seen), Some(&*target))?;
-        let plan = migrate::plan(&*seen, Some(&*target), |_, _| ()).await?;
+        let copied = Copied::load(&settings.target.value, &target.location());
+        let plan = migrate::plan_after(&*seen, Some(&*target), Some(&copied), |_, _| ()).await?;
         target.close().await?;
         plan.refuse_conflicts(&target.location())?;
     }
@@ -202,6 +211,7 @@ async fn move_state(
         refuse_busy(&*source).await?;
     }
     report.from = source.location();
+    let before = migrate::stamp(&*source).await?;
     let mut target = None;
     if to == file {
         let opened = to.open_writable(settings, &mut report.notices).await?;
@@ -233,9 +243,12 @@ async fn move_state(
     };
     report.to = target.location();
     go_on(observe(Step::TargetOpen))?;
-    let plan = migrate::plan(&*source, Some(&*target), |_, _| ()).await?;
+    let mut copied = Copied::load(&settings.target.value, &target.location());
+    let plan = migrate::plan_after(&*source, Some(&*target), Some(&copied), |_, _| ()).await?;
     plan.refuse_conflicts(&target.location())?;
-    let moved = migrate::copy(&*source, &*target, || observe(Step::BatchCopied)).await?;
+    migrate::remove_stale(&*source, &*target, &copied).await?;
+    report.notices.extend(plan.only_there(&target.location()));
+    let moved = migrate::copy_noting(&*source, &*target, Some(&mut copied), || observe(Step::BatchCopied)).await?;
     target.checkpoint().await?;
     go_on(observe(Step::Copied))?;
     // Read through a second opening, so that what is compared is what another process would find.
@@ -245,6 +258,15 @@ async fn move_state(
     report.moved = Some(Moved::new(moved, plan.equal_runs, verified?));
     if *from != file {
         refuse_busy(&*source).await?;
+    }
+    if migrate::stamp(&*source).await? != before {
+        return Err(ProjectError::new(
+            ProjectErrorKind::Conflict,
+            format!(
+                "{}: somebody wrote there in the middle of the move, unseen; the settings were not switched. Stop who works there and start again",
+                source.location()
+            ),
+        ));
     }
     go_on(observe(Step::Verified))
 }
@@ -267,8 +289,15 @@ async fn refuse_busy(backend: &dyn StateBackend) -> Result<(), ProjectError> {
         .processes()
         .await?
         .into_iter()
-        .filter(|open| open.alive == Some(true) && Some(&open.process.id) != own.as_ref())
-        .map(|open| open.process.to_string())
+        .filter(|open| Some(&open.process.id) != own.as_ref())
+        .filter_map(|open| match open.alive {
+            Some(true) => Some(open.process.to_string()),
+            // A server soon knows of everybody.
+            None if backend.known_openings() == KnownOpenings::All => {
+                Some(format!("{} (or was, until a moment ago: if it was killed, this is known within a minute)", open.process))
+            }
+            _ => None,
+        })
         .collect();
     let refuse = |why: String| {
         let message =
