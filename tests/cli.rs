@@ -290,3 +290,24 @@ fn help_tells_the_exit_codes_and_bad_settings_their_line() {
     let output = seeknal(dir.path()).args(["state", "runs"]).env("SEEKNAL_STATE_BACKEND", "file").output().unwrap();
     assert_eq!(output.status.code(), Some(0), "the environment overrides the file");
 }
+
+#[test]
+fn a_token_in_a_wrong_place_is_not_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    for arguments in [
+        "migrate-state --backend libsql://t0ken-t0ken@host",
+        "migrate-state --backend eyJ0t0ken-t0kenAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA.t0ken-t0ken",
+        "migrate-state --from libsql://t0ken-t0ken@host --backend nonsense",
+        "state unlock libsql://t0ken-t0ken@host",
+        "state libsql://t0ken-t0ken@host",
+        "libsql://t0ken-t0ken@host",
+        "state runs libsql://t0ken-t0ken@host",
+        "--database-url=libsql://t0ken-t0ken@host state runs",
+    ] {
+        let (code, out, err) = run(dir.path(), arguments);
+        assert_ne!(code, 0, "{arguments}");
+        assert!(!out.contains("t0ken") && !err.contains("t0ken") && !err.is_empty(), "{arguments}: {err}");
+    }
+    let (_, _, err) = run(dir.path(), "migrate-state --backend nonsense");
+    assert!(err.contains("nonsense") && err.contains("possible values"), "what is plain is shown: {err}");
+}

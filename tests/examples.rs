@@ -184,6 +184,18 @@ fn parallel_executors_runs_the_nodes_of_a_project_and_keeps_what_it_held() {
 }
 
 #[test]
+fn parallel_executors_does_not_repeat_a_token_in_a_wrong_place() {
+    for arguments in [
+        &["--backend", "libsql://t0ken-t0ken@host"][..],
+        &["libsql://t0ken-t0ken@host"],
+        &["--runs", "libsql://t0ken-t0ken@host"],
+    ] {
+        let (output, text) = run("parallel_executors", arguments);
+        assert!(!output.status.success() && !text.contains("t0ken") && text.contains("(not shown)"), "{text}");
+    }
+}
+
+#[test]
 fn parallel_executors_refuses_what_makes_no_sense() {
     for (arguments, says) in [
         (["--backend", "databse"], "file, database"),

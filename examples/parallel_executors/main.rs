@@ -29,6 +29,7 @@ mod report;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, ValueEnum};
 
 /// Runs a pipeline with many executors on one state, and checks that everything they were told is on disk.
@@ -138,7 +139,16 @@ impl Failure {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let options = Options::parse();
+    let options = Options::try_parse().unwrap_or_else(|mut error| {
+        // A URL may hold a token: what was given in its place is not shown.
+        if matches!(error.get(ContextKind::InvalidValue), Some(ContextValue::String(text)) if text.contains([':', '@', '/'])) {
+            error.insert(ContextKind::InvalidValue, ContextValue::String("(not shown)".to_owned()));
+        }
+        if matches!(error.get(ContextKind::InvalidArg), Some(ContextValue::String(text)) if text.contains([':', '@', '/'])) {
+            error.insert(ContextKind::InvalidArg, ContextValue::String("(not shown)".to_owned()));
+        }
+        error.exit()
+    });
     match job::run(&options).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -16,6 +16,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue};
 
 use crate::project::{Settings, process_environment};
 use args::{Cli, Command, StateCommand};
@@ -26,7 +27,8 @@ use output::Output;
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            hide_secrets(&mut error);
             // Help and version are asked for and no fault; clap says where each belongs and with which code.
             let _reader_gone = error.print().is_err();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_FAILED));
@@ -51,6 +53,25 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             output::error(&error.to_string());
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// What was given in a wrong place may be a URL with a token: an error shows values that look like names or numbers only.
+fn hide_secrets(error: &mut clap::Error) {
+    let shown = |kind, text: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        match kind {
+            ContextKind::InvalidValue => text.len() <= 32 && text.chars().all(plain),
+            _ => !text.contains("://") && !text.contains('@') && text.len() <= 64,
+        }
+    };
+    let hidden: Vec<ContextKind> = error
+        .context()
+        .filter(|(kind, value)| matches!(value, ContextValue::String(text) if !shown(*kind, text)))
+        .map(|(kind, _)| kind)
+        .collect();
+    for kind in hidden {
+        error.insert(kind, ContextValue::String("(not shown)".to_owned()));
     }
 }
 

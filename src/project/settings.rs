@@ -361,10 +361,10 @@ fn check_backend(backend: &Sourced<String>) -> Result<(), ProjectError> {
         return Ok(());
     }
     let hint = did_you_mean(name, names.iter().map(String::as_str).chain(["file", "database"]));
-    let shown: String = name.chars().take(64).collect();
     Err(ProjectError::input(format!(
-        "{}: unknown state backend {shown:?}{hint}; known are: {}",
+        "{}: unknown state backend{}{hint}; known are: {}",
         backend.source,
+        StateBackendFactory::shown(name),
         names.join(", ")
     )))
 }

@@ -130,6 +130,17 @@ impl StateBackendFactory {
         Ok(())
     }
 
+    /// An unknown name as errors show it. What cannot be a name may be a URL with a secret in it: it is not repeated.
+    pub(crate) fn shown(name: &str) -> String {
+        let plain = name.len() <= 32 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+        if plain {
+            format!(" {name:?}")
+        } else {
+            " (it is not shown: no name looks like that; a URL belongs into database_url, beside `state_backend: database`)"
+                .to_owned()
+        }
+    }
+
     /// All names that [`create_state_backend`] knows now, sorted.
     pub fn names() -> Vec<String> {
         let mut names: Vec<String> = Self::BUILT_IN.iter().map(|name| (*name).to_owned()).collect();
@@ -157,7 +168,11 @@ pub fn create_state_backend(name: &str, options: &BackendOptions) -> Result<Arc<
                 Some(make) => make(options),
                 None => Err(StoreError::not_applied(
                     StoreErrorKind::Input,
-                    format!("unknown state backend {name:?}; known are: {}", StateBackendFactory::names().join(", ")),
+                    format!(
+                        "unknown state backend{}; known are: {}",
+                        StateBackendFactory::shown(name),
+                        StateBackendFactory::names().join(", ")
+                    ),
                 )),
             }
         }
