@@ -88,6 +88,7 @@ async fn certificates_are_checked_where_it_is_asked_for() {
     ] {
         let error = open(host, query, ca).await.unwrap_err();
         assert!(error.to_string().contains("certificate"), "{host}{query}: {error}");
+        assert!(error.kind() == StoreErrorKind::Input && !error.is_retryable(), "{host}{query}: {error:?}");
     }
     let error = open("localhost", "?sslmode=verify-full", Some("/nowhere/ca.pem".into())).await.unwrap_err();
     assert!(error.kind() == StoreErrorKind::Input && error.to_string().contains("/nowhere/ca.pem"), "{error}");

@@ -132,3 +132,85 @@ async fn who_stops_inside_a_transaction_holds_others_up_for_seconds_only() {
     stopped.kill().unwrap();
     stopped.wait().unwrap();
 }
+
+/// A network that forwards what it is given, until it goes silent: then it takes everything and passes nothing on.
+struct Silent {
+    port: u16,
+    silent: Arc<AtomicBool>,
+}
+
+impl Silent {
+    async fn before(server: u16) -> Self {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let silent = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&silent);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = tokio::net::TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                let (from_client, to_client) = client.into_split();
+                let (from_server, to_server) = server.into_split();
+                for (mut from, mut to) in [(from_client, to_server), (from_server, to_client)] {
+                    let flag = Arc::clone(&flag);
+                    tokio::spawn(async move {
+                        let mut bytes = vec![0; 64 * 1024];
+                        let mut was_silent = false;
+                        while let Ok(read @ 1..) = from.read(&mut bytes).await {
+                            was_silent |= flag.load(Ordering::Acquire);
+                            // What was lost once is not made whole again.
+                            if !was_silent && to.write_all(&bytes[..read]).await.is_err() {
+                                return;
+                            }
+                        }
+                    });
+                }
+            }
+        });
+        Self { port, silent }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_goes_silent_is_given_up_in_time_and_used_again() {
+    let store = store!();
+    let network = Silent::before(store.cluster.port).await;
+    let url = store.cluster.url("?sslmode=disable").replace(&format!(":{}/", store.cluster.port), &format!(":{}/", network.port));
+    assert!(url.contains(&network.port.to_string()));
+    let backend = create_state_backend("database", &store.options().database_url(url)).unwrap();
+    backend.initialize().await.unwrap();
+    change(&backend, "r", vec![create(0)]).await;
+    network.silent.store(true, Ordering::Release);
+    let began = std::time::Instant::now();
+    let mut asked = tokio::task::JoinSet::new();
+    // More than may ask at once.
+    for _ in 0..12 {
+        let backend = Arc::clone(&backend);
+        asked.spawn(async move { backend.load_run(&run_id("r")).await.map(|_| ()) });
+    }
+    let writer = Arc::clone(&backend);
+    asked.spawn(async move {
+        let batch = Batch::new(vec![entry(part_on(None, Version::NONE, "q", vec![], vec![create(1)]))]);
+        writer.commit(Arc::new(batch)).await.map(|_| ())
+    });
+    let follower = Arc::clone(&backend);
+    asked.spawn(async move {
+        loop {
+            // What was committed before is told first.
+            follower.others_committed().await?;
+        }
+    });
+    while let Some(answer) = asked.join_next().await {
+        let error = answer.unwrap().unwrap_err();
+        assert!(error.is_retryable(), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(28), "{:?}: {error}", began.elapsed());
+    }
+    network.silent.store(false, Ordering::Release);
+    // Nothing that was silent is used again, and nobody holds a place that another one needs.
+    let began = std::time::Instant::now();
+    for _ in 0..12 {
+        backend.load_run(&run_id("r")).await.unwrap();
+    }
+    change(&backend, "q", vec![create(1)]).await;
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+}

@@ -92,6 +92,8 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
             }
             Ok(Err(error)) => error,
             Err(_) => {
+                // Perhaps the way there is silent, and the others with it.
+                shared.pool.forget_idle();
                 let slow = |error: fn(StoreErrorKind, String) -> StoreError| {
                     error(
                         StoreErrorKind::Busy,
@@ -114,7 +116,8 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
 
 /// Prepares what every commit needs: the first one is not slower than the others.
 pub(super) async fn warm_up(conn: &mut Conn) -> Result<(), StoreError> {
-    let texts = [BEGIN, KEEP_ID, MOVING, LOCK_MUTEXES, LOCK_RUNS, DRAW_SEQS, DRAW_TOKENS, LOCK_LEASES, READ_LEASES, ANSWER, COMMIT];
+    let texts =
+        [BEGIN, KEEP_ID, MOVING, LOCK_MUTEXES, LOCK_RUNS, DRAW_SEQS, DRAW_TOKENS, LOCK_LEASES, READ_LEASES, ANSWER, COMMIT];
     let statements: Vec<Sql<'_>> = texts.into_iter().map(Sql::plain).collect();
     conn.prepare(&statements).await.map_err(|failed| failed.error)
 }

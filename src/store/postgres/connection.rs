@@ -5,8 +5,10 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Connection, Error, Notification, Row, SimpleQueryMessage, Socket, Statement};
 
@@ -17,6 +19,9 @@ use crate::store::{StoreError, StoreErrorKind};
 
 /// How long a statement may take on the server, milliseconds. A commit as a whole has as long.
 const STATEMENT_MS: u64 = 10_000;
+
+/// How long what was sent together may be without an answer. The server's own limits end statements, not silence on the way.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// How long the server waits for a client inside a transaction, milliseconds: a process that is stopped there holds up all others that write to its
 /// runs, and loses its transaction after this.
@@ -62,13 +67,16 @@ pub(super) struct Failed {
 pub(super) struct Conn {
     client: Client,
     statements: HashMap<&'static str, Statement>,
+    place: Arc<Place>,
+    /// Ends the other half: of a connection that is silent nothing is waited for.
+    driver: Option<AbortHandle>,
 }
 
 /// A connection's other half: whoever made it drives it.
 type Driver = Connection<Socket, TlsStream>;
 
 impl Conn {
-    async fn open(place: &Place, tls: &MakeTls) -> Result<(Self, Driver), StoreError> {
+    async fn open(place: &Arc<Place>, tls: &MakeTls) -> Result<(Self, Driver), StoreError> {
         let connect = place.config.connect(tls.clone());
         // The driver's limit is one for TCP alone, host by host; a server that is reached may also be silent.
         let hosts = place.config.get_hosts().len().max(1);
@@ -81,7 +89,20 @@ impl Conn {
             )
         })?;
         let (client, driver) = made.map_err(|error| sql_error(&place.name, error))?;
-        Ok((Self { client, statements: HashMap::new() }, driver))
+        Ok((Self { client, statements: HashMap::new(), place: Arc::clone(place), driver: None }, driver))
+    }
+
+    /// What comes in time, or an error and the end of the connection.
+    async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, StoreError> {
+        tokio::time::timeout(ANSWER, work).await.map_err(|_| {
+            if let Some(driver) = &self.driver {
+                driver.abort();
+            }
+            StoreError::not_applied(
+                StoreErrorKind::Unavailable,
+                format!("{}: no answer within {} s; check the server and the network", self.place.name, ANSWER.as_secs()),
+            )
+        })
     }
 
     /// Sets what every connection has; one for work in the `background` waits for no disk.
@@ -106,9 +127,9 @@ impl Conn {
         if place.read_only {
             settings.push_str("SET default_transaction_read_only = on; ");
         }
-        self.client.batch_execute(&settings).await.map_err(fail)?;
+        self.in_time(self.client.batch_execute(&settings)).await?.map_err(fail)?;
         let wanted: &[&str] = if background { &["off"] } else { &["on", "remote_apply"] };
-        let found = self.show("synchronous_commit").await.map_err(fail)?;
+        let found = self.show("synchronous_commit").await?;
         if !wanted.contains(&found.as_str()) {
             return Err(StoreError::not_applied(
                 StoreErrorKind::Unsupported,
@@ -122,8 +143,9 @@ impl Conn {
     }
 
     /// A setting of the server.
-    pub(super) async fn show(&self, name: &str) -> Result<String, Error> {
-        let answer = self.client.simple_query(&format!("SHOW {name}")).await?;
+    pub(super) async fn show(&self, name: &str) -> Result<String, StoreError> {
+        let answer = self.in_time(self.client.simple_query(&format!("SHOW {name}"))).await?;
+        let answer = answer.map_err(|error| sql_error(&self.place.name, error))?;
         let found = answer.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
             _ => None,
@@ -132,8 +154,8 @@ impl Conn {
     }
 
     /// Several statements without values, in one go.
-    pub(super) async fn batch(&self, sql: &str) -> Result<(), Error> {
-        self.client.batch_execute(sql).await
+    pub(super) async fn batch(&self, sql: &str) -> Result<(), StoreError> {
+        self.in_time(self.client.batch_execute(sql)).await?.map_err(|error| sql_error(&self.place.name, error))
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -153,7 +175,8 @@ impl Conn {
         }
         let client = &self.client;
         let sent = new.iter().map(|(_, sql)| -> Sent<'_, _> { Box::pin(client.prepare(sql.text)) }).collect();
-        for ((index, sql), prepared) in new.into_iter().zip(in_order(sent).await) {
+        let late = |error| Failed { index: 0, by_server: false, error };
+        for ((index, sql), prepared) in new.into_iter().zip(self.in_time(in_order(sent)).await.map_err(late)?) {
             let fail =
                 |error: Error| Failed { index, by_server: error.as_db_error().is_some(), error: sql_error(sql.place, error) };
             self.statements.insert(sql.text, prepared.map_err(fail)?);
@@ -176,7 +199,8 @@ impl Conn {
             }));
         }
         let mut answers = Vec::with_capacity(statements.len());
-        for (index, answer) in in_order(sent).await.into_iter().enumerate() {
+        let late = |error| Failed { index: statements.len(), by_server: false, error };
+        for (index, answer) in self.in_time(in_order(sent)).await.map_err(late)?.into_iter().enumerate() {
             match answer {
                 Ok(rows) => answers.push(rows),
                 Err(error) => {
@@ -252,25 +276,27 @@ impl Pool {
 
     /// A new connection, driven by a task of its own.
     pub(super) async fn connect(&self) -> Result<Conn, StoreError> {
-        let (conn, driver) = Conn::open(&self.place, &self.tls).await?;
-        tokio::spawn(async move {
+        let (mut conn, driver) = Conn::open(&self.place, &self.tls).await?;
+        let driving = tokio::spawn(async move {
             // Whoever uses the connection is told the same.
             let _told = driver.await.is_err();
         });
+        conn.driver = Some(driving.abort_handle());
         conn.set_up(&self.place, false).await?;
         Ok(conn)
     }
 
     /// A new connection for work that need not wait for the disk; what the server tells unasked goes to `told`, until the connection ends.
     pub(super) async fn connect_for_messages(&self, told: mpsc::UnboundedSender<Notification>) -> Result<Conn, StoreError> {
-        let (conn, mut driver) = Conn::open(&self.place, &self.tls).await?;
-        tokio::spawn(async move {
+        let (mut conn, mut driver) = Conn::open(&self.place, &self.tls).await?;
+        let driving = tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|cx| driver.poll_message(cx)).await {
                 if let AsyncMessage::Notification(notification) = message {
                     let _nobody_follows = told.send(notification);
                 }
             }
         });
+        conn.driver = Some(driving.abort_handle());
         conn.set_up(&self.place, true).await?;
         Ok(conn)
     }
@@ -290,6 +316,7 @@ impl Pool {
         statements.extend(questions);
         statements.push(Sql::plain("COMMIT"));
         let mut tried = false;
+        let began = Instant::now();
         loop {
             let mut conn = self.get().await?;
             match conn.send(&statements).await {
@@ -297,11 +324,16 @@ impl Pool {
                     self.put(conn);
                     return Ok(answers.into_iter().skip(1).take(count).collect());
                 }
-                Err(failed) if !tried && failed.error.kind() == StoreErrorKind::Unavailable => {
+                Err(failed) => {
+                    let gone = failed.error.kind() == StoreErrorKind::Unavailable;
+                    if gone {
+                        self.forget_idle();
+                    }
+                    if tried || !gone || began.elapsed() >= ANSWER {
+                        return Err(failed.error);
+                    }
                     tried = true;
-                    self.forget_idle();
                 }
-                Err(failed) => return Err(failed.error),
             }
         }
     }

@@ -12,6 +12,13 @@ use crate::store::{StoreError, StoreErrorKind};
 fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
     use StoreErrorKind as K;
     let Some(state) = error.code() else {
+        if is_untrusted(error) {
+            return (
+                K::Input,
+                "check the host's name in database_url, the server's certificate and sslmode; a private authority is named by sslrootcert or \
+                 database_ca_file",
+            );
+        }
         if error.is_closed() || error.source().is_some_and(<dyn std::error::Error>::is::<std::io::Error>) {
             return (K::Unavailable, "the connection is gone; check the server and the network");
         }
@@ -46,11 +53,37 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
             (K::Foreign, "the tables are not there any more, or not as this version made them; open the state anew")
         }
         SqlState::IO_ERROR => (K::Io, "check the server's disk and its log"),
+        // The server waited too long for us inside a transaction, which it took back.
+        _ if state.code() == "25P03" => {
+            (K::Unavailable, "this process was held up in the middle of a transaction; it is tried again")
+        }
         _ if state.code().starts_with("08") || state.code().starts_with("57P") => {
             (K::Unavailable, "the server ended the connection; it is starting, stopping, or an operator ended it")
         }
         _ => (K::Io, "check the server's log"),
     }
+}
+
+/// Whether what protects the connection is refused, on this side or on the other: trying again does not help.
+fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rustls::Error as Tls;
+    if let Some(tls) = error.downcast_ref::<Tls>() {
+        return matches!(
+            tls,
+            Tls::InvalidCertificate(_)
+                | Tls::NoCertificatesPresented
+                | Tls::UnsupportedNameType
+                | Tls::PeerIncompatible(_)
+                | Tls::AlertReceived(_)
+        );
+    }
+    // The driver's own words; it has no kind for them.
+    if error.to_string() == "server does not support TLS" {
+        return true;
+    }
+    // An error of the system tells what it wraps by another way than what caused it.
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    wrapped.is_some_and(|wrapped| is_untrusted(wrapped)) || error.source().is_some_and(is_untrusted)
 }
 
 /// The error in words. The driver prints "db error" and keeps the rest for those who ask.

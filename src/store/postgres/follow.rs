@@ -264,8 +264,7 @@ impl Listening {
     pub(super) async fn start(pool: &Pool, lock: Lock, process: &ProcessInfo) -> Result<Self, StoreError> {
         let (told, inbox) = mpsc::unbounded_channel();
         let mut conn = pool.connect_for_messages(told).await?;
-        let fail = |error| super::error::sql_error(&pool.place.name, error);
-        conn.batch(&format!("LISTEN \"{}\"", channel(&pool.place.schema))).await.map_err(fail)?;
+        conn.batch(&format!("LISTEN \"{}\"", channel(&pool.place.schema))).await?;
         openings::hold(&mut conn, lock).await?;
         if !pool.place.read_only {
             openings::say(&mut conn, process, lock).await?;

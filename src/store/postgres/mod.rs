@@ -61,8 +61,8 @@ use self::place::Place;
 use super::decide::OwnRuns;
 use super::engine::Engine;
 use super::{
-    BackendOptions, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind,
-    VerifyReport,
+    BackendOptions, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError,
+    StoreErrorKind, VerifyReport,
 };
 use crate::model::{
     Batch, BatchAnswer, BatchId, Clock, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId,
@@ -163,15 +163,14 @@ async fn open(shared: Arc<Shared>) -> Result<OpenReport, StoreError> {
     let place = &pool.place;
     let mut report = OpenReport::new();
     let mut conn = pool.connect().await?;
-    let fail = |error| error::sql_error(&place.name, error);
-    let encoding = conn.show("server_encoding").await.map_err(fail)?;
+    let encoding = conn.show("server_encoding").await?;
     if encoding != "UTF8" {
         return Err(StoreError::not_applied(
             StoreErrorKind::Unsupported,
             format!("{}: the database is encoded in {encoding}; make one with ENCODING 'UTF8'", place.name),
         ));
     }
-    if conn.show("fsync").await.map_err(fail)? == "off" {
+    if conn.show("fsync").await? == "off" {
         report.notice(format!(
             "{}: the server runs with fsync = off: after a crash of its machine commits may be missing",
             place.name

@@ -13,6 +13,13 @@ use crate::store::{BackendOptions, StoreError, StoreErrorKind};
 /// How long making a connection may take, unless the URL says otherwise.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long what was sent may be without the peer's confirmation, unless the URL says otherwise.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a connection is quiet before the peer is asked whether it is there, and between two such questions; unless the URL says otherwise.
+const KEEPALIVES_IDLE: Duration = Duration::from_secs(10);
+const KEEPALIVES_INTERVAL: Duration = Duration::from_secs(5);
+
 /// The schema that holds the tables, unless it is named.
 const SCHEMA: &str = "seeknal_state";
 
@@ -107,6 +114,14 @@ impl Place {
     /// Checks what the options say. Nothing that may hold a secret gets into an error.
     pub(super) fn of(url: &str, options: &BackendOptions) -> Result<Self, StoreError> {
         let (base, ours) = split(url)?;
+        // The driver takes everything up to the first `@` for the user and the password, and the rest of a password for the host.
+        let authority = base.split_once("://").map_or(base.as_str(), |(_, rest)| rest);
+        let authority = authority.split_once('?').map_or(authority, |(authority, _)| authority);
+        if authority.matches('@').count() > 1 {
+            return Err(refuse(
+                "there is more than one `@` before the parameters; write `%40` for one in the password or the user's name",
+            ));
+        }
         // What the driver says of a URL that it cannot read may quote it.
         let mut config = Config::from_str(&base).map_err(|_| {
             refuse(
@@ -145,6 +160,13 @@ impl Place {
         }
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
+        }
+        // Silence on the way is noticed in less than a minute, also by a connection that only listens.
+        if config.get_tcp_user_timeout().is_none() {
+            config.tcp_user_timeout(TCP_USER_TIMEOUT);
+        }
+        if config.get_keepalives_idle() == Config::new().get_keepalives_idle() {
+            config.keepalives_idle(KEEPALIVES_IDLE).keepalives_interval(KEEPALIVES_INTERVAL).keepalives_retries(3);
         }
         if config.get_password().is_none()
             && let Some(password) = setting(options, "", "SEEKNAL_DATABASE_PASSWORD")?
@@ -245,6 +267,9 @@ mod tests {
             "postgres://u:secret@host:port/db",
             "postgres://u:sec?ret@host/db",
             "postgres://u:secret@host/db?x=%zz&sslmode=%zz",
+            "postgres://u:pass@secret@host/db",
+            "postgres://u:pass@secret@host/db?sslmode=disable",
+            "postgres://u:p@se/cret@secret/db",
         ] {
             let error = place(url).unwrap_err();
             assert_eq!(error.kind(), StoreErrorKind::Input, "{url}");

@@ -215,8 +215,7 @@ pub(super) async fn migrate(conn: &mut Conn, place: &Place, lock: i64) -> Result
     if look(conn, place).await? == Found::Version(SCHEMA_VERSION) {
         return Ok(());
     }
-    let fail = |error| sql_error(&place.name, error);
-    conn.batch(&format!("BEGIN; SELECT pg_advisory_xact_lock({lock});")).await.map_err(fail)?;
+    conn.batch(&format!("BEGIN; SELECT pg_advisory_xact_lock({lock});")).await?;
     // Asked again under the lock: another process may have been faster.
     let done = match look(conn, place).await? {
         Found::Nothing => 0,
@@ -231,12 +230,12 @@ pub(super) async fn migrate(conn: &mut Conn, place: &Place, lock: i64) -> Result
         .await?;
     if there.is_empty() {
         // A role that may not make schemas can still use one that was made for it.
-        conn.batch(&format!("CREATE SCHEMA \"{}\"", place.schema)).await.map_err(fail)?;
+        conn.batch(&format!("CREATE SCHEMA \"{}\"", place.schema)).await?;
     }
     for step in STEPS.iter().skip(done) {
-        conn.batch(step).await.map_err(fail)?;
+        conn.batch(step).await?;
     }
-    conn.batch(&format!("UPDATE meta SET schema_version = {SCHEMA_VERSION} WHERE id = 1; COMMIT")).await.map_err(fail)
+    conn.batch(&format!("UPDATE meta SET schema_version = {SCHEMA_VERSION} WHERE id = 1; COMMIT")).await
 }
 
 /// Raises the counters if this is a copy of the database that they counted in: numbers that were given out after the copy was made are not in it.
@@ -260,15 +259,14 @@ pub(super) async fn raise(conn: &mut Conn, place: &Place) -> Result<bool, StoreE
     let known: String = row.try_get(0).map_err(fail)?;
     let mut here: String = row.try_get(1).map_err(fail)?;
     if let Some(timeline) = timeline {
-        here.push_str(" timeline ");
+        here.push_str(TIMELINE);
         here.push_str(&timeline);
     }
-    // Where the timeline could not be asked for this time or the last, the rest decides.
-    if known == here || (!known.is_empty() && (known.starts_with(&here) || here.starts_with(&known))) {
+    if is_same(&known, &here) {
         return Ok(false);
     }
     let first = known.is_empty();
-    conn.batch("BEGIN; LOCK TABLE meta IN ACCESS EXCLUSIVE MODE").await.map_err(fail)?;
+    conn.batch("BEGIN; LOCK TABLE meta IN ACCESS EXCLUSIVE MODE").await?;
     let changed = conn
         .ask(Sql::new(
             "table meta",
@@ -282,15 +280,42 @@ pub(super) async fn raise(conn: &mut Conn, place: &Place) -> Result<bool, StoreE
             conn.batch(&format!(
                 "ALTER SEQUENCE {sequence} INCREMENT BY 1; SELECT setval('{sequence}', (SELECT last_value FROM {sequence}) + {RAISE})"
             ))
-            .await
-            .map_err(fail)?;
+            .await?;
         }
     }
-    conn.batch("COMMIT").await.map_err(fail)?;
+    conn.batch("COMMIT").await?;
     Ok(!changed.is_empty() && !first)
+}
+
+/// Between the object ids and the timeline of an origin.
+const TIMELINE: &str = " timeline ";
+
+/// Whether two origins are the same. Where the timeline could not be asked for one of the two times, the rest decides.
+fn is_same(known: &str, here: &str) -> bool {
+    let split = |origin: &str| -> (String, Option<String>) {
+        match origin.split_once(TIMELINE) {
+            Some((ids, timeline)) => (ids.to_owned(), Some(timeline.to_owned())),
+            None => (origin.to_owned(), None),
+        }
+    };
+    let ((known, then), (here, now)) = (split(known), split(here));
+    known == here && (then.is_none() || now.is_none() || then == now)
 }
 
 /// The version of the schema, for people.
 pub(super) fn version() -> i32 {
     SCHEMA_VERSION
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_are_told_by_their_ids_and_by_the_timeline() {
+        assert!(is_same("5/16;", "5/16;"));
+        assert!(is_same("5/16; timeline 1", "5/16;") && is_same("5/16;", "5/16; timeline 1"));
+        assert!(!is_same("5/16; timeline 1", "5/16; timeline 10") && !is_same("5/16; timeline 10", "5/16; timeline 1"));
+        assert!(!is_same("5/1", "5/16;") && !is_same("", "5/16;"));
+    }
 }
