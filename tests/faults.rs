@@ -10,8 +10,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart};
 use seeknal_state::{
-    Clock, Coordinator, Durability, Error, Event, MemoryBackend, NewRun, NodeId, NodeStatus, NodeUpdate, RunId, StateBackend,
-    SystemClock, Version,
+    Clock, Coordinator, Durability, Error, Event, MemoryBackend, NewRun, NodeId, NodeStatus, NodeUpdate, RunId,
+    StateBackend, SystemClock, Version,
 };
 use support::{Lie, LyingBackend};
 
@@ -356,4 +356,23 @@ async fn a_full_coordinator_refuses_who_does_not_want_to_wait() {
     let huge = NodeUpdate::running().metadata("blob", "x".repeat(17 << 20));
     let error = state.set_node_state("r", "b", huge).await.unwrap_err();
     assert!(error.to_string().contains("split it"), "{error}");
+}
+
+#[tokio::test]
+async fn an_end_of_a_claim_that_nobody_knows_of_is_not_told_a_second_time() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    state.set_node_state("r", "n", NodeUpdate::pending()).await.unwrap();
+    let claim = state.claim_node("r", "n", "w", Duration::from_secs(3600)).await.unwrap().unwrap();
+    let before = backend.sent.lock().unwrap().len();
+    // Applied, and unknown for longer than anybody waits: half a minute.
+    backend.tell(std::iter::repeat_n(Lie::AnswerLost, 10_000));
+    let error = claim.complete(NodeUpdate::success()).await.unwrap_err();
+    backend.lies.lock().unwrap().clear();
+    assert!(error.is_unknown_outcome(), "{error}");
+    let sent = backend.sent.lock().unwrap().split_off(before);
+    let first = sent[0];
+    assert!(sent.iter().take(20).all(|id| *id == first), "only the same batch may be sent again");
+    let stored = backend.inner.load_run(&RunId::new("r").unwrap()).await.unwrap().unwrap();
+    assert_eq!(stored.node("n").unwrap().status, NodeStatus::Success);
 }

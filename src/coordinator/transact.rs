@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
+use super::commit::jitter;
 use super::{Commit, Coordinator, Transaction};
 use crate::error::Error;
 use crate::model::{Guard, IntoRunId, NodeId, NodeState, RunHeader, RunId, Snapshot, Version};
@@ -172,8 +172,7 @@ impl Coordinator {
                             (error, _) => error,
                         });
                     }
-                    let pause = u64::from(conflicts.min(20)) * 100;
-                    tokio::time::sleep(Duration::from_micros(pause)).await;
+                    tokio::time::sleep(jitter(conflicts)).await;
                 }
                 Err(error) => return Err(error),
             }

@@ -111,7 +111,7 @@ impl Claim {
     /// # Errors
     /// [`Error::LeaseLost`] if the claim is lost, [`Error::Conflict`] if the node does not run any more: nothing was written, and somebody else may have taken
     /// it over. [`Error::Input`] for an update that does not end the node, [`Error::Store`] if storage failed for more than two seconds: then the claim
-    /// is given back.
+    /// is given back; or at once if nobody knows whether it was written ([`Error::is_unknown_outcome`]): read the node then.
     ///
     /// # Cancel safety
     /// Dropped before it was sent, the node is given back; after, it is completed, or given back.
@@ -200,7 +200,10 @@ impl Claim {
             };
             lease.kept();
             match &error {
-                Error::Store(fault) if fault.is_retryable() && tries < TELL_TRIES && !lease.is_lost() => {
+                // What nobody knows is told: a second try would be refused by the first, if that was applied.
+                Error::Store(fault)
+                    if fault.is_retryable() && !fault.is_unknown_outcome() && tries < TELL_TRIES && !lease.is_lost() =>
+                {
                     tokio::time::sleep(TELL_PAUSE).await;
                 }
                 // Nothing is left to be given back.
