@@ -25,7 +25,12 @@ pub(super) fn boot_id() -> &'static str {
 
 /// Whether this system says which start of the machine this is.
 pub(super) fn is_known() -> bool {
-    boot_id() != UNKNOWN
+    is_real(boot_id())
+}
+
+/// Whether this names a start of a machine.
+pub(super) fn is_real(boot_id: &str) -> bool {
+    boot_id != UNKNOWN
 }
 
 /// Milliseconds since the machine was started.

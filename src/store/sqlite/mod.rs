@@ -41,8 +41,8 @@ use self::owners::Deaths;
 use self::place::Place;
 use self::thread::{Job, Writer};
 use super::{
-    BackendOptions, BatchSource, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError,
-    StoreErrorKind, VerifyReport, Wake,
+    BackendOptions, BatchSource, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend,
+    StoreError, StoreErrorKind, VerifyReport, Wake,
 };
 use crate::model::{
     Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage,

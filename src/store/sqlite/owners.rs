@@ -91,6 +91,28 @@ fn identity(_: &File) -> Option<(u64, u64)> {
     None
 }
 
+/// Whether the file is the one that its opening would have, by its name.
+fn is_named(path: &Path, written: &Written) -> bool {
+    path.file_stem() == Some(OsStr::new(&*written.process.id))
+}
+
+/// Whether the file was written where it lies, since the machine was started: then nobody's lock on it proves that its process has ended.
+fn is_of_now(file: &File, written: &Written) -> bool {
+    boot::is_known() && written.boot_id == boot::boot_id() && written.file.is_some() && written.file == identity(file)
+}
+
+/// Whether the file was written where it lies, by this host, before the machine was started last: nothing of that time lives. Devices may be
+/// numbered anew by then.
+fn is_of_before(file: &File, written: &Written) -> bool {
+    let inode = |identity: Option<(u64, u64)>| identity.map(|(_, inode)| inode);
+    boot::is_known()
+        && written.boot_id != boot::boot_id()
+        && boot::is_real(&written.boot_id)
+        && *written.process.host == *rustix::system::uname().nodename().to_string_lossy()
+        && written.file.is_some()
+        && inode(written.file) == inode(identity(file))
+}
+
 fn open(path: &Path) -> Option<(File, Written)> {
     let mut file = File::open(path).ok()?;
     let mut text = String::new();
@@ -99,7 +121,7 @@ fn open(path: &Path) -> Option<(File, Written)> {
     Some((file, written))
 }
 
-/// All openings that left a file, with whether they live.
+/// All openings that left a file, with whether they live. A copy of a file proves nothing, and neither does one of another machine.
 pub(super) fn list(db: &Path, own: Option<&ProcessInfo>) -> Result<Vec<OpenProcess>, StoreError> {
     let folder = folder(db);
     let entries = match std::fs::read_dir(&folder) {
@@ -123,8 +145,7 @@ pub(super) fn list(db: &Path, own: Option<&ProcessInfo>) -> Result<Vec<OpenProce
                 Err(TryLockError::WouldBlock) => Some(true),
                 Err(TryLockError::Error(_)) => None,
                 Ok(()) => {
-                    let here = written.boot_id == boot::boot_id() || own.is_some_and(|own| own.host == written.process.host);
-                    here.then_some(false)
+                    (is_named(&path, &written) && (is_of_now(&file, &written) || is_of_before(&file, &written))).then_some(false)
                 }
             }
         };
@@ -192,8 +213,51 @@ impl<'a> Deaths<'a> {
 
     fn look(&self, process: &str) -> Option<()> {
         let (file, written) = open(&file(self.db, process)?)?;
-        let here = boot::is_known() && written.boot_id == boot::boot_id() && &*written.process.id == process;
-        let original = written.file.is_some() && written.file == identity(&file);
-        (here && original && file.try_lock_shared().is_ok()).then_some(())
+        (&*written.process.id == process && is_of_now(&file, &written) && file.try_lock_shared().is_ok()).then_some(())
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Clock, SystemClock};
+
+    fn alive(db: &Path) -> Vec<Option<bool>> {
+        list(db, None).unwrap().into_iter().map(|open| open.alive).collect()
+    }
+
+    #[test]
+    fn only_a_file_that_was_written_where_it_lies_proves_a_death() {
+        let folder_of_db = tempfile::tempdir().unwrap();
+        let db = folder_of_db.path().join("state.db");
+        let process = ProcessInfo::current(SystemClock.now());
+        let owner = Owner::register(&db, &process).unwrap();
+        let path = owner.path.clone();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(alive(&db), [Some(true)]);
+        // A copy beside it, under a name that is no opening's.
+        std::fs::copy(&path, folder(&db).join("copy.lock")).unwrap();
+        assert_eq!(alive(&db), [Some(true), None]);
+        std::fs::remove_file(folder(&db).join("copy.lock")).unwrap();
+        // The process ends without a word.
+        owner.file.unlock().unwrap();
+        assert_eq!(alive(&db), [Some(false)]);
+        // The folder as a backup brings it back: other files of the same names.
+        let aside = folder_of_db.path().join("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        std::fs::write(&path, &text).unwrap();
+        assert_eq!(alive(&db), [None]);
+        std::fs::rename(&aside, &path).unwrap();
+        // Before the machine was started last, by this host or by another one.
+        let rewritten = |from: &str, to: &str| std::fs::write(&path, text.replace(from, to)).unwrap();
+        rewritten(boot::boot_id(), "another-boot");
+        assert_eq!(alive(&db), [Some(false)]);
+        let other = text.replace(boot::boot_id(), "another-boot").replace(&*process.host, "another-host");
+        std::fs::write(&path, other).unwrap();
+        assert_eq!(alive(&db), [None]);
+        rewritten(boot::boot_id(), UNKNOWN_BOOT);
+        assert_eq!(alive(&db), [None]);
+    }
+
+    const UNKNOWN_BOOT: &str = "unknown";
 }
