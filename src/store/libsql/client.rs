@@ -3,8 +3,10 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
@@ -18,10 +20,11 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+use tower_service::Service;
 
 use super::fault::{Class, Fault, short};
 use super::hrana::{Batch, BatchResult, Pipeline, read_answer};
-use super::url::Target;
+use super::url::{Secret, Target};
 use crate::store::engine::Engine;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -37,7 +40,36 @@ const MAX_ANSWER: usize = 32 * 1024 * 1024;
 /// Idle connections are given up before proxies and servers usually do.
 const IDLE: Duration = Duration::from_secs(20);
 
-type Http = legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+type Http = legacy::Client<InTime<HttpsConnector<HttpConnector>>, Full<Bytes>>;
+
+/// A connector with a limit for all that a connection needs: looking the name up, TCP, TLS.
+#[derive(Clone)]
+struct InTime<C>(C);
+
+impl<C> Service<Uri> for InTime<C>
+where
+    C: Service<Uri, Error = Box<dyn StdError + Send + Sync>>,
+    C::Future: Send + 'static,
+    C::Response: 'static,
+{
+    type Response = C::Response;
+    type Error = C::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<C::Response, C::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), C::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.0.call(uri);
+        Box::pin(async move {
+            match tokio::time::timeout(CONNECT, connecting).await {
+                Ok(connected) => connected,
+                Err(_) => Err(format!("it takes longer than {} s", CONNECT.as_secs()).into()),
+            }
+        })
+    }
+}
 
 /// A client of one server. Its connections are its own, and live on a thread of its own.
 pub(super) struct Client {
@@ -45,6 +77,7 @@ pub(super) struct Client {
     line: Arc<Line>,
     uri: Uri,
     authorization: Option<HeaderValue>,
+    token: Option<Secret>,
     place: String,
     /// The newest state of the primary that an answer told of; replicas are asked to have reached it.
     replication: AtomicU64,
@@ -78,7 +111,7 @@ impl Client {
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())
-            .build(connector.enable_http1().wrap_connector(tcp));
+            .build(InTime(connector.enable_http1().wrap_connector(tcp)));
         let scheme = if target.tls { "https" } else { "http" };
         let uri = Uri::builder()
             .scheme(scheme)
@@ -98,7 +131,9 @@ impl Client {
             .transpose()?;
         let tried = format!("{}:{}", target.host, target.port);
         let line = Arc::new(Line { http, tried });
-        Ok(Self { engine: Engine::start("seeknal-libsql")?, line, uri, authorization, place, replication: AtomicU64::new(0) })
+        let token = target.token.clone();
+        let engine = Engine::start("seeknal-libsql")?;
+        Ok(Self { engine, line, uri, authorization, token, place, replication: AtomicU64::new(0) })
     }
 
     /// The server, for people.
@@ -117,8 +152,12 @@ impl Client {
         let request = self.request(Bytes::from(body))?;
         let line = Arc::clone(&self.line);
         let answer = self.engine.spawn(async move { line.exchange_in_time(request).await }).await;
-        let body = answer.unwrap_or_else(|_| Err(Fault::new(Class::Lost, "the state was closed meanwhile")))?;
-        let result = match read_answer(&body) {
+        let body = answer.unwrap_or_else(|_| Err(Fault::new(Class::Lost, "the state was closed meanwhile")));
+        self.read(batch, body).map_err(|fault| fault.without(self.token.as_ref().map(Secret::reveal)))
+    }
+
+    fn read(&self, batch: &Batch<'_>, body: Result<Bytes, Fault>) -> Result<BatchResult, Fault> {
+        let mut result = match read_answer(&body?) {
             Ok(Ok(result)) => result,
             // The batch as a whole failed. Parts of it may have run: only where the server did not take it at all is that certain.
             Ok(Err(error)) => {
@@ -130,6 +169,9 @@ impl Client {
             }
             Err(why) => return Err(Fault::new(Class::Lost, format_args!("its answer cannot be read: {}", short(&why)))),
         };
+        if let Some(token) = &self.token {
+            result.hide(token.reveal());
+        }
         if let Some(index) = result.replication_index {
             self.replication.fetch_max(index.0, Ordering::Relaxed);
         }

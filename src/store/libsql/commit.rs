@@ -204,6 +204,8 @@ impl Committer {
                 Self::contested(&mut memory, batch, answer);
             }
             Err(error) if error.is_unknown_outcome() => {
+                // Whoever comes back for one that is much older is told that it cannot be settled, or has long given up.
+                memory.unsettled.retain(|_, since| since.elapsed() < 2 * SETTLED_WITHIN);
                 memory.unsettled.entry(batch.id).or_insert_with(Instant::now);
             }
             Err(_) => {}
@@ -213,12 +215,13 @@ impl Committer {
 
     async fn attempts(&self, memory: &mut Memory, batch: &Batch) -> Result<BatchAnswer, StoreError> {
         let began = Instant::now();
-        let mut doubtful = memory.unsettled.contains_key(&batch.id);
+        let doubtful = memory.unsettled.contains_key(&batch.id);
         // An earlier failure does not become certain by a later one.
         let fail = |doubtful: bool, fault: Fault| {
             let error = fault.into_error(self.client.place());
             if doubtful && !error.is_unknown_outcome() { error.into_unknown() } else { error }
         };
+        // Once a request was under way a copy of it may still be: then only its row, or nobody, knows how it ends.
         let mut sent = doubtful;
         let (mut rounds, mut lost, mut waits) = (0_u32, 0_u32, 0_u32);
         let mut facts = self.assume(memory, batch);
@@ -230,7 +233,9 @@ impl Committer {
                         memory.counters = Some((read.before.seq, read.before.token, Instant::now()));
                         read
                     }
-                    Err(error) if doubtful => return Err(error.into_unknown()),
+                    // No copy is applied any more to a schema that is newer.
+                    Err(error) if error.kind() == StoreErrorKind::NewerFormat && !doubtful && lost == 0 => return Err(error),
+                    Err(error) if sent => return Err(error.into_unknown()),
                     Err(error) => return Err(error),
                 },
             };
@@ -247,7 +252,7 @@ impl Committer {
                 return Ok(decision.answer);
             }
             let request = self.request(memory, batch, &decision, &before)?;
-            sent = true;
+            let sent_before = std::mem::replace(&mut sent, true);
             match self.send(&request).await {
                 Sent::Applied(there) => return self.applied(memory, batch, decision, &before, &there),
                 Sent::Known => return self.known(memory, batch).await,
@@ -259,21 +264,22 @@ impl Committer {
                 }
                 Sent::Outdated => {
                     let fault = Fault::new(Class::Busy, "others change the same rows faster than they can be read");
-                    return Err(fail(doubtful, fault));
+                    return Err(fail(true, fault));
                 }
                 Sent::Busy(_) if began.elapsed() < PATIENCE => {
                     waits = waits.saturating_add(1);
                     pause(waits).await;
                 }
                 Sent::Lost(fault) => {
-                    doubtful = true;
                     lost = lost.saturating_add(1);
                     if lost >= SENT || began.elapsed() >= PATIENCE {
                         return Err(fail(true, fault));
                     }
                     pause(lost).await;
                 }
-                Sent::Busy(fault) | Sent::Failed(fault) => return Err(fail(doubtful, fault)),
+                Sent::Busy(fault) => return Err(fail(true, fault)),
+                // The server's own word about the only request that there was.
+                Sent::Failed(fault) => return Err(fail(sent_before, fault)),
             }
             // After a lost answer the same is taken for granted as before; after a failed check it is read.
             if rounds == 0 {

@@ -71,6 +71,14 @@ impl Fault {
         Self::new(class, short(text))
     }
 
+    /// The same fault with words that do not hold the token: a server, or what stands before it, may repeat what it was sent.
+    pub(super) fn without(mut self, token: Option<&str>) -> Self {
+        if let Some(token) = token {
+            self.message = hide(&self.message, token);
+        }
+        self
+    }
+
     /// What it says, for who knows the server's words.
     pub(super) fn message(&self) -> &str {
         &self.message
@@ -112,6 +120,23 @@ impl Fault {
         let message = format!("{place}: {}; {mend}", self.message);
         if self.is_certain() { StoreError::not_applied(kind, message) } else { StoreError::unknown(kind, message) }
     }
+}
+
+/// A text without the token, and without any part of it that is long enough to be told apart from words.
+pub(super) fn hide(text: &str, token: &str) -> String {
+    const LONG: usize = 8;
+    let mut hidden = text.to_owned();
+    let parts = std::iter::once(token).chain(token.split('.').filter(|part| part.len() >= LONG));
+    for part in parts.filter(|part| !part.is_empty()) {
+        hidden = hidden.replace(part, "(not shown)");
+    }
+    // What was cut off in the middle of it.
+    if let Some(start) = token.get(..LONG)
+        && let Some((before, _)) = hidden.split_once(start)
+    {
+        hidden = format!("{before}(not shown)");
+    }
+    hidden
 }
 
 /// What a server says, in a length that fits a line; without what would break a terminal.

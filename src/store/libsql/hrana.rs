@@ -265,6 +265,13 @@ impl BatchResult {
         self.step_errors.iter().enumerate().find_map(|(step, error)| Some((step, error.as_ref()?)))
     }
 
+    /// Takes a secret out of what is said about the steps that failed.
+    pub(super) fn hide(&mut self, secret: &str) {
+        for error in self.step_errors.iter_mut().flatten() {
+            error.message = super::fault::hide(&error.message, secret);
+        }
+    }
+
     /// What a step answered.
     pub(super) fn take(&mut self, step: usize) -> StmtResult {
         self.step_results.get_mut(step).and_then(Option::take).unwrap_or_default()
