@@ -15,7 +15,10 @@ pub(crate) async fn refuse_moving(backend: &dyn StateBackend) -> Result<(), Stor
         return Ok(());
     }
     let leases = backend.list_leases().await?;
-    leases.iter().find(|lease| lease.key.run.as_str() == MIGRATION).map_or(Ok(()), |lease| Err(moved_by(&backend.location(), lease)))
+    leases
+        .iter()
+        .find(|lease| lease.key.run.as_str() == MIGRATION)
+        .map_or(Ok(()), |lease| Err(moved_by(&backend.location(), lease)))
 }
 
 fn moved_by(place: &str, lease: &LeaseRecord) -> StoreError {

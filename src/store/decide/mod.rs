@@ -36,9 +36,9 @@ use super::moving::is_kept_out;
 use super::own_versions::OwnVersions;
 use super::{StoreError, StoreErrorKind};
 use crate::model::{
-    Batch, BatchAnswer, CommitSeq, Entry, Guard, InputError, IntervalSet, LastSuccess, LeaseGrant, LeaseKey, LeaseRecord, Mutation, NodeId,
-    NodeState, Outcome, PartitionKey, Receipt, Refusal, Retained, RunHeader, RunId, RunPart, RunReceipt, RunState, RunStatus,
-    Version, apply_all, check_guards,
+    Batch, BatchAnswer, CommitSeq, Entry, Guard, InputError, IntervalSet, LastSuccess, LeaseGrant, LeaseKey, LeaseRecord,
+    Mutation, NodeId, NodeState, Outcome, PartitionKey, Receipt, Refusal, Retained, RunHeader, RunId, RunPart, RunReceipt,
+    RunState, RunStatus, Version, apply_all, check_guards,
 };
 
 pub(crate) use self::locks::{LeaseRow, LeaseWrites};

@@ -21,8 +21,8 @@ use crate::model::{
     Batch, FencingToken, Guard, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord, Mutation, NodeId, NodeState, RunHeader, RunId,
     RunPart, RunState, Version,
 };
-use crate::store::{MIGRATION, StoreError};
 use crate::store::decide::{Head, LeaseRow, NodesWanted, Numbers, OfRun, OwnRuns, Rows, Wanted};
+use crate::store::{MIGRATION, StoreError};
 
 /// The rows, and the numbers of the store that they go with.
 pub(super) struct Facts {

@@ -41,7 +41,8 @@ use self::client::Client;
 use self::commit::Committer;
 use self::url::{TOKEN_VARIABLE, Target};
 use super::{
-    BackendOptions, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError, StoreErrorKind, VerifyReport,
+    BackendOptions, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError,
+    StoreErrorKind, VerifyReport,
 };
 use crate::model::{
     Batch, BatchAnswer, Clock, LastSuccess, LeaseOwner, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained,

@@ -48,10 +48,8 @@ fn word(process: &ProcessInfo) -> Stmt {
 /// Writes the opening's row, and removes those of openings that were gone a day ago. A token that only reads cannot: who comes with it changes
 /// nothing, and need not be known.
 pub(super) async fn register(client: &Client, process: &ProcessInfo) -> Result<(), StoreError> {
-    let statements = [
-        Stmt::exec(concat!("DELETE FROM openings WHERE seen_ms < ", now_ms!(), " - 86400000"), Vec::new()),
-        word(process),
-    ];
+    let statements =
+        [Stmt::exec(concat!("DELETE FROM openings WHERE seen_ms < ", now_ms!(), " - 86400000"), Vec::new()), word(process)];
     let mut tried = 0;
     loop {
         tried += 1;
