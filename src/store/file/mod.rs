@@ -13,6 +13,7 @@
 mod checkpoint;
 mod document;
 mod document_write;
+mod join;
 mod journal;
 mod kept;
 mod lock;
@@ -77,6 +78,24 @@ struct Running {
     thread: JoinHandle<()>,
     shared: Arc<Shared>,
     process: ProcessInfo,
+}
+
+/// Travels with the answer to an opening: an answer that nobody takes closes the writer, which keeps a way to itself and would not end by itself.
+struct CloseUnlessTaken(Option<Sender<Op>>);
+
+impl CloseUnlessTaken {
+    fn taken(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CloseUnlessTaken {
+    fn drop(&mut self) {
+        if let Some(sender) = self.0.take() {
+            // A writer that is gone is closed.
+            let _gone = sender.send(Op::Close(None));
+        }
+    }
 }
 
 impl fmt::Debug for FileBackend {
@@ -211,12 +230,14 @@ impl StateBackend for FileBackend {
                 let (sender, operations) = channel();
                 let (told, opened) = oneshot::channel();
                 let (paths, named, own, leases) = (self.paths.clone(), process.clone(), sender.clone(), Arc::clone(leases));
+                let abandoned = CloseUnlessTaken(Some(sender.clone()));
                 let thread = std::thread::Builder::new()
                     .name("seeknal-file-writer".to_owned())
                     .spawn(move || match Writer::open(paths, &named, own, leases) {
                         Ok(Opened { writer, report, shared }) => {
-                            // A caller who went away leaves nobody who could use it: the writer closes at once.
-                            if told.send(Ok((report, shared))).is_ok() {
+                            // A caller who went away leaves nobody who could use it: the writer closes at once. One who goes away
+                            // before taking the answer drops it, and that closes the writer.
+                            if told.send(Ok((report, shared, abandoned))).is_ok() {
                                 writer.run(operations);
                             }
                         }
@@ -227,7 +248,8 @@ impl StateBackend for FileBackend {
                     .map_err(|error| StoreError::io(self.paths.document.display(), error))?;
                 let ended =
                     |_| Err(StoreError::not_applied(StoreErrorKind::Io, "the writer of the state ended while it opened it"));
-                let (report, shared) = opened.await.unwrap_or_else(ended)?;
+                let (report, shared, abandoned) = opened.await.unwrap_or_else(ended)?;
+                abandoned.taken();
                 *lock(phase) = Phase::Open(Running { sender, thread, shared, process });
                 Ok(report)
             }),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::lock::{self, Seen};
 use super::paths::{Identity, Paths};
+use super::record::Leases;
 use super::recover::{self, State};
 use crate::model::{Clock, LeaseRecord, Ledger, SystemClock};
 use crate::store::{StoreError, StoreErrorKind};
@@ -23,7 +24,7 @@ type Look = [Option<Identity>; 4];
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) ledger: Ledger,
-    pub(super) leases: Vec<LeaseRecord>,
+    pub(super) leases: Leases,
     pub(super) notices: Vec<String>,
 }
 
@@ -56,7 +57,7 @@ impl Reader {
     /// The leases that a live writer noted; none without one.
     pub(super) fn leases(&self) -> Result<Vec<LeaseRecord>, StoreError> {
         let held = lock::look(&self.paths.lock)?.held;
-        Ok(if held { self.view()?.leases.clone() } else { Vec::new() })
+        Ok(if held { self.view()?.leases.at(SystemClock.now()) } else { Vec::new() })
     }
 
     /// What can be seen of the lock.
