@@ -266,9 +266,9 @@ async fn a_document_behind_a_symbolic_link_is_written_where_it_lies() {
     let names: Vec<_> = std::fs::read_dir(elsewhere.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["shared.json"], "nothing unfinished is left there");
     // What a crash leaves there is swept.
-    std::fs::write(elsewhere.path().join(".run_state.json.tmp-0"), "half").unwrap();
+    std::fs::write(elsewhere.path().join(".shared.json.tmp-0"), "half").unwrap();
     let state = open(folder.path()).await;
     assert!(state.get_run("run_1").await.unwrap().is_some());
     state.close().await.unwrap();
-    assert!(!elsewhere.path().join(".run_state.json.tmp-0").exists());
+    assert!(!elsewhere.path().join(".shared.json.tmp-0").exists());
 }

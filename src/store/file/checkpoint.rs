@@ -65,7 +65,7 @@ pub(super) fn put_document(
     }
     // Through a symbolic link, the file that it names is replaced, not the link.
     let place = paths.place();
-    let temporary = paths::temporary_in(paths::folder_of(&place));
+    let temporary = paths::temporary(&place);
     let mode = paths.mode()?;
     let identity = paths::write_new(&temporary, &bytes, mode.as_ref())?;
     let placed = check(paths, expected.identity).and_then(|()| paths::rename(&temporary, &place));

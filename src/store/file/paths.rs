@@ -12,9 +12,6 @@ use crate::store::StoreError;
 /// The name of the document; every other name begins with it.
 const DOCUMENT: &str = "run_state.json";
 
-/// What the names of unfinished documents begin with. Whoever holds the lock may sweep them.
-const TEMPORARY: &str = ".run_state.json.tmp-";
-
 /// The files of one state.
 #[derive(Debug, Clone)]
 pub(super) struct Paths {
@@ -66,7 +63,7 @@ impl Paths {
 
     /// A name for an unfinished document, in the same folder, that nobody else uses.
     pub(super) fn temporary(&self) -> PathBuf {
-        temporary_in(&self.base)
+        temporary(&self.document)
     }
 
     /// Where the document really lies: where its symbolic link leads, if it is one.
@@ -96,20 +93,18 @@ impl Paths {
         self.sync_folder()
     }
 
-    /// The folders in which unfinished documents may lie.
-    fn folders(&self) -> Vec<PathBuf> {
-        let place = self.place();
-        let mut folders = vec![self.base.clone()];
-        if place != self.document {
-            folders.push(folder_of(&place).to_owned());
-        }
-        folders
+    /// Where unfinished documents may lie, and what their names begin with. Whoever holds the lock may sweep them: also behind a link the name says
+    /// whose they are, because others may have theirs in the same folder.
+    fn unfinished_places(&self) -> Vec<(PathBuf, String)> {
+        let mut places = vec![self.document.clone()];
+        places.extend(Some(self.place()).filter(|place| *place != self.document));
+        places.iter().map(|place| (folder_of(place).to_owned(), unfinished_prefix(place))).collect()
     }
 
     /// Removes unfinished documents that a crash left behind; only for the holder of the lock. Says how many.
     pub(super) fn sweep(&self) -> Result<usize, StoreError> {
         let mut swept = 0;
-        for folder in self.folders() {
+        for (folder, prefix) in self.unfinished_places() {
             let fail = |error| StoreError::io(folder.display(), error);
             let entries = match std::fs::read_dir(&folder) {
                 // Where a link leads to a folder that is not there, nothing is left.
@@ -118,7 +113,7 @@ impl Paths {
             };
             for entry in entries {
                 let entry = entry.map_err(fail)?;
-                if entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY)) {
+                if entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)) {
                     remove(&entry.path())?;
                     swept += 1;
                 }
@@ -129,14 +124,14 @@ impl Paths {
 
     /// Unfinished documents that lie about.
     pub(super) fn unfinished(&self) -> Vec<PathBuf> {
-        self.folders()
-            .iter()
-            .filter_map(|folder| std::fs::read_dir(folder).ok())
-            .flatten()
-            .filter_map(Result::ok)
-            .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY)))
-            .map(|entry| entry.path())
-            .collect()
+        let mut all = Vec::new();
+        for (folder, prefix) in self.unfinished_places() {
+            let Ok(entries) = std::fs::read_dir(folder) else { continue };
+            let found = entries.filter_map(Result::ok);
+            let found = found.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)));
+            all.extend(found.map(|entry| entry.path()));
+        }
+        all
     }
 
     /// Makes renames and new names in the folder durable.
@@ -156,9 +151,14 @@ pub(super) fn folder_of(path: &Path) -> &Path {
     path.parent().unwrap_or(path)
 }
 
-/// A name for an unfinished document in a folder, that nobody else uses.
-pub(super) fn temporary_in(folder: &Path) -> PathBuf {
-    folder.join(format!("{TEMPORARY}{}", uuid::Uuid::now_v7().simple()))
+/// What the names of unfinished copies of a document begin with.
+fn unfinished_prefix(document: &Path) -> String {
+    format!(".{}.tmp-", document.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// A name for an unfinished document, beside where it will lie, that nobody else uses.
+pub(super) fn temporary(document: &Path) -> PathBuf {
+    folder_of(document).join(format!("{}{}", unfinished_prefix(document), uuid::Uuid::now_v7().simple()))
 }
 
 /// Which file it is and how it looked: whoever writes or replaces it changes this.

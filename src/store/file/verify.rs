@@ -149,7 +149,7 @@ fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mu
     document::read(&paths.previous, &bytes, lock.seq())?;
     let aside = Paths::aside(&paths.document, "damaged", now);
     let place = paths.place();
-    let temporary = paths::temporary_in(paths::folder_of(&place));
+    let temporary = paths::temporary(&place);
     paths::write_new(&temporary, &bytes, paths.mode()?.as_ref())?;
     // The damaged one keeps its name until another stands in its place: a folder without a document would be read as empty.
     std::fs::copy(&paths.document, &aside).map_err(|error| StoreError::io(aside.display(), error))?;
