@@ -203,3 +203,50 @@ async fn a_variable_that_names_the_backend_is_told_whatever_it_says() {
         }
     }
 }
+
+/// Another system's status can be asked for, and steers no terminal.
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_of_a_foreign_status_are_listed_by_it() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("target")).unwrap();
+    let foreign = projects::GUIDE.replace("\"status\": \"running\"", "\"status\": \"upstream_failed\"");
+    fs::write(dir.path().join("target/run_state.json"), foreign).unwrap();
+    let runs = json(dir.path(), "state runs --status upstream_failed");
+    assert_eq!((runs.as_array().unwrap().len(), &runs[0]["status"]), (1, &"upstream_failed".into()));
+    assert_eq!(json(dir.path(), "state runs --status running"), Value::Array(Vec::new()));
+}
+
+/// Ids are data: whatever they hold, they name no path, and what cannot be one is refused in one line.
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_ids_are_data_and_never_paths() {
+    for backend in ["file", "database"] {
+        let dir = project(backend).await;
+        let state = seeknal_state::project::open(dir.path()).await.unwrap();
+        let fine =
+            ["../x", "../../etc/passwd", "/abs", "a/b", "a:b", "日本語", "--days", "'; DROP TABLE runs; --", "%00", "C:\\x"];
+        for id in fine {
+            state.create_run(id, NewRun::running()).await.unwrap();
+            state.set_node_state(id, id, seeknal_state::NodeUpdate::success().row_count(3)).await.unwrap();
+            state.add_completed_partition(id, id, id).await.unwrap();
+        }
+        state.close().await.unwrap();
+        let names =
+            |folder: &Path| -> Vec<_> { tree(folder).into_keys().filter(|name| !name.starts_with("target/state.db")).collect() };
+        let before = names(dir.path());
+        for id in fine {
+            let output = seeknal(dir.path()).args(["state", "show", "-o", "json", "--", id]).output().unwrap();
+            assert_eq!(output.status.code(), Some(0), "{backend} {id:?}: {output:?}");
+            let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!((&shown["run_id"], &shown["nodes"][id]["row_count"]), (&id.into(), &3.into()), "{backend}");
+        }
+        assert_eq!(names(dir.path()), before, "{backend}: nothing was made for a name");
+        assert!(!dir.path().join("x").exists());
+        let long = "x".repeat(100_000);
+        for (id, code) in [("", 2), ("a\nb", 2), ("\u{1b}[31m", 2), (&*long, 2)] {
+            let output = seeknal(dir.path()).args(["state", "show", "--", id]).output().unwrap();
+            let err = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(code), "{backend}: {err}");
+            assert!(!err.contains('\u{1b}'), "{err:?}");
+        }
+    }
+}

@@ -201,6 +201,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
             supervisor,
             last_creation: std::sync::atomic::AtomicI64::new(0),
             closed: AtomicBool::new(false),
+            ended: tokio::sync::watch::Sender::new(false),
         });
         supervisor::watch(&engine);
         follow::start(&engine);
@@ -219,7 +220,7 @@ async fn refuse_moving(backend: &dyn StateBackend) -> Result<(), StoreError> {
     Err(StoreError::not_applied(
         StoreErrorKind::Busy,
         format!(
-            "{}: its state is being moved by {} since {}; wait for the end and look where it is then (if the mover died, until {})",
+            "{}: its state is being moved by {} since {}; wait for the end and look where it is then (if the mover died, until {}). See `seeknal state locks`",
             backend.location(),
             lease.owner,
             lease.since.format("%H:%M:%S UTC"),
