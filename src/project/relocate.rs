@@ -132,6 +132,29 @@ pub async fn preview(
 
 /// Moves a project. `observe` is told every step when it is done and may stop there, as a crash would.
 ///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// # #[cfg(all(feature = "file", feature = "sqlite"))] {
+/// use std::ops::ControlFlow;
+/// use seeknal_state::project::{self, Settings, relocate};
+/// use seeknal_state::{Clock, NewRun, SystemClock};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let project = folder.path();
+/// # let state = project::open_with(&Settings::load(project, &|_| None)?).await?;
+/// # state.create_run("run_1", NewRun::running()).await?;
+/// # state.close().await?;
+/// let settings = Settings::load(project, &|_| None)?;
+/// let preview = relocate::preview(&settings, relocate::Home::Database, |_, _| ()).await?;
+/// assert_eq!(preview.plan.unwrap().moves.runs, 1);
+/// let report =
+///     relocate::execute(&settings, relocate::Home::Database, SystemClock.now(), |_| ControlFlow::Continue(())).await?;
+/// assert_eq!(report.moved.unwrap().verified.runs, 1);
+/// assert_eq!(Settings::load(project, &|_| None)?.backend.value, "database");
+/// # }
+/// # Ok::<(), seeknal_state::project::ProjectError>(()) }).unwrap();
+/// ```
+///
 /// # Errors
 /// [`ProjectErrorKind::Conflict`] if another process writes the file or works on the database that is left, locks are held there, or the target
 /// has a run with other content; whatever reading and writing meet; and [`ProjectErrorKind::Partial`] instead of any of them, with what was done, once
