@@ -18,7 +18,7 @@ pub(super) fn run(old: &RunState, new: &RunState, was: &Ledger) -> RunState {
         let own = was_run.and_then(|run| run.node(id.as_str()));
         let elsewhere = was.runs_of_node(id.as_str()).next().filter(|run| run.id() != old.id());
         let there = own.or_else(|| elsewhere.filter(|_| !tells(node, "run_id"))?.node(id.as_str()));
-        if there.is_some_and(|was| is_as_it_was(&node.extra, &was.extra)) {
+        if there.is_some_and(|was| is_as_it_was(node.extra.as_ref(), was.extra.as_ref())) {
             // As it was. If it is none of this run's, it still belongs to the run in which it got there, which such a program does not tell apart.
             continue;
         }
@@ -30,7 +30,7 @@ pub(super) fn run(old: &RunState, new: &RunState, was: &Ledger) -> RunState {
         nodes.insert(id.clone(), joined);
     }
     let was_header = was_run.map(RunState::header);
-    if !changed && was_header.is_some_and(|was| is_as_it_was(&new.header().extra, &was.extra)) {
+    if !changed && was_header.is_some_and(|was| is_as_it_was(new.header().extra.as_ref(), was.extra.as_ref())) {
         return old.clone();
     }
     let mut header = join_header(old.header(), was_header, new.header(), changed.then_some(&nodes));
@@ -45,7 +45,7 @@ fn join_header(
     new: &RunHeader,
     changed: Option<&BTreeMap<NodeId, NodeState>>,
 ) -> RunHeader {
-    let given = members(&new.extra);
+    let given = members(new.extra.as_ref());
     let has = |key| get(&given, key).is_some();
     let mut header = old.clone();
     if has("status") {
@@ -61,12 +61,12 @@ fn join_header(
     if has("finished_at") && was.is_none_or(|was| was.finished_at != new.finished_at) {
         header.finished_at = new.finished_at;
     }
-    header.extra = join_extra(&old.extra, &new.extra);
+    header.extra = join_extra(old.extra.as_ref(), new.extra.as_ref());
     header
 }
 
 fn join_node(old: &NodeState, was: Option<&NodeState>, new: &NodeState) -> NodeState {
-    let given = members(&new.extra);
+    let given = members(new.extra.as_ref());
     let has = |keys: &[&str]| keys.iter().any(|key| get(&given, key).is_some());
     let is_new = |keys: &[&str], same: fn(&NodeState, &NodeState) -> bool| has(keys) && was.is_none_or(|was| !same(was, new));
     macro_rules! told {
@@ -112,21 +112,21 @@ fn join_node(old: &NodeState, was: Option<&NodeState>, new: &NodeState) -> NodeS
             node.watermarks.insert(name, value.clone());
         }
     }
-    node.extra = join_extra(&old.extra, &new.extra);
+    node.extra = join_extra(old.extra.as_ref(), new.extra.as_ref());
     node.version = new.version;
     node
 }
 
-fn members(extra: &Option<RawJson>) -> Members<'_> {
-    extra.as_ref().and_then(|raw| text::members(raw.as_str()).ok()).unwrap_or_default()
+fn members(extra: Option<&RawJson>) -> Members<'_> {
+    extra.and_then(|raw| text::members(raw.as_str()).ok()).unwrap_or_default()
 }
 
 fn tells(node: &NodeState, key: &str) -> bool {
-    get(&members(&node.extra), key).is_some()
+    get(&members(node.extra.as_ref()), key).is_some()
 }
 
 /// Whether an object says nothing else than it did: members may be gone, and their text may be written in another way.
-fn is_as_it_was(now: &Option<RawJson>, was: &Option<RawJson>) -> bool {
+fn is_as_it_was(now: Option<&RawJson>, was: Option<&RawJson>) -> bool {
     let was = members(was);
     members(now).iter().all(|(key, raw)| get(&was, key).is_some_and(|was| is_same(was, raw)))
 }
@@ -137,8 +137,8 @@ fn is_same(a: &str, b: &str) -> bool {
 }
 
 /// The object as it stands there now, and behind it what it lost of the one that we knew.
-fn join_extra(old: &Option<RawJson>, new: &Option<RawJson>) -> Option<RawJson> {
-    let Some(raw) = new else { return old.clone() };
+fn join_extra(old: Option<&RawJson>, new: Option<&RawJson>) -> Option<RawJson> {
+    let Some(raw) = new else { return old.cloned() };
     let given = members(new);
     let lost: Vec<_> = members(old)
         .into_iter()
