@@ -220,3 +220,18 @@ fn parallel_executors_beside_a_writer_says_who_that_is() {
     assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
     runtime.block_on(state.close()).unwrap();
 }
+
+#[test]
+#[cfg(feature = "project")]
+fn the_main_job_keeps_the_state_where_the_settings_say() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("seeknal_project.yml"), "seeknal_state: {target_path: out/state}\n").unwrap();
+    let path = folder.path().to_str().unwrap();
+    succeed(
+        "parallel_executors",
+        &["--project-path", path, "--runs", "1", "--nodes", "10", "--executors", "4", "--work-ms", "1"],
+        &[],
+    );
+    assert!(folder.path().join("out/state/run_state.json").exists());
+    assert!(!folder.path().join("target").exists());
+}

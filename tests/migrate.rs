@@ -197,6 +197,24 @@ async fn a_batch_with_an_unknown_outcome_is_sent_again_and_applied_once() {
 }
 
 #[tokio::test]
+async fn a_copy_that_fails_after_some_runs_says_so() {
+    let source = filled(150).await;
+    let fail = |commit: u32| (commit == 1).then(|| StoreError::not_applied(StoreErrorKind::Full, "no space; free some space"));
+    let target = Failing { inner: MemoryBackend::new(), commits: AtomicU32::new(0), fail, applied: false };
+    let error = execute(&source, &target, || ControlFlow::Continue(())).await.unwrap_err();
+    assert_eq!(error.kind(), ProjectErrorKind::Partial);
+    assert!(
+        error.to_string().starts_with("100 runs were copied to failing") && error.to_string().contains("no space"),
+        "{error}"
+    );
+    assert_eq!(execute(&source, &target, || ControlFlow::Continue(())).await.unwrap().moved.runs, 50);
+    let fail = |commit: u32| (commit == 0).then(|| StoreError::not_applied(StoreErrorKind::Full, "no space; free some space"));
+    let target = Failing { inner: MemoryBackend::new(), commits: AtomicU32::new(0), fail, applied: false };
+    let error = execute(&source, &target, || ControlFlow::Continue(())).await.unwrap_err();
+    assert_eq!(error.kind(), ProjectErrorKind::Failed, "nothing was written: {error}");
+}
+
+#[tokio::test]
 async fn a_cleanup_that_fails_after_some_runs_says_so() {
     let inner = filled(120).await;
     let at = time::parse("2024-01-11T12:00:00Z").unwrap();

@@ -210,3 +210,36 @@ fn a_missing_file_is_made() {
     assert_eq!(fs::read_to_string(&path).unwrap(), "state_backend: file\n");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
+
+#[test]
+fn keys_that_are_nearly_ours_are_refused_with_their_line() {
+    for (key, ours) in [
+        ("state_backand", "state_backend"),
+        ("state-backend", "state_backend"),
+        ("stateBackend", "state_backend"),
+        ("Database_Url", "database_url"),
+        ("databse_url", "database_url"),
+        ("seeknal-state", "seeknal_state"),
+        ("seeknal_states", "seeknal_state"),
+    ] {
+        let dir = project(&format!("name: demo\n{key}: database\n"));
+        let error = Settings::load(dir.path(), &none).unwrap_err();
+        assert_eq!(error.kind(), ProjectErrorKind::Input, "{key}");
+        let message = error.to_string();
+        let place = format!("{}:2: ", dir.path().join(FILE_NAME).display());
+        assert!(message.starts_with(&place) && message.contains(&format!("{key:?}")) && message.contains(ours), "{message}");
+    }
+    for key in ["state", "states", "database", "state_path", "backend", "seeknal", "seeknal_version", "url"] {
+        let dir = project(&format!("name: demo\n{key}: database\n"));
+        assert!(Settings::load(dir.path(), &none).is_ok(), "{key}");
+    }
+}
+
+#[test]
+fn options_of_a_registered_backend_are_not_shown() {
+    let dir = project("seeknal_state:\n  options: {password: s3cret}\n");
+    let settings = Settings::load(dir.path(), &none).unwrap();
+    assert_eq!(settings.options["password"], "s3cret");
+    let shown = format!("{settings:?}");
+    assert!(shown.contains("password") && !shown.contains("s3cret"), "{shown}");
+}

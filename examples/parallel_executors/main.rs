@@ -35,7 +35,7 @@ use clap::{Parser, ValueEnum};
 /// Runs a pipeline with many executors on one state, and checks that everything they were told is on disk.
 #[derive(Debug, Parser)]
 struct Options {
-    /// The project's folder; the state is in its folder `target` [default: a fresh folder]
+    /// The project's folder; the state is in its folder `target`, or in the one that its settings name (with `--features project`) [default: a fresh folder]
     #[arg(long, value_name = "DIR")]
     project_path: Option<PathBuf>,
     /// Where the state is kept: `target/run_state.json` or `target/state.db`

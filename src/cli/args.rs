@@ -112,8 +112,8 @@ pub(super) enum StateCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct RunsArgs {
-    /// Only runs in this status; may be given several times
-    #[arg(long, value_name = "STATUS")]
+    /// Only runs in this status (also one that another program wrote); may be given several times
+    #[arg(long, value_name = "STATUS", value_parser = |text: &str| Ok::<_, std::convert::Infallible>(RunStatus::parse(text)))]
     pub(super) status: Vec<RunStatus>,
     /// At most this many
     #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "all", value_parser = clap::value_parser!(u64).range(1..))]

@@ -88,7 +88,7 @@ pub(super) async fn list(settings: &Settings, out: &mut Output) -> Result<(), Cl
                 lease.token.to_string(),
                 lease.key.to_string(),
                 one_line(&lease.owner.name),
-                format!("pid {} on {}", lease.owner.process.pid, lease.owner.process.host),
+                format!("pid {} on {}", lease.owner.process.pid, one_line(&lease.owner.process.host)),
                 lease.purpose.as_deref().map_or_else(super::output::dash, one_line),
                 time::format(lease.since),
                 time::format(lease.until),
@@ -107,7 +107,7 @@ pub(super) async fn list(settings: &Settings, out: &mut Output) -> Result<(), Cl
             Some(false) => "no",
             None => "not known",
         };
-        open.add_row([process.pid.to_string(), process.host.to_owned(), process.started_at.clone(), alive.to_owned()]);
+        open.add_row([process.pid.to_string(), one_line(process.host), process.started_at.clone(), alive.to_owned()]);
     }
     out.table(&open)
 }

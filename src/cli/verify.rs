@@ -17,7 +17,7 @@ struct Verified {
 }
 
 pub(super) async fn run(settings: &Settings, repair: bool, use_previous: bool, out: &mut Output) -> Result<(), CliError> {
-    let repaired = if repair { project::repair(settings, SystemClock.now(), use_previous)? } else { Vec::new() };
+    let repaired = if repair { project::repair(settings, SystemClock.now(), use_previous).await? } else { Vec::new() };
     let (checked, problems) = match project::verify(settings).await? {
         Some(report) => (report.checked, report.problems),
         None => (vec![no_state(settings)], Vec::new()),
@@ -26,7 +26,7 @@ pub(super) async fn run(settings: &Settings, repair: bool, use_previous: bool, o
     if out.is_json() {
         out.json(&verified)?;
     } else {
-        for (word, lines) in [("repaired", &verified.repaired), ("checked", &verified.checked), ("PROBLEM", &verified.problems)] {
+        for (word, lines) in [("done", &verified.repaired), ("checked", &verified.checked), ("PROBLEM", &verified.problems)] {
             for line in lines {
                 out.line(format!("{word}: {}", super::output::one_line(line)))?;
             }

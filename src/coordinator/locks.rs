@@ -15,6 +15,22 @@ impl Coordinator {
     /// Locks are advisory between callers who do not fence: write through [`with_lease`](Self::with_lease), and a write under a lease that was
     /// lost is refused.
     ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use std::time::Duration;
+    ///
+    /// # use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, create_state_backend};
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// # state.create_run("run_1", NewRun::running()).await?;
+    ///
+    /// let lease = state.acquire_lock("run_1", Duration::from_millis(5_000)).await?.expect("nobody else has it");
+    /// assert!(state.acquire_lock("run_1", Duration::ZERO).await?.is_none(), "it is taken");
+    /// drop(lease);
+    /// assert!(state.acquire_lock("run_1", Duration::from_millis(5_000)).await?.is_some());
+    /// # state.close().await?;
+    /// # Ok::<(), seeknal_state::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Input`] for a bad id; [`Error::Lease`]; [`Error::Store`] if storage failed.
     ///
@@ -61,6 +77,25 @@ impl Coordinator {
 
     /// The same coordinator, whose writes are refused once the lease is lost: decided by its fencing token, inside the commit. The lease itself
     /// stays with the caller.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use std::time::Duration;
+    /// use seeknal_state::Error;
+    ///
+    /// # use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, create_state_backend};
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// # state.create_run("run_1", NewRun::running()).await?;
+    ///
+    /// let lease = state.acquire_lock("run_1", Duration::ZERO).await?.expect("nobody else has it");
+    /// let fenced = state.with_lease(&lease);
+    /// fenced.set_node_state("run_1", "load", NodeUpdate::running()).await?;
+    /// state.force_unlock(lease.token()).await?;
+    /// let late = fenced.set_node_state("run_1", "load", NodeUpdate::success()).await;
+    /// assert!(matches!(late, Err(Error::LeaseLost(_))));
+    /// # state.close().await?;
+    /// # Ok::<(), seeknal_state::Error>(()) }).unwrap();
+    /// ```
     pub fn with_lease(&self, lease: &Lease) -> Self {
         let mut fences: Vec<_> = self.fences.iter().flat_map(|fences| fences.iter().cloned()).collect();
         let fence = lease.fence();

@@ -19,6 +19,8 @@ mod write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::sync::watch;
+
 pub use builder::CoordinatorBuilder;
 pub use claims::{Claim, ClaimFilter, Next};
 pub use commit::Commit;
@@ -95,6 +97,8 @@ pub(crate) struct Engine {
     /// Microseconds of the last creation stamp that was given.
     last_creation: std::sync::atomic::AtomicI64,
     closed: AtomicBool,
+    /// Becomes true when closing has ended.
+    ended: watch::Sender<bool>,
 }
 
 impl Coordinator {
@@ -157,7 +161,7 @@ impl Coordinator {
     }
 
     /// Stops taking writes, flushes and answers everybody, releases all leases, brings the storage into the form that others read, and gives it up.
-    /// A second call, also through another clone, does nothing.
+    /// A second call, also through another clone, waits for the end of the first, which alone tells what went wrong.
     ///
     /// # Errors
     /// [`Error::DeferredLost`] if deferred writes were lost, [`Error::Store`] if the storage could not be closed in order. All is closed all
@@ -205,8 +209,11 @@ impl Engine {
     /// Runs first, then locks, then the writer.
     async fn close(&self) -> Result<(), Error> {
         if self.closed.swap(true, Ordering::AcqRel) {
+            // The other end is in `self`: it does not go away before it says so.
+            let _ended = self.ended.subscribe().wait_for(|ended| *ended).await.is_ok();
             return Ok(());
         }
+        let _tells_the_end = TellsTheEnd(&self.ended);
         self.directory.boards.close();
         self.following.stop().await;
         self.context.persist.wind_up();
@@ -221,6 +228,15 @@ impl Engine {
         let closed = self.backend.close().await.map_err(Error::from);
         self.events.close();
         told.and(closed)
+    }
+}
+
+/// Tells those who wait for the end of closing, also if closing is cut off.
+struct TellsTheEnd<'a>(&'a watch::Sender<bool>);
+
+impl Drop for TellsTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
     }
 }
 

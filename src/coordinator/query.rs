@@ -151,6 +151,21 @@ impl Coordinator {
 
     /// The parts of a stretch of time that a node has not completed in any run, in order: what is still to do.
     ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use seeknal_state::Interval;
+    ///
+    /// # use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, create_state_backend};
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// # state.create_run("run_1", NewRun::running()).await?;
+    ///
+    /// state.add_completed_interval("run_1", "load", ("2024-01-01", "2024-01-03")).await?;
+    /// let todo = state.pending("load", ("2024-01-01", "2024-01-05")).await?;
+    /// assert_eq!(todo, [Interval::parse("2024-01-03", "2024-01-05")?]);
+    /// # state.close().await?;
+    /// # Ok::<(), seeknal_state::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Input`] for an inverted or empty range; else as [`latest_node_state`](Self::latest_node_state).
     ///
@@ -174,6 +189,22 @@ impl Coordinator {
     }
 
     /// Listens to committed changes from now on. A subscriber that lags misses the oldest events, and is told how many.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use seeknal_state::Event;
+    ///
+    /// # use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, create_state_backend};
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// # state.create_run("run_1", NewRun::running()).await?;
+    ///
+    /// let mut changes = state.subscribe();
+    /// state.set_node_state("run_1", "load", NodeUpdate::running()).await?;
+    /// let Ok(Event::Changed(change)) = changes.next().await else { panic!("nothing else happened") };
+    /// assert_eq!((change.run.as_str(), change.nodes[0].as_str()), ("run_1", "load"));
+    /// # state.close().await?;
+    /// # Ok::<(), seeknal_state::Error>(()) }).unwrap();
+    /// ```
     ///
     /// Of what other processes commit it is told the net change of every run, usually within 100 ms, as one event that may stand for several commits:
     /// of all runs that are resident here, of those that were since there are subscribers, and of those that storage names as changed (PostgreSQL) or

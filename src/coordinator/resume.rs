@@ -4,7 +4,7 @@ use super::{Coordinator, Transaction};
 use crate::error::Error;
 use crate::lease::LeaseError;
 use crate::model::{IntoRunId, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot};
-use crate::store::{KnownOpenings, OpenProcess};
+use crate::store::{KnownOpenings, LeaseStore, OpenProcess};
 
 /// A running run that nobody works on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +47,12 @@ impl Coordinator {
 
     fn is_gone(&self, worker: Option<&ProcessInfo>, processes: &[OpenProcess]) -> bool {
         let backend = &self.engine().backend;
+        if matches!(backend.lease_store(), LeaseStore::Book(_)) {
+            // One process writes at a time: whoever is not that one is gone. Also seen so by those who only read beside it.
+            let is_open =
+                |worker: &ProcessInfo| processes.iter().any(|open| open.process.id == worker.id && open.alive != Some(false));
+            return !worker.is_some_and(is_open);
+        }
         let (Some(worker), Some(me)) = (worker, backend.process()) else { return !backend.is_shared() };
         if worker.id == me.id {
             return false;
@@ -67,6 +73,25 @@ impl Coordinator {
 
     /// Takes over a run whose process is gone: from now on this process is its worker, and the locks that the dead process held on the run and
     /// its nodes are free. Its nodes stay as they are: what was running was not finished, and is the caller's to start again.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use seeknal_state::{BackendOptions, Coordinator, NewRun, create_state_backend};
+    ///
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let options = BackendOptions::new().base_path(folder.path());
+    /// # let dead = Coordinator::open(create_state_backend("file", &options)?).await?;
+    /// # dead.create_run("run_1", NewRun::running()).await?;
+    /// # dead.close().await?;
+    /// let state = Coordinator::open(create_state_backend("file", &options)?).await?;
+    /// for run in state.abandoned_runs().await? {
+    ///     let snapshot = state.resume_run(&run.summary.run_id).await?;
+    ///     println!("{} goes on with {} nodes", snapshot.id(), snapshot.node_count());
+    /// }
+    /// assert!(state.abandoned_runs().await?.is_empty());
+    /// # state.close().await?;
+    /// # Ok::<(), seeknal_state::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// [`Error::RunInUse`] if its process lives (or cannot be known to be gone), [`Error::RunNotFound`], [`Error::Conflict`] if the run is not running any
@@ -95,7 +120,9 @@ impl Coordinator {
                 self.free_locks_of(&run, &dead).await?;
             }
         } else if snapshot.header().status != RunStatus::Running {
+            // It does not run, as far as is seen here. If somebody made it run since, that one is not robbed of it.
             let mut tx: Transaction = self.transaction();
+            tx.expect_version(&run, snapshot.version());
             tx.expect_run_status(&run, [RunStatus::Running]);
             tx.update_run(&run, RunUpdate::running());
             tx.commit().await?;

@@ -119,9 +119,9 @@ impl LeaseHandle {
         matches!(self.shared.context.backend.lease_store(), LeaseStore::Rows)
     }
 
-    /// All leases that are held, by their tokens; those of other processes too, where leases are rows.
+    /// All leases that are held, by their tokens; those of other processes too, where leases are rows, and where this one only reads.
     pub(crate) async fn list(&self) -> Result<Vec<LeaseRecord>, LeaseError> {
-        if self.keeps_rows() {
+        if self.keeps_rows() || self.shared.context.backend.is_read_only() {
             return Ok(self.shared.context.backend.list_leases().await?);
         }
         self.ask(Message::List).await

@@ -226,7 +226,10 @@ impl Manager {
         let expires = if rows && terms.keep_alive { None } else { until };
         let sharing = self.table.confirm(ticket, token, expires);
         match &self.store {
-            Store::Book { book, .. } => book.put(record.clone(), until.map(|until| self.context.time.instant(until))),
+            Store::Book { book, .. } => match until {
+                Some(until) => book.put(record.clone(), Some(self.context.time.instant(until))),
+                None => book.keep(record.clone()),
+            },
             Store::Rows { keeper, .. } if terms.keep_alive => keeper.keep(Arc::clone(&grant)),
             Store::Rows { .. } => {}
         }

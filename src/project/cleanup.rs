@@ -8,6 +8,8 @@ use serde::Serialize;
 
 use super::ProjectError;
 use super::migrate::commit;
+use crate::coordinator::{Coordinator, OnDelete};
+use crate::error::Error;
 use crate::model::{
     Batch, Entry, Guard, Mutation, Outcome, Refusal, RunId, RunPart, RunQuery, RunStatus, RunSummary, Version, time,
 };
@@ -173,8 +175,61 @@ pub struct Cleaned {
     pub changed_meanwhile: Vec<RunId>,
 }
 
+/// As [`execute`], through a coordinator of this process: its own resident runs learn of it. Needed on the file backend, whose coordinator takes it that
+/// nobody else writes: beside [`execute`] on [`Coordinator::backend`] it would go on showing runs that are gone. `plan` is made on that backend.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// # use seeknal_state::{BackendOptions, Clock, Coordinator, NewRun, RunUpdate, SystemClock, create_state_backend};
+/// use seeknal_state::project::cleanup;
+///
+/// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+/// # state.create_run("run_1", NewRun::running()).await?;
+/// # state.update_run("run_1", RunUpdate::success()).await?;
+/// # let now = SystemClock.now() + chrono::Duration::days(31);
+/// let rules = cleanup::Rules::older_than_days(30, 0, now)?;
+/// let plan = cleanup::plan(&**state.backend(), rules).await?;
+/// assert_eq!(cleanup::through(&state, &plan).await?.deleted, 1);
+/// assert!(state.snapshot("run_1").is_none());
+/// # state.close().await?;
+/// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
+///
+/// # Errors
+/// As [`execute`].
+///
+/// # Cancel safety
+/// Dropping it leaves every run whole or gone; start again to go on.
+pub async fn through(state: &Coordinator, plan: &Plan) -> Result<Cleaned, ProjectError> {
+    let mut cleaned = Cleaned::default();
+    for some in plan.delete.chunks(BATCH) {
+        // Together, so that they share a flush.
+        let mut deletions = Vec::with_capacity(some.len());
+        for doomed in some {
+            let mut tx = state.transaction();
+            tx.expect_version(&doomed.run_id, doomed.version);
+            tx.expect_unlocked(&doomed.run_id);
+            tx.delete_run(&doomed.run_id, OnDelete::KeepCoverage);
+            deletions.push(tokio::spawn(tx.commit()));
+        }
+        let mut failed = None;
+        for (doomed, deletion) in some.iter().zip(deletions) {
+            match deletion.await.unwrap_or(Err(Error::Closed)) {
+                Ok(_) => cleaned.deleted += 1,
+                Err(Error::RunNotFound(_)) => {}
+                Err(error) if error.is_conflict() => cleaned.changed_meanwhile.push(doomed.run_id.clone()),
+                Err(error) => failed = Some(error),
+            }
+        }
+        if let Some(error) = failed {
+            return Err(partly(error.into(), &cleaned));
+        }
+    }
+    Ok(cleaned)
+}
+
 /// Deletes what a plan says, in small batches; what its nodes completed and their last successes stay readable. A run that is not exactly as it was
-/// when it was looked at, or is locked, stays.
+/// when it was looked at, or is locked, stays. Beside a coordinator of this process: [`through`].
 ///
 /// # Errors
 /// Whatever writing meets; [`ProjectErrorKind::Partial`](super::ProjectErrorKind::Partial) if something was deleted before.

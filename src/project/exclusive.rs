@@ -59,7 +59,7 @@ impl Exclusive {
             }
             Err(Refusal::LeaseHeld { holder }) => {
                 let message = format!(
-                    "{}: another move is under way, by {}; wait for its end (if it died, until {})",
+                    "{}: another move is under way, by {}; wait for its end (if it died, until {}). See `seeknal state locks`",
                     backend.location(),
                     holder.owner,
                     holder.until.format("%H:%M:%S UTC")

@@ -19,6 +19,13 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), ProjectError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| ProjectError::io(folder, error))
 }
 
+/// The path with a longer name.
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
 /// A new file beside `path`, removed again unless it is put in place.
 struct Beside {
     path: PathBuf,

@@ -218,7 +218,7 @@ pub(super) async fn plan_after(
 ///
 /// # Errors
 /// [`ProjectErrorKind::Stopped`] if `after_batch` said so; [`ProjectErrorKind::Conflict`] if somebody else made a run meanwhile; or whatever
-/// reading and writing meet. What was copied stays: start again to go on.
+/// reading and writing meet; [`ProjectErrorKind::Partial`] instead of these if runs were copied before. What was copied stays: start again to go on.
 ///
 /// # Cancel safety
 /// Dropping it leaves whole runs copied, never a part of one; start again to go on.
@@ -234,8 +234,25 @@ pub async fn copy(
 pub(super) async fn copy_noting(
     source: &dyn StateBackend,
     target: &dyn StateBackend,
+    notes: Option<&mut Copied>,
+    after_batch: impl FnMut() -> ControlFlow<()> + Send,
+) -> Result<Counts, ProjectError> {
+    let mut sent = 0;
+    copy_some(source, target, notes, after_batch, &mut sent).await.map_err(|error| {
+        if sent == 0 || error.kind() == ProjectErrorKind::Stopped {
+            return error;
+        }
+        error.after(format!("{sent} runs were copied to {} (start again to go on)", target.location()))
+    })
+}
+
+/// `sent` counts the runs that are in the target for good.
+async fn copy_some(
+    source: &dyn StateBackend,
+    target: &dyn StateBackend,
     mut notes: Option<&mut Copied>,
     mut after_batch: impl FnMut() -> ControlFlow<()> + Send,
+    sent: &mut usize,
 ) -> Result<Counts, ProjectError> {
     let mut moved = Counts::default();
     let mut pages = Pages::new();
@@ -250,7 +267,9 @@ pub(super) async fn copy_noting(
             let entry = import(&run)?;
             let heavy = entry.parts.iter().flat_map(|part| &part.mutations).map(Mutation::weight).sum::<usize>();
             if !entries.is_empty() && (entries.len() >= BATCH_RUNS || weight.saturating_add(heavy) > BATCH_BYTES) {
+                let runs = entries.len();
                 let there = send(target, std::mem::take(&mut entries)).await?;
+                *sent += runs;
                 note(&mut notes, &mut contents, there)?;
                 weight = 0;
                 go_on(after_batch())?;
@@ -264,7 +283,9 @@ pub(super) async fn copy_noting(
         }
     }
     if !entries.is_empty() {
+        let runs = entries.len();
         let there = send(target, entries).await?;
+        *sent += runs;
         note(&mut notes, &mut contents, there)?;
         go_on(after_batch())?;
     }

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::copied::Copied;
 use super::exclusive::Exclusive;
+use super::files::with_suffix;
 use super::migrate::{self, Fate, Moved, Plan, go_on};
 pub use super::origin::{Home, Move, Origin};
 use super::{ProjectError, ProjectErrorKind, Settings, Source, Switch, files};
@@ -85,6 +86,9 @@ pub struct Report {
     pub rollback: Vec<String>,
     /// What the operator should know.
     pub notices: Vec<String>,
+    /// What was written so far, for an error that comes later.
+    #[serde(skip)]
+    done: Vec<String>,
 }
 
 /// Says what a move would do. Opens for reading, makes and changes nothing.
@@ -133,10 +137,33 @@ pub async fn preview(
 
 /// Moves a project. `observe` is told every step when it is done and may stop there, as a crash would.
 ///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// # #[cfg(all(feature = "file", feature = "sqlite"))] {
+/// use std::ops::ControlFlow;
+/// use seeknal_state::project::{self, Settings, relocate};
+/// use seeknal_state::{Clock, NewRun, SystemClock};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let project = folder.path();
+/// # let state = project::open_with(&Settings::load(project, &|_| None)?).await?;
+/// # state.create_run("run_1", NewRun::running()).await?;
+/// # state.close().await?;
+/// let settings = Settings::load(project, &|_| None)?;
+/// let preview = relocate::preview(&settings, relocate::Home::Database, |_, _| ()).await?;
+/// assert_eq!(preview.plan.unwrap().moves.runs, 1);
+/// let report =
+///     relocate::execute(&settings, relocate::Home::Database, SystemClock.now(), |_| ControlFlow::Continue(())).await?;
+/// assert_eq!(report.moved.unwrap().verified.runs, 1);
+/// assert_eq!(Settings::load(project, &|_| None)?.backend.value, "database");
+/// # }
+/// # Ok::<(), seeknal_state::project::ProjectError>(()) }).unwrap();
+/// ```
+///
 /// # Errors
 /// [`ProjectErrorKind::Conflict`] if another process writes the file or works on the database that is left, locks are held there, or the target
-/// has a run with other content; [`ProjectErrorKind::Integrity`] if what arrived is not what was sent; whatever reading and writing meet. The
-/// settings are not switched then, and the old backend is as it was.
+/// has a run with other content; whatever reading and writing meet; and [`ProjectErrorKind::Partial`] instead of any of them, with what was done, once
+/// something was written (a backup, a part of the copy). The settings are not switched then, and the old backend is as it was.
 ///
 /// # Cancel safety
 /// Dropping it is like a crash: the settings name the old backend, or the move is done. Start again to go on.
@@ -158,6 +185,7 @@ pub async fn execute(
         settings_file: switch.path().to_owned(),
         rollback: Vec::new(),
         notices: overrides(settings, to),
+        done: Vec::new(),
     };
     let (mut open, mut locks) = (Vec::new(), Vec::new());
     let moved = move_state(settings, &what, now, &mut observe, &mut report, &mut open, &mut locks).await;
@@ -178,7 +206,10 @@ pub async fn execute(
             report.notices.push(format!("closing {}: {error}", backend.location()));
         }
     }
-    switched?;
+    if let Err(error) = switched {
+        let stopped = error.kind() == ProjectErrorKind::Stopped;
+        return Err(if stopped || report.done.is_empty() { error } else { error.after(report.done.join(", ")) });
+    }
     report.rollback.extend(what.from.settings_lines());
     Ok(report)
 }
@@ -249,6 +280,9 @@ async fn move_state(
     migrate::remove_stale(&*source, &*target, &copied).await?;
     report.notices.extend(plan.only_there(&target.location()));
     let moved = migrate::copy_noting(&*source, &*target, Some(&mut copied), || observe(Step::BatchCopied)).await?;
+    if !moved.is_empty() {
+        report.done.push(format!("{} runs were copied to {}", moved.runs, target.location()));
+    }
     target.checkpoint().await?;
     go_on(observe(Step::Copied))?;
     // Read through a second opening, so that what is compared is what another process would find.
@@ -326,19 +360,15 @@ fn back_up(
             let aside = free_name(&backup, now);
             std::fs::rename(&backup, &aside).map_err(|error| ProjectError::io(&backup, error))?;
             files::sync_folder(files::folder_of(&backup))?;
+            report.done.push(format!("an older backup is now {}", aside.display()));
             report.older_backup = Some(aside);
             go_on(observe(Step::OldBackupAside))?;
         }
         files::copy(document, &backup)?;
+        report.done.push(format!("the document was backed up as {}", backup.display()));
     }
     report.backup = Some(backup);
     Ok(())
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 /// `.bak.<UTC>`, numbered if that second has one already.
@@ -356,14 +386,14 @@ fn free_name(backup: &Path, now: DateTime<Utc>) -> PathBuf {
 /// Warnings about variables of the environment that settings files cannot change.
 fn overrides(settings: &Settings, to: Home) -> Vec<String> {
     let mut warnings = Vec::new();
-    if let Source::Environment(name) = settings.backend.source
-        && settings.backend.value != to.name()
-    {
-        warnings.push(format!(
-            "the environment variable {name}={} overrides the settings file; unset it, or set it to {}",
-            settings.backend.value,
-            to.name()
-        ));
+    if let Source::Environment(name) = settings.backend.source {
+        let (set, to) = (&settings.backend.value, to.name());
+        let mend = if set == to {
+            "as long as it is set, what the file says (also to take it back) changes nothing".to_owned()
+        } else {
+            format!("unset it, or set it to {to}")
+        };
+        warnings.push(format!("the environment variable {name}={set} overrides the settings file; {mend}"));
     }
     if let Some(Source::Environment(name)) = settings.database_url.as_ref().map(|url| &url.source) {
         warnings.push(format!("the database is the one that the environment variable {name} names; it must stay set"));

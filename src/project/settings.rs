@@ -109,8 +109,9 @@ impl fmt::Display for Secret {
 /// | `seeknal_state` | `idle_run_seconds` | a run without work leaves memory after this, seconds, 1 to 86,400; 60 |
 /// | `seeknal_state` | `options` | texts for a registered backend; none |
 ///
-/// An unknown key under `seeknal_state` is an error; all other keys of the file belong to Seeknal. A variable that is empty counts as not set.
-#[derive(Debug, Clone)]
+/// An unknown key under `seeknal_state` is an error, and so is one at the top level that is nearly one of ours; all other keys of the file belong to
+/// Seeknal. A variable that is empty counts as not set.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Settings {
     /// The project's folder.
@@ -131,6 +132,24 @@ pub struct Settings {
     pub idle_run: Option<Sourced<Duration>>,
     /// Options for a registered backend.
     pub options: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A registered backend may be given a password among its options: their names only.
+        let options: Vec<&String> = self.options.keys().collect();
+        f.debug_struct("Settings")
+            .field("project", &self.project)
+            .field("file", &self.file)
+            .field("backend", &self.backend)
+            .field("backend_in_file", &self.backend_in_file)
+            .field("database_url", &self.database_url)
+            .field("target", &self.target)
+            .field("lease_ttl", &self.lease_ttl)
+            .field("idle_run", &self.idle_run)
+            .field("options", &options)
+            .finish()
+    }
 }
 
 impl Settings {
@@ -379,7 +398,7 @@ fn did_you_mean<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> String
 }
 
 /// How many letters must be added, removed or changed to get from one text to the other, case aside; bounded input only.
-fn distance(a: &str, b: &str) -> usize {
+pub(super) fn distance(a: &str, b: &str) -> usize {
     let a: Vec<char> = a.to_lowercase().chars().take(64).collect();
     let b: Vec<char> = b.to_lowercase().chars().take(64).collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

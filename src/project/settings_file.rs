@@ -12,6 +12,7 @@ use serde_saphyr::Spanned;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
 use super::ProjectError;
+use super::settings::distance;
 
 /// The longest file of settings that is read.
 const MAX_BYTES: u64 = 4 * 1024 * 1024;
@@ -127,6 +128,8 @@ pub(super) struct Parsed {
     /// Where the first key is, in bytes; `None` if there is none.
     pub(super) first_key: Option<usize>,
     twice: Option<(String, u64)>,
+    /// A key that looks like one of ours but is not, the one that it looks like, and its line.
+    near: Option<(String, &'static str, u64)>,
 }
 
 impl<'de> Deserialize<'de> for Parsed {
@@ -150,7 +153,10 @@ impl<'de> Deserialize<'de> for Parsed {
                         "state_backend" => &mut parsed.state_backend,
                         "database_url" => &mut parsed.database_url,
                         "seeknal_state" => &mut parsed.ours,
-                        _ => {
+                        other => {
+                            if let Some(ours) = near_miss(other) {
+                                parsed.near.get_or_insert((other.to_owned(), ours, key.referenced.line()));
+                            }
                             map.next_value::<IgnoredAny>()?;
                             continue;
                         }
@@ -167,6 +173,15 @@ impl<'de> Deserialize<'de> for Parsed {
         }
         deserializer.deserialize_map(TopLevel)
     }
+}
+
+/// The keys at the top level that are ours; all others are Seeknal's.
+const TOP_LEVEL: &[&str] = &["state_backend", "database_url", "seeknal_state"];
+
+/// The key of ours that this one was meant to be: two slips of a finger away at most, or written with other capitals or hyphens.
+fn near_miss(key: &str) -> Option<&'static str> {
+    let bare = |key: &str| key.chars().filter(|c| c.is_alphanumeric()).take(64).collect::<String>();
+    TOP_LEVEL.iter().copied().find(|ours| distance(&bare(key), &bare(ours)) <= 2)
 }
 
 /// Reads the text of a file of settings.
@@ -201,6 +216,12 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Parsed, ProjectError> {
             path.display()
         ))
     })?;
+    if let Some((key, ours, line)) = &parsed.near {
+        return Err(ProjectError::input(format!(
+            "{}:{line}: there is no key {key:?}; did you mean {ours}? Write it so, or remove the line",
+            path.display()
+        )));
+    }
     if let Some((key, line)) = &parsed.twice {
         return Err(ProjectError::input(format!("{}:{line}: {key} is given a second time; remove one of them", path.display())));
     }

@@ -1,7 +1,10 @@
 //! Checking a project's storage, and repairing what can be repaired.
 
+use std::path::Path;
+
 use chrono::{DateTime, Utc};
 
+use super::files;
 use super::{ProjectError, ProjectErrorKind, Settings};
 use crate::store::VerifyReport;
 
@@ -34,12 +37,18 @@ pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, Project
 }
 
 /// Repairs what can be repaired, and says what it did. A copy of every file that is changed is kept beside it. `use_previous` allows to bring back the
-/// previous, older document where the present one cannot be read. A sound state is left as it is.
+/// previous, older document where the present one cannot be read. A sound state is left as it is. Nothing repairs a database: of a damaged
+/// `state.db` a copy is kept, and the answer says what can be done.
+///
+/// A process that has the same `state.db` open must not call this: copying the file would take SQLite's locks from it.
 ///
 /// # Errors
-/// [`ProjectErrorKind::Conflict`] while a writer has the state open; [`ProjectErrorKind::Integrity`] if it is beyond repair, or would need
-/// `use_previous`; [`ProjectErrorKind::Input`] if the backend has no repair.
-pub fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool) -> Result<Vec<String>, ProjectError> {
+/// [`ProjectErrorKind::Conflict`] while a writer has the file open; [`ProjectErrorKind::Integrity`] if the document is beyond repair, or would need
+/// `use_previous`; whatever reading meets.
+///
+/// # Cancel safety
+/// Dropping it leaves every file whole; start again to go on.
+pub async fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool) -> Result<Vec<String>, ProjectError> {
     #[cfg(feature = "file")]
     if settings.backend.value == "file" {
         return match crate::store::file::repair(&settings.target.value, now, use_previous).map_err(ProjectError::from) {
@@ -48,6 +57,32 @@ pub fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool) -> Re
         };
     }
     #[cfg(not(feature = "file"))]
-    let _ = (now, use_previous);
-    Err(ProjectError::input(format!("the {} backend has no repair; restore a backup", settings.backend.value)))
+    let _ = use_previous;
+    match verify(settings).await? {
+        Some(report) if !report.is_sound() => {}
+        _ => return Ok(Vec::new()),
+    }
+    if settings.backend.value == "database" && settings.database_url.is_none() {
+        return keep_database(&settings.target.value.join("state.db"), now);
+    }
+    Ok(vec![format!(
+        "nothing: what the {} backend stores cannot be repaired from here; restore a backup",
+        settings.backend.value
+    )])
+}
+
+/// Keeps a copy of a damaged database, for whatever is tried next.
+fn keep_database(database: &Path, now: DateTime<Utc>) -> Result<Vec<String>, ProjectError> {
+    let aside = files::with_suffix(database, &format!(".damaged-{}", now.format("%Y%m%dT%H%M%S%.6fZ")));
+    files::copy(database, &aside)?;
+    let wal = files::with_suffix(database, "-wal");
+    if wal.exists() {
+        files::copy(&wal, &files::with_suffix(&aside, "-wal"))?;
+    }
+    let (from, kept) = (database.display(), aside.display());
+    Ok(vec![format!(
+        "{from}: it is left as it is, and a copy is kept as {kept}. Restore a backup; or read out what can be read with SQLite's own tool \
+         (`sqlite3 {kept} .recover | sqlite3 recovered.db`), look at it, and put it in its place; or go back to the file from before the \
+         move (run_state.json.bak, with `state_backend: file`)"
+    )])
 }

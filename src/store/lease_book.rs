@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::model::{Fence, FenceCheck, FencingToken, LeaseKey, LeaseRecord, NodeId, RunId};
+use crate::model::{Clock, Fence, FenceCheck, FencingToken, LeaseKey, LeaseRecord, NodeId, RunId, SystemClock};
 
 /// The leases that are held now. The lock manager writes it; the backend reads it while it decides a batch, so that a write which is fenced by a
 /// lost lease is refused in the same breath in which others are accepted.
@@ -21,6 +21,8 @@ struct Held {
     record: LeaseRecord,
     /// `None`: kept alive as long as its guard lives.
     deadline: Option<Instant>,
+    /// It could at any time be renewed for its whole TTL: what is listed of it must say so.
+    kept: bool,
 }
 
 impl Held {
@@ -48,8 +50,17 @@ impl LeaseBook {
 
     /// Notes a grant, or a renewal under the same token. Without a deadline it is held until it is taken out.
     pub fn put(&self, record: LeaseRecord, deadline: Option<Instant>) {
-        let LeaseKey { run, node } = record.key.clone();
-        self.lock().entry(run).or_default().insert(node, Held { record, deadline });
+        self.insert(Held { record, deadline, kept: false });
+    }
+
+    /// Notes a grant that its guard keeps alive: it is held until it is taken out, and whoever lists it sees it as renewed just now.
+    pub fn keep(&self, record: LeaseRecord) {
+        self.insert(Held { record, deadline: None, kept: true });
+    }
+
+    fn insert(&self, held: Held) {
+        let LeaseKey { run, node } = held.record.key.clone();
+        self.lock().entry(run).or_default().insert(node, held);
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -68,15 +79,21 @@ impl LeaseBook {
 
     /// All leases that are held and not expired.
     pub fn list(&self) -> Vec<LeaseRecord> {
+        let wall = SystemClock.now();
+        self.with_kept().into_iter().map(|(record, kept)| if kept { record.renewed(wall) } else { record }).collect()
+    }
+
+    /// All leases that are held and not expired, as they were granted or renewed last, and whether their guards keep them alive.
+    pub fn with_kept(&self) -> Vec<(LeaseRecord, bool)> {
         let now = Instant::now();
-        let mut all: Vec<LeaseRecord> = self
+        let mut all: Vec<(LeaseRecord, bool)> = self
             .lock()
             .values()
             .flat_map(HashMap::values)
             .filter(|held| held.is_live(now))
-            .map(|held| held.record.clone())
+            .map(|held| (held.record.clone(), held.kept))
             .collect();
-        all.sort_by_key(|record| record.token);
+        all.sort_by_key(|(record, _)| record.token);
         all
     }
 

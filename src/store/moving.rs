@@ -25,7 +25,7 @@ fn moved_by(place: &str, lease: &LeaseRecord) -> StoreError {
     StoreError::not_applied(
         StoreErrorKind::Busy,
         format!(
-            "{place}: its state is being moved by {} since {}; wait for the end and look where it is then (if the mover died, until {})",
+            "{place}: its state is being moved by {} since {}; wait for the end and look where it is then (if the mover died, until {}). See `seeknal state locks`",
             lease.owner,
             lease.since.format("%H:%M:%S UTC"),
             lease.until.format("%H:%M:%S UTC")

@@ -106,8 +106,11 @@ impl Manager {
                 let renewed = grant.trust.extend(until).is_ok() && self.table.renew(token, until, now);
                 if renewed {
                     held.record = held.record.clone().renewed(self.context.clock.now());
-                    let deadline = (!grant.keep_alive).then(|| self.context.time.instant(until));
-                    book.put(held.record.clone(), deadline);
+                    if grant.keep_alive {
+                        book.keep(held.record.clone());
+                    } else {
+                        book.put(held.record.clone(), Some(self.context.time.instant(until)));
+                    }
                 }
                 answer(Some(reply), if renewed { Ok(()) } else { Err(LeaseError::NotFound { token }) });
             }

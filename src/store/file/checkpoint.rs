@@ -4,11 +4,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::document::Shape;
+use super::document::{self, Shape};
 use super::document_write::{self, Generation};
 use super::paths::{self, Identity, Paths};
+use super::recover::State;
 use super::writer::Op;
-use crate::model::Ledger;
+use crate::model::{Clock, Ledger, SystemClock};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The document that should lie there now.
@@ -59,15 +60,21 @@ pub(super) fn put_document(
 ) -> Result<Identity, Failed> {
     check(paths, expected.identity)?;
     let bytes = document_write::write(ledger, generation, shape)?;
-    let temporary = paths.temporary();
-    let identity = paths::write_new(&temporary, &bytes)?;
-    let placed = check(paths, expected.identity).and_then(|()| paths::rename(&temporary, &paths.document));
+    if expected.identity.is_none() {
+        set_previous_aside(paths)?;
+    }
+    // Through a symbolic link, the file that it names is replaced, not the link.
+    let place = paths.place();
+    let temporary = paths::temporary(&place);
+    let mode = paths.mode()?;
+    let identity = paths::write_new(&temporary, &bytes, mode.as_ref())?;
+    let placed = check(paths, expected.identity).and_then(|()| paths::rename(&temporary, &place));
     if let Err(error) = placed {
         // The first fault is the one to tell; a leftover is swept at the next open.
         let _left_for_the_sweep = paths::remove(&temporary);
         return Err(error.into());
     }
-    paths.sync_folder().map_err(|error| Failed { error, placed: Some(identity) })?;
+    paths::sync(paths::folder_of(&place)).map_err(|error| Failed { error, placed: Some(identity) })?;
     if let Err(error) = keep_copy(paths, &bytes) {
         // The document itself is in place: a second copy that could not be made must not stop anybody.
         tracing::warn!(%error, "the document was written, but no copy of it could be kept");
@@ -78,11 +85,48 @@ pub(super) fn put_document(
 /// Keeps the last document of ours under a name that no other program rewrites. A copy and not a link: editors write in place, through all links.
 fn keep_copy(paths: &Paths, document: &[u8]) -> Result<(), StoreError> {
     let copy = paths.temporary();
-    let kept = paths::write_new(&copy, document).and_then(|_| paths::rename(&copy, &paths.previous));
+    let mode = paths.mode()?;
+    let kept = paths::write_new(&copy, document, mode.as_ref()).and_then(|_| paths::rename(&copy, &paths.previous));
     if kept.is_err() {
         let _left_for_the_sweep = paths::remove(&copy);
     }
     kept
+}
+
+/// Where the document is gone, the copy of the last one may be all that is left of it: it gets a name that nothing of ours writes to.
+fn set_previous_aside(paths: &Paths) -> Result<(), StoreError> {
+    if paths.previous.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let aside = Paths::aside(&paths.previous, "orphan", SystemClock.now());
+    paths::rename(&paths.previous, &aside)?;
+    paths.sync_folder()
+}
+
+/// Brings the copy of the document up to date if a crash came between the two. A copy that is not of the document's direct predecessor is left:
+/// beside a restored backup it is the newer one. Answers with what could not be done.
+pub(super) fn refresh_copy(paths: &Paths, state: &State) -> Result<Option<String>, StoreError> {
+    if state.generation.is_none() {
+        return Ok(None);
+    }
+    let Some((document, identity)) = paths::read(&paths.document)? else { return Ok(None) };
+    if Some(identity) != state.document {
+        // Somebody replaced it just now; the writer finds that out.
+        return Ok(None);
+    }
+    if let Some((copy, _)) = paths::read(&paths.previous)? {
+        if copy == document {
+            return Ok(None);
+        }
+        // One that cannot be read is no copy of anything.
+        let generation = document::read(&paths.previous, &copy, 0).map_or(state.follows.clone(), |copy| copy.generation);
+        if generation != state.follows {
+            return Ok(None);
+        }
+    }
+    // The document itself is sound: that it has no second copy must not stop anybody.
+    let kept = keep_copy(paths, &document).and_then(|()| paths.sync_folder());
+    Ok(kept.err().map(|error| format!("no copy of {} could be kept: {error}", paths.document.display())))
 }
 
 /// A checkpoint under way on its own thread.

@@ -68,6 +68,15 @@ pub(super) fn read(path: &Path, bytes: &[u8], base_seq: u64) -> Result<Document,
     }
 }
 
+/// What a document of ours tells a reader who knows nothing of our part.
+pub(super) fn read_without_our_part(path: &Path, bytes: &[u8]) -> Result<Ledger, StoreError> {
+    let text = checked_text(path, bytes)?;
+    let source = Source { path, text };
+    let members = text::members(text).map_err(|error| source.parse_error(text, &error))?;
+    let nodes = get(&members, "nodes").unwrap_or("{}");
+    Ok(read_foreign(source, &members, Some(nodes), 0)?.ledger)
+}
+
 /// Reads the bare map of nodes that the oldest runner wrote.
 pub(super) fn read_bare(path: &Path, bytes: &[u8], base_seq: u64) -> Result<Document, StoreError> {
     let text = checked_text(path, bytes)?;
@@ -136,7 +145,7 @@ pub(super) fn told_by_top(members: &Members<'_>) -> (Option<RunId>, Option<DateT
 }
 
 /// What a run's nodes say about it: one failed, one running, all ended; else it waits.
-fn derived_status<'a>(nodes: impl Iterator<Item = &'a NodeState> + Clone) -> RunStatus {
+pub(super) fn derived_status<'a>(nodes: impl Iterator<Item = &'a NodeState> + Clone) -> RunStatus {
     let mut all = nodes.clone();
     if all.any(|node| node.status == NodeStatus::Failed) {
         RunStatus::Failed

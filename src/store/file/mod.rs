@@ -13,6 +13,7 @@
 mod checkpoint;
 mod document;
 mod document_write;
+mod join;
 mod journal;
 mod kept;
 mod lock;
@@ -41,15 +42,16 @@ use self::paths::Paths;
 use self::reader::Reader;
 use self::writer::{Op, Opened, Reply, Shared, Writer};
 use super::{
-    BackendOptions, BatchSource, BoxFuture, LeaseBook, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError,
-    StoreErrorKind, VerifyReport, Wake,
+    BackendOptions, BatchSource, BoxFuture, ForeignCommits, LeaseBook, LeaseStore, OpenProcess, OpenReport, StateBackend,
+    StoreError, StoreErrorKind, VerifyReport, Wake,
 };
 use crate::model::{
     Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, Ledger, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId,
-    RunPage, RunQuery, RunState, SystemClock,
+    RunPage, RunQuery, RunState, SystemClock, Version,
 };
 
-/// The state in a folder, written by one process at a time and read by any number.
+/// The state in a folder, written by one process at a time and read by any number. Who opens it for reading follows the writer: what was committed is
+/// seen within a fraction of a second (of a large document within two).
 ///
 /// Commits are decided, written and synced by a thread of its own; dropping the backend closes it as [`close`](StateBackend::close) does, and waits.
 pub struct FileBackend {
@@ -77,6 +79,24 @@ struct Running {
     thread: JoinHandle<()>,
     shared: Arc<Shared>,
     process: ProcessInfo,
+}
+
+/// Travels with the answer to an opening: an answer that nobody takes closes the writer, which keeps a way to itself and would not end by itself.
+struct CloseUnlessTaken(Option<Sender<Op>>);
+
+impl CloseUnlessTaken {
+    fn taken(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CloseUnlessTaken {
+    fn drop(&mut self) {
+        if let Some(sender) = self.0.take() {
+            // A writer that is gone is closed.
+            let _gone = sender.send(Op::Close(None));
+        }
+    }
 }
 
 impl fmt::Debug for FileBackend {
@@ -211,12 +231,14 @@ impl StateBackend for FileBackend {
                 let (sender, operations) = channel();
                 let (told, opened) = oneshot::channel();
                 let (paths, named, own, leases) = (self.paths.clone(), process.clone(), sender.clone(), Arc::clone(leases));
+                let abandoned = CloseUnlessTaken(Some(sender.clone()));
                 let thread = std::thread::Builder::new()
                     .name("seeknal-file-writer".to_owned())
                     .spawn(move || match Writer::open(paths, &named, own, leases) {
                         Ok(Opened { writer, report, shared }) => {
-                            // A caller who went away leaves nobody who could use it: the writer closes at once.
-                            if told.send(Ok((report, shared))).is_ok() {
+                            // A caller who went away leaves nobody who could use it: the writer closes at once. One who goes away
+                            // before taking the answer drops it, and that closes the writer.
+                            if told.send(Ok((report, shared, abandoned))).is_ok() {
                                 writer.run(operations);
                             }
                         }
@@ -227,7 +249,8 @@ impl StateBackend for FileBackend {
                     .map_err(|error| StoreError::io(self.paths.document.display(), error))?;
                 let ended =
                     |_| Err(StoreError::not_applied(StoreErrorKind::Io, "the writer of the state ended while it opened it"));
-                let (report, shared) = opened.await.unwrap_or_else(ended)?;
+                let (report, shared, abandoned) = opened.await.unwrap_or_else(ended)?;
+                abandoned.taken();
                 *lock(phase) = Phase::Open(Running { sender, thread, shared, process });
                 Ok(report)
             }),
@@ -279,6 +302,34 @@ impl StateBackend for FileBackend {
 
     fn reserve_tokens(&self, count: u64) -> BoxFuture<'_, Result<Range<u64>, StoreError>> {
         self.ask(|reply| Op::Tokens(count, reply))
+    }
+
+    /// Whoever only reads is followed by nobody and follows the process that writes.
+    fn is_shared(&self) -> bool {
+        self.is_read_only()
+    }
+
+    fn run_version<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<Version>, StoreError>> {
+        let run = run.clone();
+        self.read(move |ledger| ledger.run(run.as_str()).map(RunState::version))
+    }
+
+    fn run_versions<'a>(&'a self, runs: &'a [RunId]) -> BoxFuture<'a, Result<Vec<Option<Version>>, StoreError>> {
+        let runs = runs.to_vec();
+        self.read(move |ledger| runs.iter().map(|run| ledger.run(run.as_str()).map(RunState::version)).collect())
+    }
+
+    fn others_committed(&self) -> BoxFuture<'_, Result<ForeignCommits, StoreError>> {
+        let Access::Read(reader) = &self.access else { return Box::pin(std::future::pending()) };
+        Box::pin(async move {
+            loop {
+                tokio::time::sleep(reader.pause()).await;
+                // Four looks at names, each some microseconds.
+                if reader.has_changed()? {
+                    return Ok(ForeignCommits::all());
+                }
+            }
+        })
     }
 
     fn is_read_only(&self) -> bool {

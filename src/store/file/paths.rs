@@ -1,6 +1,6 @@
 //! Where the files of one state lie, and the small file operations that they share.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,9 +11,6 @@ use crate::store::StoreError;
 
 /// The name of the document; every other name begins with it.
 const DOCUMENT: &str = "run_state.json";
-
-/// What the names of unfinished documents begin with. Whoever holds the lock may sweep them.
-const TEMPORARY: &str = ".run_state.json.tmp-";
 
 /// The files of one state.
 #[derive(Debug, Clone)]
@@ -28,7 +25,7 @@ pub(super) struct Paths {
     pub(super) next: PathBuf,
     /// The lock, its holder, and how far numbers were given out.
     pub(super) lock: PathBuf,
-    /// A link to the last document of ours.
+    /// A copy of the last document of ours.
     pub(super) previous: PathBuf,
     /// The bare map of the oldest runner; only ever read.
     pub(super) bare: PathBuf,
@@ -66,38 +63,102 @@ impl Paths {
 
     /// A name for an unfinished document, in the same folder, that nobody else uses.
     pub(super) fn temporary(&self) -> PathBuf {
-        self.base.join(format!("{TEMPORARY}{}", uuid::Uuid::now_v7().simple()))
+        temporary(&self.document)
+    }
+
+    /// Where the document really lies: where its symbolic link leads, if it is one.
+    pub(super) fn place(&self) -> PathBuf {
+        if let Ok(place) = std::fs::canonicalize(&self.document) {
+            let is_link = self.document.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+            return if is_link { place } else { self.document.clone() };
+        }
+        // A link to a file that is not there yet.
+        std::fs::read_link(&self.document).map_or_else(|_| self.document.clone(), |target| self.base.join(target))
+    }
+
+    /// Who may read and write the document that is there; what is written of the same content gets the same.
+    pub(super) fn mode(&self) -> Result<Option<Permissions>, StoreError> {
+        match std::fs::metadata(&self.document) {
+            Ok(metadata) => Ok(Some(metadata.permissions())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io(self.document.display(), error)),
+        }
+    }
+
+    /// Lets whoever may read the document read a new file beside it, and nobody else; and makes its name durable.
+    pub(super) fn settle(&self, file: &Path) -> Result<(), StoreError> {
+        if let Some(mode) = self.mode()? {
+            std::fs::set_permissions(file, mode).map_err(|error| StoreError::io(file.display(), error))?;
+        }
+        self.sync_folder()
+    }
+
+    /// Where unfinished documents may lie, and what their names begin with. Whoever holds the lock may sweep them: also behind a link the name says
+    /// whose they are, because others may have theirs in the same folder.
+    fn unfinished_places(&self) -> Vec<(PathBuf, String)> {
+        let mut places = vec![self.document.clone()];
+        places.extend(Some(self.place()).filter(|place| *place != self.document));
+        places.iter().map(|place| (folder_of(place).to_owned(), unfinished_prefix(place))).collect()
     }
 
     /// Removes unfinished documents that a crash left behind; only for the holder of the lock. Says how many.
     pub(super) fn sweep(&self) -> Result<usize, StoreError> {
-        let fail = |error| StoreError::io(self.base.display(), error);
         let mut swept = 0;
-        for entry in std::fs::read_dir(&self.base).map_err(fail)? {
-            let entry = entry.map_err(fail)?;
-            if entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY)) {
-                remove(&entry.path())?;
-                swept += 1;
+        for (folder, prefix) in self.unfinished_places() {
+            let fail = |error| StoreError::io(folder.display(), error);
+            let entries = match std::fs::read_dir(&folder) {
+                // Where a link leads to a folder that is not there, nothing is left.
+                Err(error) if error.kind() == ErrorKind::NotFound && folder != self.base => continue,
+                entries => entries.map_err(fail)?,
+            };
+            for entry in entries {
+                let entry = entry.map_err(fail)?;
+                if entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)) {
+                    remove(&entry.path())?;
+                    swept += 1;
+                }
             }
         }
         Ok(swept)
     }
 
-    /// Unfinished documents that lie in the folder.
+    /// Unfinished documents that lie about.
     pub(super) fn unfinished(&self) -> Vec<PathBuf> {
-        let Ok(entries) = std::fs::read_dir(&self.base) else { return Vec::new() };
-        entries
-            .filter_map(Result::ok)
-            .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY)))
-            .map(|entry| entry.path())
-            .collect()
+        let mut all = Vec::new();
+        for (folder, prefix) in self.unfinished_places() {
+            let Ok(entries) = std::fs::read_dir(folder) else { continue };
+            let found = entries.filter_map(Result::ok);
+            let found = found.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)));
+            all.extend(found.map(|entry| entry.path()));
+        }
+        all
     }
 
     /// Makes renames and new names in the folder durable.
     pub(super) fn sync_folder(&self) -> Result<(), StoreError> {
-        let folder = if self.base.as_os_str().is_empty() { Path::new(".") } else { &self.base };
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| StoreError::io(folder.display(), error))
+        sync(&self.base)
     }
+}
+
+/// Makes renames and new names in a folder durable.
+pub(super) fn sync(folder: &Path) -> Result<(), StoreError> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| StoreError::io(folder.display(), error))
+}
+
+/// The folder that a path is in.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
+}
+
+/// What the names of unfinished copies of a document begin with.
+fn unfinished_prefix(document: &Path) -> String {
+    format!(".{}.tmp-", document.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// A name for an unfinished document, beside where it will lie, that nobody else uses.
+pub(super) fn temporary(document: &Path) -> PathBuf {
+    folder_of(document).join(format!("{}{}", unfinished_prefix(document), uuid::Uuid::now_v7().simple()))
 }
 
 /// Which file it is and how it looked: whoever writes or replaces it changes this.
@@ -177,10 +238,13 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
 /// What is written beside the journal is synced in pieces of this length: a longer one would keep the disk from the journal's next sync.
 pub(super) const PIECE: usize = 256 * 1024;
 
-/// Writes a new file and syncs it; on failure nothing is left behind.
-pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<Identity, StoreError> {
+/// Writes a new file and syncs it; on failure nothing is left behind. `mode`: who may read and write it, if not whom this process lets by default.
+pub(super) fn write_new(path: &Path, bytes: &[u8], mode: Option<&Permissions>) -> Result<Identity, StoreError> {
     let write = || -> std::io::Result<Identity> {
         let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        if let Some(mode) = mode {
+            file.set_permissions(mode.clone())?;
+        }
         let mut pieces = bytes.chunks(PIECE).peekable();
         while let Some(piece) = pieces.next() {
             file.write_all(piece)?;

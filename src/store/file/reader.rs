@@ -1,10 +1,11 @@
 //! Reading without the lock, beside a live writer or after one: nothing is made, recovered or changed.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::lock::{self, Seen};
 use super::paths::{Identity, Paths};
+use super::record::Leases;
 use super::recover::{self, State};
 use crate::model::{Clock, LeaseRecord, Ledger, SystemClock};
 use crate::store::{StoreError, StoreErrorKind};
@@ -16,6 +17,11 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Files that changed this recently may change again within the same tick of the file system's clock: what was read is not kept.
 const TICK_OF_STAMPS: i64 = 50;
 
+/// Following a writer, reading takes one part in so many of the time.
+const READING_SHARE: u32 = 10;
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
 /// The files as they looked when they were read.
 type Look = [Option<Identity>; 4];
 
@@ -23,7 +29,7 @@ type Look = [Option<Identity>; 4];
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) ledger: Ledger,
-    pub(super) leases: Vec<LeaseRecord>,
+    pub(super) leases: Leases,
     pub(super) notices: Vec<String>,
 }
 
@@ -32,11 +38,30 @@ pub(super) struct View {
 pub(super) struct Reader {
     paths: Paths,
     last: Mutex<Option<(Look, Arc<View>)>>,
+    /// The files as they looked when their change was told last; `None`: they may have changed since.
+    told: Mutex<Option<Look>>,
+    /// How long reading took last.
+    took: Mutex<Duration>,
 }
 
 impl Reader {
     pub(super) fn new(paths: Paths) -> Self {
-        Self { paths, last: Mutex::new(None) }
+        Self { paths, last: Mutex::new(None), told: Mutex::new(None), took: Mutex::new(Duration::ZERO) }
+    }
+
+    /// Whether the files changed since this was answered with yes, or since they were read first. Too much, never too little: files that changed just
+    /// now may change again within one tick of their stamps.
+    pub(super) fn has_changed(&self) -> Result<bool, StoreError> {
+        let look = look(&self.paths)?;
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = *told == Some(look);
+        *told = is_settled(&look).then_some(look);
+        Ok(!same)
+    }
+
+    /// How long to wait between two looks: reading all of it takes at most a small part of the time.
+    pub(super) fn pause(&self) -> Duration {
+        (*self.took.lock().unwrap_or_else(PoisonError::into_inner) * READING_SHARE).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
     }
 
     /// The present state.
@@ -48,7 +73,9 @@ impl Reader {
         {
             return Ok(Arc::clone(view));
         }
+        let begun = Instant::now();
         let view = Arc::new(load(&self.paths)?);
+        *self.took.lock().unwrap_or_else(PoisonError::into_inner) = begun.elapsed();
         *last = is_settled(&look).then(|| (look, Arc::clone(&view)));
         Ok(view)
     }
@@ -56,7 +83,7 @@ impl Reader {
     /// The leases that a live writer noted; none without one.
     pub(super) fn leases(&self) -> Result<Vec<LeaseRecord>, StoreError> {
         let held = lock::look(&self.paths.lock)?.held;
-        Ok(if held { self.view()?.leases.clone() } else { Vec::new() })
+        Ok(if held { self.view()?.leases.at(SystemClock.now()) } else { Vec::new() })
     }
 
     /// What can be seen of the lock.

@@ -1,10 +1,14 @@
 //! One accepted entry as a line of JSON, and back. An operator can `grep` a journal for a run, a node or a sequence number.
 
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    BatchId, CommitSeq, Entry, LeaseRecord, LoggedPart, Mutation, NodeId, Receipt, Retained, RunId, RunPart, RunReceipt, Version,
+    BatchId, CommitSeq, Entry, FencingToken, LeaseRecord, LoggedPart, Mutation, NodeId, Receipt, Retained, RunId, RunPart,
+    RunReceipt, Version,
 };
 
 /// An accepted entry on its way to the journal: nothing is copied.
@@ -58,7 +62,21 @@ pub(super) struct Record {
 }
 
 /// The payload of a frame of leases.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Leases {
     pub(super) leases: Vec<LeaseRecord>,
+    /// Those of them that their guards keep alive: as long as the writer lives, they are renewed at any time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) kept: Vec<FencingToken>,
+}
+
+impl Leases {
+    /// As they are to be listed at a time at which the writer lives.
+    pub(super) fn at(&self, now: DateTime<Utc>) -> Vec<LeaseRecord> {
+        let kept: HashSet<FencingToken> = self.kept.iter().copied().collect();
+        let present = |lease: &LeaseRecord| {
+            if kept.contains(&lease.token) { lease.clone().renewed(now) } else { lease.clone() }
+        };
+        self.leases.iter().map(present).collect()
+    }
 }

@@ -15,10 +15,11 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 
 use super::document::{self, Document, Shape};
+use super::join;
 use super::journal::{HEADER_LEN, Header, Journal, Kind, Stored, frame_at, frame_behind, last_written, lines};
 use super::paths::{self, Identity, Paths};
 use super::record::{Leases, Record};
-use crate::model::{CommitSeq, LeaseRecord, Ledger, NodeId, NodeState, RunState};
+use crate::model::{CommitSeq, Ledger};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Everything that lies there, as one state.
@@ -30,6 +31,8 @@ pub(super) struct State {
     pub(super) document: Option<Identity>,
     /// Its generation, if it is ours and untouched.
     pub(super) generation: Option<String>,
+    /// The generation that it replaced.
+    pub(super) follows: Option<String>,
     /// The last sequence number that the document knows as used.
     pub(super) document_seq: u64,
     /// The journal to go on with.
@@ -41,7 +44,7 @@ pub(super) struct State {
     /// Journals that are done with.
     pub(super) spent: Vec<PathBuf>,
     /// The leases that were noted last.
-    pub(super) leases: Vec<LeaseRecord>,
+    pub(super) leases: Leases,
     pub(super) notices: Vec<String>,
     /// How many records were replayed.
     pub(super) replayed: usize,
@@ -93,15 +96,16 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
         shape: document.shape,
         document: Some(identity),
         generation: document.generation,
+        follows: document.follows,
         active: None,
         pending: None,
         strangers: Vec::new(),
         spent: Vec::new(),
-        leases: Vec::new(),
+        leases: Leases::default(),
         notices,
         replayed: 0,
     };
-    join_journals(&mut state, document.follows.as_deref(), journal, next)?;
+    join_journals(&mut state, journal, next)?;
     state.ledger.raise_seq(CommitSeq(highest_seq));
     Ok(state)
 }
@@ -133,7 +137,7 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
     };
     if document.is_none() && paths.previous.exists() {
         notices.push(format!(
-            "{} is missing: an empty state is opened; the last one is kept as {} until something is written",
+            "{} is missing: an empty state is opened; the last one is {}, and is kept under another name when something is written",
             paths.document.display(),
             paths.previous.display()
         ));
@@ -147,12 +151,13 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
         shape,
         document: None,
         generation: None,
+        follows: None,
         document_seq,
         active: None,
         pending: None,
         strangers: Vec::new(),
         spent,
-        leases: Vec::new(),
+        leases: Leases::default(),
         notices,
         replayed: 0,
     })
@@ -168,8 +173,10 @@ fn with_previous(
 ) -> Result<Document, StoreError> {
     let Some((previous, _)) = paths::read(&paths.previous)? else { return Ok(foreign) };
     let name = paths.document.display();
-    let previous = match document::read(&paths.previous, &previous, highest_seq) {
-        Ok(previous) => previous,
+    let both = document::read(&paths.previous, &previous, highest_seq)
+        .and_then(|known| Ok((known, document::read_without_our_part(&paths.previous, &previous)?)));
+    let (previous, was) = match both {
+        Ok(both) => both,
         Err(error) => {
             notices.push(format!(
                 "{name} was rewritten by another program, and history cannot be taken from the last document of ours: {error}"
@@ -181,7 +188,7 @@ fn with_previous(
     let mut ledger = previous.ledger;
     let known = ledger.run_count();
     for run in foreign.ledger.runs() {
-        let joined = ledger.run(run.id().as_str()).map_or_else(|| run.clone(), |old| join_run(old, run));
+        let joined = ledger.run(run.id().as_str()).map_or_else(|| run.clone(), |old| join::run(old, run, &was));
         ledger.restore_run(joined);
     }
     ledger.raise_seq(foreign.ledger.seq());
@@ -192,24 +199,8 @@ fn with_previous(
     Ok(Document { ledger, ..foreign })
 }
 
-/// A run that both know: what the rewritten document says wins, what it does not mention stays.
-fn join_run(old: &RunState, new: &RunState) -> RunState {
-    let mut nodes: std::collections::BTreeMap<NodeId, NodeState> =
-        old.nodes().map(|(id, node)| (id.clone(), node.clone())).collect();
-    nodes.extend(new.nodes().map(|(id, node)| (id.clone(), node.clone())));
-    let mut header = if new.header().extra.is_some() { new.header().clone() } else { old.header().clone() };
-    header.created_at = old.header().created_at;
-    header.version = new.version();
-    RunState::from_parts(old.id().clone(), header, new.version(), old.created_version(), nodes)
-}
-
 /// Finds out what the journals are to the document, and replays those that continue it.
-fn join_journals(
-    state: &mut State,
-    follows: Option<&str>,
-    journal: Option<Stored>,
-    next: Option<Stored>,
-) -> Result<(), StoreError> {
+fn join_journals(state: &mut State, journal: Option<Stored>, next: Option<Stored>) -> Result<(), StoreError> {
     let mut begun = |stored: Option<Stored>| {
         let stored = stored?;
         let Some(header) = stored.header.clone() else {
@@ -219,8 +210,8 @@ fn join_journals(
         Some((stored, header))
     };
     let (journal, next) = (begun(journal), begun(next));
-    let generation = state.generation.clone();
-    let is_spent = |header: &Header| follows.is_some() && generation.is_some() && follows == Some(header.generation.as_str());
+    let (generation, follows) = (state.generation.clone(), state.follows.clone());
+    let is_spent = |header: &Header| generation.is_some() && follows.as_deref() == Some(header.generation.as_str());
     // A next journal that is spent takes the one before it along.
     let before_spent = next.as_ref().filter(|(_, header)| is_spent(header)).and_then(|(_, header)| header.follows.clone());
     let continues = |header: &Header| generation.as_deref() == Some(header.generation.as_str());
@@ -309,7 +300,7 @@ struct Replayed {
     records: usize,
     tail: u64,
     torn: Option<(usize, usize)>,
-    leases: Option<Vec<LeaseRecord>>,
+    leases: Option<Leases>,
 }
 
 impl Replayed {
@@ -349,7 +340,7 @@ fn replay(ledger: &mut Ledger, stored: &Stored, header: &Header, document_seq: u
         };
         if frame.kind == Kind::Leases {
             if let Some(leases) = lines(frame.payload).next().and_then(|line| serde_json::from_slice::<Leases>(line).ok()) {
-                replayed.leases = Some(leases.leases);
+                replayed.leases = Some(leases);
             }
             // What is provisional lies at the end, always.
             return Ok(replayed);
@@ -412,7 +403,7 @@ pub(super) fn heal(state: &mut State, paths: &Paths, now: DateTime<Utc>) -> Resu
     let Some(active) = state.active.take() else { return Ok(None) };
     if let Some((from, to)) = active.torn {
         let aside = Paths::aside(&paths.journal, "torn", now);
-        paths::write_new(&aside, active.stored.bytes.get(from..to).unwrap_or_default())?;
+        paths::write_new(&aside, active.stored.bytes.get(from..to).unwrap_or_default(), paths.mode()?.as_ref())?;
         paths.sync_folder()?;
         state.notices.push(format!(
             "the last record of {} was torn by a crash (it was never acknowledged): {} bytes at byte {from} were cut and kept as {}",

@@ -157,20 +157,22 @@ pub(super) fn line_and_column(bytes: &[u8], offset: usize) -> (usize, usize) {
 
 /// A document that cannot be read, and how to mend it.
 pub(super) fn damaged(path: &Path, place: &str, why: impl fmt::Display) -> StoreError {
-    let others: Vec<String> = [(".prev", " (the last document that this program wrote)"), (".bak", "")]
-        .into_iter()
-        .filter_map(|(end, what)| {
-            let mut other = path.as_os_str().to_owned();
-            other.push(end);
-            let other = Path::new(&other);
-            other.exists().then(|| format!("{}{what}", other.display()))
-        })
-        .collect();
-    let other = if others.is_empty() { "a backup".to_owned() } else { others.join(" or ") };
-    StoreError::not_applied(
-        StoreErrorKind::Corrupt,
-        format!("{}: {place}: {why}; it was left as it is. Mend it there, or put {other} in its place", path.display()),
-    )
+    let beside = |end: &str| {
+        let mut other = path.as_os_str().to_owned();
+        other.push(end);
+        Path::new(&other).exists().then(|| Path::new(&other).display().to_string())
+    };
+    let other = beside(".bak").unwrap_or_else(|| "a backup".to_owned());
+    let mend = match beside(".prev") {
+        Some(previous) => format!(
+            "Mend it there; or bring back {previous}, the last document that this program wrote (`seeknal state verify --repair --use-previous`, \
+             which keeps a copy of the damaged one); or put {other} in its place"
+        ),
+        None => {
+            format!("Mend it there (`seeknal state verify --repair` can mend a journal, not this), or put {other} in its place")
+        }
+    };
+    StoreError::not_applied(StoreErrorKind::Corrupt, format!("{}: {place}: {why}; it was left as it is. {mend}", path.display()))
 }
 
 /// Writes JSON text again, indented by two, without changing a token. Also says where the token that began at `mark` begins now.

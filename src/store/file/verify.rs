@@ -30,13 +30,15 @@ pub(super) fn verify(paths: &Paths) -> Result<VerifyReport, StoreError> {
             check_versions(&state.ledger, &mut report);
             // Beside a live writer document and journal may be seen apart, or a frame half written.
             if !held {
+                // Neither is damage: the next open for writing puts both right, and keeps what it cuts or sets aside.
                 for (journal, records) in &state.strangers {
-                    report
-                        .problems
-                        .push(format!("{}: {records} record(s) that do not belong to the document", journal.display()));
+                    report.checked.push(format!(
+                        "{}: {records} record(s) that do not belong to the document; it is set aside at the next open for writing",
+                        journal.display()
+                    ));
                 }
                 if let Some((from, to)) = state.active.as_ref().and_then(|active| active.torn) {
-                    report.problems.push(format!(
+                    report.checked.push(format!(
                         "the journal ends with a torn record: {} bytes at byte {from}; it was never acknowledged, and is cut at the next open for writing",
                         to - from
                     ));
@@ -146,11 +148,13 @@ fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mu
     };
     document::read(&paths.previous, &bytes, lock.seq())?;
     let aside = Paths::aside(&paths.document, "damaged", now);
-    let temporary = paths.temporary();
-    paths::write_new(&temporary, &bytes)?;
+    let place = paths.place();
+    let temporary = paths::temporary(&place);
+    paths::write_new(&temporary, &bytes, paths.mode()?.as_ref())?;
     // The damaged one keeps its name until another stands in its place: a folder without a document would be read as empty.
     std::fs::copy(&paths.document, &aside).map_err(|error| StoreError::io(aside.display(), error))?;
-    paths::rename(&temporary, &paths.document)?;
+    paths::rename(&temporary, &place)?;
+    paths::sync(paths::folder_of(&place))?;
     paths.sync_folder()?;
     done.push(format!(
         "{}: it cannot be read and is kept as {}; {} takes its place",
@@ -190,9 +194,10 @@ fn mend_journal(paths: &Paths, journal: &Path, now: DateTime<Utc>, done: &mut Ve
     }
     let Some(last) = last_written(&stored.bytes, end) else { return Ok(()) };
     let aside = Paths::aside(journal, "damaged", now);
-    paths::write_new(&aside, &stored.bytes)?;
+    let mode = paths.mode()?;
+    paths::write_new(&aside, &stored.bytes, mode.as_ref())?;
     let temporary = paths.temporary();
-    paths::write_new(&temporary, stored.bytes.get(..end).unwrap_or_default())?;
+    paths::write_new(&temporary, stored.bytes.get(..end).unwrap_or_default(), mode.as_ref())?;
     paths::rename(&temporary, journal)?;
     paths.sync_folder()?;
     done.push(format!(

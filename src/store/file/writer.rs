@@ -157,6 +157,7 @@ impl Writer {
         let mut state = recover::read(&paths, lock.seq())?;
         let tail = state.active.as_ref().map_or(state.document_seq, |active| active.tail);
         let journal = recover::heal(&mut state, &paths, SystemClock.now())?;
+        state.notices.extend(checkpoint::refresh_copy(&paths, &state)?);
         let mut report = OpenReport::new();
         for notice in std::mem::take(&mut state.notices) {
             report.notice(notice);
@@ -400,7 +401,7 @@ impl Writer {
         }
         let Some(generation) = &self.document.generation else { return Err(StoreError::closed()) };
         let header = Header::new(generation, None, self.document.seq, self.document.seq);
-        self.journal = Some(Journal::create(&self.paths.journal, header, || self.paths.sync_folder())?);
+        self.journal = Some(Journal::create(&self.paths.journal, header, || self.paths.settle(&self.paths.journal))?);
         self.tail = self.document.seq;
         Ok(())
     }
@@ -522,8 +523,8 @@ impl Writer {
         let header = Header::new(&generation, Some(&follows), self.ledger.seq().0, self.tail);
         let space = journal.space();
         let made = match self.spare.take_if(|spare| spare.is_ready()).and_then(SpareJob::take) {
-            Some(spare) => Journal::create_from(spare.path(), &self.paths.next, header, || self.paths.sync_folder()),
-            None => Journal::create(&self.paths.next, header, || self.paths.sync_folder()),
+            Some(spare) => Journal::create_from(spare.path(), &self.paths.next, header, || self.paths.settle(&self.paths.next)),
+            None => Journal::create(&self.paths.next, header, || self.paths.settle(&self.paths.next)),
         };
         let next = made.inspect_err(|_| {
             // Half made, it would look like a journal that goes on where this one ended; with no record in it, it is passed over.
@@ -628,22 +629,28 @@ impl Writer {
             return None;
         }
         self.lease_changes = changes;
-        let leases = self.shared.leases.list();
+        let (mut leases, mut kept) = (Vec::new(), Vec::new());
+        for (lease, is_kept) in self.shared.leases.with_kept() {
+            kept.extend(is_kept.then_some(lease.token));
+            leases.push(lease);
+        }
         // Many leases are noted less often: the note must not outgrow the work.
         let pause = TICK + Duration::from_micros(20).saturating_mul(u32::try_from(leases.len()).unwrap_or(u32::MAX));
         self.lease_due = Instant::now() + pause;
-        Some(Leases { leases })
+        Some(Leases { leases, kept })
     }
 
     /// Notes the leases for others to list, without a sync: they die with this process.
     fn note_leases(&mut self) {
-        if self.broken || (self.journal.is_none() && self.document.generation.is_none()) {
+        let now = Instant::now();
+        if self.broken || (self.journal.is_none() && self.retry.is_some_and(|(at, _)| now < at)) {
             return;
         }
         let Some(leases) = self.lease_news() else { return };
         if self.journal.is_none() && leases.leases.is_empty() {
             return;
         }
+        // Where there is no document yet that a journal can continue, one is written: whoever holds a lock is about to write, and others must see it.
         let noted = self.ensure_journal().and_then(|()| {
             let Some(journal) = &mut self.journal else { return Ok(()) };
             self.buffer.clear();
@@ -652,8 +659,12 @@ impl Writer {
             journal.note(&mut self.buffer)
         });
         if noted.is_err() {
-            // Listing is a service, no promise: it is tried again with the next change, or when the pause is over.
+            // Listing is a service, no promise: it is tried again when the pause is over.
             self.lease_changes = self.lease_changes.wrapping_sub(1);
+            if self.journal.is_none() {
+                let wait = self.retry.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LONGEST_RETRY));
+                self.retry = Some((now + wait, wait));
+            }
         }
     }
 
