@@ -110,10 +110,12 @@ impl Plan {
         if unnamed > 0 {
             names.push(format!("and {unnamed} more"));
         }
+        // What waits in a WAL would be replayed into whatever is put in the database's place.
+        let along = if target.ends_with(".db") { format!(" with {target}-wal and {target}-shm") } else { String::new() };
         Err(ProjectError::new(
             ProjectErrorKind::Conflict,
             format!(
-                "{target} holds other content for: {}; nothing was changed. Move {target} aside, or delete these runs in one of the two places, and try again",
+                "{target} holds other content for: {}; nothing was changed. Move {target}{along} aside, or delete these runs in one of the two places, and try again",
                 names.join(", ")
             ),
         ))

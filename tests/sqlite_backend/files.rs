@@ -1,6 +1,53 @@
 //! What lies at the path: refused untouched, told by name, closed, replaced, read-only.
 
+use super::trace::Child;
 use super::*;
+
+/// Commits until it is killed, so that what it committed waits in the WAL.
+#[tokio::test]
+#[ignore = "it is run by another test, and killed"]
+async fn child_that_fills_a_wal() {
+    let path = db(Path::new(&std::env::var_os("STATE_FOLDER").unwrap()));
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0), set("n", NodeUpdate::success())]).await;
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn a_wal_without_its_database_is_refused_untouched() {
+    let filled = tempfile::tempdir().unwrap();
+    let told = Child::test("files::child_that_fills_a_wal").env("STATE_FOLDER", filled.path()).run();
+    assert!(told.was_killed("after its commits"));
+    let wal = bytes_of(filled.path())[&filled.path().join("state.db-wal")].clone();
+    assert!(!wal.is_empty());
+    for name in ["missing", "empty", "an older journal"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = db(dir.path());
+        let (waits, content) =
+            if name == "an older journal" { ("state.db-journal", &wal[..512]) } else { ("state.db-wal", &wal[..]) };
+        std::fs::write(dir.path().join(waits), content).unwrap();
+        std::fs::copy(filled.path().join("state.db-shm"), dir.path().join("state.db-shm")).unwrap();
+        if name == "empty" {
+            std::fs::write(&path, "").unwrap();
+        }
+        let before = bytes_of(dir.path());
+        for read_only in [false, true] {
+            let options = BackendOptions::new().db_path(&path).read_only(read_only);
+            let error = create_state_backend("database", &options).unwrap().initialize().await.unwrap_err();
+            assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{name}: {error}");
+            let text = error.to_string();
+            for file in ["state.db ", waits, "state.db-shm"] {
+                assert!(text.contains(file), "{name}: {file}: {text}");
+            }
+            assert!(text.contains(&format!("mv {0} {0}.orphan", dir.path().join(waits).display())), "{name}: {text}");
+            assert_eq!(bytes_of(dir.path()), before, "{name}");
+        }
+    }
+    // The mend that the error names: with its own database everything is there, and away from here it is in nobody's way.
+    let backend = open(&db(filled.path())).await;
+    assert!(load(&backend, "r").await.node("n").is_some());
+    backend.close().await.unwrap();
+}
 
 #[tokio::test]
 async fn foreign_databases_are_refused_untouched() {
@@ -10,18 +57,36 @@ async fn foreign_databases_are_refused_untouched() {
             "CREATE TABLE run_state (x); CREATE TABLE node_state (x); CREATE TABLE backend_locks (x); INSERT INTO run_state VALUES (1)",
         ),
         ("wal", "PRAGMA journal_mode = WAL; CREATE TABLE anything (x)"),
+        ("its wal beside it", "PRAGMA journal_mode = WAL; CREATE TABLE anything (x)"),
         ("marked", "PRAGMA application_id = 4711; VACUUM"),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let path = db(dir.path());
-        raw(&path).execute_batch(setup).unwrap();
+        let theirs = raw(&path);
+        theirs.execute_batch(setup).unwrap();
+        if name == "its wal beside it" {
+            // As their own killed program leaves it.
+            let copy = tempfile::tempdir().unwrap();
+            for (file, bytes) in bytes_of(dir.path()) {
+                std::fs::write(copy.path().join(file.file_name().unwrap()), bytes).unwrap();
+            }
+            drop(theirs);
+            for (file, bytes) in bytes_of(copy.path()) {
+                std::fs::write(dir.path().join(file.file_name().unwrap()), bytes).unwrap();
+            }
+        } else {
+            drop(theirs);
+        }
         let before = bytes_of(dir.path());
         for backend in
             [make(&path), create_state_backend("database", &BackendOptions::new().db_path(&path).read_only(true)).unwrap()]
         {
             let error = backend.initialize().await.unwrap_err();
             assert_eq!(error.kind(), StoreErrorKind::Foreign, "{name}: {error}");
-            assert!(error.to_string().contains("mv "), "{error}");
+            let text = error.to_string();
+            for file in bytes_of(dir.path()).keys() {
+                assert!(text.contains(&format!("mv {0} {0}.foreign", file.display())), "{name}: {text}");
+            }
             assert_eq!(bytes_of(dir.path()), before, "{name}");
         }
     }
