@@ -134,3 +134,54 @@ fn the_reader_of_logs_finds_what_is_not_synced() {
         assert!(is_told, "{lines:#?}: {:?}", found.wrong);
     }
 }
+
+#[tokio::test]
+async fn a_kill_at_any_system_call_also_while_it_recovers_or_checkpoints_keeps_what_was_acknowledged() {
+    if !can_trace() {
+        return;
+    }
+    let mut killed = 0;
+    // What follows is killed at its beginning and its end too: commits, checkpoints after every fourth, and the one of closing. The second attempt
+    // recovers what the first one left, and is killed in that.
+    let places: &[(&str, &[usize])] = &[
+        ("pwrite64", &[1, 2, 5, 9, 17, 33, 40, 47, 60, 80, 110]),
+        ("fdatasync", &[1, 2, 3, 6, 9, 12, 15, 18]),
+        ("fsync", &[1, 2, 3, 5]),
+        ("/^ftruncate", &[1, 2]),
+        ("/unlink.*", &[1, 2, 3]),
+        ("/rename.*", &[1, 2]),
+    ];
+    for (call, whens) in places {
+        for when in *whens {
+            let folder = tempfile::tempdir().unwrap();
+            let (state, acks) = (folder.path().join("state"), folder.path().join("acks"));
+            for attempt in 1..=3 {
+                let what = format!("{call} {when} attempt {attempt}");
+                // Recovery has fewer calls than the work before it.
+                let when = if attempt == 1 { *when } else { when % 7 + 1 };
+                let child = Child::test("kills::child_that_is_killed").env("STATE_FOLDER", &state).env("ACKS", &acks);
+                killed += usize::from(child.inject(call, &format!("signal=SIGKILL:when={when}")).run().was_killed(&what));
+                let told = std::fs::read_to_string(&acks).unwrap_or_default();
+                // Looked at in a copy, so that the next attempt finds what this one left.
+                let copy = tempfile::tempdir().unwrap();
+                if !state.exists() {
+                    continue;
+                }
+                for (file, bytes) in bytes_of(&state) {
+                    if file.is_file() {
+                        std::fs::write(copy.path().join(file.file_name().unwrap()), bytes).unwrap();
+                    }
+                }
+                let backend = open(&db(copy.path())).await;
+                let run = backend.load_run(&run_id("r")).await.unwrap();
+                let there = run.as_ref().map_or(0, RunState::node_count);
+                assert!(told.lines().all(|node| run.as_ref().is_some_and(|run| run.node(node).is_some())), "{what}: {told}");
+                // At most the one that was under way when it was killed, in every attempt.
+                assert!(there <= told.lines().count() + attempt, "{what}: {there} for {told}");
+                assert!(backend.verify().await.unwrap().is_sound(), "{what}");
+                backend.close().await.unwrap();
+            }
+        }
+    }
+    assert!(killed > 40, "only {killed} were killed");
+}

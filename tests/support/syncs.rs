@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 /// The calls that are to be logged.
-pub(crate) const CALLS: &str = "openat,pwrite64,write,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat";
+pub(crate) const CALLS: &str = "openat,pwrite64,write,writev,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat";
 
 /// What is judged, by the files' names.
 pub(crate) struct Rules<'a> {
@@ -63,6 +63,10 @@ struct Unsafe {
     files: HashMap<String, usize>,
     /// Folder, and the name that is not safe in it.
     names: HashMap<(String, String), usize>,
+    /// What a failed sync may have thrown away, by file and place: a later sync says nothing of it, until it is written anew.
+    lost: HashMap<String, HashSet<String>>,
+    /// Places that were written since the last sync, by file.
+    places: HashMap<String, HashSet<String>>,
     /// Those of them that were renamed: the next rename must not reach the disk before them.
     renamed: HashSet<String>,
     /// Names that are safe, so that opening them again makes nothing.
@@ -87,6 +91,15 @@ pub(crate) fn read(log: &str, rules: &Rules<'_>) -> Found {
         } else {
             (Some(rest), Some((number, rest)), rest.rsplit_once("= ").is_some_and(|(_, result)| !result.starts_with('-')))
         };
+        if let Some((_, text)) = whole
+            && !ended
+            && let Some(call) = parse(text)
+            && ["fsync", "fdatasync"].contains(&call.name)
+            && let Some(path) = call.file()
+        {
+            let thrown = open.places.remove(path).unwrap_or_default();
+            open.lost.entry(path.to_owned()).or_default().extend(thrown);
+        }
         // What harms counts from its beginning, what makes safe from its end.
         if let Some(call) = first.and_then(parse) {
             harm(number, &call, rules, &mut open, &mut found);
@@ -110,7 +123,7 @@ fn harm(number: usize, call: &Call<'_>, rules: &Rules<'_>, open: &mut Unsafe, fo
     let judged = |path: &str| path.starts_with(rules.folder) && path != rules.acks && !(rules.free)(path);
     let log_ends = |path: &str| rules.behind_log.is_some_and(|(log, _)| path.ends_with(log));
     match call.name {
-        "write" | "pwrite64" => {
+        "write" | "writev" | "pwrite64" => {
             let Some(path) = call.file() else { return };
             if path == rules.acks {
                 found.acks += 1;
@@ -120,6 +133,15 @@ fn harm(number: usize, call: &Call<'_>, rules: &Rules<'_>, open: &mut Unsafe, fo
                             "line {}: acknowledged, {file} is not synced since line {}",
                             number + 1,
                             since + 1
+                        ));
+                    }
+                }
+                for (file, places) in open.lost.iter().filter(|(_, places)| !places.is_empty()) {
+                    if rules.behind_log.is_none_or(|(_, behind)| !file.ends_with(behind)) {
+                        found.wrong.push(format!(
+                            "line {}: acknowledged, a sync of {file} failed over {} writes",
+                            number + 1,
+                            places.len()
                         ));
                     }
                 }
@@ -137,6 +159,11 @@ fn harm(number: usize, call: &Call<'_>, rules: &Rules<'_>, open: &mut Unsafe, fo
                     behind(number, "begins anew", rules, open, found);
                 }
                 open.files.insert(path.to_owned(), number);
+                let place = to.trim_end().rsplit_once(", ").map_or("", |(_, place)| place).to_owned();
+                if let Some(lost) = open.lost.get_mut(path) {
+                    lost.remove(&place);
+                }
+                open.places.entry(path.to_owned()).or_default().insert(place);
             }
         }
         "openat" if call.arguments.contains("O_CREAT") => {
@@ -149,6 +176,12 @@ fn harm(number: usize, call: &Call<'_>, rules: &Rules<'_>, open: &mut Unsafe, fo
             let (Some(from), Some(to)) = (texts.first(), texts.get(1)) else { return };
             open.names.remove(&(folder_of(from).to_owned(), (*from).to_owned()));
             let unsynced = open.files.remove(*from);
+            for by_file in [&mut open.lost, &mut open.places] {
+                // What was under the new name is gone, and with it what it lost.
+                let moved = by_file.remove(*from);
+                by_file.remove(*to);
+                by_file.extend(moved.map(|moved| ((*to).to_owned(), moved)));
+            }
             if judged(to) {
                 found.renames += 1;
                 for before in open.renamed.iter().filter(|before| folder_of(before) == folder_of(to) && before != to) {
@@ -171,6 +204,8 @@ fn harm(number: usize, call: &Call<'_>, rules: &Rules<'_>, open: &mut Unsafe, fo
                     behind(number, "is removed", rules, open, found);
                 }
                 open.files.remove(path);
+                open.lost.remove(path);
+                open.places.remove(path);
                 open.known.remove(path);
                 open.names.remove(&(folder_of(path).to_owned(), path.to_owned()));
             }
@@ -182,6 +217,9 @@ fn harm(number: usize, call: &Call<'_>, rules: &Rules<'_>, open: &mut Unsafe, fo
 /// The log goes: what it alone had must be safe elsewhere.
 fn behind(number: usize, what: &str, rules: &Rules<'_>, open: &Unsafe, found: &mut Found) {
     let Some((log, ending)) = rules.behind_log else { return };
+    for (file, _) in open.lost.iter().filter(|(file, places)| file.ends_with(ending) && !places.is_empty()) {
+        found.wrong.push(format!("line {}: {log} {what}, and a sync of {file} failed", number + 1));
+    }
     for (file, since) in open.files.iter().filter(|(file, _)| file.ends_with(ending)) {
         found.wrong.push(format!("line {}: {log} {what}, {file} is not synced since line {}", number + 1, since + 1));
     }
@@ -193,7 +231,13 @@ fn made_safe(at: usize, call: &Call<'_>, open: &mut Unsafe, found: &mut Found) {
     }
     let Some(path) = call.file() else { return };
     found.syncs += 1;
-    open.files.retain(|file, since| file != path || *since > at);
+    open.files.retain(|file, since| {
+        let stays = file != path || *since > at;
+        if !stays {
+            open.places.remove(file);
+        }
+        stays
+    });
     open.names.retain(|(folder, name), since| {
         let stays = folder != path || *since > at;
         if !stays {
