@@ -121,3 +121,43 @@ fn the_ground_floor_does_no_io_and_knows_no_runtime() {
         }
     }
 }
+
+/// A handle of the database that is closed in this process drops SQLite's locks on it: only these files open anything, and none of it is the database.
+#[test]
+fn beside_sqlite_nobody_opens_its_files() {
+    const MAY: &[(&str, &[&str])] = &[
+        // The folder, to sync it.
+        ("open.rs", &["std::fs::File::open(folder)"]),
+        // Who has it open.
+        ("owners.rs", &["File::options()", "File::open(path)"]),
+        // The start of the machine.
+        ("boot.rs", &["std::fs::read_to_string(\"/proc/sys/kernel/random/boot_id\")"]),
+    ];
+    const OPENS: &[&str] = &[
+        "File::open",
+        "File::create",
+        "File::options",
+        "OpenOptions",
+        "fs::read(",
+        "fs::read_to_string",
+        "fs::write",
+        "fs::copy",
+    ];
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/sqlite");
+    let mut seen = 0;
+    for (path, mut text) in sources().into_iter().filter(|(path, _)| path.starts_with(&folder)) {
+        for (_, allowed) in MAY.iter().filter(|(name, _)| path.ends_with(name)) {
+            for opening in *allowed {
+                assert_eq!(text.matches(opening).count(), 1, "{}: {opening}", path.display());
+                text = text.replace(opening, "");
+                seen += 1;
+            }
+        }
+        // The file of numbers beside it, in a room of its own.
+        text = text.replace("HighWaterFile::open", "");
+        for opening in OPENS {
+            assert!(!text.contains(opening), "{} opens a file by {opening}", path.display());
+        }
+    }
+    assert_eq!(seen, 4, "the test does not see the files any more");
+}

@@ -7,7 +7,9 @@ mod support;
 
 use std::time::Duration;
 
-use seeknal_state::{Error, LeaseError, LeaseKey, LockOptions, LostReason, NewRun, NodeId, NodeUpdate, RunId, RunUpdate};
+use seeknal_state::{
+    Coordinator, Error, LeaseError, LeaseKey, LockOptions, LostReason, NewRun, NodeId, NodeUpdate, RunId, RunUpdate,
+};
 use support::Store;
 
 const NOW: Duration = Duration::ZERO;
@@ -19,6 +21,9 @@ on_every_backend!(
     a_fenced_write_is_refused_once_the_lease_is_lost,
     a_lease_that_nobody_renews_expires_by_itself,
     ending_a_run_frees_its_locks,
+    however_a_run_ends_its_holder_and_its_waiters_are_told,
+    the_shortest_leases_grant_nothing_twice,
+    a_holder_whose_wall_clock_is_wrong_is_not_robbed_and_not_waited_for_longer,
     tokens_grow_over_restarts,
     a_cycle_of_waiters_is_refused_with_the_names,
     a_caller_that_goes_away_leaks_nothing,
@@ -137,6 +142,103 @@ async fn ending_a_run_frees_its_locks(store: Store) {
     assert_eq!(node.lost().await, LostReason::RunEnded);
     assert!(state.acquire_lock("r", SOON).await.unwrap().is_some());
     assert!(state.list_locks().await.unwrap().iter().all(|lease| lease.key.node.is_none()));
+}
+
+async fn however_a_run_ends_its_holder_and_its_waiters_are_told(store: Store) {
+    let state = store.open().await;
+    for (name, end) in [
+        ("success", Some(RunUpdate::success())),
+        ("failed", Some(RunUpdate::failed())),
+        ("cancelled", Some(RunUpdate::cancelled())),
+        ("deleted", None),
+    ] {
+        state.create_run(name, NewRun::running()).await.unwrap();
+        let lease = state.acquire_lock(name, NOW).await.unwrap().expect("free");
+        let waiting = state.acquire_lock(name, SOON);
+        tokio::pin!(waiting);
+        // Polled once, it has its place in the queue.
+        let polled = std::future::poll_fn(|context| std::task::Poll::Ready(waiting.as_mut().poll(context))).await;
+        assert!(polled.is_pending(), "{name}");
+        let ended = match end {
+            Some(update) => state.update_run(name, update).await,
+            None => state.delete_run(name, OnDelete::KeepCoverage).await,
+        };
+        ended.unwrap();
+        assert_eq!(lease.lost().await, LostReason::RunEnded, "{name}");
+        // Whoever waited for a lock learns that there is nothing to wait for any more: by the lock itself, or by an error.
+        let told = tokio::time::timeout(SOON, waiting).await.unwrap_or_else(|_| panic!("{name}: the waiter was not told"));
+        assert!(!matches!(told, Ok(None)), "{name}: it waited until its time was over");
+        let error = state.with_lease(&lease).set_node_state(name, "n", NodeUpdate::running()).await.unwrap_err();
+        assert!(error.is_lease_lost() || error.is_not_found(), "{name}: {error}");
+    }
+}
+
+async fn the_shortest_leases_grant_nothing_twice(store: Store) {
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    state.set_node_state("r", "n", NodeUpdate::running().row_count(0)).await.unwrap();
+    let mut tasks = Vec::new();
+    for _ in 0..8 {
+        let state = state.clone();
+        tasks.push(tokio::spawn(async move {
+            let (mut tokens, mut counted) = (Vec::new(), 0_u64);
+            for _ in 0..20 {
+                let options = LockOptions::new().ttl(Duration::from_millis(1)).keep_alive(false);
+                let Some(lease) = state.acquire(run("r"), options, SOON).await.unwrap() else { continue };
+                tokens.push(lease.token());
+                // Read and written under the lease: who is late is refused, and so no count is lost.
+                let seen = state.fresh("r").await.unwrap().unwrap().node("n").unwrap().row_count.unwrap();
+                match state.with_lease(&lease).set_node_state("r", "n", NodeUpdate::running().row_count(seen + 1)).await {
+                    Ok(_) => counted += 1,
+                    Err(error) => assert!(error.is_lease_lost(), "{error}"),
+                }
+            }
+            (tokens, counted)
+        }));
+    }
+    let (mut tokens, mut counted) = (std::collections::BTreeSet::new(), 0);
+    for task in tasks {
+        let (granted, by_one) = task.await.unwrap();
+        for token in granted {
+            assert!(tokens.insert(token), "{token} was granted twice");
+        }
+        counted += by_one;
+    }
+    assert!(!tokens.is_empty());
+    assert_eq!(state.get_node_state("r", "n").await.unwrap().unwrap().row_count, Some(counted), "every count, and none twice");
+}
+
+/// A clock that goes wrong by some hours.
+#[derive(Debug)]
+struct Wrong(i64);
+
+impl seeknal_state::model::Clock for Wrong {
+    fn now(&self) -> chrono::DateTime<chrono::Utc> {
+        seeknal_state::model::SystemClock.now() + chrono::Duration::hours(self.0)
+    }
+}
+
+async fn a_holder_whose_wall_clock_is_wrong_is_not_robbed_and_not_waited_for_longer(store: Store) {
+    for hours in [1, -1] {
+        let wrong = Coordinator::builder().clock(Wrong(hours)).open(store.backend()).await.unwrap();
+        // Where leases are rows another opening asks for it; elsewhere it is the same one, by the same clock.
+        let shared = store.backend != "memory" && wrong.backend().is_shared();
+        let other = if shared { store.open().await } else { wrong.clone() };
+        let options = || LockOptions::new().ttl(Duration::from_millis(800)).keep_alive(false);
+        let begun = std::time::Instant::now();
+        let lease = wrong.acquire(run("r"), options(), NOW).await.unwrap().expect("free");
+        let early = other.acquire_lock("r", NOW).await.unwrap().is_some();
+        assert!(!early || begun.elapsed() >= Duration::from_millis(800), "{hours} h: it was stolen");
+        let next = other.acquire_lock("r", Duration::from_secs(20)).await.unwrap().expect("the time of the first is over");
+        let waited = begun.elapsed();
+        assert!(waited >= Duration::from_millis(790) && waited < Duration::from_secs(10), "{hours} h: {waited:?}");
+        assert!(next.token() > lease.token() && lease.is_lost(), "{hours} h");
+        next.release().await.unwrap();
+        if shared {
+            other.close().await.unwrap();
+        }
+        wrong.close().await.unwrap();
+    }
 }
 
 async fn tokens_grow_over_restarts(store: Store) {

@@ -214,12 +214,16 @@ impl<S: Sink> Shard<S> {
         line.closed = true;
         line.pulled = false;
         let (mut settled, mut barriers) = line.queue.reject_waiting(&error);
-        if let Some(unsettled) = self.current().take() {
-            let Flight { sinks, barriers: waiting } = unsettled.flight;
-            settled.extend(line.queue.failed(&unsettled.batch.entries, sinks, &error.clone().into_unknown()));
+        // Taken in a statement of its own: its lock ends here. The span ends outside of all locks: that calls whoever listens to the log.
+        let unsettled = self.current().take();
+        let mut span = None;
+        if let Some(Current { batch, flight: Flight { sinks, barriers: waiting }, span: ending, .. }) = unsettled {
+            settled.extend(line.queue.failed(&batch.entries, sinks, &error.clone().into_unknown()));
             barriers.extend(waiting);
+            span = Some(ending);
         }
         drop(line);
+        drop(span);
         News { settled, barriers, barred: Some(error), batch: None }.tell();
         self.end_if_done();
     }

@@ -113,11 +113,13 @@ impl Plan {
             return Ok(());
         }
         let names = named(&self.differing, self.differing_runs);
+        // What waits in a WAL would be replayed into whatever is put in the database's place.
+        let along = if target.ends_with(".db") { format!(" with {target}-wal and {target}-shm") } else { String::new() };
         Err(ProjectError::new(
             ProjectErrorKind::Conflict,
             format!(
-                "{target} holds other content for: {names}; nothing was changed. Move {target} aside, or delete these runs in one of the two places, and try \
-                 again (where an earlier move was cut off, they may be its copies of runs that changed since)"
+                "{target} holds other content for: {names}; nothing was changed. Move {target}{along} aside, or delete these runs in one of the two places, \
+                 and try again (where an earlier move was cut off, they may be its copies of runs that changed since)"
             ),
         ))
     }

@@ -31,6 +31,8 @@ pub mod file;
 mod highwater;
 #[cfg(feature = "libsql")]
 pub mod libsql;
+#[cfg(any(feature = "file", feature = "sqlite"))]
+mod network;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]

@@ -17,9 +17,14 @@ use seeknal_state::store::{BackendOptions, StateBackend, StoreErrorKind, create_
 
 mod commits;
 mod files;
+mod kills;
 mod leases;
 mod openings;
 mod oracle;
+#[path = "../support/syncs.rs"]
+mod syncs;
+#[path = "../support/trace.rs"]
+mod trace;
 
 type Backend = Arc<dyn StateBackend>;
 

@@ -25,7 +25,7 @@ use super::recover::{self, Pending};
 use super::spare::SpareJob;
 use crate::model::{Batch, BatchAnswer, Clock, Ledger, Outcome, ProcessInfo, SystemClock};
 use crate::store::pull::{BatchReply, Sources};
-use crate::store::{AnswerLog, BatchSource, LeaseBook, OpenReport, StoreError, StoreErrorKind};
+use crate::store::{AnswerLog, BatchSource, LeaseBook, OpenReport, StoreError, StoreErrorKind, network};
 
 /// Where an answer goes.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -164,6 +164,13 @@ impl Writer {
         }
         if swept > 0 {
             report.notice(format!("{swept} unfinished file(s) of a crash were removed from {}", paths.base.display()));
+        }
+        if let Some(network) = network::found(&paths.base) {
+            report.notice(format!(
+                "{} lies on a file system that may be another machine's ({network}): its lock may not keep a writer on another machine \
+                 out; use a local disk, or set database_url to a server: postgres://… or libsql://…",
+                paths.base.display()
+            ));
         }
         let shared = Arc::new(Shared { ledger: ArcSwap::from_pointee(state.ledger.clone()), leases });
         let now = Instant::now();

@@ -134,7 +134,10 @@ pub(super) enum Found {
 /// Looks what lies at the path, without a lock, a recovery or a file made beside it.
 pub(super) fn check(db: &Path) -> Result<Found, StoreError> {
     if length(db)?.unwrap_or(0) == 0 {
-        return Ok(Found::Nothing);
+        refuse_orphans(db)?;
+        if length(db)?.unwrap_or(0) == 0 {
+            return Ok(Found::Nothing);
+        }
     }
     let place = db.display().to_string();
     let looked = open_immutable(db).and_then(|conn| {
@@ -154,6 +157,32 @@ pub(super) fn check(db: &Path) -> Result<Found, StoreError> {
         Err(error) if is_damage(&error) && (pending("-wal")? || pending("-journal")?) => Ok(Found::Ours),
         Err(error) => Err(sql_error(&place, error)),
     }
+}
+
+/// Refuses to begin anew beside what waits for a database that is not here: SQLite would replay it into the new one, which it does not belong to.
+fn refuse_orphans(db: &Path) -> Result<(), StoreError> {
+    for suffix in ["-wal", "-journal"] {
+        let orphan = beside(db, suffix);
+        let bytes = length(&orphan)?.unwrap_or(0);
+        // Asked again: another process may have made the database between.
+        if bytes > 0 && length(db)?.unwrap_or(0) == 0 {
+            let (mend, db, orphan) = (away(db, "orphan"), db.display(), orphan.display());
+            return Err(StoreError::not_applied(
+                StoreErrorKind::Corrupt,
+                format!(
+                    "{db} is missing or empty, and {orphan} holds {bytes} bytes that were written for it; nothing was changed. Put back the \
+                     {db} that belongs to {orphan} and {db}-shm. To begin anew, or before a backup is put in its place: {mend}"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// How to free the path: what waits beside a database goes with it.
+fn away(db: &Path, why: &str) -> String {
+    let there = ["", "-wal", "-shm", "-journal"].map(|suffix| beside(db, suffix)).into_iter().filter(|path| path.exists());
+    there.map(|path| format!("mv {0} {0}.{why}", path.display())).collect::<Vec<_>>().join(" && ")
 }
 
 /// The same question under locks, with what waits in the WAL. A refusal leaves the files alone.
@@ -182,7 +211,7 @@ fn foreign(db: &Path, application: i32, tables: &[String]) -> StoreError {
     };
     StoreError::not_applied(
         StoreErrorKind::Foreign,
-        format!("{place}: {what}; nothing was changed. To free the path: mv {place} {place}.foreign"),
+        format!("{place}: {what}; nothing was changed. To free the path: {}", away(db, "foreign")),
     )
 }
 

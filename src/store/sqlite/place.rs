@@ -24,6 +24,26 @@ impl Place {
         self.opened.get_or_init(|| identity(&self.path));
     }
 
+    /// Names a file system that was made read-only meanwhile: SQLite only says that a write failed.
+    #[cfg(unix)]
+    pub(super) fn blame(&self, error: StoreError) -> StoreError {
+        let refused = || rustix::fs::access(&self.path, rustix::fs::Access::WRITE_OK) == Err(rustix::io::Errno::ROFS);
+        if error.kind() != StoreErrorKind::Io || !refused() {
+            return error;
+        }
+        let named = format!("{}: the file system is mounted read-only; mount it for writing: {error}", self.name);
+        if error.is_unknown_outcome() {
+            StoreError::unknown(StoreErrorKind::ReadOnly, named)
+        } else {
+            StoreError::not_applied(StoreErrorKind::ReadOnly, named)
+        }
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn blame(&self, error: StoreError) -> StoreError {
+        error
+    }
+
     /// Refuses to go on with a file that was renamed, removed or replaced: what is written there is written to nobody, and what is read there is not
     /// what others see.
     pub(super) fn check(&self) -> Result<(), StoreError> {

@@ -27,7 +27,7 @@ use super::own::{Memory, Settled};
 use super::owners::{Deaths, Owner};
 use super::place::Place;
 use super::rows::Stamp;
-use super::{answer, read, write};
+use super::{answer, read, schema, write};
 use crate::model::{Batch, BatchAnswer, BatchId, Clock, ProcessInfo, SystemClock};
 use crate::store::highwater::{HighWater, HighWaterFile};
 use crate::store::pull::{BatchReply, Sources};
@@ -206,7 +206,7 @@ impl Writer {
         // A lease that is not renewed in time is lost: what only renews goes first.
         batches.sort_by_key(|(batch, _)| batch.entries.iter().any(|entry| !entry.parts.is_empty()));
         let all: Vec<&Batch> = batches.iter().map(|(batch, _)| &**batch).collect();
-        match self.transaction(&all) {
+        match self.transaction(&all).map_err(|error| self.at.blame(error)) {
             Ok(answers) => {
                 for ((batch, reply), answer) in batches.into_iter().zip(answers) {
                     let id = batch.id;
@@ -283,6 +283,11 @@ impl Writer {
             .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
             .map_err(|error| sql_error(&self.at.name, error))?;
         self.memory.begin(data_version);
+        if self.memory.counters().is_none() {
+            // Others committed: a newer program may have brought the tables forward under this one.
+            let version = schema::schema_version(&self.conn).map_err(|error| sql_error(&self.at.name, error))?;
+            schema::refuse_newer(version, &self.at.name)?;
+        }
         let now = SystemClock.now();
         let at = Stamp::of(now);
         let deaths = Deaths::new(&self.at.path, Some(self.owner.id()));

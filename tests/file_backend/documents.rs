@@ -1,0 +1,158 @@
+//! Documents that others put there, and those that are bad.
+
+use super::*;
+
+#[tokio::test]
+async fn tokens_and_sequences_never_go_back_over_kills_and_restored_backups() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    let first = create(&backend, "run_1", 0).await;
+    backend.checkpoint().await.unwrap();
+    let backup = std::fs::read(document(folder.path())).unwrap();
+    let tokens = backend.reserve_tokens(10).await.unwrap();
+    assert_eq!(tokens, 1..11);
+    let version_then = set(&backend, "run_1", "node", NodeUpdate::running(), 1).await;
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    let again = open(killed.path()).await;
+    assert_eq!(again.reserve_tokens(1).await.unwrap().start, 11);
+    let later = create(&again, "run_2", 5).await;
+    assert!(later.seq > version_then.seq && later.runs[0].after.0 > version_then.runs[0].after.0);
+    again.close().await.unwrap();
+    backend.close().await.unwrap();
+    // `cp` of a backup: what it does not know is gone, its numbers are not.
+    std::fs::write(document(folder.path()), backup).unwrap();
+    let again = open(folder.path()).await;
+    assert!(all(&again).await[0].node("node").is_none());
+    assert!(create(&again, "run_2", 6).await.seq > version_then.seq);
+    assert!(again.reserve_tokens(1).await.unwrap().start > 10 && first.seq < version_then.seq);
+}
+
+#[tokio::test]
+async fn a_backup_that_is_put_beside_a_journal_wins_and_the_journal_is_set_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.checkpoint().await.unwrap();
+    let backup = std::fs::read(document(folder.path())).unwrap();
+    set(&backend, "run_1", "node", NodeUpdate::running(), 1).await;
+    backend.checkpoint().await.unwrap();
+    set(&backend, "run_1", "node", NodeUpdate::success(), 2).await;
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    std::fs::write(document(killed.path()), &backup).unwrap();
+    assert!(all(&reader(killed.path()).await).await[0].node("node").is_none());
+    let (again, notices) = open_told(killed.path()).await;
+    assert!(all(&again).await[0].node("node").is_none());
+    assert!(notices.iter().any(|notice| notice.contains("1 records") && notice.contains(".orphan-")), "{notices:?}");
+    assert!(names(killed.path()).iter().any(|name| name.starts_with("run_state.json.journal.orphan-")));
+    // An edit by hand is another document too.
+    let edited = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), edited.path());
+    let text = std::fs::read_to_string(document(edited.path())).unwrap().replace("\"running\"", "\"failed\"");
+    std::fs::write(document(edited.path()), text).unwrap();
+    let (again, notices) = open_told(edited.path()).await;
+    assert_eq!(all(&again).await[0].node("node").unwrap().status, NodeStatus::Failed);
+    assert!(notices.iter().any(|notice| notice.contains("edited")), "{notices:?}");
+    set(&again, "run_1", "node", NodeUpdate::success(), 3).await;
+    let told = all(&again).await;
+    again.close().await.unwrap();
+    assert_eq!(all(&open(edited.path()).await).await, told);
+}
+
+#[tokio::test]
+async fn a_document_that_is_replaced_under_the_writer_stops_it_and_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    std::fs::write(folder.path().join("other"), "{\"run_id\":\"run_x\",\"nodes\":{}}").unwrap();
+    std::fs::rename(folder.path().join("other"), document(folder.path())).unwrap();
+    let error = backend.checkpoint().await.unwrap_err();
+    assert!(error.kind() == StoreErrorKind::Poisoned && error.to_string().contains("replaced"), "{error}");
+    let error = backend.commit(Arc::new(Batch::new(vec![entry(vec![])]))).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Poisoned, false));
+    assert_eq!(backend.close().await.unwrap_err().kind(), StoreErrorKind::Poisoned);
+    assert_eq!(std::fs::read_to_string(document(folder.path())).unwrap(), "{\"run_id\":\"run_x\",\"nodes\":{}}");
+    let (again, notices) = open_told(folder.path()).await;
+    assert_eq!(all(&again).await[0].id(), &run_id("run_x"));
+    assert!(notices.iter().any(|notice| notice.contains(".orphan-")), "{notices:?}");
+}
+
+#[tokio::test]
+async fn bad_documents_are_refused_with_line_and_mend_and_are_not_touched() {
+    let long = format!("{{\"nodes\":{{\"{}\":{{}}}}}}", "x".repeat(2000));
+    let cases: &[(&[u8], &str)] = &[
+        (b"", "empty"),
+        (&[0; 64], "zero bytes"),
+        (b"   \n", "white space"),
+        (b"{\n  \"nodes\": {\n", "line 3"),
+        (b"[1,2]", "line 1"),
+        (b"null", "line 1"),
+        (b"{}", "neither"),
+        (b"{\"nodes\":{}}x", "line 1, column 13"),
+        (b"{\"run_id\":\"a\",\n\"run_id\":\"b\",\"nodes\":{}}", "twice"),
+        (b"{\"nodes\":{\"a\":{},\n \"a\":{}}}", "line 2"),
+        (b"{\"nodes\":{\"a\":{\"status\":\"x\",\n\"status\":\"y\"}}}", "line 2"),
+        (b"{\"nodes\":\n[]}", "line 2"),
+        (b"{\"nodes\":{\n\n\"a\":7}}", "line 3, column 5"),
+        (b"{\"nodes\":{\"\":{}}}", "empty"),
+        (b"\xff\xfe{\0", "UTF-8"),
+        (b"{\"nodes\":{},\"seeknal_state\":7}", "line 1"),
+        (b"{\"nodes\":{},\"seeknal_state\":{}}", "format"),
+        (b"{\"nodes\":{},\n\"seeknal_state\":{\"format\":1}}", "generation"),
+        (long.as_bytes(), "1024"),
+    ];
+    for (bytes, told) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(document(folder.path()), bytes).unwrap();
+        for read_only in [false, true] {
+            let error = FileBackend::new(&options(folder.path()).read_only(read_only)).initialize().await.unwrap_err();
+            let text = error.to_string();
+            assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{text}");
+            assert!(
+                text.contains(told) && text.contains("line ") && text.contains("put a backup in its place"),
+                "{told}: {text}"
+            );
+            assert_eq!(std::fs::read(document(folder.path())).unwrap(), *bytes);
+        }
+        assert!(!reader_unopened(folder.path()).verify().await.unwrap().is_sound());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(document(folder.path()), "{\"nodes\":{},\"seeknal_state\":{\"format\":2,\"what\":{}}}").unwrap();
+    assert_eq!(FileBackend::new(&options(folder.path())).initialize().await.unwrap_err().kind(), StoreErrorKind::NewerFormat);
+}
+
+#[tokio::test]
+async fn a_damaged_document_is_replaced_by_the_previous_one_only_when_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.checkpoint().await.unwrap();
+    create(&backend, "run_2", 1).await;
+    backend.close().await.unwrap();
+    std::fs::write(document(folder.path()), "{\"nodes\":").unwrap();
+    assert_eq!(repair(folder.path(), at(0), false).unwrap_err().kind(), StoreErrorKind::Corrupt);
+    let lines = repair(folder.path(), at(0), true).unwrap();
+    assert!(lines[0].contains(".prev"), "{lines:?}");
+    let runs = all(&open(folder.path()).await).await;
+    assert_eq!(runs.len(), 2, "the copy is of the last document, not of the one before");
+    assert!(names(folder.path()).iter().any(|name| name.starts_with("run_state.json.damaged-")));
+}
+
+#[tokio::test]
+async fn a_document_that_cannot_be_replaced_fails_the_checkpoint_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    // A folder where the next journal should be: rotation fails, commits go on.
+    let blocker = folder.path().join("run_state.json.journal.next");
+    std::fs::create_dir(&blocker).unwrap();
+    backend.checkpoint().await.unwrap_err();
+    set(&backend, "run_1", "node", NodeUpdate::success(), 1).await;
+    std::fs::remove_dir(&blocker).unwrap();
+    backend.checkpoint().await.unwrap();
+    assert_eq!(json(&document(folder.path()))["nodes"]["node"]["status"], "success");
+    let told = all(&backend).await;
+    drop(backend);
+    assert_eq!(all(&open(folder.path()).await).await, told, "dropping closes");
+}

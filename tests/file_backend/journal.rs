@@ -1,0 +1,160 @@
+//! What becomes of the journal: torn, flipped, cut, without its document.
+
+use super::*;
+
+/// Where the used part of a journal ends: behind the last byte that is not zero, rounded up to whole frames.
+fn used(bytes: &[u8]) -> usize {
+    (bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1).next_multiple_of(8)
+}
+
+/// A state of three runs whose journal holds everything, as a kill leaves it; with the number of records that were acknowledged.
+async fn killed_after(commits: i64) -> (tempfile::TempDir, Vec<Vec<RunState>>) {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    let mut states = Vec::new();
+    create(&backend, "run_1", 0).await;
+    states.push(all(&backend).await);
+    for second in 1..commits {
+        set(&backend, "run_1", &format!("node_{}", second % 3), NodeUpdate::running().metadata("text", "x".repeat(50)), second)
+            .await;
+        states.push(all(&backend).await);
+    }
+    let copy = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), copy.path());
+    backend.close().await.unwrap();
+    (copy, states)
+}
+
+#[tokio::test]
+async fn what_was_committed_is_there_again_after_a_close_and_after_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    set(&backend, "run_1", "node", NodeUpdate::success().row_count(7).fingerprint("abc").metadata("k", 1), 3).await;
+    let version = version(&backend, "run_1").await;
+    let more = vec![
+        Mutation::AddInterval { node: node_id("node"), interval: Interval::parse("2024-01-01", "2024-01-02").unwrap() },
+        Mutation::AddPartition { node: node_id("other"), partition: PartitionKey::new("dt=1").unwrap() },
+        Mutation::Update { update: RunUpdate::success().metadata("why", "done"), at: at(9) },
+    ];
+    commit(&backend, entry(vec![part("run_1", version, more)])).await;
+    let told = all(&backend).await;
+    // A copy of the folder is what a kill at this moment leaves.
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    let again = open(killed.path()).await;
+    assert_eq!(all(&again).await, told);
+    again.close().await.unwrap();
+    backend.close().await.unwrap();
+    assert_eq!(names(folder.path()), ["run_state.json", "run_state.json.lock", "run_state.json.prev"], "nothing to replay");
+    let again = open(folder.path()).await;
+    assert_eq!(all(&again).await, told);
+    let refused = backend.commit(Arc::new(Batch::new(vec![]))).await.unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::Closed);
+}
+
+#[tokio::test]
+async fn a_last_frame_that_is_torn_at_any_byte_is_cut_and_kept_aside() {
+    let (folder, states) = killed_after(4).await;
+    let bytes = std::fs::read(journal(folder.path())).unwrap();
+    let end = used(&bytes);
+    let last = bytes.windows(4).rposition(|window| window == b"SKF1").unwrap();
+    let (whole, before) = (&states[states.len() - 1], &states[states.len() - 2]);
+    for cut in last..=end {
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::copy(document(folder.path()), document(copy.path())).unwrap();
+        let mut torn = bytes.clone();
+        torn[cut..].fill(0);
+        std::fs::write(journal(copy.path()), &torn).unwrap();
+        // The frame ends with padding, which no tear is seen in.
+        let is_whole = torn == bytes;
+        let seen = reader(copy.path()).await;
+        assert_eq!(all(&seen).await, *if is_whole { whole } else { before }, "cut at {cut}");
+        assert_eq!(std::fs::read(journal(copy.path())).unwrap(), torn, "a reader changes nothing");
+        if cut % 64 != 0 && cut + 9 < end {
+            continue;
+        }
+        let (backend, notices) = open_told(copy.path()).await;
+        assert_eq!(all(&backend).await, *if is_whole { whole } else { before }, "cut at {cut}");
+        let aside = names(copy.path()).into_iter().filter(|name| name.contains(".torn-")).count();
+        let is_torn = !is_whole && cut > last;
+        assert_eq!((aside == 1, notices.iter().any(|n| n.contains("torn"))), (is_torn, is_torn), "cut at {cut}: {notices:?}");
+        // It goes on where the good part ends.
+        set(&backend, "run_1", "after", NodeUpdate::success(), 99).await;
+        let told = all(&backend).await;
+        backend.close().await.unwrap();
+        assert_eq!(all(&open(copy.path()).await).await, told);
+    }
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_mid_journal_is_an_error_that_names_the_byte_and_changes_nothing() {
+    let (folder, _) = killed_after(5).await;
+    let good = std::fs::read(journal(folder.path())).unwrap();
+    let frames: Vec<usize> = good.windows(4).enumerate().filter(|(_, w)| *w == b"SKF1").map(|(at, _)| at).collect();
+    for (place, field) in [(frames[1] + 40, "payload"), (frames[2] + 8, "length"), (frames[1], "magic")] {
+        let mut bad = good.clone();
+        bad[place] ^= 1;
+        std::fs::write(journal(folder.path()), &bad).unwrap();
+        let error = FileBackend::new(&options(folder.path())).initialize().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{field}");
+        let frame = frames.iter().rev().find(|frame| **frame <= place).unwrap();
+        assert!(error.to_string().contains(&format!("byte {frame}")) && error.to_string().contains("verify"), "{field}: {error}");
+        assert_eq!(std::fs::read(journal(folder.path())).unwrap(), bad, "{field}: it was changed");
+        let report = reader_unopened(folder.path()).verify().await.unwrap();
+        assert!(!report.is_sound(), "{field}");
+    }
+    // The mend keeps the good part and a copy of the whole.
+    let lines = repair(folder.path(), at(0), false).unwrap();
+    assert!(lines[0].contains("cut at byte"), "{lines:?}");
+    assert!(names(folder.path()).iter().any(|name| name.contains(".damaged-")));
+    let (backend, _) = open_told(folder.path()).await;
+    assert_eq!(all(&backend).await.len(), 1);
+    assert!(reader_unopened(folder.path()).verify().await.unwrap().is_sound());
+    assert_eq!(repair(folder.path(), at(0), false).unwrap_err().kind(), StoreErrorKind::Busy);
+}
+
+#[tokio::test]
+async fn a_length_that_is_absurd_allocates_nothing() {
+    let (folder, states) = killed_after(3).await;
+    let mut bytes = std::fs::read(journal(folder.path())).unwrap();
+    let last = bytes.windows(4).rposition(|window| window == b"SKF1").unwrap();
+    bytes[last + 8..last + 12].fill(0xFF);
+    std::fs::write(journal(folder.path()), &bytes).unwrap();
+    let (backend, notices) = open_told(folder.path()).await;
+    assert_eq!(all(&backend).await, states[states.len() - 2]);
+    assert!(notices.iter().any(|notice| notice.contains("torn")), "{notices:?}");
+}
+
+#[tokio::test]
+async fn a_journal_without_its_document_or_with_a_damaged_header_is_refused() {
+    let (folder, _) = killed_after(3).await;
+    let kept = std::fs::read(document(folder.path())).unwrap();
+    std::fs::remove_file(document(folder.path())).unwrap();
+    let error = FileBackend::new(&options(folder.path())).initialize().await.unwrap_err();
+    assert!(error.kind() == StoreErrorKind::Corrupt && error.to_string().contains("3 records"), "{error}");
+    std::fs::write(document(folder.path()), kept).unwrap();
+    let mut bytes = std::fs::read(journal(folder.path())).unwrap();
+    bytes[5] ^= 1;
+    std::fs::write(journal(folder.path()), bytes).unwrap();
+    let error = FileBackend::new(&options(folder.path())).initialize().await.unwrap_err();
+    assert!(error.to_string().contains("header is damaged"), "{error}");
+}
+
+#[tokio::test]
+async fn the_same_batch_is_applied_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    let create = entry(vec![part("run_1", Version::NONE, vec![Mutation::Create { run: NewRun::running(), at: at(0) }])]);
+    let batch = Arc::new(Batch::new(vec![create.clone(), create]));
+    let (first, second) = tokio::join!(backend.commit(Arc::clone(&batch)), backend.commit(Arc::clone(&batch)));
+    let (first, second) = (first.unwrap(), second.unwrap());
+    assert_eq!(first, second);
+    assert_eq!(backend.commit(batch).await.unwrap(), first);
+    assert!(matches!(&first.outcomes[1], Outcome::Refused(Refusal::RunExists { .. })));
+    let mut guarded = part("run_1", version(&backend, "run_1").await, vec![Mutation::Delete { keep_coverage: true }]);
+    guarded.guards.push(Guard::RunVersion(Version(99)));
+    let answer = backend.commit(Arc::new(Batch::new(vec![entry(vec![guarded])]))).await.unwrap();
+    assert!(matches!(&answer.outcomes[0], Outcome::Refused(Refusal::Guard { .. })));
+    assert_eq!(all(&backend).await.len(), 1);
+}

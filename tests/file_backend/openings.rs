@@ -1,0 +1,130 @@
+//! One writer, and readers beside it.
+
+use super::*;
+
+#[tokio::test]
+async fn one_writer_at_a_time_and_readers_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    let second = FileBackend::new(&options(folder.path()));
+    let error = second.initialize().await.unwrap_err();
+    let text = error.to_string();
+    assert_eq!(error.kind(), StoreErrorKind::Busy);
+    assert!(text.contains(&format!("pid {}", std::process::id())) && text.contains("seeknal state locks"), "{text}");
+    let seen = reader(folder.path()).await;
+    assert_eq!(all(&seen).await, all(&backend).await);
+    // What is committed now, is seen now.
+    for second in 1..20 {
+        set(&backend, "run_1", "node", NodeUpdate::running().attempt(u32::try_from(second).unwrap()), second).await;
+        assert_eq!(all(&seen).await, all(&backend).await);
+        if second % 5 == 0 {
+            backend.checkpoint().await.unwrap();
+        }
+    }
+    let error = seen.commit(Arc::new(Batch::new(vec![]))).await.unwrap_err();
+    assert!(error.kind() == StoreErrorKind::Busy && error.to_string().contains("pid"), "{error}");
+    let holders = seen.processes().await.unwrap();
+    assert_eq!(holders[0].process, backend.process().unwrap());
+    backend.close().await.unwrap();
+    assert!(seen.processes().await.unwrap().is_empty());
+    let error = seen.commit(Arc::new(Batch::new(vec![]))).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::ReadOnly);
+    second.initialize().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_read_only_opening_makes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("not").join("there");
+    let seen = reader(&missing).await;
+    assert!(all(&seen).await.is_empty());
+    assert!(!missing.exists());
+    std::fs::copy("tests/fixtures/guide-sample/run_state.json", document(folder.path())).unwrap();
+    let seen = reader(folder.path()).await;
+    assert_eq!(all(&seen).await.len(), 1);
+    seen.close().await.unwrap();
+    assert_eq!(names(folder.path()), ["run_state.json"]);
+}
+
+#[tokio::test]
+async fn leases_of_a_live_writer_are_listed_by_others_and_die_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    let LeaseStore::Book(book) = backend.lease_store() else { panic!("leases live in a book") };
+    let owner = LeaseOwner { process: backend.process().unwrap(), name: "task".into() };
+    let record = LeaseRecord::new(LeaseKey::run(run_id("run_1")), FencingToken(3), owner, Some("load".into()), at(0), 30_000);
+    book.put(record.clone(), None);
+    let seen = reader(folder.path()).await;
+    wait_for(async || seen.list_leases().await.unwrap() == vec![record.clone()]).await;
+    // Writing goes over the provisional frame; the leases stay listed.
+    for second in 1..10 {
+        set(&backend, "run_1", "node", NodeUpdate::running().attempt(u32::try_from(second).unwrap()), second).await;
+        assert_eq!(seen.list_leases().await.unwrap(), vec![record.clone()], "at once, not at the next tick");
+    }
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    assert!(reader(killed.path()).await.list_leases().await.unwrap().is_empty(), "no writer, no leases");
+    assert_eq!(all(&open(killed.path()).await).await, all(&backend).await);
+    // A write that is fenced by a lease which is gone is refused.
+    let version = version(&backend, "run_1").await;
+    let fenced = |token| Entry {
+        parts: vec![part("run_1", version, vec![Mutation::DeleteNode { node: node_id("node") }])],
+        fences: vec![Fence { key: record.key.clone(), token: FencingToken(token) }],
+        ..Entry::default()
+    };
+    let answer = backend.commit(Arc::new(Batch::new(vec![fenced(2), fenced(3)]))).await.unwrap();
+    assert!(matches!(&answer.outcomes[0], Outcome::Refused(Refusal::Fenced { .. })));
+    book.remove(&record.key, FencingToken(3));
+    wait_for(async || seen.list_leases().await.unwrap().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_written_is_a_clear_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let error = FileBackend::new(&options(&file.join("target"))).initialize().await.unwrap_err();
+    assert!(error.to_string().contains("file"), "{error}");
+    let unopened = FileBackend::new(&options(folder.path()));
+    let error = unopened.commit(Arc::new(Batch::new(vec![]))).await.unwrap_err();
+    assert!(error.to_string().contains("initialize"), "{error}");
+    assert_eq!(repair(&folder.path().join("nowhere"), at(0), false).unwrap_err().kind(), StoreErrorKind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_beside_a_writer_that_checkpoints_never_sees_less_than_was_acknowledged_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = Arc::new(open(folder.path()).await);
+    create(&backend, "run_1", 0).await;
+    let acknowledged = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let reading = tokio::spawn({
+        let (folder, acknowledged, done) = (folder.path().to_owned(), Arc::clone(&acknowledged), Arc::clone(&done));
+        async move {
+            let mut looks = 0;
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                let before = acknowledged.load(std::sync::atomic::Ordering::SeqCst);
+                let seen = reader(&folder).await;
+                let run = seen.load_run(&run_id("run_1")).await.unwrap().unwrap();
+                assert!(run.version().0 >= before, "{} is seen, {before} was acknowledged", run.version());
+                looks += 1;
+            }
+            looks
+        }
+    });
+    let writing = async {
+        for second in 0..150 {
+            let receipt = set(&backend, "run_1", "node", NodeUpdate::running().attempt(second), 1).await;
+            acknowledged.store(receipt.runs[0].after.0, std::sync::atomic::Ordering::SeqCst);
+            if second % 3 == 0 {
+                backend.checkpoint().await.unwrap();
+            }
+        }
+    };
+    writing.await;
+    backend.close().await.unwrap();
+    done.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert!(reading.await.unwrap() > 0);
+}

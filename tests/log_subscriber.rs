@@ -1,0 +1,130 @@
+//! Whoever listens to the log may call the coordinator from there: nothing logs, and no span ends, under a lock that the call would need.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use seeknal_state::{Coordinator, NewRun, NodeUpdate};
+use support::{Lie, LyingBackend};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+thread_local! {
+    /// What the answer to a span or event logs itself is not answered again.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Asks the coordinator for everything, and writes, at every event and whenever a span begins, is entered, left or ends.
+#[derive(Default)]
+struct Caller {
+    ids: AtomicU64,
+    calls: Arc<AtomicU64>,
+    state: Arc<Mutex<Option<Coordinator>>>,
+}
+
+impl Caller {
+    fn call(&self) {
+        if INSIDE.replace(true) {
+            return;
+        }
+        let state = self.state.lock().unwrap().clone();
+        if let Some(state) = state {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            let asked = (state.stats(), state.health(), state.snapshot("run_1"));
+            drop(asked);
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(async move {
+                    // Whether it comes to rest is not the question: the log may end with the runtime.
+                    let _told = state.set_node_state("run_1", "from the log", NodeUpdate::running()).await.is_ok();
+                });
+            }
+        }
+        INSIDE.set(false);
+    }
+}
+
+impl Subscriber for Caller {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        !INSIDE.get()
+    }
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        self.call();
+        Id::from_u64(self.ids.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn event(&self, _: &Event<'_>) {
+        self.call();
+    }
+    fn enter(&self, _: &Id) {
+        self.call();
+    }
+    fn exit(&self, _: &Id) {
+        self.call();
+    }
+    fn try_close(&self, _: Id) -> bool {
+        self.call();
+        true
+    }
+}
+
+/// Works under a listener of its own; whoever hangs is found out by the clock.
+fn under_a_listener(what: &str, work: impl FnOnce(&tokio::runtime::Runtime, &Mutex<Option<Coordinator>>) + Send + 'static) {
+    let (done, ended) = mpsc::channel();
+    let calls = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&calls);
+    std::thread::spawn(move || {
+        let caller = Caller { calls: counted, ..Caller::default() };
+        let state = Arc::clone(&caller.state);
+        tracing::subscriber::with_default(caller, || {
+            // One thread: all that the coordinator does is heard.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            work(&runtime, &state);
+            drop(runtime);
+        });
+        done.send(()).unwrap();
+    });
+    ended.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|error| panic!("{what}: it hangs or failed: {error}"));
+    assert!(calls.load(Ordering::Relaxed) > 0, "{what}: nobody was called");
+}
+
+#[test]
+fn a_listener_that_calls_back_hangs_nothing() {
+    under_a_listener("a failing flush", |runtime, state| {
+        runtime.block_on(async {
+            let backend = LyingBackend::new(false);
+            let opened = Coordinator::open(Arc::clone(&backend) as _).await.unwrap();
+            opened.create_run("run_1", NewRun::running()).await.unwrap();
+            *state.lock().unwrap() = Some(opened.clone());
+            for lie in [None, Some(Lie::Full), Some(Lie::AnswerLost), Some(Lie::NeverArrived), Some(Lie::Panic), None] {
+                backend.tell(lie);
+                let set = opened.set_node_state("run_1", "node", NodeUpdate::running()).await;
+                assert!(set.is_ok() || lie.is_some(), "{lie:?}: {set:?}");
+            }
+            state.lock().unwrap().take();
+            opened.close().await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_runtime_that_ends_in_a_flush_ends_its_span_outside_of_all_locks() {
+    under_a_listener("the end of a runtime", |runtime, state| {
+        let backend = LyingBackend::new(false);
+        runtime.block_on(async {
+            let opened = Coordinator::open(Arc::clone(&backend) as _).await.unwrap();
+            opened.create_run("run_1", NewRun::running()).await.unwrap();
+            backend.close_gate();
+            let sent = backend.commits.load(Ordering::SeqCst);
+            let writing = opened.clone();
+            tokio::spawn(async move { writing.set_node_state("run_1", "node", NodeUpdate::running()).await });
+            backend.arrived(sent + 1).await;
+            *state.lock().unwrap() = Some(opened);
+        });
+        // The batch stays behind the gate for ever; what happens now is `work`'s end, with the runtime.
+    });
+}
