@@ -18,6 +18,9 @@ mod plan;
 mod processes;
 mod report;
 mod resident;
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+#[path = "../../tests/support/servers.rs"]
+mod servers;
 #[cfg(feature = "libsql")]
 #[path = "../../tests/support/sqld.rs"]
 mod sqld;
