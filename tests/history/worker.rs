@@ -7,44 +7,23 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use seeknal_state::{
-    BackendOptions, Commit, Coordinator, Error, LeaseKey, LockOptions, NodeId, NodeUpdate, RunId, Version, create_state_backend,
+    Commit, Coordinator, Error, LeaseKey, LockOptions, NodeId, NodeUpdate, RunId, Version, create_state_backend,
 };
-use serde::{Deserialize, Serialize};
 
 use super::TTL;
+use super::blind::Blind;
 use super::checker::{Kind, Line, Told};
+use super::support::Place;
 
 pub(crate) const TARGET: &str = "SEEKNAL_TEST_HISTORY_TARGET";
 pub(crate) const NOTES: &str = "SEEKNAL_TEST_HISTORY_NOTES";
 pub(crate) const NUMBER: &str = "SEEKNAL_TEST_HISTORY_NUMBER";
+/// Set where the backend's check is taken out.
+pub(crate) const BLIND: &str = "SEEKNAL_TEST_HISTORY_BLIND";
 pub(crate) const RUN: &str = "shared";
 
 /// Nodes that all processes write.
 const SHARED: usize = 4;
-
-/// Where the state is.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Target {
-    pub(crate) folder: Option<PathBuf>,
-    pub(crate) url: Option<String>,
-    pub(crate) schema: Option<String>,
-}
-
-impl Target {
-    pub(crate) fn options(&self) -> BackendOptions {
-        let mut options = BackendOptions::new();
-        if let Some(folder) = &self.folder {
-            options = options.base_path(folder);
-        }
-        if let Some(url) = &self.url {
-            options = options.database_url(url);
-        }
-        if let Some(schema) = &self.schema {
-            options = options.set("database_schema", schema);
-        }
-        options
-    }
-}
 
 struct Work {
     state: Coordinator,
@@ -118,11 +97,15 @@ impl Work {
 #[test]
 fn works() {
     let Ok(target) = std::env::var(TARGET) else { return };
-    let target: Target = serde_json::from_str(&target).unwrap();
+    let target: Place = serde_json::from_str(&target).unwrap();
     let notes = PathBuf::from(std::env::var(NOTES).unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let state = Coordinator::open(create_state_backend("database", &target.options()).unwrap()).await.unwrap();
+        let mut backend = create_state_backend("database", &target.options()).unwrap();
+        if std::env::var_os(BLIND).is_some() {
+            backend = Arc::new(Blind(backend));
+        }
+        let state = Coordinator::open(backend).await.unwrap();
         state.fresh(RUN).await.unwrap().expect("the run");
         let work = Arc::new(Work {
             state,
