@@ -16,7 +16,7 @@ use crate::{Failure, Options, URL_VARIABLE, ack, backend, chance};
 
 /// How often the boss looks around.
 const GLANCE: Duration = Duration::from_millis(10);
-/// A fleet that notes nothing for so long hangs.
+/// A fleet that notes nothing for so long, beyond what one node may take, hangs.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How often the boss asks whether something was noted.
 const CHECK: Duration = Duration::from_secs(1);
@@ -130,14 +130,15 @@ impl Fleet<'_> {
         let began = Instant::now();
         let mut harm_due = (kill_every_ms > 0).then(|| began + self.pause(0));
         let mut harms = 0;
-        let (mut progress, mut check_due) = (Progress::new(PATIENCE, began), began + CHECK);
+        let patience = PATIENCE + Duration::from_millis(self.options.work.work_ms);
+        let (mut progress, mut check_due) = (Progress::new(patience, began), began + CHECK);
         while !workers.is_empty() {
             tokio::time::sleep(GLANCE).await;
             let now = Instant::now();
             if check_due <= now {
                 check_due = now + CHECK;
                 if progress.hangs(self.noted()?, now) {
-                    return Err(Failure::Told(format!("the run is not drained, and for {PATIENCE:?} no worker noted anything")));
+                    return Err(Failure::Told(format!("the run is not drained, and for {patience:?} no worker noted anything")));
                 }
             }
             for index in (0..workers.len()).rev() {
