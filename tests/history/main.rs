@@ -1,8 +1,8 @@
 //! Many processes on one run, some of them stopped beyond the life of their leases: nothing that was acknowledged is lost, nothing is applied twice.
 //!
 //! Every process writes down what it was told; the [`checker`] proves the claim from these notes and from what is stored at the end.
-//! `SEEKNAL_HISTORY_SECONDS` says for how long (6 by default), `SEEKNAL_HISTORY_SEED` who is stopped when. With the backend's check taken out the same
-//! processes lose updates, and the checker must say so.
+//! `SEEKNAL_HISTORY_SECONDS` says for how long (6 by default), `SEEKNAL_HISTORY_SEED` who is stopped when. With one half of the
+//! backend's check taken out the same processes lose updates, and the checker must say so.
 #![cfg(all(feature = "sqlite", unix))]
 #![allow(
     clippy::unwrap_used,
@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use seeknal_state::{Coordinator, NewRun, create_state_backend};
 
+use blind::Without;
 use checker::{Final, Line, check};
 use support::Place;
 
@@ -59,10 +60,10 @@ impl Drop for Workers {
     }
 }
 
-fn start(target: &Place, notes: &Path, number: usize, blind: bool) -> Child {
+fn start(target: &Place, notes: &Path, number: usize, without: Option<Without>) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    if blind {
-        command.env(worker::BLIND, "1");
+    if let Some(without) = without {
+        command.env(worker::BLIND, serde_json::to_string(&without).unwrap());
     }
     command
         .args(["worker::works", "--exact", "--nocapture", "--test-threads=1"])
@@ -83,7 +84,7 @@ struct History {
 }
 
 /// Lets the processes work, stops and wakes some of them all the time, and gathers what they noted.
-fn gather(target: &Place, lasting: Duration, blind: bool) -> History {
+fn gather(target: &Place, lasting: Duration, without: Option<Without>) -> History {
     let mut dice = number("SEEKNAL_HISTORY_SEED", 11).max(1);
     let mut throw = |below: usize| {
         dice ^= dice << 13;
@@ -99,11 +100,14 @@ fn gather(target: &Place, lasting: Duration, blind: bool) -> History {
     });
     let first = runtime.block_on(state.fresh(worker::RUN)).unwrap().unwrap().version();
     let notes = tempfile::tempdir().unwrap();
-    let mut workers = Workers((0..PROCESSES).map(|number| start(target, notes.path(), number, blind)).collect());
+    let mut workers = Workers((0..PROCESSES).map(|number| start(target, notes.path(), number, without)).collect());
     // Each begins its notes when it has opened the state.
     let patience = Instant::now() + Duration::from_secs(60);
     while (0..PROCESSES).any(|number| !notes.path().join(format!("{number}.jsonl")).exists()) {
         assert!(Instant::now() < patience, "not all processes came up");
+        for process in &mut workers.0 {
+            assert!(process.try_wait().unwrap().is_none(), "a worker failed");
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
     let (began, mut stops) = (Instant::now(), 0);
@@ -145,19 +149,24 @@ fn gather(target: &Place, lasting: Duration, blind: bool) -> History {
 /// The checker finds nothing.
 fn prove(target: &Place, at_least: u64) {
     let lasting = Duration::from_secs(number("SEEKNAL_HISTORY_SECONDS", 6));
-    let History { lines, end, stops, took } = gather(target, lasting, false);
+    let History { lines, end, stops, took } = gather(target, lasting, None);
     let told = check(&lines, &end).unwrap_or_else(|problem| panic!("{problem}"));
     println!("{told}, {stops} stops in {took:?}");
     assert!(told.acknowledged > at_least, "too little happened to prove anything: {told}");
     assert!(told.refused_by_fence > 0 || lasting < Duration::from_secs(5), "no stopped process met its lost lease: {told}");
 }
 
-/// The checker finds what is lost once the backend's check is taken out.
-fn objects(target: &Place) {
-    let History { lines, end, .. } = gather(target, Duration::from_secs(2), true);
+/// The checker finds what is lost once one half or the other of the backend's check is taken out.
+fn objects(target: &Place, without: Without) {
+    let (seconds, lost) = match without {
+        Without::Guards => (2, "node guarded-"),
+        // Somebody must be stopped on the way, and somebody else be faster then.
+        Without::Fences => (5, "node fenced-"),
+    };
+    let History { lines, end, .. } = gather(target, Duration::from_secs(seconds), Some(without));
     let problem = check(&lines, &end).expect_err("nothing was refused, and the checker has found nothing");
-    println!("{problem}");
-    assert!(problem.contains("a write was lost"), "{problem}");
+    println!("without {without:?}: {problem}");
+    assert!(problem.starts_with(lost) && problem.contains("a write was lost"), "{problem}");
 }
 
 fn of_folder(then: impl FnOnce(&Place)) {
@@ -171,8 +180,13 @@ fn on_sqlite() {
 }
 
 #[test]
-fn on_sqlite_without_its_check() {
-    of_folder(objects);
+fn on_sqlite_without_its_guards() {
+    of_folder(|place| objects(place, Without::Guards));
+}
+
+#[test]
+fn on_sqlite_without_its_fences() {
+    of_folder(|place| objects(place, Without::Fences));
 }
 
 #[cfg(feature = "postgres")]
@@ -184,9 +198,16 @@ fn on_postgres() {
 
 #[cfg(feature = "postgres")]
 #[test]
-fn on_postgres_without_its_check() {
+fn on_postgres_without_its_guards() {
     let Some(cluster) = support::postgres::cluster() else { return };
-    objects(&Place::of_schema(cluster));
+    objects(&Place::of_schema(cluster), Without::Guards);
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn on_postgres_without_its_fences() {
+    let Some(cluster) = support::postgres::cluster() else { return };
+    objects(&Place::of_schema(cluster), Without::Fences);
 }
 
 #[cfg(feature = "libsql")]
@@ -198,7 +219,14 @@ fn on_libsql() {
 
 #[cfg(feature = "libsql")]
 #[test]
-fn on_libsql_without_its_check() {
+fn on_libsql_without_its_guards() {
     let Some(server) = support::sqld::Sqld::start() else { return };
-    objects(&Place::of_server(&server));
+    objects(&Place::of_server(&server), Without::Guards);
+}
+
+#[cfg(feature = "libsql")]
+#[test]
+fn on_libsql_without_its_fences() {
+    let Some(server) = support::sqld::Sqld::start() else { return };
+    objects(&Place::of_server(&server), Without::Fences);
 }
