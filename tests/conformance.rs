@@ -7,6 +7,9 @@ mod json_lines;
 #[cfg(feature = "postgres")]
 #[path = "support/postgres.rs"]
 mod postgres_server;
+#[cfg(feature = "postgres")]
+#[path = "support/servers.rs"]
+mod servers;
 
 use std::sync::Arc;
 

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod binaries;
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+mod support;
 
 use std::fs;
 use std::path::Path;
@@ -135,6 +137,42 @@ fn parallel_executors_does_its_job_twice_on_each_backend() {
         assert!(sizes.values().any(|(lines, _)| *lines == 2), "no node was ever written together with another one");
         assert!(over_two_runs.values().any(|runs| runs.len() == 2), "no transaction was ever over two runs");
     }
+}
+
+/// The same job twice on a server.
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+fn on_server(place: &support::Place) {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("ack.log");
+    for found in ["0 earlier runs unchanged", "2 earlier runs unchanged"] {
+        let mut command = Command::new(example("parallel_executors"));
+        command.env_remove("SEEKNAL_DATABASE_SCHEMA").env_remove("SEEKNAL_DATABASE_TOKEN");
+        command.envs(place.schema.iter().map(|schema| ("SEEKNAL_DATABASE_SCHEMA", schema)));
+        command.args(["--database-url", place.url.as_deref().unwrap(), "--project-path", folder.path().to_str().unwrap()]);
+        command.args(["--runs", "2", "--nodes", "40", "--executors", "12", "--work-ms", "2", "--ack-log", log.to_str().unwrap()]);
+        let output = command.output().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "ended with {}:\n{text}", output.status);
+        for line in ["took it over (token", "a late write was refused: the lease", "check     ok: ", found] {
+            assert!(text.contains(line), "it does not say {line:?}:\n{text}");
+        }
+    }
+    assert!(!folder.path().join("target/state.db").exists(), "it went to the server");
+    assert!(fs::read_to_string(&log).unwrap().lines().count() > 160, "80 nodes begin and end, twice");
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn parallel_executors_does_its_job_twice_on_postgresql() {
+    let Some(cluster) = support::postgres::cluster() else { return };
+    on_server(&support::Place::of_schema(cluster));
+}
+
+#[cfg(feature = "libsql")]
+#[test]
+fn parallel_executors_does_its_job_twice_on_libsql() {
+    let Some(server) = support::sqld::Sqld::start() else { return };
+    on_server(&support::Place::of_server(&server));
 }
 
 /// A state file of Seeknal's own making, with what only its writer understands.

@@ -18,6 +18,9 @@ mod plan;
 mod processes;
 mod report;
 mod resident;
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+#[path = "../../tests/support/servers.rs"]
+mod servers;
 #[cfg(feature = "libsql")]
 #[path = "../../tests/support/sqld.rs"]
 mod sqld;
@@ -98,7 +101,9 @@ fn run(arguments: Arguments) -> Outcome<()> {
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
     let mut cases: Vec<_> = plan::cases(quick).into_iter().filter(|case| is_wanted(&case.name())).collect();
     if arguments.alone {
-        cases.iter_mut().for_each(|case| case.against.clear());
+        for case in &mut cases {
+            case.against.clear();
+        }
     }
     if arguments.list {
         for case in &cases {

@@ -11,12 +11,15 @@ use seeknal_state::{Coordinator, NewRun, NodeId, NodeUpdate, RunId, RunUpdate};
 
 use crate::check::{Findings, compare};
 use crate::dag::Dag;
+use crate::progress::Progress;
 use crate::{Failure, Options, URL_VARIABLE, ack, backend, chance};
 
 /// How often the boss looks around.
 const GLANCE: Duration = Duration::from_millis(10);
-/// A fleet that says nothing for so long hangs.
+/// A fleet that notes nothing for so long, beyond what one node may take, hangs.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How often the boss asks whether something was noted.
+const CHECK: Duration = Duration::from_secs(1);
 /// Nodes that are made in one transaction.
 const AT_ONCE: usize = 2_000;
 
@@ -127,12 +130,17 @@ impl Fleet<'_> {
         let began = Instant::now();
         let mut harm_due = (kill_every_ms > 0).then(|| began + self.pause(0));
         let mut harms = 0;
+        let patience = PATIENCE + Duration::from_millis(self.options.work.work_ms);
+        let (mut progress, mut check_due) = (Progress::new(patience, began), began + CHECK);
         while !workers.is_empty() {
             tokio::time::sleep(GLANCE).await;
-            if began.elapsed() > PATIENCE {
-                return Err(Failure::Told(format!("the run is not drained after {PATIENCE:?}")));
-            }
             let now = Instant::now();
+            if check_due <= now {
+                check_due = now + CHECK;
+                if progress.hangs(self.noted()?, now) {
+                    return Err(Failure::Told(format!("the run is not drained, and for {patience:?} no worker noted anything")));
+                }
+            }
             for index in (0..workers.len()).rev() {
                 let Some(worker) = workers.get_mut(index) else { continue };
                 if worker.wakes.is_some_and(|wakes| wakes <= now) {
@@ -160,6 +168,15 @@ impl Fleet<'_> {
             }
         }
         Ok(())
+    }
+
+    /// How many bytes the workers have noted in all.
+    fn noted(&self) -> std::io::Result<u64> {
+        let mut noted = 0;
+        for entry in std::fs::read_dir(&self.acks)? {
+            noted += entry?.metadata()?.len();
+        }
+        Ok(noted)
     }
 
     /// Half to one and a half of the pause that was asked for.

@@ -23,6 +23,7 @@ mod check;
 #[path = "../parallel_executors/dag.rs"]
 #[allow(dead_code, reason = "only the graph is needed here")]
 mod dag;
+mod progress;
 mod worker;
 
 use std::path::{Path, PathBuf};

@@ -17,6 +17,8 @@ pub(crate) fn example(name: &str) -> PathBuf {
         for (feature, is_on) in [
             ("file", cfg!(feature = "file")),
             ("sqlite", cfg!(feature = "sqlite")),
+            ("postgres", cfg!(feature = "postgres")),
+            ("libsql", cfg!(feature = "libsql")),
             ("conformance", cfg!(feature = "conformance")),
             ("cli", cfg!(feature = "cli")),
         ] {

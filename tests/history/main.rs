@@ -1,7 +1,8 @@
 //! Many processes on one run, some of them stopped beyond the life of their leases: nothing that was acknowledged is lost, nothing is applied twice.
 //!
 //! Every process writes down what it was told; the [`checker`] proves the claim from these notes and from what is stored at the end.
-//! `SEEKNAL_HISTORY_SECONDS` says for how long (6 by default), `SEEKNAL_HISTORY_SEED` who is stopped when.
+//! `SEEKNAL_HISTORY_SECONDS` says for how long (6 by default), `SEEKNAL_HISTORY_SEED` who is stopped when. With one half of the
+//! backend's check taken out the same processes lose updates, and the checker must say so.
 #![cfg(all(feature = "sqlite", unix))]
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +13,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod blind;
 mod checker;
 mod worker;
 
@@ -24,14 +26,18 @@ use std::time::{Duration, Instant};
 
 use seeknal_state::{Coordinator, NewRun, create_state_backend};
 
-use checker::{Final, Line};
-use worker::Target;
+use blind::Without;
+use checker::{Final, Line, check};
+use support::Place;
 
 const PROCESSES: usize = 8;
-/// As many are stopped at any time.
+/// As many are stopped at once.
 const STOPPED: usize = 2;
 /// How long a lease lives; a stopped process sleeps three times as long.
 const TTL: Duration = Duration::from_millis(300);
+/// How long nobody is stopped then, so that a fifth of the time of all is slept away. A server keeps the locks of a process that was stopped in
+/// mid-transaction, so that the others work in this time only.
+const FREE: Duration = Duration::from_millis(225);
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
@@ -54,8 +60,12 @@ impl Drop for Workers {
     }
 }
 
-fn start(target: &Target, notes: &Path, number: usize) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+fn start(target: &Place, notes: &Path, number: usize, without: Option<Without>) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    if let Some(without) = without {
+        command.env(worker::BLIND, serde_json::to_string(&without).unwrap());
+    }
+    command
         .args(["worker::works", "--exact", "--nocapture", "--test-threads=1"])
         .env(worker::TARGET, serde_json::to_string(target).unwrap())
         .env(worker::NOTES, notes.join(format!("{number}.jsonl")))
@@ -65,9 +75,16 @@ fn start(target: &Target, notes: &Path, number: usize) -> Child {
         .unwrap()
 }
 
-/// Lets the processes work, stops and wakes some of them all the time, and checks what they noted.
-fn prove(target: &Target, at_least: u64) {
-    let lasting = Duration::from_secs(number("SEEKNAL_HISTORY_SECONDS", 6));
+/// What came of it.
+struct History {
+    lines: Vec<Line>,
+    end: Final,
+    stops: usize,
+    took: Duration,
+}
+
+/// Lets the processes work, stops and wakes some of them all the time, and gathers what they noted.
+fn gather(target: &Place, lasting: Duration, without: Option<Without>) -> History {
     let mut dice = number("SEEKNAL_HISTORY_SEED", 11).max(1);
     let mut throw = |below: usize| {
         dice ^= dice << 13;
@@ -83,10 +100,19 @@ fn prove(target: &Target, at_least: u64) {
     });
     let first = runtime.block_on(state.fresh(worker::RUN)).unwrap().unwrap().version();
     let notes = tempfile::tempdir().unwrap();
-    let mut workers = Workers((0..PROCESSES).map(|number| start(target, notes.path(), number)).collect());
+    let mut workers = Workers((0..PROCESSES).map(|number| start(target, notes.path(), number, without)).collect());
+    // Each begins its notes when it has opened the state.
+    let patience = Instant::now() + Duration::from_secs(60);
+    while (0..PROCESSES).any(|number| !notes.path().join(format!("{number}.jsonl")).exists()) {
+        assert!(Instant::now() < patience, "not all processes came up");
+        for process in &mut workers.0 {
+            assert!(process.try_wait().unwrap().is_none(), "a worker failed");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let (began, mut stops) = (Instant::now(), 0);
-    let mut stopped: Vec<usize> = Vec::new();
     while began.elapsed() < lasting {
+        let mut stopped: Vec<usize> = Vec::new();
         while stopped.len() < STOPPED {
             let chosen = throw(PROCESSES);
             if !stopped.contains(&chosen) {
@@ -95,13 +121,12 @@ fn prove(target: &Target, at_least: u64) {
                 stops += 1;
             }
         }
-        // Not a wait for something to happen: this is for how long they are stopped.
-        std::thread::sleep(TTL * 3 / 2);
-        let woken = stopped.remove(0);
-        signal("-CONT", &workers.0[woken]);
-    }
-    for process in &workers.0 {
-        signal("-CONT", process);
+        // Not waits for something to happen: this is for how long they are stopped, and are not.
+        std::thread::sleep(TTL * 3);
+        for woken in stopped {
+            signal("-CONT", &workers.0[woken]);
+        }
+        std::thread::sleep(FREE);
     }
     std::fs::write(notes.path().join("enough"), "").unwrap();
     for process in &mut workers.0 {
@@ -118,30 +143,90 @@ fn prove(target: &Target, at_least: u64) {
         state.close().await.unwrap();
         Final { first: first.0, last: run.version().0, nodes }
     });
-    let told = checker::check(&lines, &end).unwrap_or_else(|problem| panic!("{problem}"));
-    println!("{told}, {stops} stops in {:?}", began.elapsed());
+    History { lines, end, stops, took: began.elapsed() }
+}
+
+/// The checker finds nothing.
+fn prove(target: &Place, at_least: u64) {
+    let lasting = Duration::from_secs(number("SEEKNAL_HISTORY_SECONDS", 6));
+    let History { lines, end, stops, took } = gather(target, lasting, None);
+    let told = check(&lines, &end).unwrap_or_else(|problem| panic!("{problem}"));
+    println!("{told}, {stops} stops in {took:?}");
     assert!(told.acknowledged > at_least, "too little happened to prove anything: {told}");
     assert!(told.refused_by_fence > 0 || lasting < Duration::from_secs(5), "no stopped process met its lost lease: {told}");
 }
 
+/// The checker finds what is lost once one half or the other of the backend's check is taken out.
+fn objects(target: &Place, without: Without) {
+    let (seconds, lost) = match without {
+        Without::Guards => (2, "node guarded-"),
+        // Somebody must be stopped on the way, and somebody else be faster then.
+        Without::Fences => (5, "node fenced-"),
+    };
+    let History { lines, end, .. } = gather(target, Duration::from_secs(seconds), Some(without));
+    let problem = check(&lines, &end).expect_err("nothing was refused, and the checker has found nothing");
+    println!("without {without:?}: {problem}");
+    assert!(problem.starts_with(lost) && problem.contains("a write was lost"), "{problem}");
+}
+
+fn of_folder(then: impl FnOnce(&Place)) {
+    let folder = tempfile::tempdir().unwrap();
+    then(&Place::of_folder(folder.path()));
+}
+
 #[test]
 fn on_sqlite() {
-    let folder = tempfile::tempdir().unwrap();
-    prove(&Target { folder: Some(folder.path().to_owned()), url: None, schema: None }, 100);
+    of_folder(|place| prove(place, 100));
+}
+
+#[test]
+fn on_sqlite_without_its_guards() {
+    of_folder(|place| objects(place, Without::Guards));
+}
+
+#[test]
+fn on_sqlite_without_its_fences() {
+    of_folder(|place| objects(place, Without::Fences));
 }
 
 #[cfg(feature = "postgres")]
 #[test]
 fn on_postgres() {
     let Some(cluster) = support::postgres::cluster() else { return };
-    let schema = Some(support::postgres::fresh_schema());
-    // The server keeps the row locks of a process that was stopped in mid-transaction, so that less happens here.
-    prove(&Target { folder: None, url: Some(cluster.url("")), schema }, 10);
+    prove(&Place::of_schema(cluster), 50);
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn on_postgres_without_its_guards() {
+    let Some(cluster) = support::postgres::cluster() else { return };
+    objects(&Place::of_schema(cluster), Without::Guards);
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn on_postgres_without_its_fences() {
+    let Some(cluster) = support::postgres::cluster() else { return };
+    objects(&Place::of_schema(cluster), Without::Fences);
 }
 
 #[cfg(feature = "libsql")]
 #[test]
 fn on_libsql() {
     let Some(server) = support::sqld::Sqld::start() else { return };
-    prove(&Target { folder: None, url: Some(server.url()), schema: None }, 100);
+    prove(&Place::of_server(&server), 100);
+}
+
+#[cfg(feature = "libsql")]
+#[test]
+fn on_libsql_without_its_guards() {
+    let Some(server) = support::sqld::Sqld::start() else { return };
+    objects(&Place::of_server(&server), Without::Guards);
+}
+
+#[cfg(feature = "libsql")]
+#[test]
+fn on_libsql_without_its_fences() {
+    let Some(server) = support::sqld::Sqld::start() else { return };
+    objects(&Place::of_server(&server), Without::Fences);
 }

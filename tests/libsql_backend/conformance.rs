@@ -1,12 +1,13 @@
-//! The conformance suite, every case on a server of its own.
+//! The conformance suite, every case on a server of its own: open to everybody, and with a token through TLS.
 
 use std::sync::Arc;
 
-use seeknal_state::create_state_backend;
 use seeknal_state::store::conformance::{Harness, cases};
 use seeknal_state::store::{BoxFuture, StateBackend, StoreError};
+use seeknal_state::{BackendOptions, create_state_backend};
 
-use super::sqld::Sqld;
+use super::proxy::Tls;
+use super::sqld::{Sqld, certificates};
 
 impl Harness for Sqld {
     fn open(&self) -> BoxFuture<'_, Result<Arc<dyn StateBackend>, StoreError>> {
@@ -15,8 +16,22 @@ impl Harness for Sqld {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_case_holds() {
+/// A server that wants tokens, behind encryption.
+struct Guarded {
+    _server: Sqld,
+    _front: Tls,
+    options: BackendOptions,
+}
+
+impl Harness for Guarded {
+    fn open(&self) -> BoxFuture<'_, Result<Arc<dyn StateBackend>, StoreError>> {
+        let backend = create_state_backend("database", &self.options);
+        Box::pin(async move { backend })
+    }
+}
+
+/// Runs every case, some at once, each on what `make` makes for it.
+async fn every_case<H: Harness + Send + Sync + 'static>(mut make: impl AsyncFnMut() -> Option<H>) {
     let only = std::env::var("SEEKNAL_TEST_CASE").ok();
     let mut left = cases().into_iter().filter(|case| only.as_deref().is_none_or(|only| case.name().contains(only)));
     let mut running = tokio::task::JoinSet::new();
@@ -25,8 +40,8 @@ async fn every_case_holds() {
         while running.len() < 4
             && let Some(case) = left.next()
         {
-            let Some(server) = tokio::task::spawn_blocking(Sqld::start).await.unwrap() else { return };
-            running.spawn(async move { case.run(&server).await });
+            let Some(harness) = make().await else { return };
+            running.spawn(async move { case.run(&harness).await });
         }
         match running.join_next().await {
             Some(done) => violations.extend(done.unwrap().err()),
@@ -34,4 +49,31 @@ async fn every_case_holds() {
         }
     }
     assert!(violations.is_empty(), "{violations:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_case_holds() {
+    every_case(async || tokio::task::spawn_blocking(Sqld::start).await.unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_case_holds_with_a_token_through_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    certificates(folder.path(), "DNS:localhost");
+    every_case(async || {
+        let (server, token) = tokio::task::spawn_blocking(|| {
+            let server = Sqld::with_tokens()?;
+            let token = server.token(r#"{"a":"rw"}"#);
+            Some((server, token))
+        })
+        .await
+        .unwrap()?;
+        let front = Tls::before(server.port(), folder.path()).await;
+        let options = BackendOptions::new()
+            .database_url(format!("libsql://{token}@localhost:{}", front.port))
+            .set("database_token", "")
+            .set("database_ca_file", folder.path().join("ca.pem").to_string_lossy());
+        Some(Guarded { _server: server, _front: front, options })
+    })
+    .await;
 }

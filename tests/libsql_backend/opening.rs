@@ -1,6 +1,5 @@
 //! Opening: tokens, certificates, hosts that are not there, and what lies at the server.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,18 +8,18 @@ use seeknal_state::{
 };
 
 use super::proxy::Tls;
-use super::sqld::{Sqld, openssl};
+use super::sqld::{Sqld, certificates};
 
-fn backend(options: &BackendOptions) -> Arc<dyn StateBackend> {
+pub(super) fn backend(options: &BackendOptions) -> Arc<dyn StateBackend> {
     create_state_backend("database", options).unwrap()
 }
 
-fn options(url: &str) -> BackendOptions {
+pub(super) fn options(url: &str) -> BackendOptions {
     BackendOptions::new().database_url(url).set("database_token", "")
 }
 
 /// Nothing that anybody may see has a token in it.
-fn assert_hidden(token: &str, shown: &[String]) {
+pub(super) fn assert_hidden(token: &str, shown: &[String]) {
     for text in shown {
         for part in token.split('.').filter(|part| part.len() > 8) {
             assert!(!text.contains(part), "a token is shown: {text}");
@@ -28,7 +27,7 @@ fn assert_hidden(token: &str, shown: &[String]) {
     }
 }
 
-async fn refused(options: &BackendOptions, token: &str) -> StoreError {
+pub(super) async fn refused(options: &BackendOptions, token: &str) -> StoreError {
     let backend = backend(options);
     let error = backend.initialize().await.unwrap_err();
     let source = std::error::Error::source(&error).map(|source| format!("{source} {source:?}")).unwrap_or_default();
@@ -181,18 +180,6 @@ async fn openings_at_the_same_time_make_the_tables_once() {
     while let Some(opened) = all.join_next().await {
         opened.unwrap().unwrap();
     }
-}
-
-/// A certificate for a name, of an authority whose own is `ca.pem`.
-fn certificates(folder: &Path, name: &str) {
-    std::fs::write(folder.join("names"), format!("subjectAltName={name}\nbasicConstraints=CA:FALSE\n")).unwrap();
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    let ca = ["req", "-x509", "-days", "2", "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"];
-    openssl(folder, &[&ca[..], &key[..]].concat());
-    let request = ["req", "-subj", "/CN=server", "-keyout", "server.key", "-out", "server.csr"];
-    openssl(folder, &[&request[..], &key[..]].concat());
-    let sign = ["x509", "-req", "-days", "2", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
-    openssl(folder, &[&sign[..], &["-extfile", "names", "-out", "server.pem"]].concat());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,12 +2,13 @@
 
 use super::*;
 
-async fn refusal_of(options: &BackendOptions) -> StoreError {
+pub(super) async fn refusal_of(options: &BackendOptions) -> StoreError {
     let error = match create_state_backend("database", options) {
         Ok(backend) => backend.initialize().await.unwrap_err(),
         Err(error) => error,
     };
-    let shown = format!("{error} {error:?} {options:?}");
+    let source = std::error::Error::source(&error).map(|source| format!("{source} {source:?}")).unwrap_or_default();
+    let shown = format!("{error} {error:?} {source} {options:?}");
     assert!(!shown.contains(server::PASSWORD) && !shown.contains("wrong-pass"), "a password is shown: {shown}");
     assert!(!error.is_unknown_outcome());
     error

@@ -23,13 +23,23 @@ use seeknal_state::store::{BackendOptions, StateBackend, StoreError, StoreErrorK
 
 #[path = "../support/postgres.rs"]
 mod server;
+#[path = "../support/servers.rs"]
+mod servers;
 
 mod commits;
+mod credentials;
 mod doors;
+#[path = "../support/exactly.rs"]
+mod exactly;
 mod faults;
 mod leases;
+mod networks;
 mod oracle;
 mod others;
+#[path = "../support/proxy.rs"]
+mod proxy;
+#[path = "../support/wire.rs"]
+mod wire;
 
 type Backend = Arc<dyn StateBackend>;
 

@@ -5,8 +5,23 @@ use std::time::Duration;
 use seeknal_state::{ChangeStream, Event, NewRun, NodeId, NodeUpdate, OnDelete, RunUpdate};
 
 use super::peer::Peer;
-use super::support::Store;
+use super::support::{self, Store};
 use super::{median, rows, until};
+
+on_every_database!(
+    snapshots_and_subscribers_follow_another_coordinator,
+    another_process_is_followed_too,
+    a_fresh_read_sees_at_once_what_was_acknowledged_elsewhere,
+    runs_that_others_delete_and_make_again_are_seen,
+    a_subscriber_hears_of_runs_that_nobody_here_asked_for,
+    after_every_burst_of_both_both_show_the_same,
+    an_own_commit_does_not_hide_the_one_before_it,
+);
+
+/// How far behind it usually may be: on one machine a tenth of a second, on servers as much as a busy machine may add to that.
+fn typical(store: &Store) -> Duration {
+    Duration::from_millis(if store.is_local() { 100 } else { 500 })
+}
 
 /// The next event that is what is waited for.
 async fn event(
@@ -24,15 +39,13 @@ async fn event(
     tokio::time::timeout(Duration::from_secs(30), found).await.expect("it is never told")
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn snapshots_and_subscribers_follow_another_coordinator() {
-    let store = Store::of("database");
+async fn snapshots_and_subscribers_follow_another_coordinator(store: Store) {
     let (here, there) = (store.open().await, store.open().await);
     there.create_run("r", NewRun::running()).await.unwrap();
     assert!(here.get_run("r").await.unwrap().is_some(), "resident from now on");
     let mut changes = here.subscribe();
     let mut lags = Vec::new();
-    for row in 1..=20 {
+    for row in 1..=31 {
         let commit = there.set_node_state("r", "n", NodeUpdate::running().row_count(row)).await.unwrap();
         lags.push(until("the snapshot follows", async || rows(&here, "r", "n") == Some(row)).await);
         let change = event(&mut changes, |change| change.after == commit.version()).await;
@@ -42,7 +55,7 @@ async fn snapshots_and_subscribers_follow_another_coordinator() {
         assert_eq!(change.snapshot.as_ref().unwrap().node("n").unwrap().row_count, Some(row));
     }
     println!("lag behind another coordinator: median {:.1?}, longest {:.1?}", median(lags.clone()), lags.iter().max().unwrap());
-    assert!(median(lags) < Duration::from_millis(500));
+    assert!(median(lags) < typical(&store));
     there.update_run("r", RunUpdate::success()).await.unwrap();
     assert!(event(&mut changes, |change| change.header).await.nodes.is_empty());
     assert!(here.health().is_sound() && here.health().freshness.followed_at.is_some());
@@ -50,29 +63,31 @@ async fn snapshots_and_subscribers_follow_another_coordinator() {
     there.close().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_process_is_followed_too() {
-    let store = Store::of("database");
+async fn another_process_is_followed_too(store: Store) {
     let here = store.open().await;
     here.create_run("r", NewRun::running()).await.unwrap();
-    let mut peer = Peer::start(store.folder.path());
+    let mut peer = Peer::start(&store.place);
     assert_eq!(peer.ask("write r n 50"), "written");
-    let lag = until("the snapshot follows", async || rows(&here, "r", "n") == Some(50)).await;
-    println!("lag behind another process: {lag:.1?}");
+    until("the snapshot follows", async || rows(&here, "r", "n") == Some(50)).await;
+    let mut lags = Vec::new();
+    for row in 51..=81 {
+        assert_eq!(peer.ask(&format!("row r n {row}")), "written");
+        lags.push(until("the snapshot follows", async || rows(&here, "r", "n") == Some(row)).await);
+    }
+    println!("lag behind another process: median {:.1?}, longest {:.1?}", median(lags.clone()), lags.iter().max().unwrap());
+    assert!(median(lags) < typical(&store));
     // And what is written here on top of it is not refused.
     let commit = here.set_node_state("r", "m", NodeUpdate::success()).await.unwrap();
     assert_eq!(here.snapshot("r").unwrap().version(), commit.version());
     here.close().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fresh_read_sees_at_once_what_was_acknowledged_elsewhere() {
-    let store = Store::of("database");
+async fn a_fresh_read_sees_at_once_what_was_acknowledged_elsewhere(store: Store) {
     let (here, there) = (store.open().await, store.open().await);
     there.create_run("r", NewRun::running()).await.unwrap();
     here.get_run("r").await.unwrap();
     let mut behind = 0;
-    for row in 1..=100 {
+    for row in 1..=50 {
         there.set_node_state("r", "n", NodeUpdate::running().row_count(row)).await.unwrap();
         behind += u32::from(rows(&here, "r", "n") != Some(row));
         let fresh = here.fresh("r").await.unwrap().unwrap();
@@ -92,9 +107,7 @@ async fn a_fresh_read_sees_at_once_what_was_acknowledged_elsewhere() {
     there.close().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn runs_that_others_delete_and_make_again_are_seen() {
-    let store = Store::of("database");
+async fn runs_that_others_delete_and_make_again_are_seen(store: Store) {
     let (here, there) = (store.open().await, store.open().await);
     there.create_run("r", NewRun::running()).await.unwrap();
     there.set_node_state("r", "old", NodeUpdate::success()).await.unwrap();
@@ -113,9 +126,7 @@ async fn runs_that_others_delete_and_make_again_are_seen() {
     there.close().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subscriber_hears_of_runs_that_nobody_here_asked_for() {
-    let store = Store::of("database");
+async fn a_subscriber_hears_of_runs_that_nobody_here_asked_for(store: Store) {
     let (here, there) = (store.open().await, store.open().await);
     there.create_run("known", NewRun::running()).await.unwrap();
     let mut changes = here.subscribe();
@@ -151,13 +162,11 @@ async fn a_database_that_is_replaced_is_noticed_by_who_reads() {
 }
 
 /// Nothing is missed: whenever both fall silent, both show the same. Sooner than the versions would be asked for without a hint.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_every_burst_of_both_both_show_the_same() {
-    let store = Store::of("database");
+async fn after_every_burst_of_both_both_show_the_same(store: Store) {
     let (here, there) = (store.open().await, store.open().await);
     here.create_run("r", NewRun::running()).await.unwrap();
     there.get_run("r").await.unwrap();
-    for round in 1..=40_u64 {
+    for round in 1..=if store.is_local() { 40_u64 } else { 20 } {
         let burst = |state: seeknal_state::Coordinator, node: &'static str, writes: u64| async move {
             for write in 0..writes {
                 state.set_node_state("r", node, NodeUpdate::running().row_count(round * 1000 + write)).await.unwrap();
@@ -192,9 +201,7 @@ async fn after_every_burst_of_both_both_show_the_same() {
 }
 
 /// A commit of this process right behind one of others does not hide it, also where it is on another run and so does not meet it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_own_commit_does_not_hide_the_one_before_it() {
-    let store = Store::of("database");
+async fn an_own_commit_does_not_hide_the_one_before_it(store: Store) {
     let (here, there) = (store.open().await, store.open().await);
     for run in ["r", "own"] {
         here.create_run(run, NewRun::running()).await.unwrap();

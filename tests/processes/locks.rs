@@ -5,17 +5,21 @@ use std::time::{Duration, Instant};
 use seeknal_state::{LeaseKey, LockOptions, NewRun, RunId};
 
 use super::peer::Peer;
-use super::support::Store;
-use super::until;
+use super::support::{self, Store};
+use super::{median, until};
+
+on_every_database!(
+    a_waiter_is_woken_by_a_release_in_another_process,
+    a_stopped_process_is_not_dead_and_its_late_write_is_refused,
+    the_lock_of_a_killed_process_is_free_when_its_time_is_over,
+);
 
 const NOW: Duration = Duration::ZERO;
 const LONG: Duration = Duration::from_secs(60);
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_waiter_is_woken_by_a_release_in_another_process() {
-    let store = Store::of("database");
+async fn a_waiter_is_woken_by_a_release_in_another_process(store: Store) {
     let here = store.open().await;
-    let mut peer = Peer::start(store.folder.path());
+    let mut peer = Peer::start(&store.place);
     let mut waits = Vec::new();
     for _ in 0..5 {
         assert!(peer.ask("lock r 30000 60000").starts_with("locked"));
@@ -43,8 +47,8 @@ async fn the_lock_of_a_killed_process_is_taken_over_at_once() {
     let here = store.open().await;
     here.create_run("r", NewRun::running()).await.unwrap();
     let mut took = Vec::new();
-    for _ in 0..3 {
-        let mut peer = Peer::start(store.folder.path());
+    for _ in 0..7 {
+        let mut peer = Peer::start(&store.place);
         let locked = peer.ask("lock r 30000 0");
         let token: u64 = locked.strip_prefix("locked ").unwrap_or_else(|| panic!("{locked}")).parse().unwrap();
         let waiting = tokio::spawn({
@@ -62,13 +66,37 @@ async fn the_lock_of_a_killed_process_is_taken_over_at_once() {
     }
     println!("taken over from a killed process, TTL 30 s: {took:.1?}");
     assert!(took.iter().all(|took| *took < Duration::from_secs(5)), "{took:?}");
+    assert!(median(took.clone()) < Duration::from_millis(100), "{took:?}");
+    here.close().await.unwrap();
+}
+
+/// Whether or not anybody can know that it is dead.
+async fn the_lock_of_a_killed_process_is_free_when_its_time_is_over(store: Store) {
+    const TTL: Duration = Duration::from_secs(2);
+    let here = store.open().await;
+    here.create_run("r", NewRun::running()).await.unwrap();
+    let mut peer = Peer::start(&store.place);
+    let locked = peer.ask("lock r 2000 0");
+    let token: u64 = locked.strip_prefix("locked ").unwrap_or_else(|| panic!("{locked}")).parse().unwrap();
+    assert_eq!(peer.ask("fenced r n"), "written");
+    peer.kill();
+    let died = Instant::now();
+    let lease = here.acquire_lock("r", LONG).await.unwrap().expect("its time is over");
+    let waited = died.elapsed();
+    println!("taken over from a killed process, TTL {TTL:?}: {waited:.1?}");
+    assert!(waited < TTL + Duration::from_secs(10), "{waited:?}");
+    // It renewed at every third of its TTL as long as it lived.
+    assert!(store.is_local() || waited >= TTL / 2, "nothing proves its death elsewhere, and it was taken over after {waited:?}");
+    assert!(lease.token().0 > token, "with a higher token");
+    here.with_lease(&lease).set_node_state("r", "n", seeknal_state::NodeUpdate::success()).await.unwrap();
+    lease.release().await.unwrap();
     here.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_opens_after_the_holder_died_does_not_wait_either() {
     let store = Store::of("database");
-    let mut peer = Peer::start(store.folder.path());
+    let mut peer = Peer::start(&store.place);
     assert!(peer.ask("lock r 30000 0").starts_with("locked"));
     peer.kill();
     let here = store.open().await;
@@ -78,19 +106,17 @@ async fn who_opens_after_the_holder_died_does_not_wait_either() {
     here.close().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_process_is_not_dead_and_its_late_write_is_refused() {
+async fn a_stopped_process_is_not_dead_and_its_late_write_is_refused(store: Store) {
     const TTL: Duration = Duration::from_secs(3);
-    let store = Store::of("database");
     let here = store.open().await;
     here.create_run("r", NewRun::running()).await.unwrap();
-    let mut peer = Peer::start(store.folder.path());
+    let mut peer = Peer::start(&store.place);
     assert!(peer.ask("lock r 3000 0").starts_with("locked"));
     assert_eq!(peer.ask("fenced r n"), "written");
     peer.signal("-STOP");
     let stopped = Instant::now();
     let processes = here.backend().processes().await.unwrap();
-    assert!(processes.iter().all(|process| process.alive == Some(true)), "{processes:?}");
+    assert!(processes.iter().all(|process| process.alive != Some(false)), "{processes:?}");
     let options = LockOptions::new().ttl(Duration::from_secs(30));
     let lease = here.acquire(LeaseKey::run(RunId::new("r").unwrap()), options, LONG).await.unwrap().expect("its time is over");
     let waited = stopped.elapsed();
@@ -109,7 +135,7 @@ async fn a_stopped_process_is_not_dead_and_its_late_write_is_refused() {
 async fn a_copied_or_missing_proof_proves_nothing() {
     let store = Store::of("database");
     let here = store.open().await;
-    let mut peer = Peer::start(store.folder.path());
+    let mut peer = Peer::start(&store.place);
     assert!(peer.ask("lock r 30000 0").starts_with("locked"));
     let own = here.backend().process().unwrap().id;
     let owners = store.folder.path().join("state.db.owners");

@@ -11,14 +11,15 @@
     reason = "a test fails by panicking"
 )]
 
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
 mod following;
 mod lies;
 mod locks;
 mod peer;
 mod writing;
-
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::time::{Duration, Instant};
 

@@ -1,16 +1,15 @@
 //! A peer: another process with the same database open, which does what it is told on its standard input, line by line.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use seeknal_state::{
-    BackendOptions, Coordinator, Error, Lease, LeaseKey, LockOptions, NodeUpdate, RunId, Version, create_state_backend,
-};
+use seeknal_state::{Coordinator, Error, Lease, LeaseKey, LockOptions, NodeUpdate, RunId, Version, create_state_backend};
 
-const FOLDER: &str = "SEEKNAL_TEST_PEER";
+use super::support::Place;
+
+const PLACE: &str = "SEEKNAL_TEST_PEER";
 /// Marks the answers among what the test harness prints.
 const MARK: &str = ">> ";
 /// For a broken build only.
@@ -24,11 +23,11 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Starts a process that opens the database in this folder.
-    pub(crate) fn start(folder: &Path) -> Self {
+    /// Starts a process that opens this database.
+    pub(crate) fn start(place: &Place) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["peer::acts_as_a_peer", "--exact", "--nocapture", "--test-threads=1"])
-            .env(FOLDER, folder)
+            .env(PLACE, serde_json::to_string(place).unwrap())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -86,9 +85,10 @@ impl Drop for Peer {
 /// The other side. Without the variable this is no test at all.
 #[test]
 fn acts_as_a_peer() {
-    let Ok(folder) = std::env::var(FOLDER) else { return };
+    let Ok(place) = std::env::var(PLACE) else { return };
+    let place: Place = serde_json::from_str(&place).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let backend = create_state_backend("database", &BackendOptions::new().base_path(&folder)).unwrap();
+    let backend = create_state_backend("database", &place.options()).unwrap();
     let state = runtime.block_on(Coordinator::open(backend)).unwrap();
     let answer = |text: &str| println!("{MARK}{text}");
     answer("open");
@@ -136,11 +136,51 @@ async fn obey(state: &Coordinator, held: &mut Option<Lease>, words: &[&str]) -> 
             }
             "written".to_owned()
         }
+        // Writes a node once.
+        ["row", run, node, row] => {
+            state.set_node_state(*run, *node, NodeUpdate::running().row_count(number(row))).await.unwrap();
+            "written".to_owned()
+        }
         // Writes a node if the run is at this version.
         ["guarded", run, node, version, row] => {
             let mut tx = state.transaction();
             tx.expect_version(*run, Version(number(version)));
             tx.set_node_state(*run, *node, NodeUpdate::running().row_count(number(row)));
+            match tx.commit().await {
+                Ok(_) => "won".to_owned(),
+                Err(Error::Conflict(_)) => "lost".to_owned(),
+                Err(error) => format!("{error:?}"),
+            }
+        }
+        // Raises the number of a node in two runs at once, so often; says how often somebody else was faster for good.
+        ["raise", first, second, node, count] => {
+            let mut conflicts = 0;
+            let mut left = number(count);
+            while left > 0 {
+                let raised = state
+                    .transact(|view, tx| {
+                        for run in [*first, *second] {
+                            let before = view.run(run)?.and_then(|run| run.node(node)?.row_count).unwrap_or(0);
+                            tx.set_node_state(run, *node, NodeUpdate::running().row_count(before + 1));
+                        }
+                        Ok(())
+                    })
+                    .await;
+                match raised {
+                    Ok(_) => left -= 1,
+                    Err(Error::Conflict(_)) => conflicts += 1,
+                    Err(error) => return format!("{error:?}"),
+                }
+            }
+            format!("raised, {conflicts} conflicts")
+        }
+        // Writes a node in two runs at once, guarded on the version of each.
+        ["both", first, second, node, versions, row] => {
+            let mut tx = state.transaction();
+            for (run, version) in [*first, *second].into_iter().zip(versions.split(',')) {
+                tx.expect_version(run, Version(number(version)));
+                tx.set_node_state(run, *node, NodeUpdate::running().row_count(number(row)));
+            }
             match tx.commit().await {
                 Ok(_) => "won".to_owned(),
                 Err(Error::Conflict(_)) => "lost".to_owned(),

@@ -1,8 +1,10 @@
 //! Places for state on every backend, and a backend that lies on demand, through the public trait.
 #![allow(dead_code, unused_macros, reason = "every test takes what it needs of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -16,14 +18,57 @@ use tokio::sync::{Notify, Semaphore};
 
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+pub(crate) mod servers;
 #[cfg(feature = "libsql")]
 pub(crate) mod sqld;
+
+/// Where a database is: what another process must be told so that it opens the same one.
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Place {
+    pub(crate) folder: Option<PathBuf>,
+    pub(crate) url: Option<String>,
+    pub(crate) schema: Option<String>,
+}
+
+impl Place {
+    pub(crate) fn of_folder(folder: &Path) -> Self {
+        Self { folder: Some(folder.to_owned()), ..Self::default() }
+    }
+
+    /// A schema that nobody else uses.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn of_schema(cluster: &postgres::Cluster) -> Self {
+        let schema = Some(postgres::fresh_schema());
+        Self { url: Some(cluster.url("?sslmode=disable")), schema, ..Self::default() }
+    }
+
+    #[cfg(feature = "libsql")]
+    pub(crate) fn of_server(server: &sqld::Sqld) -> Self {
+        Self { url: Some(server.url()), ..Self::default() }
+    }
+
+    pub(crate) fn options(&self) -> BackendOptions {
+        // An empty token is none: what the environment says does not count here.
+        let mut options = BackendOptions::new().set("database_token", "");
+        if let Some(folder) = &self.folder {
+            options = options.base_path(folder);
+        }
+        if let Some(url) = &self.url {
+            options = options.database_url(url);
+        }
+        if let Some(schema) = &self.schema {
+            options = options.set("database_schema", schema);
+        }
+        options
+    }
+}
 
 /// A place for state, of one of the built-in backends.
 pub(crate) struct Store {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) backend: &'static str,
-    options: BackendOptions,
+    pub(crate) place: Place,
     #[cfg(feature = "libsql")]
     server: Option<sqld::Sqld>,
 }
@@ -31,11 +76,11 @@ pub(crate) struct Store {
 impl Store {
     pub(crate) fn of(backend: &'static str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let options = BackendOptions::new().base_path(folder.path());
+        let place = Place::of_folder(folder.path());
         Self {
             folder,
             backend,
-            options,
+            place,
             #[cfg(feature = "libsql")]
             server: None,
         }
@@ -45,19 +90,24 @@ impl Store {
     #[cfg(feature = "libsql")]
     pub(crate) fn on_libsql() -> Option<Self> {
         let server = sqld::Sqld::start()?;
-        let options = server.options();
-        Some(Self { options, server: Some(server), ..Self::of("database") })
+        let place = Place::of_server(&server);
+        Some(Self { place, server: Some(server), ..Self::of("database") })
     }
 
     /// A schema on the server of this process; `None` where servers are left out.
     #[cfg(feature = "postgres")]
     pub(crate) fn on_postgres() -> Option<Self> {
-        let options = postgres::fresh(postgres::cluster()?);
-        Some(Self { options, ..Self::of("database") })
+        let place = Place::of_schema(postgres::cluster()?);
+        Some(Self { place, ..Self::of("database") })
+    }
+
+    /// Whether it is on this machine: then a process that died is known to be dead at once.
+    pub(crate) fn is_local(&self) -> bool {
+        self.place.url.is_none()
     }
 
     pub(crate) fn backend(&self) -> Arc<dyn StateBackend> {
-        create_state_backend(self.backend, &self.options).unwrap()
+        create_state_backend(self.backend, &self.place.options()).unwrap()
     }
 
     pub(crate) async fn open(&self) -> Coordinator {
@@ -99,6 +149,42 @@ macro_rules! on_every_backend {
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
                     super::$case(super::support::Store::of($name)).await;
+                }
+            )+
+        }
+    };
+}
+
+/// The same on every database that several processes may share.
+macro_rules! on_every_database {
+    ($($case:ident),+ $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    super::$case(super::support::Store::of("database")).await;
+                }
+            )+
+        }
+        #[cfg(feature = "postgres")]
+        mod postgres {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    if let Some(store) = super::support::Store::on_postgres() {
+                        super::$case(store).await;
+                    }
+                }
+            )+
+        }
+        #[cfg(feature = "libsql")]
+        mod libsql {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    if let Some(store) = super::support::Store::on_libsql() {
+                        super::$case(store).await;
+                    }
                 }
             )+
         }

@@ -1,14 +1,8 @@
 //! A PostgreSQL of the tests' own: a cluster in a temporary folder, on a free loopback port, with TLS, stopped again when the test process is gone.
 //!
-//! It needs Debian's package (`apt-get install postgresql`) and `openssl`. Without them tests fail, unless `SEEKNAL_TEST_WITHOUT_SERVERS=1` leaves them out.
+//! It needs Debian's package (`apt-get install postgresql`) and `openssl`; see [`servers`] for what happens without them.
 #![allow(dead_code, reason = "every test takes what it needs of it")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test that cannot go on has failed"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -19,6 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use seeknal_state::BackendOptions;
+
+use super::servers;
 
 /// The password of every role.
 pub(crate) const PASSWORD: &str = "s3cret-of-the-tests";
@@ -32,26 +28,10 @@ pub(crate) struct Cluster {
     keeper: Child,
 }
 
-/// The cluster that the tests of this process share; `None`: servers are left out by the variable.
+/// The cluster that the tests of this process share; `None`: servers are left out.
 pub(crate) fn cluster() -> Option<&'static Cluster> {
     static SHARED: OnceLock<Option<Cluster>> = OnceLock::new();
-    SHARED
-        .get_or_init(|| {
-            if left_out() {
-                return None;
-            }
-            Some(Cluster::start())
-        })
-        .as_ref()
-}
-
-/// Whether tests with servers are left out; says so.
-pub(crate) fn left_out() -> bool {
-    let left_out = std::env::var_os("SEEKNAL_TEST_WITHOUT_SERVERS").is_some_and(|value| value == "1");
-    if left_out {
-        println!("LEFT OUT: no PostgreSQL, because SEEKNAL_TEST_WITHOUT_SERVERS=1");
-    }
-    left_out
+    SHARED.get_or_init(Cluster::start).as_ref()
 }
 
 /// Options for a store of one test: a schema that nobody else uses.
@@ -64,7 +44,8 @@ pub(crate) fn fresh_schema() -> String {
     format!("test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-fn binaries() -> PathBuf {
+/// Where its programs are: those of the newest version. `None`: servers are left out.
+fn binaries() -> Option<PathBuf> {
     let mut versions: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -75,9 +56,8 @@ fn binaries() -> PathBuf {
         .filter(|(_, bin)| bin.join("initdb").exists() && bin.join("postgres").exists())
         .collect();
     versions.sort();
-    versions.pop().map(|(_, bin)| bin).expect(
-        "these tests need PostgreSQL's server: apt-get install postgresql (or leave them out with SEEKNAL_TEST_WITHOUT_SERVERS=1)",
-    )
+    let found = versions.pop().map(|(_, bin)| bin);
+    servers::needed("PostgreSQL's server", found, "`.ci/check setup`, or apt-get install postgresql")
 }
 
 fn is_root() -> bool {
@@ -106,9 +86,9 @@ fn run(command: &mut Command) -> Output {
 }
 
 impl Cluster {
-    /// Makes a cluster and starts it.
-    pub(crate) fn start() -> Self {
-        let bin = binaries();
+    /// Makes a cluster and starts it; `None`: servers are left out.
+    pub(crate) fn start() -> Option<Self> {
+        let bin = binaries()?;
         let folder = tempfile::Builder::new().prefix("seeknal-pg-").tempdir().unwrap().keep();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         certificates(&folder);
@@ -134,7 +114,7 @@ impl Cluster {
         cluster.await_ready();
         cluster.sql("CREATE DATABASE tests");
         cluster.sql(&format!("CREATE ROLE reader LOGIN PASSWORD '{PASSWORD}'"));
-        cluster
+        Some(cluster)
     }
 
     fn await_ready(&self) {

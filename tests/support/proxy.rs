@@ -35,8 +35,13 @@ pub(crate) struct Deeds {
     pub(crate) requests_lost: AtomicU64,
     pub(crate) answers_lost: AtomicU64,
     pub(crate) halved: AtomicU64,
+    /// Requests that arrived twice.
     pub(crate) doubled: AtomicU64,
+    pub(crate) answers_doubled: AtomicU64,
+    /// Requests that arrived after they were given up.
     pub(crate) late: AtomicU64,
+    /// Answers that came, but not soon.
+    pub(crate) answers_late: AtomicU64,
 }
 
 /// A network that lies, by a seed. Ends when it is dropped.
@@ -91,7 +96,7 @@ async fn serve(mut client: TcpStream, server: u16, mut dice: Dice, faults: u64, 
             continue;
         }
         let pause = Duration::from_millis(dice.below(300));
-        match dice.below(7) {
+        match dice.below(9) {
             0 => {
                 count(&deeds.requests_lost);
                 return Ok(());
@@ -127,6 +132,18 @@ async fn serve(mut client: TcpStream, server: u16, mut dice: Dice, faults: u64, 
                 let (first, second) = tokio::join!(exchange(server, &request), exchange(server, &request));
                 let answer = if dice.below(2) == 0 { first? } else { second? };
                 client.write_all(&answer).await?;
+            }
+            6 => {
+                count(&deeds.answers_late);
+                let answer = exchange(server, &request).await?;
+                tokio::time::sleep(pause).await;
+                client.write_all(&answer).await?;
+            }
+            7 => {
+                // The second copy answers nothing that was asked: it must not be taken for the answer to what is asked next.
+                count(&deeds.answers_doubled);
+                let answer = exchange(server, &request).await?;
+                client.write_all(&[answer.as_slice(), answer.as_slice()].concat()).await?;
             }
             _ => {
                 // Answered, and once more later.

@@ -5,7 +5,6 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::print_stderr,
     reason = "a test that cannot go on has failed"
 )]
 
@@ -17,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use seeknal_state::BackendOptions;
 
+use super::servers;
+
 /// How long a server may take to answer for the first time.
 const READY: Duration = Duration::from_secs(30);
 
@@ -26,23 +27,14 @@ pub(crate) fn path() -> PathBuf {
     std::env::var_os("SEEKNAL_SQLD").map_or(cached, PathBuf::from)
 }
 
-/// Where the server's program is; the test must be left out if there is none and that was asked for.
-///
-/// # Panics
-/// If there is none and nobody said that this is all right.
+/// Where the server's program is; `None`: servers are left out.
 pub(crate) fn program() -> Option<PathBuf> {
-    let program = path();
-    if program.is_file() {
-        return Some(program);
-    }
-    assert!(
-        std::env::var("SEEKNAL_TEST_WITHOUT_SERVERS").is_ok_and(|value| value == "1"),
-        "{} is missing: a libSQL server (sqld) is needed. `.ci/check setup` installs it; or name one in SEEKNAL_SQLD; \
-         or leave out what needs servers with SEEKNAL_TEST_WITHOUT_SERVERS=1",
-        program.display()
-    );
-    eprintln!("NOT TESTED: {} is missing", program.display());
-    None
+    let found = Some(path()).filter(|program| program.is_file());
+    servers::needed(
+        &format!("a libSQL server (sqld, {})", path().display()),
+        found,
+        "`.ci/check setup`, or name another one in SEEKNAL_SQLD",
+    )
 }
 
 /// A server. Dropping it ends it.
@@ -62,7 +54,7 @@ struct Running {
 }
 
 impl Sqld {
-    /// A server that anybody may use; `None` if there is none and that is all right.
+    /// A server that anybody may use; `None` if servers are left out.
     pub(crate) fn start() -> Option<Self> {
         Self::with(None)
     }
@@ -165,6 +157,11 @@ impl Sqld {
         self.keys.as_ref().unwrap().sign(claims)
     }
 
+    /// Such a token as somebody else signs it, who is not trusted.
+    pub(crate) fn forged(claims: &str) -> String {
+        Keys::new().sign(claims)
+    }
+
     /// Makes one request to the server, without any client of ours.
     pub(crate) fn sql(&self, sql: &str) -> String {
         let statement =
@@ -220,6 +217,18 @@ impl Keys {
 pub(crate) fn openssl(folder: &Path, arguments: &[&str]) {
     let done = Command::new("openssl").current_dir(folder).args(arguments).output().expect("the openssl command is needed");
     assert!(done.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// A certificate for a name, of an authority whose own is `ca.pem`.
+pub(crate) fn certificates(folder: &Path, name: &str) {
+    std::fs::write(folder.join("names"), format!("subjectAltName={name}\nbasicConstraints=CA:FALSE\n")).unwrap();
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    let ca = ["req", "-x509", "-days", "2", "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"];
+    openssl(folder, &[&ca[..], &key[..]].concat());
+    let request = ["req", "-subj", "/CN=server", "-keyout", "server.key", "-out", "server.csr"];
+    openssl(folder, &[&request[..], &key[..]].concat());
+    let sign = ["x509", "-req", "-days", "2", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
+    openssl(folder, &[&sign[..], &["-extfile", "names", "-out", "server.pem"]].concat());
 }
 
 fn base64url(bytes: &[u8]) -> String {

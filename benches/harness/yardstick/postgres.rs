@@ -11,6 +11,7 @@ use tokio_postgres::{Client, NoTls, Statement};
 
 use crate::measure::{Contender, Dice, Sample, steadily};
 use crate::plan::Backend;
+use crate::servers;
 use crate::workload::{self, Field, NODES, RUNS};
 use crate::{Fault, Outcome};
 
@@ -36,7 +37,7 @@ fn schema(folder: &Path) -> String {
 }
 
 fn cluster() -> Outcome<&'static server::Cluster> {
-    server::cluster().ok_or_else(|| "servers are left out by SEEKNAL_TEST_WITHOUT_SERVERS".into())
+    server::cluster().ok_or_else(|| format!("servers are left out by {}", servers::VARIABLE).into())
 }
 
 /// Options for the schema of a folder.
