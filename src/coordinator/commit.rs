@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 use super::{Coordinator, Durability, Engine};
 use crate::error::Error;
@@ -109,7 +110,24 @@ impl Engine {
         Ok(permit?)
     }
 
-    pub(super) async fn commit_one(&self, run: RunId, mut op: Op, now: bool) -> Result<Committed, Error> {
+    /// Commits an op on one run, under a span that names it.
+    pub(super) async fn commit_one(&self, run: RunId, op: Op, now: bool) -> Result<Committed, Error> {
+        let span = tracing::debug_span!(
+            "commit",
+            run = run.as_str(),
+            node = op.mutations.first().and_then(Mutation::node).map(crate::model::NodeId::as_str),
+            mutations = op.mutations.len(),
+            seq = tracing::field::Empty,
+        );
+        if span.is_disabled() {
+            return self.through_actor(run, op, now).await;
+        }
+        let committed = self.through_actor(run, op, now).instrument(span.clone()).await;
+        note_seq(&span, &committed);
+        committed
+    }
+
+    async fn through_actor(&self, run: RunId, mut op: Op, now: bool) -> Result<Committed, Error> {
         let creates = op.creates_run();
         let mut permit = self.admit(op.weight(), now).await?;
         loop {
@@ -137,7 +155,19 @@ impl Engine {
             return Ok(Committed { seq: None, runs: Vec::new(), grants: Vec::new() });
         }
         let (engine, first) = (Arc::clone(self), work.runs.keys().next().cloned());
-        match tokio::spawn(async move { engine.several(work).await }).await {
+        let span = tracing::debug_span!(
+            "commit",
+            runs = work.runs.len(),
+            run = first.as_ref().map(RunId::as_str),
+            mutations = work.runs.values().map(|draft| draft.mutations.len()).sum::<usize>(),
+            seq = tracing::field::Empty,
+        );
+        let task = async move {
+            let committed = engine.several(work).await;
+            note_seq(&tracing::Span::current(), &committed);
+            committed
+        };
+        match tokio::spawn(task.instrument(span)).await {
             Ok(answer) => answer,
             // It panicked or its runtime ended, perhaps after it was sent.
             Err(_) => Err(first.map_or(Error::Closed, Error::Unknown)),
@@ -290,6 +320,12 @@ impl Engine {
 pub(super) fn jitter(attempts: u32) -> Duration {
     let longest = 500_u64 << attempts.min(6);
     Duration::from_micros(RandomState::new().hash_one(attempts) % longest)
+}
+
+fn note_seq(span: &tracing::Span, committed: &Result<Committed, Error>) {
+    if let Some(seq) = committed.as_ref().ok().and_then(|committed| committed.seq) {
+        span.record("seq", seq.0);
+    }
 }
 
 fn plan_all(ops: &BTreeMap<RunId, Op>, held: &[HoldGrant]) -> Result<Vec<crate::run::Planned>, Refusal> {

@@ -375,8 +375,15 @@ impl<S: Sink> BatchSource for Shard<S> {
                 continue;
             }
             let batch = Arc::new(Batch::new(entries));
-            let span =
-                tracing::debug_span!("flush", backend = self.backend.name(), entries = batch.entries.len(), batch = %batch.id);
+            let span = tracing::debug_span!(
+                "flush",
+                backend = self.backend.name(),
+                entries = batch.entries.len(),
+                batch = %batch.id,
+                micros = tracing::field::Empty,
+                applied = tracing::field::Empty,
+                refused = tracing::field::Empty,
+            );
             *self.current() = Some(Current {
                 batch: Arc::clone(&batch),
                 flight,
@@ -416,6 +423,10 @@ impl<S: Sink> BatchSource for Shard<S> {
         self.stats.applied.fetch_add(applied as u64, Ordering::Relaxed);
         self.stats.refused.fetch_add((settled.len() - applied) as u64, Ordering::Relaxed);
         let Current { span, flight, batch, .. } = current;
+        if !span.is_disabled() {
+            span.record("micros", u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+            span.record("applied", applied).record("refused", settled.len() - applied);
+        }
         drop(span);
         self.deliver(News { settled, barriers: flight.barriers, barred: None, batch: Some(batch) });
     }

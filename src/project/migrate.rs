@@ -114,7 +114,11 @@ impl Plan {
         }
         let names = named(&self.differing, self.differing_runs);
         // What waits in a WAL would be replayed into whatever is put in the database's place.
-        let along = if target.ends_with(".db") { format!(" with {target}-wal and {target}-shm") } else { String::new() };
+        let along = if std::path::Path::new(target).extension().is_some_and(|extension| extension == "db") {
+            format!(" with {target}-wal and {target}-shm")
+        } else {
+            String::new()
+        };
         Err(ProjectError::new(
             ProjectErrorKind::Conflict,
             format!(
