@@ -7,8 +7,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use seeknal_state::{
-    Coordinator, Durability, Error, Event, Interval, LockOptions, NewRun, NodeStatus, NodeUpdate, OnDelete, RunStatus, RunUpdate,
-    StreamError,
+    Clock, Coordinator, Durability, Error, Event, Interval, LockOptions, NewRun, NodeId, NodeStatus, NodeUpdate, OnDelete,
+    PartitionKey, RunId, RunStatus, RunUpdate, StreamError, SystemClock,
 };
 use support::{LyingBackend, Store};
 
@@ -55,12 +55,12 @@ async fn runs_and_nodes_are_made_opened_and_deleted(store: Store) {
     for node in ["a", "b"] {
         state.set_node_state("run_1", node, NodeUpdate::success()).await.unwrap();
     }
-    assert_eq!(state.node_ids().await.unwrap().iter().map(|id| id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(state.node_ids().await.unwrap().iter().map(NodeId::as_str).collect::<Vec<_>>(), ["a", "b"]);
     state.delete_node("run_1", "a").await.unwrap();
     assert!(state.get_node_state("run_1", "a").await.unwrap().is_none());
     let again = state.delete_node("run_1", "a").await.unwrap_err();
     assert!(matches!(&again, Error::NodeNotFound { node, .. } if node.as_str() == "a"), "{again}");
-    assert_eq!(state.node_ids().await.unwrap().iter().map(|id| id.as_str()).collect::<Vec<_>>(), ["b"]);
+    assert_eq!(state.node_ids().await.unwrap().iter().map(NodeId::as_str).collect::<Vec<_>>(), ["b"]);
     state.close().await.unwrap();
     assert!(state.is_closed());
     let state = store.open().await;
@@ -90,7 +90,7 @@ async fn intervals_and_partitions_come_and_go(store: Store) {
     state.remove_completed_partition("run_1", "n", "dt=2").await.unwrap();
     state.remove_completed_partition("run_1", "n", "never").await.unwrap();
     let keys = state.list_completed_partitions("run_1", "n").await.unwrap();
-    assert_eq!(keys.iter().map(|key| key.as_str()).collect::<Vec<_>>(), ["dt=1", "dt=3"]);
+    assert_eq!(keys.iter().map(PartitionKey::as_str).collect::<Vec<_>>(), ["dt=1", "dt=3"]);
     let inverted = state.remove_completed_interval("run_1", "n", ("2024-01-04", "2024-01-03")).await.unwrap_err();
     assert!(matches!(inverted, Error::Input(_)), "{inverted}");
     state.close().await.unwrap();
@@ -351,14 +351,14 @@ async fn what_was_cleaned_up_through_the_coordinator_is_gone_for_it() {
                 state.update_run(run, RunUpdate::success()).await.unwrap();
             }
         }
-        let now = chrono::Utc::now() + chrono::Duration::days(31);
+        let now = SystemClock.now() + chrono::Duration::days(31);
         let plan = cleanup::plan(&**state.backend(), cleanup::Rules::older_than_days(30, 0, now).unwrap()).await.unwrap();
         assert_eq!(plan.delete.len(), 3, "{backend}");
         let _lease = state.acquire_lock("locked", Duration::ZERO).await.unwrap().unwrap();
         state.set_metadata("changed", "k", "v").await.unwrap();
         let cleaned = cleanup::through(&state, &plan).await.unwrap();
         assert_eq!(cleaned.deleted, 1, "{backend}");
-        let mut stay: Vec<_> = cleaned.changed_meanwhile.iter().map(|run| run.as_str()).collect();
+        let mut stay: Vec<_> = cleaned.changed_meanwhile.iter().map(RunId::as_str).collect();
         stay.sort_unstable();
         assert_eq!(stay, ["changed", "locked"], "{backend}");
         assert!(state.snapshot("old").is_none() && state.get_run("old").await.unwrap().is_none(), "{backend}");

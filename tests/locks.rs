@@ -8,7 +8,7 @@ mod support;
 use std::time::Duration;
 
 use seeknal_state::{
-    Coordinator, Error, LeaseError, LeaseKey, LockOptions, LostReason, NewRun, NodeId, NodeUpdate, RunId, RunUpdate,
+    Coordinator, Error, LeaseError, LeaseKey, LockOptions, LostReason, NewRun, NodeId, NodeUpdate, OnDelete, RunId, RunUpdate,
 };
 use support::Store;
 

@@ -114,11 +114,8 @@ impl Plan {
         }
         let names = named(&self.differing, self.differing_runs);
         // What waits in a WAL would be replayed into whatever is put in the database's place.
-        let along = if std::path::Path::new(target).extension().is_some_and(|extension| extension == "db") {
-            format!(" with {target}-wal and {target}-shm")
-        } else {
-            String::new()
-        };
+        let is_database = std::path::Path::new(target).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("db"));
+        let along = if is_database { format!(" with {target}-wal and {target}-shm") } else { String::new() };
         Err(ProjectError::new(
             ProjectErrorKind::Conflict,
             format!(
