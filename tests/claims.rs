@@ -354,10 +354,12 @@ async fn two_openings_share_a_run() {
         tx.set_node_state(RUN, format!("n{index}"), NodeUpdate::pending().depends_on(needs.as_slice()));
     }
     tx.commit().await.unwrap();
+    // Nobody completes anything before all have claimed something: the first twenty nodes are enough for that.
+    let all_have = Arc::new(tokio::sync::Barrier::new(12));
     let mut tasks = JoinSet::new();
     for (opening, state) in states.iter().enumerate() {
         for _ in 0..6 {
-            let state = state.clone();
+            let (state, all_have) = (state.clone(), Arc::clone(&all_have));
             tasks.spawn(async move {
                 let mut done = Vec::new();
                 loop {
@@ -365,6 +367,9 @@ async fn two_openings_share_a_run() {
                         Next::Claimed(claim) => {
                             let node = claim.node_id().to_string();
                             done.push((node, claim.token(), claim.attempt()));
+                            if done.len() == 1 {
+                                all_have.wait().await;
+                            }
                             claim.complete(NodeUpdate::success()).await.unwrap();
                         }
                         Next::Drained { blocked } => {
