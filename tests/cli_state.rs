@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use assert_cmd::Command;
 use chrono::{DateTime, Utc};
 use projects::{project, tree};
-use seeknal_state::{BackendOptions, Coordinator, LeaseKey, LockOptions, NewRun, RunId, create_state_backend};
+use seeknal_state::{
+    BackendOptions, Clock, Coordinator, LeaseKey, LockOptions, NewRun, RunId, SystemClock, create_state_backend,
+};
 use serde_json::Value;
 
 fn seeknal(dir: &Path) -> Command {
@@ -68,7 +70,7 @@ async fn locks_of_a_live_writer_are_listed_at_once_and_until_they_end() {
         let stamp = |lease: &Value, key: &str| lease[key].as_str().unwrap().parse::<DateTime<Utc>>().unwrap();
         let since = stamp(&first, "since");
         loop {
-            let asked = Utc::now();
+            let asked = SystemClock.now();
             let lease = listed(dir.path());
             assert_eq!(stamp(&lease, "since"), since);
             assert!(stamp(&lease, "until") > asked, "{lease} at {asked}");

@@ -351,7 +351,7 @@ async fn what_was_cleaned_up_through_the_coordinator_is_gone_for_it() {
                 state.update_run(run, RunUpdate::success()).await.unwrap();
             }
         }
-        let now = chrono::Utc::now() + chrono::Duration::days(31);
+        let now = seeknal_state::Clock::now(&seeknal_state::SystemClock) + chrono::Duration::days(31);
         let plan = cleanup::plan(&**state.backend(), cleanup::Rules::older_than_days(30, 0, now).unwrap()).await.unwrap();
         assert_eq!(plan.delete.len(), 3, "{backend}");
         let _lease = state.acquire_lock("locked", Duration::ZERO).await.unwrap().unwrap();
