@@ -174,8 +174,12 @@ impl Place {
             &syncs::Rules {
                 acks: self.acks.to_str().unwrap(),
                 folder: self.state.to_str().unwrap(),
-                free: |path| path.ends_with(".prev") || path.contains("/state.db.owners") || path.ends_with("-shm"),
-                grows: |path| path.ends_with(".journal"),
+                free: |path| {
+                    std::path::Path::new(path).extension().is_some_and(|ending| ending == "prev")
+                        || path.contains("/state.db.owners")
+                        || path.ends_with("-shm")
+                },
+                grows: |path| std::path::Path::new(path).extension().is_some_and(|ending| ending == "journal"),
                 behind_log: (self.name == "database").then_some(("-wal", "/state.db")),
             },
         );
