@@ -146,6 +146,10 @@ fn beside_sqlite_nobody_opens_its_files() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/sqlite");
     let mut seen = 0;
     for (path, mut text) in sources().into_iter().filter(|(path, _)| path.starts_with(&folder)) {
+        // Tests of a room look at its files when nobody has them open.
+        if let Some(tests) = text.find("\n#[cfg(test)]\nmod tests {") {
+            text.truncate(tests);
+        }
         for (_, allowed) in MAY.iter().filter(|(name, _)| path.ends_with(name)) {
             for opening in *allowed {
                 assert_eq!(text.matches(opening).count(), 1, "{}: {opening}", path.display());

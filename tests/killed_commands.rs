@@ -38,7 +38,7 @@ async fn a_move_that_is_killed_at_any_call_is_done_when_it_is_run_again() {
     for (from, to) in [("file", "database"), ("database", "file")] {
         let mut killed = 0;
         for call in ["pwrite64", "fsync", "fdatasync", "/^write$", "/rename.*", "/unlink.*", "/^ftruncate"] {
-            for when in [1, 2, 3, 5, 8, 13, 30] {
+            for when in [1, 3, 9] {
                 let what = format!("{from} to {to}, {call} {when}");
                 let dir = project(from).await;
                 let order = format!("migrate-state --backend {to} --no-dry-run");
@@ -60,7 +60,7 @@ async fn a_move_that_is_killed_at_any_call_is_done_when_it_is_run_again() {
                 migrate::verify(&*database, &*file).await.unwrap();
             }
         }
-        assert!(killed > 15, "{from}: only {killed} were killed");
+        assert!(killed > 8, "{from}: only {killed} were killed");
     }
 }
 
@@ -119,7 +119,7 @@ async fn a_cleanup_that_is_killed_leaves_runs_whole_or_gone_and_locked_ones_alon
     for name in ["file", "database"] {
         let mut killed = 0;
         for call in ["pwrite64", "fsync", "fdatasync", "/^write$", "/rename.*", "/unlink.*"] {
-            for when in [1, 3, 6, 20] {
+            for when in [1, 5] {
                 let what = format!("{name}, {call} {when}");
                 let dir = old_runs(name, RUNS).await;
                 let target = dir.path().join("target");
@@ -166,6 +166,6 @@ async fn a_cleanup_that_is_killed_leaves_runs_whole_or_gone_and_locked_ones_alon
                 }
             }
         }
-        assert!(killed > 6, "{name}: only {killed} were killed");
+        assert!(killed > 4, "{name}: only {killed} were killed");
     }
 }

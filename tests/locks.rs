@@ -184,7 +184,13 @@ async fn the_shortest_leases_grant_nothing_twice(store: Store) {
             let (mut tokens, mut counted) = (Vec::new(), 0_u64);
             for _ in 0..20 {
                 let options = LockOptions::new().ttl(Duration::from_millis(1)).keep_alive(false);
-                let Some(lease) = state.acquire(run("r"), options, SOON).await.unwrap() else { continue };
+                let lease = match state.acquire(run("r"), options, SOON).await {
+                    Ok(Some(lease)) => lease,
+                    Ok(None) => continue,
+                    // Storage took longer to grant it than it would have lasted.
+                    Err(Error::Lease(LeaseError::Store(error))) if error.to_string().contains("ask for a longer ttl") => continue,
+                    Err(error) => panic!("{error}"),
+                };
                 tokens.push(lease.token());
                 // Read and written under the lease: who is late is refused, and so no count is lost.
                 let seen = state.fresh("r").await.unwrap().unwrap().node("n").unwrap().row_count.unwrap();
@@ -231,7 +237,8 @@ async fn a_holder_whose_wall_clock_is_wrong_is_not_robbed_and_not_waited_for_lon
         assert!(!early || begun.elapsed() >= Duration::from_millis(800), "{hours} h: it was stolen");
         let next = other.acquire_lock("r", Duration::from_secs(20)).await.unwrap().expect("the time of the first is over");
         let waited = begun.elapsed();
-        assert!(waited >= Duration::from_millis(790) && waited < Duration::from_secs(10), "{hours} h: {waited:?}");
+        // The holder's own trust ends a little before the lease does; then it gives it back.
+        assert!(waited >= Duration::from_millis(700) && waited < Duration::from_secs(10), "{hours} h: {waited:?}");
         assert!(next.token() > lease.token() && lease.is_lost(), "{hours} h");
         next.release().await.unwrap();
         if shared {

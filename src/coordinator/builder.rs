@@ -177,7 +177,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
             chain_numbers: Arc::default(),
         });
         directory.set_context(&context);
-        let doors = Doors::new(persist, &directory, &context);
+        let doors = Doors::new(persist, &directory);
         let leases = match LeaseHandle::start(Arc::clone(&backend), Arc::new(doors), Arc::clone(&clock)).await {
             Ok(leases) => leases,
             Err(error) => {

@@ -1,6 +1,5 @@
 //! What the lock manager is given of the rooms beside it.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use tokio::sync::oneshot;
@@ -9,7 +8,7 @@ use super::directory::Directory;
 use crate::lease::{DoorError, LeaseStoreDoor};
 use crate::model::{Entry, Receipt, RunId};
 use crate::persist::{Persist, Submission};
-use crate::run::{FlushSink, NotCommitted, OneSink, RunContext, RunHandle};
+use crate::run::{FlushSink, NotCommitted, OneSink, RunHandle};
 use crate::store::{BoxFuture, StoreError, StoreErrorKind};
 
 /// About what an entry of leases takes.
@@ -20,12 +19,11 @@ pub(super) struct Doors {
     persist: Persist<FlushSink>,
     // Weak: the directory knows the lock manager, which knows these doors.
     directory: Weak<Directory>,
-    context: Weak<RunContext>,
 }
 
 impl Doors {
-    pub(super) fn new(persist: Persist<FlushSink>, directory: &Arc<Directory>, context: &Arc<RunContext>) -> Self {
-        Self { persist, directory: Arc::downgrade(directory), context: Arc::downgrade(context) }
+    pub(super) fn new(persist: Persist<FlushSink>, directory: &Arc<Directory>) -> Self {
+        Self { persist, directory: Arc::downgrade(directory) }
     }
 
     fn resident(&self, run: &RunId) -> Option<RunHandle> {
@@ -53,9 +51,8 @@ impl LeaseStoreDoor for Doors {
         })
     }
 
-    fn has_deferred(&self, run: &RunId) -> bool {
-        let any = self.context.upgrade().is_some_and(|context| context.deferred_runs.load(Ordering::Acquire) > 0);
-        any && self.resident(run).is_some_and(|handle| handle.cell().has_deferred())
+    fn has_unsettled(&self, run: &RunId) -> bool {
+        self.resident(run).is_some_and(|handle| handle.cell().has_unsettled())
     }
 
     fn flush_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), StoreError>> {

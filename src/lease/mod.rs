@@ -43,7 +43,7 @@ pub(crate) trait LeaseStoreDoor: Send + Sync + 'static {
     fn commit(&self, entry: Entry) -> BoxFuture<'_, Result<Receipt, DoorError>>;
 
     /// Whether writes of this run were accepted that are not settled yet.
-    fn has_deferred(&self, run: &RunId) -> bool;
+    fn has_unsettled(&self, run: &RunId) -> bool;
 
     /// Waits until everything that was accepted for the run so far is settled.
     fn flush_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), StoreError>>;

@@ -173,6 +173,7 @@ impl Actor for RunActor {
             }
             Msg::Passivate => state.passivate(),
         }
+        state.mark();
         Ok(())
     }
 }
@@ -260,6 +261,8 @@ impl State {
 
     fn hold(&mut self, reply: oneshot::Sender<HoldGrant>) {
         self.mode = Mode::Held;
+        // What holds it may commit before the actor hears of it.
+        self.cell.set_unsettled(true);
         let grant = HoldGrant::new(self.chain.committed().cloned(), Arc::clone(&self.cell), self.myself.clone());
         // A grant that nobody takes releases itself as it is dropped.
         drop(reply.send(grant));
@@ -293,6 +296,8 @@ impl State {
         let (deferred, weight) = (op.is_deferred(), op.weight());
         match self.chain.decide(&mut op, context.surroundings.wants_changes()) {
             Ok((ticket, entry)) => {
+                // Before it is sent: whoever finds it decided finds this too.
+                self.cell.set_unsettled(true);
                 let losses = deferred.then(|| (Arc::clone(&context.losses), self.cell.id().clone()));
                 let (attempts, hasty) = (op.attempts, op.hasty);
                 let mut sink = RunSink { actor: self.myself.clone(), ticket, order, ack, attempts, hasty, losses, permit };
@@ -350,9 +355,10 @@ impl State {
         }
     }
 
-    /// Says whether acknowledged writes are not in storage yet.
-    fn mark_deferred(&self) {
+    /// Says whether acknowledged writes are not in storage yet, and whether anything is on its way. What is settled was published before.
+    fn mark(&self) {
         self.cell.set_deferred(self.chain.has_deferred() || self.again.values().any(|job| job.ack.is_none()));
+        self.cell.set_unsettled(self.mode != Mode::Ready || !self.chain.is_settled() || !self.again.is_empty());
     }
 
     fn publish(&self) {
@@ -423,7 +429,7 @@ impl State {
         if !matches!(self.mode, Mode::Recovering { reload: true, .. }) {
             self.publish();
         }
-        self.mark_deferred();
+        self.mark();
         for (ack, committed) in acks {
             ack.answer(Ok(committed));
         }
@@ -495,7 +501,6 @@ impl State {
                     self.hold(reply);
                 }
                 self.go_on();
-                self.mark_deferred();
             }
             Err(error) => {
                 tracing::error!(run = %self.cell.id(), %error, "a run could not be loaded again; its actor ends");

@@ -23,6 +23,8 @@ pub(crate) struct RunCell {
     deferred: AtomicBool,
     /// How many runs have such.
     deferred_runs: Arc<AtomicUsize>,
+    /// Whether anything is on its way that the snapshot does not show yet.
+    unsettled: AtomicBool,
 }
 
 impl RunCell {
@@ -33,6 +35,7 @@ impl RunCell {
             used: AtomicBool::new(true),
             deferred: AtomicBool::new(false),
             deferred_runs,
+            unsettled: AtomicBool::new(false),
         };
         cell.publish(state, state.map_or(Version::NONE, RunState::version));
         cell
@@ -68,7 +71,21 @@ impl RunCell {
         self.used.swap(false, Ordering::Relaxed)
     }
 
+    pub(super) fn set_unsettled(&self, any: bool) {
+        if self.unsettled.load(Ordering::Relaxed) != any {
+            self.unsettled.store(any, Ordering::Release);
+        }
+    }
+
+    /// Whether anything is on its way that the snapshot does not show yet.
+    pub(crate) fn has_unsettled(&self) -> bool {
+        self.unsettled.load(Ordering::Acquire)
+    }
+
     pub(super) fn set_deferred(&self, any: bool) {
+        if self.deferred.load(Ordering::Relaxed) == any {
+            return;
+        }
         if self.deferred.swap(any, Ordering::AcqRel) != any {
             if any {
                 self.deferred_runs.fetch_add(1, Ordering::AcqRel);

@@ -49,12 +49,15 @@ impl Manager {
                 _ => tracing::warn!(%key, %token, %reason, "a lock was lost"),
             }
         }
-        let flush = self.context.door.has_deferred(&key.run);
+        // What the holder wrote is in the next one's first look, also if it has not come to rest yet.
+        let mut flush = self.context.door.has_unsettled(&key.run);
         let row = match &self.store {
             Store::Book { book, .. } => {
                 // What a holder wrote before it released is still covered by its fence.
                 if lost.is_some() || !flush {
                     book.remove(&key, token);
+                    // What was decided under the lease a moment ago is on its way; nothing more is decided under it now.
+                    flush = self.context.door.has_unsettled(&key.run);
                 }
                 None
             }

@@ -71,7 +71,7 @@ impl LeaseStoreDoor for Door {
         })
     }
 
-    fn has_deferred(&self, _: &RunId) -> bool {
+    fn has_unsettled(&self, _: &RunId) -> bool {
         self.deferred.load(Ordering::SeqCst)
     }
 

@@ -24,10 +24,11 @@ use super::error::{is_full, is_io, sql_error};
 use super::follow::Foreign;
 use super::open::{self, beside};
 use super::own::{Memory, Settled};
-use super::owners::{Deaths, Owner};
+use super::owners::{self, Deaths, Owner};
 use super::place::Place;
 use super::rows::Stamp;
-use super::{answer, read, schema, write};
+use super::schema::PAGE_SIZE;
+use super::{answer, read, schema, turn, write};
 use crate::model::{Batch, BatchAnswer, BatchId, Clock, ProcessInfo, SystemClock};
 use crate::store::highwater::{HighWater, HighWaterFile};
 use crate::store::pull::{BatchReply, Sources};
@@ -63,6 +64,15 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Who met commits of others so long ago at most notes its changes for them: a lone process has no cost of it.
 const COMPANY: Duration = Duration::from_secs(30);
+
+/// How often the others are counted.
+const COUNT: Duration = Duration::from_secs(1);
+
+/// How often, in commits, the length of the WAL is looked at.
+const LOOK_AT_WAL: u64 = 16;
+
+/// So many pages of the WAL that cannot be brought into the database are told: 32 MiB.
+const HELD_UP: i64 = 32 * 1024;
 
 /// What the writer is asked for.
 pub(super) enum Job {
@@ -102,6 +112,8 @@ pub(super) struct Writer {
     looked: Option<Instant>,
     /// When commits of others were met last.
     met: Option<Instant>,
+    /// When other openings were counted last.
+    counted: Option<Instant>,
     sidecar: HighWaterFile,
     reserved: HighWater,
     memory: Memory,
@@ -109,6 +121,10 @@ pub(super) struct Writer {
     told: VecDeque<BatchId>,
     commits: u64,
     checkpointer: Checkpointer,
+    /// The length of the WAL when it was longest.
+    wal_length: u64,
+    /// Whether it was told that a reader holds the WAL up.
+    held_up: bool,
     /// Whether the rest of a checkpoint is to be done.
     rest_due: bool,
     /// As long as it lives, others see this opening alive.
@@ -140,12 +156,15 @@ impl Writer {
             seq,
             looked: None,
             met: None,
+            counted: None,
             sidecar,
             reserved,
             memory: Memory::default(),
             told: VecDeque::new(),
             commits: 0,
             checkpointer,
+            wal_length: 0,
+            held_up: false,
             rest_due: false,
             owner,
         })
@@ -195,8 +214,26 @@ impl Writer {
         }
     }
 
-    fn checkpoint(&self) -> Result<(), StoreError> {
-        self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(|error| sql_error(&self.at.name, error))
+    /// Brings the WAL into the database as far as readers allow, and says so when one of them holds it up for too long.
+    fn checkpoint(&mut self) -> Result<(), StoreError> {
+        let left = self
+            .conn
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+                let (pages, done): (i64, i64) = (row.get(1)?, row.get(2)?);
+                Ok(pages.saturating_sub(done))
+            })
+            .map_err(|error| sql_error(&self.at.name, error))?;
+        let held_up = left >= HELD_UP;
+        if held_up && !std::mem::replace(&mut self.held_up, true) {
+            tracing::warn!(
+                database = self.at.name,
+                mib = left.saturating_mul(PAGE_SIZE) >> 20,
+                "a reader that stays keeps the WAL from being brought into the database: it grows until that one ends; look for a program with an \
+                 open transaction on it"
+            );
+        }
+        self.held_up = held_up;
+        Ok(())
     }
 
     fn commit(&mut self, mut batches: Vec<(Arc<Batch>, BatchReply)>) {
@@ -248,6 +285,10 @@ impl Writer {
             self.at.check()?;
             self.looked = Some(Instant::now());
         }
+        if self.has_company() && self.counted.is_none_or(|at| at.elapsed() >= COUNT) {
+            self.counted = Some(Instant::now());
+            turn::others(owners::count(&self.at.path).saturating_sub(1));
+        }
         if let Err(error) = self.run("BEGIN IMMEDIATE") {
             self.leave_transaction();
             return Err(sql_error(&self.at.name, error));
@@ -265,6 +306,9 @@ impl Writer {
                 self.rest_due |= self.checkpointer.wrote(settled.rows) == Due::Rest;
                 self.memory.settle(settled);
                 self.commits = self.commits.saturating_add(1);
+                if self.commits.is_multiple_of(LOOK_AT_WAL) {
+                    self.look_at_wal();
+                }
                 Ok(answers)
             }
             Err(error) => {
@@ -273,6 +317,19 @@ impl Writer {
                 Err(error)
             }
         }
+    }
+
+    /// Wide rows fill the WAL sooner than their number says: one that grew beyond its usual length is to be emptied.
+    fn look_at_wal(&mut self) {
+        let length = std::fs::metadata(beside(&self.at.path, "-wal")).map_or(0, |meta| meta.len());
+        let usual = u64::try_from(HELD_UP * PAGE_SIZE).unwrap_or(u64::MAX);
+        self.rest_due |= length > self.wal_length.max(usual);
+        self.wal_length = self.wal_length.max(length);
+    }
+
+    /// Whether others write too, as far as was seen lately.
+    fn has_company(&self) -> bool {
+        self.met.is_some_and(|at| at.elapsed() < COMPANY)
     }
 
     /// Everything between BEGIN and COMMIT.
@@ -296,7 +353,7 @@ impl Writer {
             self.foreign.met();
             self.met = Some(Instant::now());
         }
-        let noting = self.met.is_some_and(|at| at.elapsed() < COMPANY);
+        let noting = self.has_company();
         let mut answers = Vec::with_capacity(batches.len());
         for batch in batches {
             if let Some(known) = answer::find(&self.conn, batch)? {
