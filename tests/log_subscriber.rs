@@ -36,7 +36,9 @@ impl Caller {
             self.calls.fetch_add(1, Ordering::Relaxed);
             let asked = (state.stats(), state.health(), state.snapshot("run_1"));
             drop(asked);
-            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            // Each write has spans of its own: without an end they would feed one another.
+            let writes = self.calls.load(Ordering::Relaxed) < 500;
+            if let (true, Ok(runtime)) = (writes, tokio::runtime::Handle::try_current()) {
                 runtime.spawn(async move {
                     // Whether it comes to rest is not the question: the log may end with the runtime.
                     let _told = state.set_node_state("run_1", "from the log", NodeUpdate::running()).await.is_ok();

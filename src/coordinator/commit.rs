@@ -162,9 +162,10 @@ impl Engine {
             mutations = work.runs.values().map(|draft| draft.mutations.len()).sum::<usize>(),
             seq = tracing::field::Empty,
         );
+        let of_task = span.clone();
         let task = async move {
             let committed = engine.several(work).await;
-            note_seq(&tracing::Span::current(), &committed);
+            note_seq(&of_task, &committed);
             committed
         };
         match tokio::spawn(task.instrument(span)).await {

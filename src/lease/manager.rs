@@ -273,7 +273,11 @@ impl Manager {
                 }
                 let key = pending.key.clone();
                 self.pending.remove(&ticket);
-                rows::depart(&self.context, &self.myself, Departure { ticket, key: key.clone(), flush: false, row: Some(token) });
+                rows::depart(
+                    &self.context,
+                    &self.myself,
+                    Departure { ticket, key: key.clone(), flush: false, lost: true, row: Some(token) },
+                );
                 self.leaving.insert(ticket, Leaving { key, token, replies: Vec::new() });
             }
             Err(DoorError::Refused(Refusal::LeaseHeld { holder })) => {

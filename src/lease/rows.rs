@@ -129,6 +129,8 @@ pub(super) struct Departure {
     pub(super) ticket: Ticket,
     pub(super) key: LeaseKey,
     pub(super) flush: bool,
+    /// Whether its holder lost it; else it was released.
+    pub(super) lost: bool,
     /// The row to give back, where leases are rows.
     pub(super) row: Option<FencingToken>,
 }
@@ -137,12 +139,16 @@ pub(super) struct Departure {
 pub(super) fn depart(context: &Arc<Context>, manager: &ActorRef<Message>, departure: Departure) {
     let (context, manager) = (Arc::clone(context), manager.clone());
     tokio::spawn(async move {
-        let Departure { ticket, key, flush, row } = departure;
-        let flushed = if flush { context.door.flush_run(&key.run).await.map_err(LeaseError::from) } else { Ok(()) };
-        let given_back = match row {
-            Some(token) => context.give_back(&key, token).await,
-            None => Ok(()),
+        let Departure { ticket, key, flush, row, lost } = departure;
+        let flushing = async { if flush { context.door.flush_run(&key.run).await.map_err(LeaseError::from) } else { Ok(()) } };
+        let giving_back = async {
+            match row {
+                Some(token) => context.give_back(&key, token).await,
+                None => Ok(()),
+            }
         };
+        // What was lost is over whatever is on its way; what is released covers it until then.
+        let (flushed, given_back) = if lost { tokio::join!(flushing, giving_back) } else { (flushing.await, giving_back.await) };
         let _manager_gone = manager.send_message(Message::Left { ticket, result: flushed.and(given_back) });
     });
 }

@@ -71,7 +71,7 @@ fn the_reader_of_logs_finds_what_is_not_synced() {
         // A sync that failed, that began before the write, that has not ended, and of another file.
         (
             &[r#"1 write(3</t/s/j>, ""..., 8) = 8"#, "1 fsync(3</t/s/j>) = -1 EIO (Input/output error) (INJECTED)", ack],
-            &["line 3"],
+            &["line 3: acknowledged, /t/s/j is not synced", "line 3: acknowledged, a sync of /t/s/j failed"],
         ),
         (
             &["2 fsync(3</t/s/j> <unfinished ...>", r#"1 write(3</t/s/j>, ""..., 8) = 8"#, "2 <... fsync resumed>) = 0", ack],

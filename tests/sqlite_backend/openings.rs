@@ -185,8 +185,16 @@ async fn openings_know_one_another() {
 
     // What a dead one left: its file, and nobody's lock on it.
     let own = std::fs::read_dir(dir.path().join("state.db.owners")).unwrap().next().unwrap().unwrap().path();
-    let dead = std::fs::read_to_string(&own).unwrap().replace(&*ids(&one), "dead");
-    std::fs::write(own.with_file_name("dead.lock"), dead).unwrap();
+    let dead = std::fs::File::create(own.with_file_name("dead.lock")).unwrap();
+    let mut left: serde_json::Value = serde_json::from_slice(&std::fs::read(&own).unwrap()).unwrap();
+    left["process"]["id"] = "dead".into();
+    // A copy of another one's proves nothing.
+    std::io::Write::write_all(&mut &dead, left.to_string().as_bytes()).unwrap();
+    let unproven = one.processes().await.unwrap();
+    assert!(unproven.iter().any(|process| &*process.process.id == "dead" && process.alive.is_none()), "{unproven:?}");
+    let meta = dead.metadata().unwrap();
+    left["file"] = serde_json::json!([std::os::unix::fs::MetadataExt::dev(&meta), std::os::unix::fs::MetadataExt::ino(&meta)]);
+    std::fs::write(own.with_file_name("dead.lock"), left.to_string()).unwrap();
     let listed = one.processes().await.unwrap();
     assert!(listed.iter().any(|process| &*process.process.id == "dead" && process.alive == Some(false)));
     assert!(own.with_file_name("dead.lock").exists(), "as long as locks of it may be there it is the proof that they are over");

@@ -70,7 +70,7 @@ impl Manager {
         };
         let leaving = Leaving { key: key.clone(), token, replies: reply.into_iter().collect() };
         if flush || row.is_some() {
-            rows::depart(&self.context, &self.myself, Departure { ticket, key, flush, row });
+            rows::depart(&self.context, &self.myself, Departure { ticket, key, flush, row, lost: lost.is_some() });
             self.leaving.insert(ticket, leaving);
         } else {
             self.vacate(ticket, leaving, Ok(()));

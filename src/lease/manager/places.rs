@@ -45,7 +45,7 @@ impl Manager {
             // The run ended meanwhile, or all is closing: the place is somebody else's.
             if matches!(self.store, Store::Rows { .. }) {
                 let row = Some(token);
-                rows::depart(&self.context, &self.myself, Departure { ticket, key: key.clone(), flush: false, row });
+                rows::depart(&self.context, &self.myself, Departure { ticket, key: key.clone(), flush: false, lost: true, row });
             }
             return answer(Some(reply), Err(if closing { LeaseError::Closed } else { LeaseError::RunEnded { key } }));
         };

@@ -405,15 +405,14 @@ impl Writer {
         self.sidecar.lock()?;
         let reserved = (|| {
             let mut known = self.sidecar.read()?;
-            if seq > known.seq || token > known.token {
-                if seq > known.seq {
-                    known.seq = seq.saturating_add(SEQ_AHEAD);
-                }
-                if token > known.token {
-                    known.token = token.saturating_add(TOKENS_AHEAD);
-                }
-                self.sidecar.write(&known)?;
+            if seq > known.seq {
+                known.seq = seq.saturating_add(SEQ_AHEAD);
             }
+            if token > known.token {
+                known.token = token.saturating_add(TOKENS_AHEAD);
+            }
+            // Also where somebody raised it already: his sync may have failed, and what is read here may be in no storage.
+            self.sidecar.write(&known)?;
             Ok(known)
         })();
         self.sidecar.unlock()?;
