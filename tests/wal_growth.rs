@@ -18,7 +18,8 @@ struct Text<'t>(&'t mut String);
 
 impl Visit for Text<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.0.push_str(&format!("{}={value:?} ", field.name()));
+        *self.0 += field.name();
+        *self.0 += &format!("={value:?} ");
     }
 }
 
