@@ -155,11 +155,6 @@ pub(super) fn list(db: &Path, own: Option<&ProcessInfo>) -> Result<Vec<OpenProce
     Ok(found)
 }
 
-/// About how many openings there are: their files, whether or not they live.
-pub(super) fn count(db: &Path) -> usize {
-    std::fs::read_dir(folder(db)).map_or(0, Iterator::count)
-}
-
 /// Removes what dead openings left: their locks first, because without the file nobody could tell any more that they are dead.
 pub(super) fn sweep(conn: &Connection, db: &Path, own: &ProcessInfo) -> Result<(), StoreError> {
     let fail = |error| sql_error("table locks", error);

@@ -24,11 +24,11 @@ use super::error::{is_full, is_io, sql_error};
 use super::follow::Foreign;
 use super::open::{self, beside};
 use super::own::{Memory, Settled};
-use super::owners::{self, Deaths, Owner};
+use super::owners::{Deaths, Owner};
 use super::place::Place;
 use super::rows::Stamp;
 use super::schema::PAGE_SIZE;
-use super::{answer, read, schema, turn, write};
+use super::{answer, read, schema, write};
 use crate::model::{Batch, BatchAnswer, BatchId, Clock, ProcessInfo, SystemClock};
 use crate::store::highwater::{HighWater, HighWaterFile};
 use crate::store::pull::{BatchReply, Sources};
@@ -64,9 +64,6 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Who met commits of others so long ago at most notes its changes for them: a lone process has no cost of it.
 const COMPANY: Duration = Duration::from_secs(30);
-
-/// How often the others are counted.
-const COUNT: Duration = Duration::from_secs(1);
 
 /// How often, in commits, the length of the WAL is looked at.
 const LOOK_AT_WAL: u64 = 16;
@@ -112,8 +109,6 @@ pub(super) struct Writer {
     looked: Option<Instant>,
     /// When commits of others were met last.
     met: Option<Instant>,
-    /// When other openings were counted last.
-    counted: Option<Instant>,
     sidecar: HighWaterFile,
     reserved: HighWater,
     memory: Memory,
@@ -156,7 +151,6 @@ impl Writer {
             seq,
             looked: None,
             met: None,
-            counted: None,
             sidecar,
             reserved,
             memory: Memory::default(),
@@ -285,10 +279,6 @@ impl Writer {
             self.at.check()?;
             self.looked = Some(Instant::now());
         }
-        if self.has_company() && self.counted.is_none_or(|at| at.elapsed() >= COUNT) {
-            self.counted = Some(Instant::now());
-            turn::others(owners::count(&self.at.path).saturating_sub(1));
-        }
         if let Err(error) = self.run("BEGIN IMMEDIATE") {
             self.leave_transaction();
             return Err(sql_error(&self.at.name, error));
@@ -327,11 +317,6 @@ impl Writer {
         self.wal_length = self.wal_length.max(length);
     }
 
-    /// Whether others write too, as far as was seen lately.
-    fn has_company(&self) -> bool {
-        self.met.is_some_and(|at| at.elapsed() < COMPANY)
-    }
-
     /// Everything between BEGIN and COMMIT.
     fn fill(&mut self, batches: &[&Batch]) -> Result<(Vec<BatchAnswer>, Settled), StoreError> {
         let data_version = self
@@ -353,7 +338,7 @@ impl Writer {
             self.foreign.met();
             self.met = Some(Instant::now());
         }
-        let noting = self.has_company();
+        let noting = self.met.is_some_and(|at| at.elapsed() < COMPANY);
         let mut answers = Vec::with_capacity(batches.len());
         for batch in batches {
             if let Some(known) = answer::find(&self.conn, batch)? {
