@@ -2,7 +2,7 @@
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Write};
 use std::sync::{Arc, Mutex};
 
 use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, create_state_backend};
@@ -18,8 +18,7 @@ struct Text<'t>(&'t mut String);
 
 impl Visit for Text<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        *self.0 += field.name();
-        *self.0 += &format!("={value:?} ");
+        write!(self.0, "{}={value:?} ", field.name()).unwrap();
     }
 }
 
