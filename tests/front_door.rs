@@ -7,8 +7,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use seeknal_state::{
-    Clock, Coordinator, Durability, Error, Event, Interval, LockOptions, NewRun, NodeId, NodeStatus, NodeUpdate, OnDelete,
-    PartitionKey, RunId, RunStatus, RunUpdate, StreamError, SystemClock,
+    Coordinator, Durability, Error, Event, Interval, LockOptions, NewRun, NodeId, NodeStatus, NodeUpdate, OnDelete, PartitionKey,
+    RunStatus, RunUpdate, StreamError,
 };
 use support::{LyingBackend, Store};
 
@@ -351,14 +351,14 @@ async fn what_was_cleaned_up_through_the_coordinator_is_gone_for_it() {
                 state.update_run(run, RunUpdate::success()).await.unwrap();
             }
         }
-        let now = SystemClock.now() + chrono::Duration::days(31);
+        let now = seeknal_state::Clock::now(&seeknal_state::SystemClock) + chrono::Duration::days(31);
         let plan = cleanup::plan(&**state.backend(), cleanup::Rules::older_than_days(30, 0, now).unwrap()).await.unwrap();
         assert_eq!(plan.delete.len(), 3, "{backend}");
         let _lease = state.acquire_lock("locked", Duration::ZERO).await.unwrap().unwrap();
         state.set_metadata("changed", "k", "v").await.unwrap();
         let cleaned = cleanup::through(&state, &plan).await.unwrap();
         assert_eq!(cleaned.deleted, 1, "{backend}");
-        let mut stay: Vec<_> = cleaned.changed_meanwhile.iter().map(RunId::as_str).collect();
+        let mut stay: Vec<_> = cleaned.changed_meanwhile.iter().map(seeknal_state::RunId::as_str).collect();
         stay.sort_unstable();
         assert_eq!(stay, ["changed", "locked"], "{backend}");
         assert!(state.snapshot("old").is_none() && state.get_run("old").await.unwrap().is_none(), "{backend}");
