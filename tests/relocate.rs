@@ -342,7 +342,7 @@ async fn a_writer_that_was_not_seen_stops_the_move_before_the_switch() {
     })
     .await
     .unwrap_err();
-    assert_eq!(error.kind(), ProjectErrorKind::Conflict, "{error}");
+    assert_eq!(error.kind(), ProjectErrorKind::Partial, "{error}");
     assert!(error.to_string().contains("state.db") && error.to_string().contains("in the middle"), "{error}");
     assert_eq!(fs::read_to_string(dir.path().join("seeknal_project.yml")).unwrap(), before, "the settings were not switched");
     writer.close().await.unwrap();
