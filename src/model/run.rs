@@ -94,32 +94,38 @@ impl RunHeader {
 /// A run at one version: header and nodes. Immutable for readers; a clone shares all of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RunState {
-    id: RunId,
     version: Version,
+    /// In one piece: a state is cloned and dropped several times on its way through the threads.
+    body: Arc<Body>,
+}
+
+#[derive(Clone)]
+struct Body {
+    id: RunId,
     created_version: Version,
     header: Arc<RunHeader>,
     nodes: RedBlackTreeMapSync<NodeId, Arc<NodeState>>,
-    reload: Reload,
+    /// The node that was put last: it is what whoever stores this version asks for. A hint.
+    newest: Option<(NodeId, Arc<NodeState>)>,
+    /// Of a run that was loaded again: which of its nodes are not those of an earlier version. A hint.
+    reload: Option<Arc<(Version, Version, Vec<NodeId>)>>,
 }
 
-/// Of a run that was loaded again: which of its nodes are not those of an earlier version. A hint, and no part of what the run is.
-#[derive(Debug, Clone, Default)]
-struct Reload(Option<Arc<(Version, Version, Vec<NodeId>)>>);
-
-impl PartialEq for Reload {
-    fn eq(&self, _: &Self) -> bool {
-        true
+impl PartialEq for Body {
+    fn eq(&self, other: &Self) -> bool {
+        // Hints are no part of what the run is.
+        (&self.id, self.created_version, &self.header, &self.nodes)
+            == (&other.id, other.created_version, &other.header, &other.nodes)
     }
 }
 
-impl Eq for Reload {}
+impl Eq for Body {}
 
 impl RunState {
     /// A run without nodes, at the version that created it.
     pub fn new(id: RunId, header: RunHeader, version: Version) -> Self {
         let header = RunHeader { version, ..header };
-        let nodes = RedBlackTreeMapSync::new_sync();
-        Self { id, version, created_version: version, header: Arc::new(header), nodes, reload: Reload::default() }
+        Self::of(id, header, version, version, RedBlackTreeMapSync::new_sync())
     }
 
     /// A run as a backend found it in its storage.
@@ -131,12 +137,27 @@ impl RunState {
         nodes: impl IntoIterator<Item = (NodeId, NodeState)>,
     ) -> Self {
         let nodes = nodes.into_iter().map(|(id, node)| (id, Arc::new(node))).collect();
-        Self { id, version, created_version, header: Arc::new(header), nodes, reload: Reload::default() }
+        Self::of(id, header, version, created_version, nodes)
+    }
+
+    fn of(
+        id: RunId,
+        header: RunHeader,
+        version: Version,
+        created_version: Version,
+        nodes: RedBlackTreeMapSync<NodeId, Arc<NodeState>>,
+    ) -> Self {
+        let body = Body { id, created_version, header: Arc::new(header), nodes, newest: None, reload: None };
+        Self { version, body: Arc::new(body) }
+    }
+
+    fn body_mut(&mut self) -> &mut Body {
+        Arc::make_mut(&mut self.body)
     }
 
     /// Its name.
     pub fn id(&self) -> &RunId {
-        &self.id
+        &self.body.id
     }
 
     /// Its version.
@@ -146,65 +167,70 @@ impl RunState {
 
     /// The version at which it was created: anything older belongs to an earlier run of the same name.
     pub fn created_version(&self) -> Version {
-        self.created_version
+        self.body.created_version
     }
 
     /// What is known of it as a whole.
     pub fn header(&self) -> &RunHeader {
-        &self.header
+        &self.body.header
     }
 
     /// One node.
     pub fn node(&self, node: &str) -> Option<&NodeState> {
-        self.nodes.get(node).map(|state| &**state)
+        self.body.nodes.get(node).map(|state| &**state)
     }
 
     /// One node, shared.
     pub fn node_shared(&self, node: &str) -> Option<Arc<NodeState>> {
-        self.nodes.get(node).cloned()
+        match &self.body.newest {
+            Some((id, state)) if id.as_str() == node => Some(Arc::clone(state)),
+            _ => self.body.nodes.get(node).cloned(),
+        }
     }
 
     /// All nodes in order of their ids.
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = (&NodeId, &NodeState)> {
-        self.nodes.iter().map(|(id, state)| (id, &**state))
+        self.body.nodes.iter().map(|(id, state)| (id, &**state))
     }
 
     /// How many nodes it has.
     pub fn node_count(&self) -> usize {
-        self.nodes.size()
+        self.body.nodes.size()
     }
 
     /// The key by which runs are ordered.
     pub fn order_key(&self) -> (DateTime<Utc>, RunId) {
-        (self.header.created_at, self.id.clone())
+        (self.body.header.created_at, self.body.id.clone())
     }
 
     /// The newest stamp of the run or one of its nodes: the end of a foreign run that has none of its own.
     pub fn newest_stamp(&self) -> Option<DateTime<Utc>> {
-        let header = [self.header.started_at, self.header.finished_at];
-        let nodes = self.nodes.values().flat_map(|node| [node.started_at, node.finished_at]);
+        let header = [self.body.header.started_at, self.body.header.finished_at];
+        let nodes = self.body.nodes.values().flat_map(|node| [node.started_at, node.finished_at]);
         header.into_iter().chain(nodes).flatten().max()
     }
 
     /// The same run with its version, and the stamps of the rows that `base` had not seen, moved to where they really are.
     pub(crate) fn restamped(&self, base: Version, actual: Version, created: bool) -> Self {
         let mut state = self.clone();
-        if state.header.version > base || created {
-            Arc::make_mut(&mut state.header).version = actual;
+        let body = state.body_mut();
+        body.newest = None;
+        if body.header.version > base || created {
+            Arc::make_mut(&mut body.header).version = actual;
         }
         let moved: Vec<NodeId> =
-            self.nodes.iter().filter(|(_, node)| node.version > base || created).map(|(id, _)| id.clone()).collect();
+            self.body.nodes.iter().filter(|(_, node)| node.version > base || created).map(|(id, _)| id.clone()).collect();
         for id in moved {
-            if let Some(node) = state.nodes.get(&id) {
+            if let Some(node) = body.nodes.get(&id) {
                 let mut node = NodeState::clone(node);
                 node.version = actual;
-                state.nodes.insert_mut(id, Arc::new(node));
+                body.nodes.insert_mut(id, Arc::new(node));
             }
         }
-        state.version = actual;
         if created {
-            state.created_version = actual;
+            body.created_version = actual;
         }
+        state.version = actual;
         state
     }
 
@@ -218,23 +244,25 @@ impl RunState {
     ) -> Self {
         let mut state = self.clone();
         state.version = version;
+        let body = state.body_mut();
+        body.newest = None;
         if let Some(header) = header {
-            state.header = Arc::new(header);
+            body.header = Arc::new(header);
         }
         let mut replaced = Vec::new();
         for (id, node) in nodes {
             replaced.push(id.clone());
-            state.nodes.insert_mut(id, Arc::new(node));
+            body.nodes.insert_mut(id, Arc::new(node));
         }
-        state.reload = Reload(Some(Arc::new((self.version, version, replaced))));
+        body.reload = Some(Arc::new((self.version, version, replaced)));
         state
     }
 
     /// The nodes that are newer than a version, in no order.
     pub(crate) fn newer_nodes(&self, version: Version) -> Vec<NodeId> {
-        match self.reload.0.as_deref() {
+        match self.body.reload.as_deref() {
             Some((from, to, nodes)) if *from == version && *to == self.version => nodes.clone(),
-            _ => self.nodes.iter().filter(|(_, node)| node.version > version).map(|(id, _)| id.clone()).collect(),
+            _ => self.body.nodes.iter().filter(|(_, node)| node.version > version).map(|(id, _)| id.clone()).collect(),
         }
     }
 
@@ -243,25 +271,29 @@ impl RunState {
     }
 
     pub(super) fn header_mut(&mut self) -> &mut RunHeader {
-        Arc::make_mut(&mut self.header)
+        Arc::make_mut(&mut self.body_mut().header)
     }
 
     pub(super) fn put_node(&mut self, id: NodeId, node: NodeState) {
-        self.nodes.insert_mut(id, Arc::new(node));
+        let (body, node) = (self.body_mut(), Arc::new(node));
+        body.nodes.insert_mut(id.clone(), Arc::clone(&node));
+        body.newest = Some((id, node));
     }
 
     pub(super) fn drop_node(&mut self, id: &NodeId) -> bool {
-        self.nodes.remove_mut(id)
+        let body = self.body_mut();
+        body.newest = None;
+        body.nodes.remove_mut(id)
     }
 }
 
 impl fmt::Debug for RunState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RunState")
-            .field("id", &self.id)
+            .field("id", &self.body.id)
             .field("version", &self.version)
-            .field("header", &self.header)
-            .field("nodes", &self.nodes.iter().map(|(id, node)| (id, &**node)).collect::<std::collections::BTreeMap<_, _>>())
+            .field("header", &self.body.header)
+            .field("nodes", &self.body.nodes.iter().map(|(id, node)| (id, &**node)).collect::<std::collections::BTreeMap<_, _>>())
             .finish_non_exhaustive()
     }
 }
@@ -280,11 +312,11 @@ struct Written {
 impl Serialize for RunState {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Written {
-            run_id: self.id.clone(),
+            run_id: self.body.id.clone(),
             version: self.version,
-            created_version: self.created_version,
-            header: (*self.header).clone(),
-            nodes: self.nodes.iter().map(|(id, node)| (id.clone(), Arc::clone(node))).collect(),
+            created_version: self.body.created_version,
+            header: (*self.body.header).clone(),
+            nodes: self.body.nodes.iter().map(|(id, node)| (id.clone(), Arc::clone(node))).collect(),
         }
         .serialize(serializer)
     }

@@ -23,10 +23,23 @@ pub(super) struct PendingNode {
     pub(super) state: Option<Arc<NodeState>>,
     /// Whether all of its intervals and partitions are to be written anew.
     pub(super) whole: bool,
+    /// What changed of its coverage: seldom anything.
+    pub(super) covered: Option<Box<Covered>>,
+}
+
+/// What changed of a node's coverage.
+#[derive(Debug, Default)]
+pub(super) struct Covered {
     /// Where its intervals changed.
     pub(super) intervals: IntervalSet,
     /// Which of its partitions changed.
     pub(super) partitions: BTreeSet<PartitionKey>,
+}
+
+impl PendingNode {
+    fn covered(&mut self) -> &mut Covered {
+        self.covered.get_or_insert_default()
+    }
 }
 
 /// One run in the transaction: what is stored, and what is to be written.
@@ -34,7 +47,7 @@ pub(super) struct PendingNode {
 pub(super) struct Cell {
     pub(super) head: Option<Head>,
     /// The run's header, where it was needed.
-    pub(super) header: Option<RunHeader>,
+    pub(super) header: Option<Box<RunHeader>>,
     pub(super) header_changed: bool,
     pub(super) changed: bool,
     pub(super) nodes: BTreeMap<NodeId, PendingNode>,
@@ -52,7 +65,7 @@ impl Cell {
         for mutation in &part.mutations {
             let Some(id) = mutation.node() else {
                 head.header_version = after.header().version;
-                self.header = Some(after.header().clone());
+                self.header = Some(Box::new(after.header().clone()));
                 self.header_changed = true;
                 continue;
             };
@@ -64,10 +77,10 @@ impl Cell {
                     head.nodes_deleted = version;
                 }
                 Mutation::AddInterval { interval, .. } | Mutation::RemoveInterval { interval, .. } => {
-                    pending.intervals.insert(*interval);
+                    pending.covered().intervals.insert(*interval);
                 }
                 Mutation::AddPartition { partition, .. } | Mutation::RemovePartition { partition, .. } => {
-                    pending.partitions.insert(partition.clone());
+                    pending.covered().partitions.insert(partition.clone());
                 }
                 _ => {}
             }
@@ -84,7 +97,7 @@ impl Cell {
             nodes_deleted: Version::NONE,
             created_at: Arc::from(Stamp::of(header.created_at).as_str()),
         });
-        self.header = Some(header.clone());
+        self.header = Some(Box::new(header.clone()));
         self.header_changed = true;
         self.changed = true;
         for (id, _) in after.nodes() {
@@ -175,9 +188,9 @@ impl Cell {
 
     fn header(&mut self, conn: &Connection, run: &RunId) -> Result<&RunHeader, StoreError> {
         if self.header.is_none() {
-            self.header = read::run_row(conn, run)?.map(|row| row.header);
+            self.header = read::run_row(conn, run)?.map(|row| Box::new(row.header));
         }
-        self.header.as_ref().ok_or_else(|| corrupt(At::table("runs").run(run), "its row is gone"))
+        self.header.as_deref().ok_or_else(|| corrupt(At::table("runs").run(run), "its row is gone"))
     }
 }
 

@@ -185,14 +185,15 @@ fn node(
         }
         return Ok(());
     }
-    for Rewrite { from, to, islands } in rewrites(&state.intervals, &pending.intervals) {
+    let Some(covered) = &pending.covered else { return Ok(()) };
+    for Rewrite { from, to, islands } in rewrites(&state.intervals, &covered.intervals) {
         conn.prepare_cached("DELETE FROM completed_intervals WHERE run_id = ?1 AND node_id = ?2 AND start_at BETWEEN ?3 AND ?4")?
             .execute(params![run, node, from, to])?;
         for island in islands {
             conn.prepare_cached(insert)?.execute(params![run, node, Stamp::of(island.start()), Stamp::of(island.end())])?;
         }
     }
-    for partition in &pending.partitions {
+    for partition in &covered.partitions {
         if state.partitions.contains(partition) {
             put_partition(conn, run, node, partition.as_str())?;
         } else {
