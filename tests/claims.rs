@@ -396,6 +396,32 @@ async fn two_openings_share_a_run() {
     }
 }
 
+/// What a node depends on is looked at once more when the claim commits: another opening may have taken it back a moment before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_waits_for_still_holds_when_it_is_claimed() {
+    let store = Store::of("database");
+    let (worker_side, other) = (store.open().await, store.open().await);
+    begin(&other, &[("orders", &[]), ("report", &["orders"])]).await;
+    let seen = async |status: NodeStatus| {
+        let status = &status;
+        until("what the other opening wrote is followed", async || node(&worker_side, "orders").await.status == *status).await;
+    };
+    for round in 0..20 {
+        other.set_node_state(RUN, "orders", NodeUpdate::success()).await.unwrap();
+        seen(NodeStatus::Success).await;
+        other.set_node_state(RUN, "orders", NodeUpdate::failed("the orders of yesterday")).await.unwrap();
+        let next = worker_side.claim_next(RUN, worker("w")).await.unwrap();
+        assert!(!matches!(next, Next::Claimed(_)), "round {round}: the orders have failed, {next:?}");
+        seen(NodeStatus::Failed).await;
+    }
+    other.set_node_state(RUN, "orders", NodeUpdate::success()).await.unwrap();
+    let next = worker_side.claim_next(RUN, worker("w").wait(Duration::from_secs(20))).await.unwrap();
+    assert_eq!(next.claimed().unwrap().node_id().as_str(), "report", "a refusal leaves nobody out for ever");
+    for state in [worker_side, other] {
+        state.close().await.unwrap();
+    }
+}
+
 on_every_backend!(
     exactly_one_of_many_claims_a_node,
     a_graph_is_drained_in_its_order,

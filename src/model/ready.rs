@@ -28,6 +28,8 @@ pub(crate) struct Pick {
     pub(crate) node: NodeId,
     pub(crate) version: Version,
     pub(crate) taking: Taking,
+    /// What it depends on: all of it was done.
+    pub(crate) needs: List<NodeId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -345,9 +347,12 @@ impl ReadyBoard {
             }
             None => Taking::Begin,
         };
-        let version = self.state.node(node.as_str()).map_or(Version::NONE, |node| node.version);
+        let (version, needs) = match self.state.node(node.as_str()) {
+            Some(node) => (node.version, node.depends_on.clone()),
+            None => (Version::NONE, List::new()),
+        };
         self.taken.insert(node.clone());
-        Some(Pick { node, version, taking })
+        Some(Pick { node, version, taking, needs })
     }
 
     /// What was handed out is settled: the state says what became of it. A node that was refused to us without having changed is left out until

@@ -127,6 +127,8 @@ struct Want {
     /// The node as it was seen: guarded if it is taken over.
     seen: Arc<NodeState>,
     taking: Taking,
+    /// What must hold when it commits, besides that.
+    guards: Vec<Guard>,
     run_status: RunStatus,
     owner: Arc<str>,
     ttl: Duration,
@@ -207,6 +209,7 @@ impl Coordinator {
                 run_status: snapshot.header().status.clone(),
                 seen,
                 taking,
+                guards: Vec::new(),
                 owner: Arc::clone(&owner),
                 ttl,
                 hasty: false,
@@ -221,8 +224,9 @@ impl Coordinator {
         Ok(None)
     }
 
-    /// Hands one ready node of a run to the caller, and to nobody else: pending, and all that it [depends on](NodeUpdate::depends_on) done. Nodes
-    /// whose worker vanished are taken over as by [`claim_node`](Self::claim_node). The order is not fixed, and differs between processes.
+    /// Hands one ready node of a run to the caller, and to nobody else: pending, and all that it [depends on](NodeUpdate::depends_on) done, also when the
+    /// claim commits. Nodes whose worker vanished are taken over as by [`claim_node`](Self::claim_node). The order is not fixed, and differs
+    /// between processes.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -285,7 +289,7 @@ impl Coordinator {
             tokio::pin!(news);
             news.as_mut().enable();
             if let Some(mut picked) = board.pick() {
-                let want = Self::want(&snapshot, &picked, &owner, ttl);
+                let want = Self::want(&snapshot, &picked, &owner, ttl, &filter.done);
                 let began = Instant::now();
                 let tried = self.try_claim(want).await?;
                 picked.took(began.elapsed());
@@ -341,6 +345,7 @@ impl Coordinator {
                 node: node.clone(),
                 seen: Arc::new(seen.clone()),
                 taking: Taking::TakeOver,
+                guards: Vec::new(),
                 run_status: snapshot.header().status.clone(),
                 owner: self.default_owner(),
                 ttl: engine.limits.lease_ttl.max(Duration::from_millis(100)),
@@ -363,8 +368,14 @@ impl Coordinator {
         Arc::from(process.map_or_else(|| format!("pid {}", std::process::id()), |me| format!("{}:{}", me.host, me.pid)))
     }
 
-    fn want(snapshot: &Snapshot, picked: &Picked, owner: &Arc<str>, ttl: Duration) -> Want {
-        let Pick { node, version, taking } = picked.pick().clone();
+    fn want(snapshot: &Snapshot, picked: &Picked, owner: &Arc<str>, ttl: Duration, done: &[NodeStatus]) -> Want {
+        let Pick { node, version, taking, needs } = picked.pick().clone();
+        let mut guards = Vec::new();
+        if taking == Taking::Begin {
+            // Others may have begun something anew, or given the node more to wait for, since it was seen ready.
+            guards.push(Guard::NodeVersion { node: node.clone(), version });
+            guards.extend(needs.iter().map(|needed| Guard::NodeStatus { node: needed.clone(), one_of: done.to_vec() }));
+        }
         // Should the two differ, the version that was picked is what is guarded.
         let mut seen =
             snapshot.state().node_shared(node.as_str()).unwrap_or_else(|| Arc::new(NodeState::new(NodeStatus::Pending)));
@@ -376,6 +387,7 @@ impl Coordinator {
             node,
             seen,
             taking,
+            guards,
             run_status: snapshot.header().status.clone(),
             owner: Arc::clone(owner),
             ttl,
@@ -398,7 +410,7 @@ impl Coordinator {
         if engine.is_closed() {
             return Err(Error::Closed);
         }
-        let Want { run, node, seen, taking, run_status, owner, ttl, hasty } = want;
+        let Want { run, node, seen, taking, guards: more, run_status, owner, ttl, hasty } = want;
         let options = LockOptions::new().owner(&owner).ttl(ttl).purpose("claim");
         let Some(place) = engine.leases.reserve(LeaseKey::node(run.clone(), node.clone()), options).await? else {
             return Ok(Tried::Taken);
@@ -414,9 +426,11 @@ impl Coordinator {
             Taking::Begin => Guard::NodeStatus { node: node.clone(), one_of: vec![NodeStatus::Pending] },
             Taking::TakeOver => Guard::NodeVersion { node: node.clone(), version: seen.version },
         };
+        let mut guards = vec![Guard::RunStatus(open), as_seen];
+        guards.extend(more);
         let op = Op {
             mutations: vec![node_change(node.clone(), update)],
-            guards: vec![Guard::RunStatus(open), as_seen],
+            guards,
             fences: self.fences.as_deref().map(<[Fence]>::to_vec).unwrap_or_default(),
             leases: place.grant().into_iter().collect(),
             hasty,
