@@ -1,9 +1,7 @@
 //! The ways down: one run through its actor, several runs by holding their actors.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tracing::Instrument;
@@ -237,7 +235,7 @@ impl Engine {
                 Ok(Err(NotCommitted::Recheck)) => {
                     reload(held);
                     verified = false;
-                    tokio::time::sleep(jitter(attempt)).await;
+                    tokio::time::sleep(crate::run::jitter(attempt)).await;
                 }
                 Err(_) => {
                     reload(held);
@@ -315,12 +313,6 @@ impl Engine {
             }
         }
     }
-}
-
-/// A pause that grows with the attempts and differs between processes, up to 32 ms: who met once does not meet again and again.
-pub(super) fn jitter(attempts: u32) -> Duration {
-    let longest = 500_u64 << attempts.min(6);
-    Duration::from_micros(RandomState::new().hash_one(attempts) % longest)
 }
 
 fn note_seq(span: &tracing::Span, committed: &Result<Committed, Error>) {

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::commit::jitter;
 use super::{Commit, Coordinator, Transaction};
 use crate::error::Error;
 use crate::model::{Guard, IntoRunId, NodeId, NodeState, RunHeader, RunId, Snapshot, Version};
@@ -172,7 +171,7 @@ impl Coordinator {
                             (error, _) => error,
                         });
                     }
-                    tokio::time::sleep(jitter(conflicts)).await;
+                    tokio::time::sleep(crate::run::jitter(conflicts)).await;
                 }
                 Err(error) => return Err(error),
             }

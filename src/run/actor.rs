@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
@@ -15,6 +14,7 @@ use tokio::sync::oneshot;
 use super::admission::Permit;
 use super::chain::{Chain, Progress, Touched};
 use super::handle::{HoldGrant, Release, RunCell};
+use super::jitter::jitter;
 use super::losses::Losses;
 use super::op::{Ack, ChangeSeed, CommitError, Committed, DeferredLoss, Envelope, Op};
 use super::sink::{FlushSink, Outcomes, RunSink};
@@ -567,11 +567,4 @@ impl State {
 pub(crate) fn newer(state: Option<&RunState>, version: Version) -> Touched {
     let Some(state) = state else { return Touched { nodes: Vec::new(), header: true } };
     Touched { nodes: state.newer_nodes(version), header: state.header().version > version }
-}
-
-/// A pause that grows with the attempts and differs between processes.
-fn jitter(attempts: u32) -> Duration {
-    use std::hash::{BuildHasher, RandomState};
-    let longest = 500_u64 << attempts.min(8);
-    Duration::from_micros(RandomState::new().hash_one(attempts) % longest)
 }
