@@ -246,6 +246,8 @@ impl ReadyBoard {
                 self.ready -= usize::from(card.is_ready());
                 card.missing = if is_done { card.missing.saturating_sub(1) } else { card.missing + 1 };
                 self.ready += usize::from(card.is_ready());
+                // It may have been refused because of this: now the state tells.
+                self.left_out.remove(&dependent);
                 self.place(&dependent);
             }
         }
@@ -534,6 +536,21 @@ mod tests {
         board.moved(world.state(), &[id(1)]);
         assert!(board.pick().is_none());
         assert_eq!(board.drained(), None);
+    }
+
+    #[test]
+    fn who_was_refused_for_what_it_waits_for_is_asked_for_once_that_is_done_again() {
+        let mut world = World::new();
+        assert!(world.set(1, NodeUpdate::success()));
+        assert!(world.set(2, NodeUpdate::new().depends_on([id(1)])));
+        let mut board = world.board("p");
+        let pick = board.pick().unwrap();
+        board.put_back(&pick, true);
+        for (update, next) in [(NodeUpdate::failed("x"), None), (NodeUpdate::success(), Some(id(2)))] {
+            assert!(world.set(1, update));
+            board.moved(world.state(), &[id(1)]);
+            assert_eq!(board.pick().map(|pick| pick.node), next);
+        }
     }
 
     #[test]
