@@ -33,7 +33,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// After a round follows a pause of this many times its duration: following takes at most a fifth of a reader.
 const REST: u32 = 4;
-const SHORTEST_REST: Duration = Duration::from_millis(5);
+/// Also after a short one: what others write to a node in quick succession is taken in at once.
+const SHORTEST_REST: Duration = Duration::from_millis(25);
 const LONGEST_REST: Duration = Duration::from_millis(200);
 /// How soon a run is looked at again that was just being loaded.
 const STARTING: Duration = Duration::from_millis(20);
@@ -235,7 +236,10 @@ impl Follower {
         }
         self.compare(&engine, &news).await?;
         engine.following.heard(started, at);
-        let rest = (started.elapsed() * REST).clamp(SHORTEST_REST, LONGEST_REST);
+        let rest = (started.elapsed() * REST).clamp(
+            std::env::var("XREST").ok().and_then(|v| v.parse().ok()).map_or(SHORTEST_REST, Duration::from_millis),
+            LONGEST_REST,
+        );
         drop(engine);
         tokio::time::sleep(rest).await;
         Ok(())

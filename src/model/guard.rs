@@ -41,6 +41,28 @@ pub enum Guard {
     Unlocked,
 }
 
+/// As much of a run as guards look at.
+pub(crate) trait GuardedRun {
+    fn version(&self) -> Version;
+    fn status(&self) -> &RunStatus;
+    /// Status and version of a node.
+    fn node(&self, node: &NodeId) -> Option<(&NodeStatus, Version)>;
+}
+
+impl GuardedRun for RunState {
+    fn version(&self) -> Version {
+        self.version()
+    }
+
+    fn status(&self) -> &RunStatus {
+        &self.header().status
+    }
+
+    fn node(&self, node: &NodeId) -> Option<(&NodeStatus, Version)> {
+        self.node(node.as_str()).map(|state| (&state.status, state.version))
+    }
+}
+
 impl Guard {
     /// The node that this looks at.
     pub fn node(&self) -> Option<&NodeId> {
@@ -52,20 +74,20 @@ impl Guard {
 
     /// What is there instead of what this expects; `None` if it holds. [`Guard::Unlocked`] is decided by who knows the leases.
     pub fn violation(&self, run: &RunState) -> Option<String> {
+        self.violated(run)
+    }
+
+    fn violated(&self, run: &impl GuardedRun) -> Option<String> {
         match self {
             Self::RunVersion(version) => (run.version() != *version).then(|| format!("the run is at version {}", run.version())),
-            Self::RunStatus(one_of) => {
-                (!one_of.contains(&run.header().status)).then(|| format!("the run is {}", run.header().status))
-            }
-            Self::NodeStatus { node, one_of } => match run.node(node.as_str()) {
+            Self::RunStatus(one_of) => (!one_of.contains(run.status())).then(|| format!("the run is {}", run.status())),
+            Self::NodeStatus { node, one_of } => match run.node(node) {
                 None => Some(format!("node {node:?} is not there")),
-                Some(state) => (!one_of.contains(&state.status)).then(|| format!("node {node:?} is {}", state.status)),
+                Some((status, _)) => (!one_of.contains(status)).then(|| format!("node {node:?} is {status}")),
             },
-            Self::NodeAbsent { node } => {
-                run.node(node.as_str()).map(|state| format!("node {node:?} is there, and {}", state.status))
-            }
+            Self::NodeAbsent { node } => run.node(node).map(|(status, _)| format!("node {node:?} is there, and {status}")),
             Self::NodeVersion { node, version } => {
-                let found = run.node(node.as_str()).map_or(Version::NONE, |state| state.version);
+                let found = run.node(node).map_or(Version::NONE, |(_, version)| version);
                 (found != *version).then(|| format!("node {node:?} was changed at version {found}"))
             }
             Self::Unlocked => None,
@@ -91,5 +113,10 @@ impl std::fmt::Display for Guard {
 
 /// The first guard that does not hold, and what is there instead.
 pub fn check_guards<'g>(run: &RunState, guards: &'g [Guard]) -> Option<(&'g Guard, String)> {
-    guards.iter().find_map(|guard| guard.violation(run).map(|found| (guard, found)))
+    first_violated(run, guards)
+}
+
+/// The same, of whatever knows enough of a run.
+pub(crate) fn first_violated<'g>(run: &impl GuardedRun, guards: &'g [Guard]) -> Option<(&'g Guard, String)> {
+    guards.iter().find_map(|guard| guard.violated(run).map(|found| (guard, found)))
 }

@@ -146,6 +146,31 @@ async fn what_was_not_seen_is_stale() {
     assert_eq!(after.header().metadata.get("k").unwrap().as_str(), "1");
 }
 
+/// What a chain made while others changed other rows is written as it made it, under the versions that its entries got.
+#[tokio::test]
+async fn a_chain_writes_its_rows_between_the_commits_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
+    change(&one, "r", vec![create(0), set("m", NodeUpdate::pending().metadata("kept", 1)), set("x", NodeUpdate::pending())])
+        .await;
+    let seen = load(&one, "r").await;
+    let first = part_on(Some(&seen), seen.version(), "r", vec![], vec![set("m", NodeUpdate::running())]);
+    let tip = first.after.clone().unwrap();
+    let second = part_on(Some(&tip), seen.version(), "r", vec![], vec![set("m", NodeUpdate::success().row_count(7))]);
+    for part in [first, second] {
+        change(&two, "r", vec![set("x", NodeUpdate::running().metadata("theirs", 1))]).await;
+        let receipt = applied(commit(&one, vec![entry(part)]).await.outcomes.remove(0));
+        let (mine, theirs) = (load(&one, "r").await, load(&two, "r").await);
+        assert_eq!(mine, theirs);
+        assert_eq!(mine.node("m").unwrap().version, receipt.runs[0].after);
+        assert_eq!(mine.node("x").unwrap().version, receipt.runs[0].before);
+    }
+    let state = load(&two, "r").await;
+    let node = state.node("m").unwrap();
+    assert_eq!((&node.status, node.row_count), (&NodeStatus::Success, Some(7)));
+    assert!(node.metadata.get("kept").is_some() && state.node("x").unwrap().metadata.get("theirs").is_some());
+}
+
 /// The versions fit by accident: this side's first entry was refused, somebody else's commit took its number, and the next entry of the broken
 /// chain expects just that number. Its own view of the rows must not be written.
 #[tokio::test]

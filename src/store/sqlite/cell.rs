@@ -1,9 +1,8 @@
 //! One run inside the writer's transaction: what is stored of it, what is pending, and whether somebody else wrote since.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use chrono::DateTime;
 use rusqlite::Connection;
 
 use super::error::{corrupt, sql_error};
@@ -11,8 +10,8 @@ use super::own::{Head, OwnVersions};
 use super::read;
 use super::rows::{At, Fields, Stamp};
 use crate::model::{
-    Guard, IntervalSet, Mutation, NodeId, NodeState, NodeStatus, PartitionKey, RunHeader, RunId, RunPart, RunState, RunStatus,
-    Version, time,
+    Guard, GuardedRun, IntervalSet, Mutation, NodeId, NodeState, NodeStatus, PartitionKey, RunHeader, RunId, RunPart, RunState,
+    RunStatus, Version, first_violated, time,
 };
 use crate::store::StoreError;
 
@@ -51,6 +50,8 @@ pub(super) struct Cell {
     pub(super) header_changed: bool,
     pub(super) changed: bool,
     pub(super) nodes: BTreeMap<NodeId, PendingNode>,
+    /// Status and version of nodes that are not pending, as they were found: each is searched for once.
+    found: HashMap<NodeId, Option<(NodeStatus, Version)>>,
     pub(super) own: OwnVersions,
     /// The batch that wrote to it last, and the version before it did. What is newer was written by the chain itself: all entries of one run in one
     /// batch stand on one another.
@@ -58,18 +59,43 @@ pub(super) struct Cell {
 }
 
 impl Cell {
+    pub(super) fn new(head: Option<Head>, own: OwnVersions) -> Self {
+        Self {
+            head,
+            header: None,
+            header_changed: false,
+            changed: false,
+            nodes: BTreeMap::new(),
+            found: HashMap::new(),
+            own,
+            began: None,
+        }
+    }
+
+    /// The run is gone, with all that was known of it.
+    pub(super) fn delete(&mut self) {
+        self.head = None;
+        self.header = None;
+        self.nodes.clear();
+        self.found.clear();
+    }
+
+    /// Takes in what a part made of the run: the rows that it touches, stamped with the version that it has here.
     pub(super) fn update(&mut self, part: &RunPart, after: &RunState, version: Version) {
         let Some(head) = &mut self.head else { return };
         head.version = version;
         self.changed = true;
         for mutation in &part.mutations {
             let Some(id) = mutation.node() else {
-                head.header_version = after.header().version;
-                self.header = Some(Box::new(after.header().clone()));
+                head.header_version = version;
+                self.header = Some(Box::new(RunHeader { version, ..after.header().clone() }));
                 self.header_changed = true;
                 continue;
             };
-            let state = after.node_shared(id.as_str());
+            let mut state = after.node_shared(id.as_str());
+            if let Some(state) = state.as_mut().filter(|state| state.version != version) {
+                Arc::make_mut(state).version = version;
+            }
             let pending = self.nodes.entry(id.clone()).or_default();
             match mutation {
                 Mutation::DeleteNode { .. } => {
@@ -111,64 +137,73 @@ impl Cell {
         self.began.is_some_and(|(of, began)| of == batch && version > began)
     }
 
+    /// Whether what the part's chain stands on between base and expectation was committed: nothing of it was refused.
+    pub(super) fn has_all_before(&self, part: &RunPart) -> bool {
+        part.expect.0.checked_sub(part.base.0) == Some(self.own.count_after(part.base))
+    }
+
     /// Whether a row that the part writes or guards on is newer than its base, and not written by its own chain.
-    pub(super) fn is_stale(&self, conn: &Connection, part: &RunPart, head: &Head, batch: usize) -> Result<bool, StoreError> {
+    pub(super) fn is_stale(&mut self, conn: &Connection, part: &RunPart, head: &Head, batch: usize) -> Result<bool, StoreError> {
         // The chain has seen as many of this process's commits after its base as it expects; if there are more, it has not seen them all.
         let ahead = part.expect.0.saturating_sub(part.base.0);
         let own_seen = self.own.count_after(part.base) <= ahead;
-        let unseen = |version: Version| {
-            version > part.base && !(own_seen && self.own.contains(version)) && !self.is_of_batch(batch, version)
+        let unseen = |cell: &Self, version: Version| {
+            version > part.base && !(own_seen && cell.own.contains(version)) && !cell.is_of_batch(batch, version)
         };
-        if part.mutations.iter().any(|mutation| matches!(mutation, Mutation::Delete { .. })) && unseen(head.version) {
+        if part.mutations.iter().any(|mutation| matches!(mutation, Mutation::Delete { .. })) && unseen(self, head.version) {
             return Ok(true);
         }
         let header =
             part.mutations.iter().any(Mutation::touches_header) || part.guards.iter().any(|g| matches!(g, Guard::RunStatus(_)));
-        if header && unseen(head.header_version) {
+        if header && unseen(self, head.header_version) {
             return Ok(true);
         }
-        let nodes: BTreeSet<&NodeId> =
-            part.mutations.iter().filter_map(Mutation::node).chain(part.guards.iter().filter_map(Guard::node)).collect();
-        for id in nodes {
-            let version = self.glance(conn, &part.run, id)?.map_or(head.nodes_deleted, |(_, version)| version);
-            if unseen(version) {
+        let written = part.mutations.iter().filter_map(Mutation::node);
+        for id in written.chain(part.guards.iter().filter_map(Guard::node)) {
+            self.look(conn, &part.run, id)?;
+            let version = self.node(id).map_or(head.nodes_deleted, |(_, version)| version);
+            if unseen(self, version) {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Status and version of a node, without the rest.
-    fn glance(&self, conn: &Connection, run: &RunId, id: &NodeId) -> Result<Option<(NodeStatus, Version)>, StoreError> {
-        if let Some(pending) = self.nodes.get(id) {
-            return Ok(pending.state.as_ref().map(|state| (state.status.clone(), state.version)));
+    /// Searches for a node, if that was not done yet.
+    fn look(&mut self, conn: &Connection, run: &RunId, id: &NodeId) -> Result<(), StoreError> {
+        if !self.nodes.contains_key(id) && !self.found.contains_key(id) {
+            self.found.insert(id.clone(), glance(conn, run, id)?);
         }
-        let place = At::table("node_states").run(run).node(id);
-        let fail = |error| sql_error(place, error);
-        let sql = "SELECT status, version FROM node_states WHERE run_id = ?1 AND node_id = ?2";
-        let mut statement = conn.prepare_cached(sql).map_err(fail)?;
-        let mut rows = statement.query([run.as_str(), id.as_str()]).map_err(fail)?;
-        let Some(row) = rows.next().map_err(fail)? else { return Ok(None) };
-        let fields = Fields::new(row, place);
-        Ok(Some((NodeStatus::parse(fields.text(0)?), fields.version(1)?)))
+        Ok(())
     }
 
-    /// As much of the run as its guards look at.
-    pub(super) fn guard_view(&mut self, conn: &Connection, part: &RunPart, head: &Head) -> Result<RunState, StoreError> {
-        let header = if part.guards.iter().any(|guard| matches!(guard, Guard::RunStatus(_))) {
-            self.header(conn, &part.run)?.clone()
-        } else {
-            RunHeader::new(RunStatus::Pending, DateTime::UNIX_EPOCH)
-        };
-        let mut nodes = Vec::new();
-        for id in part.guards.iter().filter_map(Guard::node) {
-            if let Some((status, version)) = self.glance(conn, &part.run, id)? {
-                let mut state = NodeState::new(status);
-                state.version = version;
-                nodes.push((id.clone(), state));
-            }
+    /// Status and version of a node that was searched for.
+    fn node(&self, id: &NodeId) -> Option<(&NodeStatus, Version)> {
+        match self.nodes.get(id) {
+            Some(pending) => pending.state.as_ref().map(|state| (&state.status, state.version)),
+            None => self.found.get(id)?.as_ref().map(|(status, version)| (status, *version)),
         }
-        Ok(RunState::from_parts(part.run.clone(), header, head.version, head.created_version, nodes))
+    }
+
+    /// The first guard of the part that does not hold, and what is there instead.
+    pub(super) fn violated<'p>(
+        &mut self,
+        conn: &Connection,
+        part: &'p RunPart,
+        head: &Head,
+    ) -> Result<Option<(&'p Guard, String)>, StoreError> {
+        if part.guards.is_empty() {
+            return Ok(None);
+        }
+        for id in part.guards.iter().filter_map(Guard::node) {
+            self.look(conn, &part.run, id)?;
+        }
+        let status = if part.guards.iter().any(|guard| matches!(guard, Guard::RunStatus(_))) {
+            self.header(conn, &part.run)?.status.clone()
+        } else {
+            RunStatus::Pending
+        };
+        Ok(first_violated(&View { cell: self, version: head.version, status }, &part.guards))
     }
 
     /// The run as it is now, with the nodes that the part touches.
@@ -192,6 +227,39 @@ impl Cell {
         }
         self.header.as_deref().ok_or_else(|| corrupt(At::table("runs").run(run), "its row is gone"))
     }
+}
+
+/// As much of a run as its guards look at: what they name was looked at.
+struct View<'c> {
+    cell: &'c Cell,
+    version: Version,
+    status: RunStatus,
+}
+
+impl GuardedRun for View<'_> {
+    fn version(&self) -> Version {
+        self.version
+    }
+
+    fn status(&self) -> &RunStatus {
+        &self.status
+    }
+
+    fn node(&self, node: &NodeId) -> Option<(&NodeStatus, Version)> {
+        self.cell.node(node)
+    }
+}
+
+/// Status and version of a node, without the rest.
+fn glance(conn: &Connection, run: &RunId, id: &NodeId) -> Result<Option<(NodeStatus, Version)>, StoreError> {
+    let place = At::table("node_states").run(run).node(id);
+    let fail = |error| sql_error(place, error);
+    let sql = "SELECT status, version FROM node_states WHERE run_id = ?1 AND node_id = ?2";
+    let mut statement = conn.prepare_cached(sql).map_err(fail)?;
+    let mut rows = statement.query([run.as_str(), id.as_str()]).map_err(fail)?;
+    let Some(row) = rows.next().map_err(fail)? else { return Ok(None) };
+    let fields = Fields::new(row, place);
+    Ok(Some((NodeStatus::parse(fields.text(0)?), fields.version(1)?)))
 }
 
 /// What a commit must know of a run's row.

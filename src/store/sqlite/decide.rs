@@ -1,9 +1,9 @@
 //! Decides the entries of batches inside one transaction of SQLite, and folds what is accepted into one write a row.
 //!
 //! The rules are those of [`Ledger`](crate::model::Ledger); what this adds is other processes. If every version since the entry's base is this
-//! process's own and the last one is what the entry expects, then the run's actor saw everything, and its result is written as it is. Otherwise the
-//! rows that the entry touches or guards on must be no newer than its base (save what its own chain wrote), and its mutations are applied to
-//! the rows as they are now.
+//! process's own and the last one is what the entry expects, then the run's actor saw everything. Otherwise the rows that the entry touches or
+//! guards on must be no newer than its base (save what its own chain wrote). If also all that it stands on was committed, the rows that the actor
+//! made are right, and are written under the version that the entry has here; else its mutations are applied to the rows as they are now.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -21,7 +21,7 @@ use super::write::Statements;
 use super::{lease, outlive, read, write};
 use crate::model::{
     BatchAnswer, CommitSeq, Entry, Guard, InputError, LastSuccess, LeaseGrant, Mutation, Outcome, Receipt, Refusal, Retained,
-    RunId, RunPart, RunReceipt, RunState, Version, apply_all, check_guards,
+    RunId, RunPart, RunReceipt, RunState, Version, apply_all,
 };
 use crate::store::StoreError;
 
@@ -186,22 +186,18 @@ impl<'c> Session<'c> {
         let head = cell.head.clone();
         let version = head.as_ref().map_or(next, |head| head.version.next());
         let before = head.as_ref().map_or(Version::NONE, |head| head.version);
-        let mut unbroken = false;
         if let Some(head) = &head {
             if !creates {
                 if part.base < head.created_version && !cell.is_of_batch(batch, head.created_version) {
                     return Ok(Err(Refusal::RunNotFound { run: part.run.clone() }));
                 }
-                unbroken = head.version == part.expect && cell.own.covers(part.base, head.version);
+                let unbroken = head.version == part.expect && cell.own.covers(part.base, head.version);
                 if !unbroken && cell.is_stale(conn, part, head, batch)? {
                     return Ok(Err(Refusal::Stale { run: part.run.clone() }));
                 }
             }
-            if !part.guards.is_empty() {
-                let seen = cell.guard_view(conn, part, head)?;
-                if let Some((guard, found)) = check_guards(&seen, &part.guards) {
-                    return Ok(Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found }));
-                }
+            if let Some((guard, found)) = cell.violated(conn, part, head)? {
+                return Ok(Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found }));
             }
         }
         if head.is_none() && !creates {
@@ -214,9 +210,12 @@ impl<'c> Session<'c> {
             let found = format!("it is locked by {}", holder.owner);
             return Ok(Err(Refusal::Guard { run: part.run.clone(), guard: Guard::Unlocked, found }));
         }
-        if let (true, Some(head), Some(after)) = (unbroken, &head, &part.after)
-            && after.version() == version
+        // Nothing that the part touches is newer than what its sender saw, and all that it stands on was committed: then the rows that it made are
+        // right, whatever others did to other rows.
+        if let (false, Some(head), Some(after)) = (creates, &head, &part.after)
+            && cell.has_all_before(part)
             && after.created_version() == head.created_version
+            && after.version() == part.expect.next()
         {
             return Ok(Ok(Decided { after: Some(Cow::Borrowed(after)), before, version }));
         }
@@ -239,15 +238,7 @@ impl<'c> Session<'c> {
                     None => head(self.conn, run)?,
                 };
                 let own = self.memory.own(run);
-                Ok(place.insert(Cell {
-                    head,
-                    header: None,
-                    header_changed: false,
-                    changed: false,
-                    nodes: BTreeMap::new(),
-                    own,
-                    began: None,
-                }))
+                Ok(place.insert(Cell::new(head, own)))
             }
         }
     }
@@ -274,8 +265,7 @@ impl<'c> Session<'c> {
                     retain(conn, &part.run)?;
                 }
                 write::delete_run(conn, &part.run, version, Stamp::of(now))?;
-                cell.head = None;
-                cell.header = None;
+                cell.delete();
             }
             (false, None) => {}
         }

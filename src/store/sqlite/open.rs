@@ -239,6 +239,8 @@ fn uri(db: &Path) -> String {
 fn configure(conn: &Connection, writes: bool) -> rusqlite::Result<()> {
     conn.busy_timeout(BUSY_TIMEOUT)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    // Plans do not depend on what is bound: else SQLite prepares some statements anew for every value.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     boot::register(conn)?;
     conn.pragma_update(None, "trusted_schema", false)?;
     conn.pragma_update(None, "cache_size", -(if writes { WRITER_CACHE } else { READER_CACHE }))?;

@@ -57,6 +57,15 @@ pub(super) fn node(conn: &Connection, run: &RunId, node: &NodeId) -> Result<Opti
     Ok(Some(state))
 }
 
+/// Whether any node of a run has intervals or partitions.
+pub(super) fn has_coverage(conn: &Connection, run: &RunId) -> Result<bool, StoreError> {
+    let sql = "SELECT 1 WHERE EXISTS (SELECT 1 FROM completed_intervals WHERE run_id = ?1) \
+               OR EXISTS (SELECT 1 FROM partitions WHERE run_id = ?1)";
+    conn.prepare_cached(sql)
+        .and_then(|mut statement| statement.exists([run.as_str()]))
+        .map_err(|error| sql_error(At::table("completed_intervals").run(run), error))
+}
+
 /// Reads the intervals and partitions of a node into it.
 pub(super) fn fill(conn: &Connection, run: &RunId, node: &NodeId, state: &mut NodeState) -> Result<(), StoreError> {
     let intervals = islands(
