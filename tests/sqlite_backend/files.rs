@@ -146,7 +146,7 @@ async fn a_schema_that_a_newer_program_raises_while_it_is_open_stops_the_writer(
         assert!(error.to_string().contains("99") && error.to_string().contains("state.db"), "{error}");
     }
     assert_eq!(load(&backend, "r").await, tip, "nothing was written");
-    newer.pragma_update(None, "user_version", 2).unwrap();
+    newer.pragma_update(None, "user_version", 3).unwrap();
     change(&backend, "r", vec![set("n", NodeUpdate::success())]).await;
 }
 
@@ -165,7 +165,7 @@ async fn a_database_of_the_first_schema_is_brought_forward() {
     assert_eq!(version(), 1, "a reader changes nothing");
 
     let backend = open(&path).await;
-    assert_eq!(version(), 2);
+    assert_eq!(version(), 3);
     assert_eq!(load(&backend, "old").await, before);
     let update = NodeUpdate::running().max_attempts(2);
     change(&backend, "old", vec![set("waiting", NodeUpdate::new().depends_on(["done"])), set("done", update)]).await;
@@ -178,6 +178,35 @@ async fn a_database_of_the_first_schema_is_brought_forward() {
     assert!(lock(&backend, &LeaseKey::run(run_id("old")), "x", 1_000).await.unwrap() > FencingToken(41));
     backend.close().await.unwrap();
     assert_eq!(load(&open(&path).await, "old").await, after);
+}
+
+/// The same of the second one, whose table of changes is made anew: what it noted is not needed by whoever comes next.
+#[tokio::test]
+async fn a_database_of_the_second_schema_is_brought_forward() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0), set("n", NodeUpdate::running()), set("m", NodeUpdate::pending())]).await;
+    backend.close().await.unwrap();
+    raw(&path)
+        .execute_batch(
+            "BEGIN; DROP TABLE change_sets; ALTER TABLE runs DROP COLUMN change_sets_from; \
+             CREATE TABLE changes (run_id TEXT NOT NULL, version INTEGER NOT NULL, node_id TEXT NOT NULL, \
+             PRIMARY KEY (run_id, version, node_id)) WITHOUT ROWID; \
+             ALTER TABLE runs ADD COLUMN changes_from INTEGER; \
+             INSERT INTO changes SELECT run_id, version, node_id FROM node_states; UPDATE runs SET changes_from = 0; \
+             PRAGMA user_version = 2; COMMIT",
+        )
+        .unwrap();
+    let reading = open_reading(&path).await;
+    let before = load(&reading, "r").await;
+    let (one, two) = (open(&path).await, open(&path).await);
+    assert_eq!(raw(&path).pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap(), 3);
+    assert_eq!(load(&one, "r").await, before);
+    for (backend, node) in [(&one, "n"), (&two, "m"), (&one, "m")] {
+        change(backend, "r", vec![set(node, NodeUpdate::success())]).await;
+        assert_eq!(reading.reload_run(&before).await.unwrap().unwrap(), load(&one, "r").await);
+    }
 }
 
 #[tokio::test]

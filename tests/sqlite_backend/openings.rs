@@ -171,6 +171,112 @@ async fn a_chain_writes_its_rows_between_the_commits_of_others() {
     assert!(node.metadata.get("kept").is_some() && state.node("x").unwrap().metadata.get("theirs").is_some());
 }
 
+/// What others changed is taken in from what they noted of it, however it was noted.
+#[tokio::test]
+async fn a_reload_brings_what_is_newer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
+    change(&one, "r", vec![create(0), set("a", NodeUpdate::running()), set("b", NodeUpdate::running())]).await;
+    // From now on the second one knows that it is not alone.
+    change(&two, "other", vec![create(0)]).await;
+    let mut have = load(&one, "r").await;
+    let wide = |node: &str, note: &str| set(node, NodeUpdate::new().metadata(note, "x".repeat(60_000)));
+    let many = || (0..3_000).map(|number| set(&format!("many {number}"), NodeUpdate::pending())).collect();
+    let steps: Vec<(Vec<Mutation>, Option<i64>)> = vec![
+        (
+            vec![
+                set("a", NodeUpdate::success().row_count(7).metadata("said", "\"\u{7f}\n")),
+                set("b", NodeUpdate::failed("it broke")),
+            ],
+            Some(1),
+        ),
+        (vec![Mutation::AddInterval { node: node_id("b"), interval: hours(0, 3) }], Some(2)),
+        (vec![Mutation::AddPartition { node: node_id("c"), partition: PartitionKey::new("p").unwrap() }], Some(3)),
+        ((0..5).map(|note| wide("d", &note.to_string())).chain([set("b", NodeUpdate::running())]).collect(), Some(4)),
+        (vec![Mutation::Update { update: RunUpdate::success(), at: at(7) }], Some(4)),
+        (many(), None),
+        (vec![set("a", NodeUpdate::running())], Some(1)),
+        (vec![Mutation::DeleteNode { node: node_id("a") }], Some(1)),
+    ];
+    for (index, (mutations, noted)) in steps.into_iter().enumerate() {
+        change(&two, "r", mutations).await;
+        have = one.reload_run(&have).await.unwrap().unwrap();
+        assert_eq!(have, load(&one, "r").await, "step {index}");
+        let sql = "SELECT CASE WHEN change_sets_from IS NULL THEN NULL ELSE (SELECT count(*) FROM change_sets WHERE version > change_sets_from) END \
+                   FROM runs WHERE run_id = 'r'";
+        let rows: Option<i64> = raw(&db(dir.path())).query_row(sql, [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, noted, "step {index}");
+    }
+    let names = raw(&db(dir.path()))
+        .query_row("SELECT nodes FROM change_sets ORDER BY length(nodes) LIMIT 1", [], |row| row.get::<_, String>(0));
+    assert_eq!(names.unwrap(), r#"{"b":null,"d":null}"#, "what is wide is looked up");
+
+    raw(&db(dir.path())).execute("UPDATE change_sets SET nodes = '{\"a\":{}}'", []).unwrap();
+    change(&two, "r", vec![set("b", NodeUpdate::success())]).await;
+    let created = have.created_version();
+    let error = one.reload_run(&RunState::from_parts(run_id("r"), have.header().clone(), created, created, [])).await;
+    assert_eq!(
+        error.map(|state| state.unwrap().version()).ok(),
+        Some(load(&one, "r").await.version()),
+        "it is older than what was noted"
+    );
+
+    change(&two, "r", vec![Mutation::Delete { keep_coverage: false }]).await;
+    assert_eq!(one.reload_run(&have).await.unwrap(), None);
+    change(&two, "r", vec![create(1)]).await;
+    assert_eq!(one.reload_run(&have).await.unwrap().unwrap(), load(&one, "r").await);
+}
+
+/// The notes of what changed are cut now and then: who is behind them searches for what is newer.
+#[tokio::test]
+async fn a_reload_from_before_the_notes_brings_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
+    change(&one, "r", vec![create(0), set("a", NodeUpdate::running()), set("b", NodeUpdate::running())]).await;
+    change(&two, "other", vec![create(0)]).await;
+    let first = load(&one, "r").await;
+    let mut tip = first.clone();
+    let mut between = None;
+    for round in 0..100 {
+        let base = tip.version();
+        let entries = (0..100)
+            .map(|step| {
+                let part =
+                    part_on(Some(&tip), base, "r", vec![], vec![set("a", NodeUpdate::new().metadata("k", round * 100 + step))]);
+                tip = part.after.clone().unwrap();
+                entry(part)
+            })
+            .collect();
+        commit(&two, entries).await.outcomes.into_iter().for_each(|outcome| drop(applied(outcome)));
+        if round == 60 {
+            between = Some(load(&one, "r").await);
+        }
+    }
+    let rows: i64 = raw(&db(dir.path())).query_row("SELECT count(*) FROM change_sets", [], |row| row.get(0)).unwrap();
+    assert!((40..100).contains(&rows), "{rows} of 100 are kept");
+    let now = load(&one, "r").await;
+    assert_eq!(now.node("a").unwrap().metadata.get("k").unwrap().as_str(), "9999");
+    for have in [first, between.unwrap()] {
+        assert_eq!(one.reload_run(&have).await.unwrap().unwrap(), now);
+    }
+}
+
+#[tokio::test]
+async fn notes_of_changes_that_make_no_sense_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
+    change(&one, "r", vec![create(0), set("a", NodeUpdate::running())]).await;
+    change(&two, "other", vec![create(0)]).await;
+    let have = load(&one, "r").await;
+    change(&two, "r", vec![set("a", NodeUpdate::success())]).await;
+    for harm in ["{", "[]", r#"{"":null}"#, r#"{"a":{"status":"success","attempt":-1}}"#] {
+        assert_eq!(raw(&db(dir.path())).execute("UPDATE change_sets SET nodes = ?1", [harm]).unwrap(), 1);
+        let error = one.reload_run(&have).await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt);
+        assert!(error.to_string().contains("table change_sets, run \"r\""), "{harm}: {error}");
+    }
+}
+
 /// The versions fit by accident: this side's first entry was refused, somebody else's commit took its number, and the next entry of the broken
 /// chain expects just that number. Its own view of the rows must not be written.
 #[tokio::test]

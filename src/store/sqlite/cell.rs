@@ -44,6 +44,8 @@ impl PendingNode {
 /// One run in the transaction: what is stored, and what is to be written.
 #[derive(Debug)]
 pub(super) struct Cell {
+    /// The version that the transaction found.
+    pub(super) before: Version,
     pub(super) head: Option<Head>,
     /// The run's header, where it was needed.
     pub(super) header: Option<Box<RunHeader>>,
@@ -61,6 +63,7 @@ pub(super) struct Cell {
 impl Cell {
     pub(super) fn new(head: Option<Head>, own: OwnVersions) -> Self {
         Self {
+            before: head.as_ref().map_or(Version::NONE, |head| head.version),
             head,
             header: None,
             header_changed: false,

@@ -7,6 +7,7 @@
 mod answer;
 mod boot;
 mod cell;
+mod changes;
 mod checkpoint;
 mod decide;
 mod error;

@@ -160,11 +160,12 @@ pub(super) fn sweep(conn: &Connection, db: &Path, own: &ProcessInfo) -> Result<(
     let fail = |error| sql_error("table locks", error);
     let all = list(db, Some(own))?;
     let alone = all.iter().all(|opening| opening.process.id == own.id || opening.alive == Some(false));
-    let noted = "SELECT EXISTS (SELECT 1 FROM changes)";
+    let noted = "SELECT EXISTS (SELECT 1 FROM change_sets)";
     if alone && conn.query_row(noted, [], |row| row.get::<_, bool>(0)).map_err(fail)? {
         // Nobody is left to find them. Both in one: what is not complete must not say that it is.
         conn.execute_batch(
-            "BEGIN IMMEDIATE; DELETE FROM changes; UPDATE runs SET changes_from = NULL WHERE changes_from IS NOT NULL; COMMIT",
+            "BEGIN IMMEDIATE; DELETE FROM change_sets; \
+             UPDATE runs SET change_sets_from = NULL WHERE change_sets_from IS NOT NULL; COMMIT",
         )
         .map_err(fail)?;
     }

@@ -12,14 +12,14 @@ use crate::store::{StoreError, StoreErrorKind};
 pub(super) const APPLICATION_ID: i32 = 0x534B_4E4C;
 
 /// `PRAGMA user_version`: the number of the newest step in [`STEPS`].
-pub(super) const SCHEMA_VERSION: i32 = 2;
+pub(super) const SCHEMA_VERSION: i32 = 3;
 
 /// Small pages: a batch touches rows that lie far apart, and every page that it touches is written whole. Measured: 1 KiB takes 1.6 times
 /// as many random upserts a second as 4 KiB.
 pub(super) const PAGE_SIZE: i64 = 1024;
 
 /// The schema, one step for every version. A step is never changed once it was released; a new one is added.
-const STEPS: &[&str] = &[STEP_1, STEP_2];
+const STEPS: &[&str] = &[STEP_1, STEP_2, STEP_3];
 
 const STEP_1: &str = "
 -- One row: the counters that never go back.
@@ -154,6 +154,21 @@ CREATE TABLE changes (
 ALTER TABLE runs ADD COLUMN changes_from INTEGER;        -- the table names every change after this version; NULL: it does not
 ";
 
+/// What changed lately, with the rows themselves: one look where there was one for each of them.
+const STEP_3: &str = "
+DROP TABLE changes;
+ALTER TABLE runs DROP COLUMN changes_from;
+
+-- What transactions made of nodes lately, written only while several processes write: so that each takes in what the others did.
+CREATE TABLE change_sets (
+    run_id TEXT NOT NULL,
+    version INTEGER NOT NULL,         -- the run's version after the transaction
+    nodes TEXT NOT NULL,              -- JSON: each node that it changed, or null where its row has to be read
+    PRIMARY KEY (run_id, version)
+) WITHOUT ROWID;
+ALTER TABLE runs ADD COLUMN change_sets_from INTEGER;    -- the table has every change after this version; NULL: it has not
+";
+
 /// The version of the schema that a database of ours has.
 pub(super) fn schema_version(conn: &Connection) -> rusqlite::Result<i32> {
     conn.pragma_query_value(None, "user_version", |row| row.get(0))
@@ -183,15 +198,21 @@ pub(super) fn migrate(conn: &mut Connection, place: &str) -> Result<(), StoreErr
     tx.commit().map_err(fail)
 }
 
-/// Lets a reader ask a database of an older version as if it had been brought forward: only a writer may do that. What the step added reads as
-/// NULL; once a writer has taken it, the same view shows the real columns, which come first.
+/// Lets a reader ask a database of an older version as if it had been brought forward: only a writer may do that. What the steps added reads as
+/// NULL; once a writer has taken them, the same views show the real columns, which come first.
 pub(super) fn read_as_newest(conn: &Connection) -> rusqlite::Result<()> {
-    if application_id(conn)? == APPLICATION_ID && schema_version(conn)? == 1 {
+    if application_id(conn)? != APPLICATION_ID {
+        return Ok(());
+    }
+    let version = schema_version(conn)?;
+    if version == 1 {
         conn.execute_batch(
             "CREATE TEMP VIEW node_states AS SELECT *, NULL AS depends_on, NULL AS max_attempts, NULL AS attempts, NULL AS worker, \
-             NULL AS token FROM main.node_states; \
-             CREATE TEMP VIEW runs AS SELECT *, NULL AS changes_from FROM main.runs",
+             NULL AS token FROM main.node_states",
         )?;
+    }
+    if (1..SCHEMA_VERSION).contains(&version) {
+        conn.execute_batch("CREATE TEMP VIEW runs AS SELECT *, NULL AS change_sets_from FROM main.runs")?;
     }
     Ok(())
 }

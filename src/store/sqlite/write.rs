@@ -3,6 +3,7 @@
 use rusqlite::{CachedStatement, Connection, ToSql, params};
 
 use super::cell::{Cell, PendingNode};
+use super::changes;
 use super::error::sql_error;
 use super::outlive::{Rewrite, rewrites};
 use super::rows::{At, Number, Stamp, counter, fingerprint_text, list_text, metadata_text};
@@ -11,12 +12,7 @@ use crate::store::StoreError;
 
 /// What is on the right of `=` in an update is the row as it was: the version before this transaction.
 const PUT_VERSION: &str = "UPDATE runs SET version = ?2, nodes_deleted_version = ?3, \
-     changes_from = CASE WHEN ?4 THEN coalesce(changes_from, version) END WHERE run_id = ?1";
-
-const NOTE_CHANGE: &str = "INSERT OR IGNORE INTO changes (run_id, version, node_id) VALUES (?1, ?2, ?3)";
-
-/// How many versions of a run the table of changes reaches back, at least; it is cut when it has twice as many.
-const CHANGES_KEPT: u64 = 4_096;
+     change_sets_from = CASE WHEN ?4 THEN coalesce(change_sets_from, version) END WHERE run_id = ?1";
 
 // run_created_at never changes, so that an update leaves the index alone.
 const UPDATE_NODE: &str = "UPDATE node_states SET status = ?3, attempt = ?4, started_at = ?5, finished_at = ?6, duration_ms = ?7, row_count = ?8, \
@@ -34,20 +30,15 @@ pub(super) struct Statements<'c> {
     noting: bool,
     put_version: Option<CachedStatement<'c>>,
     update_node: Option<CachedStatement<'c>>,
-    note_change: Option<CachedStatement<'c>>,
 }
 
 impl<'c> Statements<'c> {
     pub(super) fn new(conn: &'c Connection, noting: bool) -> Self {
-        Self { conn, noting, put_version: None, update_node: None, note_change: None }
+        Self { conn, noting, put_version: None, update_node: None }
     }
 
     fn put_version(&mut self) -> rusqlite::Result<&mut CachedStatement<'c>> {
         prepared(self.conn, &mut self.put_version, PUT_VERSION)
-    }
-
-    fn note_change(&mut self) -> rusqlite::Result<&mut CachedStatement<'c>> {
-        prepared(self.conn, &mut self.note_change, NOTE_CHANGE)
     }
 
     fn update_node(&mut self) -> rusqlite::Result<&mut CachedStatement<'c>> {
@@ -74,12 +65,12 @@ pub(super) fn run(statements: &mut Statements<'_>, id: &RunId, cell: &mut Cell) 
         return Ok(());
     }
     let fail = |error| sql_error(At::table("runs").run(id), error);
-    let noting = statements.noting;
+    let noting = statements.noting && cell.nodes.len() <= changes::MOST;
     match &cell.header {
         Some(header) if cell.header_changed => {
             let worker = header.worker.as_ref().map(RawJson::from_serialize).transpose();
             let worker = worker.map_err(|error| super::error::corrupt(format_args!("worker of run {id:?}"), error))?;
-            put_header(conn, id, header, worker.as_ref(), head, statements.noting).map_err(fail)?;
+            put_header(conn, id, header, worker.as_ref(), head, noting).map_err(fail)?;
         }
         _ => {
             statements
@@ -95,31 +86,12 @@ pub(super) fn run(statements: &mut Statements<'_>, id: &RunId, cell: &mut Cell) 
             .map_err(|error| sql_error(At::table("node_states").run(id).node(node_id), error))?;
     }
     if noting {
-        note_changes(statements, id, cell, head.version).map_err(|error| sql_error(At::table("changes").run(id), error))?;
+        changes::note(conn, id, &cell.nodes, (cell.before, head.version))
+            .map_err(|error| sql_error(At::table(changes::TABLE).run(id), error))?;
     }
     cell.nodes.clear();
     cell.changed = false;
     cell.header_changed = false;
-    Ok(())
-}
-
-/// Names what this transaction changes, for processes that look for what is newer than what they have.
-fn note_changes(statements: &mut Statements<'_>, id: &RunId, cell: &Cell, version: Version) -> rusqlite::Result<()> {
-    let mut oldest = version;
-    for (node, pending) in &cell.nodes {
-        if let Some(state) = &pending.state {
-            oldest = oldest.min(state.version);
-            statements.note_change()?.execute(params![id.as_str(), counter(state.version.0), node.as_str()])?;
-        }
-    }
-    // Now and then, not with every commit.
-    if oldest.0 / CHANGES_KEPT != version.0.saturating_add(1) / CHANGES_KEPT {
-        let from = counter(version.0.saturating_sub(CHANGES_KEPT));
-        let conn = statements.conn;
-        conn.prepare_cached("DELETE FROM changes WHERE run_id = ?1 AND version <= ?2")?.execute(params![id.as_str(), from])?;
-        conn.prepare_cached("UPDATE runs SET changes_from = max(changes_from, ?2) WHERE run_id = ?1")?
-            .execute(params![id.as_str(), from])?;
-    }
     Ok(())
 }
 
@@ -138,7 +110,7 @@ fn put_header(
                finished_at = excluded.finished_at, worker = excluded.worker, metadata = excluded.metadata, extra = excluded.extra, \
                version = excluded.version, header_version = excluded.header_version, \
                nodes_deleted_version = excluded.nodes_deleted_version, \
-               changes_from = CASE WHEN ?13 THEN coalesce(changes_from, version) END";
+               change_sets_from = CASE WHEN ?13 THEN coalesce(change_sets_from, version) END";
     conn.prepare_cached(sql)?.execute(params![
         id.as_str(),
         header.status.as_str(),
@@ -257,7 +229,7 @@ pub(super) fn delete_run(conn: &Connection, run: &RunId, version: Version, at: S
         "DELETE FROM node_states WHERE run_id = ?1",
         "DELETE FROM completed_intervals WHERE run_id = ?1",
         "DELETE FROM partitions WHERE run_id = ?1",
-        "DELETE FROM changes WHERE run_id = ?1",
+        "DELETE FROM change_sets WHERE run_id = ?1",
         "DELETE FROM runs WHERE run_id = ?1",
     ] {
         conn.prepare_cached(sql).and_then(|mut statement| statement.execute([run.as_str()])).map_err(fail)?;

@@ -1,0 +1,91 @@
+//! What transactions made of nodes lately, for the other processes: each finds what it has not seen in one place, without a search for every node.
+//!
+//! Written only while several processes write. It is a copy: whoever does not find all of it there reads the rows.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, params};
+
+use super::cell::PendingNode;
+use super::error::{corrupt, sql_error};
+use super::rows::{At, Fields, counter};
+use crate::model::{NodeId, NodeState, RunId, Version};
+use crate::store::StoreError;
+
+pub(super) const TABLE: &str = "change_sets";
+
+/// Nodes that are noted of one transaction, and taken in at once, at most; where there are more, the run is read as a whole.
+pub(super) const MOST: usize = 2_048;
+
+/// A longer text would fill the log that everybody reads: then only the names are noted.
+const LONGEST: usize = 256 << 10;
+
+/// How many versions of a run the table reaches back, at least; it is cut when it has twice as many.
+const KEPT: u64 = 4_096;
+
+/// Notes what a transaction made of a run between two versions. Nodes that it deleted are told by the run's row.
+pub(super) fn note(
+    conn: &Connection,
+    run: &RunId,
+    nodes: &BTreeMap<NodeId, PendingNode>,
+    (before, version): (Version, Version),
+) -> rusqlite::Result<()> {
+    let changed: BTreeMap<&NodeId, Option<&NodeState>> =
+        nodes.iter().filter_map(|(id, pending)| Some((id, Some(pending.state.as_deref()?)))).collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let text =
+        |changed: &_| serde_json::to_string(changed).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)));
+    let mut noted = text(&changed)?;
+    if noted.len() > LONGEST {
+        noted = text(&changed.into_keys().map(|id| (id, None)).collect())?;
+    }
+    conn.prepare_cached("INSERT OR REPLACE INTO change_sets (run_id, version, nodes) VALUES (?1, ?2, ?3)")?.execute(params![
+        run.as_str(),
+        counter(version.0),
+        noted
+    ])?;
+    // Now and then, not with every commit.
+    if before.0 / KEPT != version.0 / KEPT {
+        let from = counter(version.0.saturating_sub(KEPT));
+        conn.prepare_cached("DELETE FROM change_sets WHERE run_id = ?1 AND version <= ?2")?
+            .execute(params![run.as_str(), from])?;
+        conn.prepare_cached("UPDATE runs SET change_sets_from = max(change_sets_from, ?2) WHERE run_id = ?1")?
+            .execute(params![run.as_str(), from])?;
+    }
+    Ok(())
+}
+
+/// What became of the nodes of a run since a version: those that changed, `None` where only the row tells how. No answer: not all of it was noted,
+/// or there is too much of it.
+pub(super) fn since(
+    conn: &Connection,
+    run: &RunId,
+    version: Version,
+) -> Result<Option<BTreeMap<NodeId, Option<NodeState>>>, StoreError> {
+    let place = At::table(TABLE).run(run);
+    let fail = |error| sql_error(place, error);
+    let complete = conn
+        .prepare_cached("SELECT 1 FROM runs WHERE run_id = ?1 AND change_sets_from <= ?2")
+        .and_then(|mut statement| statement.exists(params![run.as_str(), counter(version.0)]))
+        .map_err(fail)?;
+    if !complete {
+        return Ok(None);
+    }
+    let sql = "SELECT nodes FROM change_sets WHERE run_id = ?1 AND version > ?2 ORDER BY version";
+    let mut statement = conn.prepare_cached(sql).map_err(fail)?;
+    let mut rows = statement.query(params![run.as_str(), counter(version.0)]).map_err(fail)?;
+    let mut changed: BTreeMap<NodeId, Option<NodeState>> = BTreeMap::new();
+    while let Some(row) = rows.next().map_err(fail)? {
+        let text = Fields::new(row, place).text(0)?;
+        let later: BTreeMap<NodeId, Option<NodeState>> = serde_json::from_str(text).map_err(|error| corrupt(place, error))?;
+        changed.extend(later);
+        if changed.len() > MOST {
+            return Ok(None);
+        }
+    }
+    // The transaction that made the version that is known may be among them, for what it changed then.
+    changed.retain(|_, state| state.as_ref().is_none_or(|state| state.version > version));
+    Ok(Some(changed))
+}
