@@ -13,6 +13,7 @@ use chrono::{DateTime, Utc};
 use rusqlite::Connection;
 
 use super::cell::{Cell, head};
+use super::changes::Noting;
 use super::error::sql_error;
 use super::own::{Memory, Settled};
 use super::owners::Deaths;
@@ -98,8 +99,8 @@ impl<'c> Session<'c> {
         Ok(BatchAnswer { outcomes })
     }
 
-    /// Writes what was accepted; `noting`: also for others to find.
-    pub(super) fn write(&mut self, noting: bool) -> Result<(), StoreError> {
+    /// Writes what was accepted, and notes it for others.
+    pub(super) fn write(&mut self, noting: Noting) -> Result<(), StoreError> {
         let mut statements = Statements::new(self.conn, noting);
         for (run, cell) in &mut self.cells {
             self.rows = self.rows.saturating_add(cell.nodes.len()).saturating_add(1);
@@ -260,7 +261,7 @@ impl<'c> Session<'c> {
             (true, None) => {
                 let keep = part.mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true }));
                 // What earlier entries wrote is put down first, so that what outlives the run is read from its rows.
-                write::run(&mut Statements::new(conn, false), &part.run, cell)?;
+                write::run(&mut Statements::new(conn, Noting::Nothing), &part.run, cell)?;
                 if keep {
                     retain(conn, &part.run)?;
                 }

@@ -155,6 +155,12 @@ pub(super) fn list(db: &Path, own: Option<&ProcessInfo>) -> Result<Vec<OpenProce
     Ok(found)
 }
 
+/// How many openings left a file, living or dead: a hint for who only wants to know whether they are many.
+pub(super) fn count(db: &Path) -> usize {
+    let is_opening = |entry: &std::fs::DirEntry| Path::new(&entry.file_name()).extension() == Some(OsStr::new("lock"));
+    std::fs::read_dir(folder(db)).map_or(0, |entries| entries.flatten().filter(is_opening).count())
+}
+
 /// Removes what dead openings left: their locks first, because without the file nobody could tell any more that they are dead.
 pub(super) fn sweep(conn: &Connection, db: &Path, own: &ProcessInfo) -> Result<(), StoreError> {
     let fail = |error| sql_error("table locks", error);

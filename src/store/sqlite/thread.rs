@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
+use super::changes::Company;
 use super::checkpoint::{Checkpointer, Due};
 use super::decide::Session;
 use super::error::{is_full, is_io, sql_error};
@@ -62,9 +63,6 @@ const SEQ_AHEAD: u64 = 10_000_000;
 /// that was written before is.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Who met commits of others so long ago at most notes its changes for them: a lone process has no cost of it.
-const COMPANY: Duration = Duration::from_secs(30);
-
 /// How often, in commits, the length of the WAL is looked at.
 const LOOK_AT_WAL: u64 = 16;
 
@@ -107,8 +105,7 @@ pub(super) struct Writer {
     seq: u64,
     /// When the file was looked at last.
     looked: Option<Instant>,
-    /// When commits of others were met last.
-    met: Option<Instant>,
+    company: Company,
     sidecar: HighWaterFile,
     reserved: HighWater,
     memory: Memory,
@@ -150,7 +147,7 @@ impl Writer {
             foreign,
             seq,
             looked: None,
-            met: None,
+            company: Company::default(),
             sidecar,
             reserved,
             memory: Memory::default(),
@@ -336,9 +333,9 @@ impl Writer {
         let mut session = Session::begin(&self.conn, &self.memory, &deaths, now)?;
         if session.found_seq() != self.seq {
             self.foreign.met();
-            self.met = Some(Instant::now());
+            self.company.met();
         }
-        let noting = self.met.is_some_and(|at| at.elapsed() < COMPANY);
+        let noting = self.company.noting(&self.at.path);
         let mut answers = Vec::with_capacity(batches.len());
         for batch in batches {
             if let Some(known) = answer::find(&self.conn, batch)? {

@@ -3,7 +3,7 @@
 use rusqlite::{CachedStatement, Connection, ToSql, params};
 
 use super::cell::{Cell, PendingNode};
-use super::changes;
+use super::changes::{self, Noting};
 use super::error::sql_error;
 use super::outlive::{Rewrite, rewrites};
 use super::rows::{At, Number, Stamp, counter, fingerprint_text, list_text, metadata_text};
@@ -26,14 +26,14 @@ const INSERT_NODE: &str = "INSERT INTO node_states (run_id, node_id, status, att
 /// The statements that most transactions run again and again: looked up once.
 pub(super) struct Statements<'c> {
     conn: &'c Connection,
-    /// Whether changes are noted for other processes.
-    noting: bool,
+    /// What is noted for other processes.
+    noting: Noting,
     put_version: Option<CachedStatement<'c>>,
     update_node: Option<CachedStatement<'c>>,
 }
 
 impl<'c> Statements<'c> {
-    pub(super) fn new(conn: &'c Connection, noting: bool) -> Self {
+    pub(super) fn new(conn: &'c Connection, noting: Noting) -> Self {
         Self { conn, noting, put_version: None, update_node: None }
     }
 
@@ -65,18 +65,18 @@ pub(super) fn run(statements: &mut Statements<'_>, id: &RunId, cell: &mut Cell) 
         return Ok(());
     }
     let fail = |error| sql_error(At::table("runs").run(id), error);
-    let noting = statements.noting && cell.nodes.len() <= changes::MOST;
+    let noted = statements.noting != Noting::Nothing && cell.nodes.len() <= changes::MOST;
     match &cell.header {
         Some(header) if cell.header_changed => {
             let worker = header.worker.as_ref().map(RawJson::from_serialize).transpose();
             let worker = worker.map_err(|error| super::error::corrupt(format_args!("worker of run {id:?}"), error))?;
-            put_header(conn, id, header, worker.as_ref(), head, noting).map_err(fail)?;
+            put_header(conn, id, header, worker.as_ref(), head, noted).map_err(fail)?;
         }
         _ => {
             statements
                 .put_version()
                 .and_then(|statement| {
-                    statement.execute(params![id.as_str(), counter(head.version.0), counter(head.nodes_deleted.0), noting])
+                    statement.execute(params![id.as_str(), counter(head.version.0), counter(head.nodes_deleted.0), noted])
                 })
                 .map_err(fail)?;
         }
@@ -85,8 +85,8 @@ pub(super) fn run(statements: &mut Statements<'_>, id: &RunId, cell: &mut Cell) 
         node(statements, id, node_id, pending, &head.created_at)
             .map_err(|error| sql_error(At::table("node_states").run(id).node(node_id), error))?;
     }
-    if noting {
-        changes::note(conn, id, &cell.nodes, (cell.before, head.version))
+    if noted {
+        changes::note(conn, id, &cell.nodes, (cell.before, head.version), statements.noting)
             .map_err(|error| sql_error(At::table(changes::TABLE).run(id), error))?;
     }
     cell.nodes.clear();
@@ -101,7 +101,7 @@ fn put_header(
     header: &RunHeader,
     worker: Option<&RawJson>,
     head: &super::own::Head,
-    noting: bool,
+    noted: bool,
 ) -> rusqlite::Result<()> {
     let sql = "INSERT INTO runs (run_id, status, created_at, started_at, finished_at, worker, metadata, extra, version, created_version, \
                header_version, nodes_deleted_version) \
@@ -124,7 +124,7 @@ fn put_header(
         counter(head.created_version.0),
         counter(header.version.0),
         counter(head.nodes_deleted.0),
-        noting,
+        noted,
     ])?;
     Ok(())
 }
