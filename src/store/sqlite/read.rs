@@ -46,15 +46,20 @@ pub(super) fn run_row(conn: &Connection, run: &RunId) -> Result<Option<RunRow>, 
 
 /// One node of a run, whole.
 pub(super) fn node(conn: &Connection, run: &RunId, node: &NodeId) -> Result<Option<NodeState>, StoreError> {
+    let Some(mut state) = node_row(conn, run, node)? else { return Ok(None) };
+    fill(conn, run, node, &mut state)?;
+    Ok(Some(state))
+}
+
+/// One node of a run, without its intervals and partitions.
+pub(super) fn node_row(conn: &Connection, run: &RunId, node: &NodeId) -> Result<Option<NodeState>, StoreError> {
     let place = At::table("node_states").run(run).node(node);
     let fail = |error| sql_error(place, error);
     let sql = concat!("SELECT ", node_columns!(), " FROM node_states WHERE run_id = ?1 AND node_id = ?2");
     let mut statement = conn.prepare_cached(sql).map_err(fail)?;
     let mut rows = statement.query([run.as_str(), node.as_str()]).map_err(fail)?;
     let Some(row) = rows.next().map_err(fail)? else { return Ok(None) };
-    let mut state = Fields::new(row, place).node(0)?;
-    fill(conn, run, node, &mut state)?;
-    Ok(Some(state))
+    Fields::new(row, place).node(0).map(Some)
 }
 
 /// Whether any node of a run has intervals or partitions.

@@ -38,9 +38,17 @@ type Rows = Vec<(NodeId, NodeState)>;
 
 /// What was noted, with the rows that the notes leave out.
 fn noted(conn: &Connection, run: &RunId, changed: BTreeMap<NodeId, Option<NodeState>>) -> Result<Option<Rows>, StoreError> {
+    let covered = changed.values().any(Option::is_none) && read::has_coverage(conn, run)?;
     let mut nodes = Vec::with_capacity(changed.len());
     for (node, state) in changed {
-        let Some(state) = state.map_or_else(|| read::node(conn, run, &node), |state| Ok(Some(state)))? else { return Ok(None) };
+        if let Some(state) = state {
+            nodes.push((node, state));
+            continue;
+        }
+        let Some(mut state) = read::node_row(conn, run, &node)? else { return Ok(None) };
+        if covered {
+            read::fill(conn, run, &node, &mut state)?;
+        }
         nodes.push((node, state));
     }
     Ok(Some(nodes))
