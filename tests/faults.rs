@@ -358,6 +358,41 @@ async fn a_full_coordinator_refuses_who_does_not_want_to_wait() {
     assert!(error.to_string().contains("split it"), "{error}");
 }
 
+/// A million writes thrown at one run whose storage answers nothing: as many as may be on their way are kept, and written in the end; the others are
+/// refused at once, and nothing of them stays.
+#[tokio::test]
+async fn a_flood_at_one_run_is_bounded() {
+    const THROWN: usize = 1_000_000;
+    const KEPT: usize = 500;
+    let backend = LyingBackend::new(false);
+    let state = Coordinator::builder().max_in_flight(KEPT).open(Arc::clone(&backend) as Arc<dyn StateBackend>).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    backend.close_gate();
+    let run = RunId::new("r").unwrap();
+    let nodes: Vec<NodeId> = (0..KEPT).map(|number| NodeId::new(format!("n{number}")).unwrap()).collect();
+    let (mut kept, mut refused) = (Vec::new(), 0);
+    for number in 0..THROWN {
+        let node = &nodes[number % KEPT];
+        let mut write = Box::pin(state.try_set_node_state(&run, node, NodeUpdate::running().row_count(number as u64)));
+        match std::future::poll_fn(|cx| std::task::Poll::Ready(write.as_mut().poll(cx))).await {
+            std::task::Poll::Pending => kept.push(write),
+            std::task::Poll::Ready(Err(Error::Overloaded)) => refused += 1,
+            std::task::Poll::Ready(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((kept.len(), refused), (KEPT, THROWN - KEPT));
+    assert!(state.stats().waiting <= KEPT as u64, "{:?}", state.stats());
+    backend.open_gate();
+    for write in kept {
+        write.await.unwrap();
+    }
+    let stored = backend.inner.load_run(&run).await.unwrap().unwrap();
+    let rows: Vec<u64> = stored.nodes().map(|(_, node)| node.row_count.unwrap()).collect();
+    assert_eq!(rows.len(), KEPT);
+    assert!(rows.iter().all(|row| *row < KEPT as u64), "what was refused came in by the back door");
+    state.try_set_node_state(&run, "n0", NodeUpdate::success()).await.unwrap();
+}
+
 #[tokio::test]
 async fn an_end_of_a_claim_that_nobody_knows_of_is_not_told_a_second_time() {
     let backend = LyingBackend::new(false);

@@ -33,6 +33,28 @@ async fn one_writer_at_a_time_and_readers_beside_it() {
     second.initialize().await.unwrap();
 }
 
+/// What a crash left lying is removed by who holds the lock, and by nobody else: it may be somebody's work of this moment.
+#[tokio::test]
+async fn only_who_holds_the_lock_sweeps() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    let left = folder.path().join(".run_state.json.tmp-left");
+    std::fs::write(&left, "half").unwrap();
+    let second = FileBackend::new(&options(folder.path()));
+    assert_eq!(second.initialize().await.unwrap_err().kind(), StoreErrorKind::Busy);
+    assert!(left.exists(), "a writer that was refused");
+    let seen = reader(folder.path()).await;
+    assert_eq!(all(&seen).await.len(), 1);
+    backend.close().await.unwrap();
+    let alone = reader(folder.path()).await;
+    assert!(alone.verify().await.unwrap().is_sound());
+    assert_eq!(all(&alone).await.len(), 1);
+    assert!(left.exists(), "readers, beside a writer and alone");
+    second.initialize().await.unwrap();
+    assert!(!left.exists());
+}
+
 #[tokio::test]
 async fn a_read_only_opening_makes_nothing() {
     let folder = tempfile::tempdir().unwrap();
