@@ -12,7 +12,7 @@ use crate::processes::Processes;
 use crate::workload::{Product, Work};
 #[cfg(feature = "postgres")]
 use crate::yardstick::RawPostgres;
-use crate::yardstick::{BareLocks, Mutexed, RawJournal, RawLoop, Rows};
+use crate::yardstick::{BareThread, Mutexed, RawJournal, RawLoop, Rows};
 
 /// Where the state rests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +65,8 @@ pub(crate) enum Yardstick {
     NullSink,
     /// A thread that commits rows of locks in groups.
     BareLocks,
+    /// A thread that commits the rows of transitions in groups, for clients that wait for it.
+    BareThread,
     /// The product itself on a libSQL server, one request for every write.
     #[cfg(feature = "libsql")]
     LibsqlSingly,
@@ -82,6 +84,7 @@ impl fmt::Display for Yardstick {
             Self::Mutexed => f.write_str("Mutex<Connection>"),
             Self::NullSink => f.write_str("null sink"),
             Self::BareLocks => f.write_str("bare lock thread"),
+            Self::BareThread => f.write_str("bare group-commit thread"),
             #[cfg(feature = "libsql")]
             Self::LibsqlSingly => f.write_str("one request a write"),
             Self::OneProcess => f.write_str("one process alone"),
@@ -127,7 +130,6 @@ impl Case {
         let mut yardsticks: Vec<Box<dyn Contender>> = Vec::new();
         for (index, (yardstick, _)) in self.against.iter().enumerate() {
             let folder = folder.join(format!("yardstick-{index}"));
-            let handle = runtime.handle();
             yardsticks.push(match *yardstick {
                 Yardstick::RawSqlite { rows, batch } => {
                     Box::new(RawLoop::open(runtime, &folder, rows, batch, self.work.width())?)
@@ -142,7 +144,8 @@ impl Case {
                 Yardstick::LibsqlSingly => {
                     Box::new(Product::open(runtime, self.work, Backend::LibsqlSingly, self.clients, &folder)?)
                 }
-                Yardstick::BareLocks => Box::new(BareLocks::open(runtime, handle.clone(), &folder, self.clients)?),
+                Yardstick::BareLocks => Box::new(BareThread::locks(runtime, &folder, self.clients)?),
+                Yardstick::BareThread => Box::new(BareThread::transitions(runtime, &folder, self.clients, self.work.width())?),
             });
         }
         Ok(Sides { product, yardsticks })
@@ -197,6 +200,7 @@ fn durable(cases: &mut Vec<Case>, clients: &[usize]) {
             .against(raw(Rows::Sorted), None)
             .against(raw(Rows::NodesAlone), None);
         if clients <= 256 {
+            sqlite = sqlite.against(Yardstick::BareThread, None);
             sqlite = sqlite.against(Yardstick::Mutexed, (clients == 256).then_some(15.0));
         }
         if clients == 256 {

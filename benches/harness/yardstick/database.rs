@@ -10,7 +10,7 @@ use crate::Outcome;
 use crate::plan::Backend;
 use crate::workload::{self, Field};
 
-/// What our backend writes for a node, word for word.
+/// The row that our backend writes for a node.
 pub(super) const PUT_NODE: &str = "INSERT INTO node_states (run_id, node_id, status, attempt, started_at, finished_at, duration_ms, row_count, fingerprint, error, \
      watermarks, metadata, extra, version, run_created_at) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \

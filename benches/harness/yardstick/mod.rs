@@ -1,6 +1,6 @@
 //! What the product is measured against: the least that any program must do for the same result.
 
-mod bare_locks;
+mod bare_thread;
 mod database;
 mod journal;
 mod mutexed;
@@ -8,7 +8,7 @@ mod mutexed;
 mod postgres;
 mod raw_loop;
 
-pub(crate) use bare_locks::BareLocks;
+pub(crate) use bare_thread::BareThread;
 pub(crate) use journal::RawJournal;
 pub(crate) use mutexed::Mutexed;
 #[cfg(feature = "postgres")]

@@ -71,9 +71,10 @@ impl RawLoop {
         })
     }
 
-    fn transaction(&mut self) -> Outcome<u64> {
-        let mut picked = Vec::with_capacity(self.batch * self.width);
-        for _ in 0..self.batch {
+    /// Writes the rows of so many transitions.
+    pub(super) fn transaction(&mut self, batch: usize) -> Outcome<u64> {
+        let mut picked = Vec::with_capacity(batch * self.width);
+        for _ in 0..batch {
             let run = self.dice.below(RUNS);
             picked.extend((0..self.width).map(|_| (run, self.dice.below(NODES))));
         }
@@ -124,23 +125,23 @@ impl RawLoop {
             }
         }
         if self.rows != Rows::NodesAlone {
-            self.close_batch()?;
+            self.close_batch(batch)?;
         }
         run(&self.conn, "COMMIT")?;
-        Ok(u64::try_from(self.batch)?)
+        Ok(u64::try_from(batch)?)
     }
 
     /// What is written once a batch.
-    fn close_batch(&mut self) -> Outcome<()> {
+    fn close_batch(&mut self, batch: usize) -> Outcome<()> {
         let id = uuid::Uuid::now_v7().into_bytes();
-        let answers = vec![1_u8; 1 + ANSWER_BYTES * self.batch];
+        let answers = vec![1_u8; 1 + ANSWER_BYTES * batch];
         let conn = &self.conn;
         conn.prepare_cached("INSERT INTO batches (id, at, answers) VALUES (?1, ?2, ?3)")?.execute(params![
             id.as_slice(),
             STAMP,
             answers
         ])?;
-        self.seq += i64::try_from(self.batch)?;
+        self.seq += i64::try_from(batch)?;
         conn.prepare_cached("UPDATE meta SET seq = ?1, token = ?2 WHERE id = 1")?.execute([self.seq, 0])?;
         self.told.push_back(id);
         if self.told.len() > ANSWERS_KEPT + ANSWERS_AT_ONCE {
@@ -155,6 +156,6 @@ impl RawLoop {
 
 impl Contender for RawLoop {
     fn round(&mut self, lasting: Duration) -> Outcome<Sample> {
-        steadily(lasting, || self.transaction())
+        steadily(lasting, || self.transaction(self.batch))
     }
 }
