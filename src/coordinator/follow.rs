@@ -236,10 +236,7 @@ impl Follower {
         }
         self.compare(&engine, &news).await?;
         engine.following.heard(started, at);
-        let rest = (started.elapsed() * REST).clamp(
-            std::env::var("XREST").ok().and_then(|v| v.parse().ok()).map_or(SHORTEST_REST, Duration::from_millis),
-            LONGEST_REST,
-        );
+        let rest = (started.elapsed() * REST).clamp(SHORTEST_REST, LONGEST_REST);
         drop(engine);
         tokio::time::sleep(rest).await;
         Ok(())
