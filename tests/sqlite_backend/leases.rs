@@ -66,6 +66,38 @@ fn owner_like(seen: &LeaseOwner, name: &str) -> LeaseOwner {
     like
 }
 
+/// Storage stalls (somebody else holds the write lock) while data and renewals come in by turns: in what is written next, the renewals go first.
+#[tokio::test]
+async fn renewals_go_before_data_that_waited_longer() {
+    const PAIRS: usize = 20;
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    change(&backend, "r", vec![create(0)]).await;
+    let key = LeaseKey::run(run_id("r"));
+    let token = lock(&backend, &key, "a", 60_000).await.unwrap();
+    let stall = raw(&db(dir.path()));
+    stall.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut sent = Vec::new();
+    for number in 0..PAIRS {
+        let part = part_on(None, Version::NONE, &format!("data {number}"), vec![], vec![create(0)]);
+        let renew = LeaseMutation::Renew { key: key.clone(), token, at: at(1), ttl_ms: 60_000 };
+        for entry in [entry(part), Entry { leases: vec![renew], ..Entry::default() }] {
+            let backend = Arc::clone(&backend);
+            sent.push(tokio::spawn(async move { applied(commit(&backend, vec![entry]).await.outcomes.remove(0)).seq }));
+        }
+    }
+    // Every task is polled once before this one goes on: all of them are at the writer, which had taken some before.
+    tokio::task::yield_now().await;
+    stall.execute_batch("ROLLBACK").unwrap();
+    let mut seqs = Vec::new();
+    for answer in sent {
+        seqs.push(answer.await.unwrap());
+    }
+    // A pair that the writer took in two transactions stays as it was; there is at most one such.
+    let overtook = seqs.chunks(2).filter(|pair| pair[1] < pair[0]).count();
+    assert!(overtook >= PAIRS - 1, "{overtook} of {PAIRS}: {seqs:?}");
+}
+
 #[tokio::test]
 async fn several_leases_are_granted_together_or_not_at_all() {
     let dir = tempfile::tempdir().unwrap();
