@@ -85,20 +85,9 @@ pub(super) fn note(
         .iter()
         .filter_map(|(id, pending)| pending.state.as_deref().map(|state| (id, (noting == Noting::Rows).then_some(state))))
         .collect();
-    if changed.is_empty() {
-        return Ok(());
+    if !changed.is_empty() {
+        insert(conn, run, changed, version)?;
     }
-    let text =
-        |changed: &_| serde_json::to_string(changed).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)));
-    let mut noted = text(&changed)?;
-    if noting == Noting::Rows && noted.len() > LONGEST {
-        noted = text(&changed.into_keys().map(|id| (id, None)).collect())?;
-    }
-    conn.prepare_cached("INSERT OR REPLACE INTO change_sets (run_id, version, nodes) VALUES (?1, ?2, ?3)")?.execute(params![
-        run.as_str(),
-        counter(version.0),
-        noted
-    ])?;
     // Now and then, not with every commit.
     if before.0 / KEPT != version.0 / KEPT {
         let from = counter(version.0.saturating_sub(KEPT));
@@ -107,6 +96,26 @@ pub(super) fn note(
         conn.prepare_cached("UPDATE runs SET change_sets_from = max(change_sets_from, ?2) WHERE run_id = ?1")?
             .execute(params![run.as_str(), from])?;
     }
+    Ok(())
+}
+
+fn insert(
+    conn: &Connection,
+    run: &RunId,
+    changed: BTreeMap<&NodeId, Option<&NodeState>>,
+    version: Version,
+) -> rusqlite::Result<()> {
+    let text =
+        |changed: &_| serde_json::to_string(changed).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)));
+    let mut noted = text(&changed)?;
+    if noted.len() > LONGEST && changed.values().any(Option::is_some) {
+        noted = text(&changed.into_keys().map(|id| (id, None)).collect())?;
+    }
+    conn.prepare_cached("INSERT OR REPLACE INTO change_sets (run_id, version, nodes) VALUES (?1, ?2, ?3)")?.execute(params![
+        run.as_str(),
+        counter(version.0),
+        noted
+    ])?;
     Ok(())
 }
 
