@@ -31,7 +31,7 @@ pub use batch::{Batch, BatchAnswer, BatchId, Entry, Fence, LeaseGrant, Outcome, 
 pub use clock::{Clock, SystemClock};
 pub use coverage::{LastSuccess, NodeCoverage, Retained};
 pub use guard::{Guard, StatusSet, check_guards};
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
 pub(crate) use guard::{GuardedRun, first_violated};
 pub use id::{InputError, IntoNodeId, IntoRunId, MAX_ID_BYTES, NodeId, PartitionKey, RunId};
 pub use interval::{Interval, IntervalSet, IntoInterval};

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Head, NodeWrite, RunWrite, not_read};
-use crate::model::{Guard, LastSuccess, Mutation, NodeId, NodeState, Retained, RunHeader, RunId, RunPart, RunState, Version};
+use crate::model::{
+    Guard, GuardedRun, LastSuccess, Mutation, NodeId, NodeState, NodeStatus, Retained, RunHeader, RunId, RunPart, RunState,
+    RunStatus, Version, first_violated,
+};
 use crate::store::StoreError;
 use crate::store::own_versions::OwnVersions;
 
@@ -97,14 +100,17 @@ impl Cell {
         Ok(false)
     }
 
-    /// As much of the run as its guards look at.
-    pub(super) fn guard_view(&self, part: &RunPart, head: &Head) -> Result<RunState, StoreError> {
-        self.view(part, head, RunHeader::new(head.status.clone(), head.created_at), part.guards.iter().filter_map(Guard::node))
+    /// The first guard of the part that does not hold, and what is there instead.
+    pub(super) fn violated<'p>(&self, part: &'p RunPart, head: &Head) -> Result<Option<(&'p Guard, String)>, StoreError> {
+        for id in part.guards.iter().filter_map(Guard::node) {
+            self.node(&part.run, id)?;
+        }
+        Ok(first_violated(&View { cell: self, run: &part.run, head }, &part.guards))
     }
 
     /// The run as it is now, with the nodes that the part touches.
     pub(super) fn present(&self, part: &RunPart, head: &Head) -> Result<RunState, StoreError> {
-        let header = match &self.header {
+        let mut header = match &self.header {
             Some(header) => header.clone(),
             None if part.mutations.iter().any(|mutation| matches!(mutation, Mutation::Update { .. })) => {
                 return Err(not_read(format_args!("the header of run {:?}", part.run)));
@@ -112,19 +118,9 @@ impl Cell {
             // Nothing looks at it.
             None => RunHeader::new(head.status.clone(), head.created_at),
         };
-        self.view(part, head, header, part.mutations.iter().filter_map(Mutation::node))
-    }
-
-    fn view<'p>(
-        &self,
-        part: &RunPart,
-        head: &Head,
-        mut header: RunHeader,
-        nodes: impl Iterator<Item = &'p NodeId>,
-    ) -> Result<RunState, StoreError> {
         header.version = head.header_version;
         let mut found = BTreeMap::new();
-        for id in nodes {
+        for id in part.mutations.iter().filter_map(Mutation::node) {
             if let Some(state) = self.node(&part.run, id)? {
                 found.insert(id.clone(), NodeState::clone(state));
             }
@@ -227,5 +223,27 @@ impl Cell {
             head: self.head,
             nodes: self.nodes,
         })
+    }
+}
+
+/// As much of a run as its guards look at: what they name was read.
+struct View<'c> {
+    cell: &'c Cell,
+    run: &'c RunId,
+    head: &'c Head,
+}
+
+impl GuardedRun for View<'_> {
+    fn version(&self) -> Version {
+        self.head.version
+    }
+
+    fn status(&self) -> &RunStatus {
+        &self.head.status
+    }
+
+    fn node(&self, node: &NodeId) -> Option<(&NodeStatus, Version)> {
+        let state = self.cell.node(self.run, node).ok().flatten()?;
+        Some((&state.status, state.version))
     }
 }

@@ -38,7 +38,7 @@ use super::{StoreError, StoreErrorKind};
 use crate::model::{
     Batch, BatchAnswer, CommitSeq, Entry, Guard, InputError, IntervalSet, LastSuccess, LeaseGrant, LeaseKey, LeaseRecord,
     Mutation, NodeId, NodeState, Outcome, PartitionKey, Receipt, Refusal, Retained, RunHeader, RunId, RunPart, RunReceipt,
-    RunState, RunStatus, Version, apply_all, check_guards,
+    RunState, RunStatus, Version, apply_all,
 };
 
 pub(crate) use self::locks::{LeaseRow, LeaseWrites};
@@ -339,11 +339,8 @@ impl Session {
                 return Ok(Err(Refusal::Stale { run: part.run.clone() }));
             }
         }
-        if !part.guards.is_empty() {
-            let seen = cell.guard_view(part, head)?;
-            if let Some((guard, found)) = check_guards(&seen, &part.guards) {
-                return Ok(Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found }));
-            }
+        if let Some((guard, found)) = cell.violated(part, head)? {
+            return Ok(Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found }));
         }
         if let Some(refusal) = self.locked(part) {
             return Ok(Err(refusal));
