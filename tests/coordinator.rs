@@ -215,13 +215,15 @@ async fn idle_runs_go_to_sleep_and_come_back(store: Store) {
         state.create_run(format!("r{run}"), NewRun::running()).await.unwrap();
     }
     while state.stats().resident_runs > 0 {
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        tokio::task::yield_now().await;
     }
     for round in 0..200_u64 {
         let run = format!("r{}", round % 20);
         state.set_node_state(&run, "n", NodeUpdate::running().row_count(round)).await.unwrap();
-        if round % 7 == 0 {
-            tokio::time::sleep(Duration::from_millis(3)).await;
+        // Now and then until one of them goes to sleep: the others are on their way to it when they are asked again.
+        let awake = state.stats().resident_runs;
+        while round % 7 == 0 && awake > 0 && state.stats().resident_runs >= awake {
+            tokio::task::yield_now().await;
         }
     }
     let run = state.get_run("r19").await.unwrap().unwrap();
