@@ -13,8 +13,8 @@ use crate::model::{
 };
 use crate::persist::Submission;
 use crate::run::{
-    ChangeSeed, CommitError, Committed, FlushSink, HoldGrant, NotCommitted, OneSink, Op, Permit, Release, Sent, Surroundings,
-    plan,
+    ChangeSeed, CommitError, Committed, FlushSink, HoldGrant, NotCommitted, OneSink, Op, Permit, Release, RunHandle, Sent,
+    Surroundings, plan,
 };
 
 /// How often a transaction over several runs is tried while others change what it touches.
@@ -217,7 +217,10 @@ impl Engine {
                     for (run, _) in ops.iter().filter(|(_, op)| op.mutations.iter().any(Mutation::frees_locks)) {
                         self.leases.free_run(run);
                     }
-                    self.publish_all(held, &ops, &bases, after, &receipt);
+                    for overtaken in self.publish_all(held, &ops, &bases, after, &receipt) {
+                        // Who is answered reads what he wrote.
+                        overtaken.settle().await;
+                    }
                     return Ok(Committed::durable(receipt));
                 }
                 Ok(Err(NotCommitted::Refused(refusal))) => {
@@ -272,7 +275,7 @@ impl Engine {
         Ok(held)
     }
 
-    /// Publishes all runs as one, then lets their actors go on.
+    /// Publishes all runs as one, then lets their actors go on. Answers with those that load what others wrote in between, and their own part with it.
     fn publish_all(
         &self,
         held: Vec<HoldGrant>,
@@ -280,7 +283,7 @@ impl Engine {
         bases: &[Version],
         after: Vec<Option<RunState>>,
         receipt: &Receipt,
-    ) {
+    ) -> Vec<RunHandle> {
         let mut releases = Vec::with_capacity(held.len());
         let publication = self.publications.write().unwrap_or_else(PoisonError::into_inner);
         for (((grant, state), versions), base) in held.into_iter().zip(after).zip(&receipt.runs).zip(bases) {
@@ -303,15 +306,22 @@ impl Engine {
                 }
             }
         }
+        let mut loading = Vec::new();
         for (grant, release) in releases {
             let run = grant.cell().id().clone();
-            if !grant.release(release) {
-                // It died while it was held: its successor may have loaded before this commit.
-                if let Some(successor) = self.directory.get(run.as_str()) {
-                    successor.reload();
-                }
+            let reloads = matches!(release, Release::Reload);
+            let lives = grant.release(release);
+            if lives && !reloads {
+                continue;
             }
+            let Some(handle) = self.directory.get(run.as_str()) else { continue };
+            if !lives {
+                // It died while it was held: its successor may have loaded before this commit.
+                handle.reload();
+            }
+            loading.push(handle);
         }
+        loading
     }
 }
 

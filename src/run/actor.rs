@@ -375,6 +375,7 @@ impl State {
 
     fn settled(&mut self, outcomes: Outcomes) {
         let mut acks = Vec::new();
+        let mut moved = false;
         for (sink, settlement) in outcomes.take() {
             let RunSink { ticket, order, ack, attempts, hasty, permit, .. } = sink;
             // A deferred write that is settled before it was acknowledged is answered like any other.
@@ -389,6 +390,7 @@ impl State {
                     }
                     match progress {
                         Progress::Moved(touched) => {
+                            moved = true;
                             self.tell(&receipt, touched);
                             acks.extend(ack.map(|ack| (ack, Committed::durable(receipt))));
                         }
@@ -425,8 +427,9 @@ impl State {
             // What was deferred and came back is not on its way: readers see what is committed until it is again.
             self.chain.reset();
         }
-        // An overtaken run is published when it is loaded: a snapshot never carries a number whose commits it lacks.
-        if !matches!(self.mode, Mode::Recovering { reload: true, .. }) {
+        // What is acknowledged below is seen before, whatever has to be looked up for others. An overtaken run is published when it is loaded: a
+        // snapshot never carries a number whose commits it lacks.
+        if moved || !matches!(self.mode, Mode::Recovering { reload: true, .. }) {
             self.publish();
         }
         self.mark();
@@ -504,6 +507,8 @@ impl State {
             }
             Err(error) => {
                 tracing::error!(run = %self.cell.id(), %error, "a run could not be loaded again; its actor ends");
+                // First: whoever reads after the answers below asks storage, not what is known here.
+                self.retire(false);
                 // They are in storage, whatever can be read of it now.
                 for (ack, committed) in self.overtaken.drain(..) {
                     ack.answer(Ok(committed));
@@ -511,7 +516,6 @@ impl State {
                 for job in std::mem::take(&mut self.again).into_values() {
                     self.give_up(job.ack, CommitError::Store(error.clone()));
                 }
-                self.retire(false);
             }
         }
     }

@@ -169,7 +169,8 @@ impl Chain {
     /// An entry is in storage. Says also whether it frees the run's locks.
     pub(super) fn applied(&mut self, ticket: u64, receipt: Option<&RunReceipt>) -> (Progress, bool) {
         let Some(entry) = self.take(ticket) else { return (Progress::Overtaken, false) };
-        let Some(receipt) = receipt.filter(|receipt| receipt.before == entry.expect) else {
+        // What stands on something that is not there as it was thought is not either, whatever its numbers.
+        let Some(receipt) = receipt.filter(|receipt| receipt.before == entry.expect && !self.broken) else {
             // The tip stands on a state that never was: nothing of it may be seen before the run is loaded.
             self.broken = true;
             return (Progress::Overtaken, entry.frees_locks);

@@ -1,6 +1,8 @@
 //! Several processes write to one run.
 
-use seeknal_state::NewRun;
+use std::time::Duration;
+
+use seeknal_state::{NewRun, NodeUpdate};
 
 use super::peer::Peer;
 use super::rows;
@@ -8,8 +10,11 @@ use super::support::{self, Store};
 
 on_every_database!(
     writers_of_different_nodes_never_conflict_and_lose_nothing,
+    what_is_acknowledged_is_read_although_another_write_of_its_batch_is_refused,
     of_two_guarded_writes_of_one_node_exactly_one_wins,
     transactions_over_two_runs_happen_whole_whoever_else_writes,
+    what_is_acknowledged_over_two_runs_is_read_at_once,
+    a_transaction_of_others_over_two_runs_is_seen_whole,
     of_two_guarded_transactions_over_two_runs_exactly_one_wins,
 );
 
@@ -29,6 +34,27 @@ async fn writers_of_different_nodes_never_conflict_and_lose_nothing(store: Store
         assert_eq!(rows(&state, "r", &format!("n{number}")), Some(WRITES));
     }
     assert_eq!(run.version().0 - before.0, 3 * WRITES, "every acknowledged write has a version of its own");
+    state.close().await.unwrap();
+}
+
+/// What is refused with it is looked up in storage first; who wrote the other reads it at once all the same.
+async fn what_is_acknowledged_is_read_although_another_write_of_its_batch_is_refused(store: Store) {
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let lease = state.acquire_lock("r", Duration::from_secs(30)).await.unwrap().unwrap();
+    let late = state.with_lease(&lease);
+    lease.release().await.unwrap();
+    for row in 0..50 {
+        let first = state.set_node_state("r", "first", NodeUpdate::running().row_count(row));
+        let second = async {
+            let commit = state.set_node_state("r", "second", NodeUpdate::running().row_count(row)).await.unwrap();
+            (rows(&state, "r", "second"), commit.version())
+        };
+        let third = late.set_node_state("r", "third", NodeUpdate::running().row_count(row));
+        let (first, (seen, version), third) = tokio::join!(first, second, third);
+        assert!(first.is_ok() && third.unwrap_err().is_lease_lost());
+        assert_eq!(seen, Some(row), "round {row}: it was acknowledged at version {version}");
+    }
     state.close().await.unwrap();
 }
 
@@ -75,6 +101,49 @@ async fn transactions_over_two_runs_happen_whole_whoever_else_writes(store: Stor
         assert_eq!(rows(&state, run, "n"), Some(2 * RAISES), "run {run}: a raise is lost, or happened in one run only");
         assert_eq!(stored.version().0 - before, 2 * RAISES, "run {run}: something happened twice");
     }
+    state.close().await.unwrap();
+}
+
+/// Also if somebody else wrote to one of the runs in between.
+async fn what_is_acknowledged_over_two_runs_is_read_at_once(store: Store) {
+    let state = store.open().await;
+    for run in ["a", "b"] {
+        state.create_run(run, NewRun::running()).await.unwrap();
+    }
+    let other = store.open().await;
+    for row in 0..50 {
+        other.set_node_state("a", "theirs", NodeUpdate::running().row_count(row)).await.unwrap();
+        let mut tx = state.transaction();
+        for run in ["a", "b"] {
+            tx.set_node_state(run, "ours", NodeUpdate::running().row_count(row));
+        }
+        tx.commit().await.unwrap();
+        let seen = ["a", "b"].map(|run| rows(&state, run, "ours"));
+        assert_eq!(seen, [Some(row); 2], "round {row}");
+    }
+    other.close().await.unwrap();
+    state.close().await.unwrap();
+}
+
+/// What another process commits over two runs comes here run by run; who reads both sees it whole.
+async fn a_transaction_of_others_over_two_runs_is_seen_whole(store: Store) {
+    let state = store.open().await;
+    for run in ["a", "b"] {
+        state.create_run(run, NewRun::running()).await.unwrap();
+    }
+    let mut peer = Peer::start(&store.place);
+    peer.tell("raise a b n 60");
+    let mut seen = 0;
+    while seen < 60 {
+        let runs = state.snapshots(&["b", "a"]).await.unwrap();
+        let rows: Vec<_> = runs.iter().map(|run| run.as_ref().unwrap().node("n").and_then(|node| node.row_count)).collect();
+        assert_eq!(rows[0], rows[1], "it is seen in part");
+        let now = rows[0].unwrap_or(0);
+        assert!(now >= seen, "{now} is older than {seen}");
+        seen = now;
+    }
+    let answer = peer.answer();
+    assert!(answer.starts_with("raised"), "{answer}");
     state.close().await.unwrap();
 }
 
