@@ -40,6 +40,7 @@ enum Lie {
     StaysOpen,
     ForgetsOnReopening,
     IsNeverSound,
+    ReadsRunsOneByOne,
 }
 
 #[derive(Debug)]
@@ -261,13 +262,59 @@ impl StateBackend for Liar {
     }
 }
 
+/// Reads several runs one after the other, whoever writes in between. A type of its own, so that the liar has the provided method.
+#[derive(Debug)]
+struct OneByOne(Liar);
+
+impl StateBackend for OneByOne {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
+        self.0.initialize()
+    }
+
+    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
+        self.0.commit(batch)
+    }
+
+    fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        self.0.load_run(run)
+    }
+
+    fn reload_runs<'a>(
+        &'a self,
+        runs: &'a [(RunId, Option<RunState>)],
+    ) -> BoxFuture<'a, Result<Vec<Option<RunState>>, StoreError>> {
+        Box::pin(async move {
+            let mut states = Vec::new();
+            for (run, _) in runs {
+                states.push(self.load_run(run).await?);
+                tokio::task::yield_now().await;
+            }
+            Ok(states)
+        })
+    }
+
+    fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
+        self.0.list_runs(query)
+    }
+
+    fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
+        self.0.list_leases()
+    }
+}
+
 /// Opens a liar; every opening is of the same store, save for the one that forgets.
 struct LiarHarness(MemoryBackend, Lie);
 
 impl Harness for LiarHarness {
     fn open(&self) -> BoxFuture<'_, Result<Arc<dyn StateBackend>, StoreError>> {
         let inner = if self.1 == Lie::ForgetsOnReopening { MemoryBackend::new() } else { self.0.clone() };
-        let backend: Arc<dyn StateBackend> = Arc::new(Liar { inner, lie: self.1 });
+        let liar = Liar { inner, lie: self.1 };
+        let backend: Arc<dyn StateBackend> =
+            if self.1 == Lie::ReadsRunsOneByOne { Arc::new(OneByOne(liar)) } else { Arc::new(liar) };
         Box::pin(async move { Ok(backend) })
     }
 }
@@ -303,6 +350,7 @@ async fn every_lie_is_seen() {
         (Lie::StartsTokensAnew, "tokens_grow_over_reopening"),
         (Lie::StaysOpen, "a_closed_store_refuses"),
         (Lie::ForgetsOnReopening, "reopening_finds_the_same"),
+        (Lie::ReadsRunsOneByOne, "several_runs_are_read_at_one_moment"),
         (Lie::IsNeverSound, "sound_and_checkpointed"),
     ] {
         let verdict = run_case(case, &LiarHarness(MemoryBackend::new(), lie)).await;

@@ -9,7 +9,7 @@ use super::{ChangeStream, Coordinator, Engine};
 use crate::error::Error;
 use crate::model::{
     Interval, IntervalSet, IntoInterval, IntoNodeId, IntoRunId, LastSuccess, NodeCoverage, NodeId, NodeState, PartitionKey,
-    RunId, RunPage, RunQuery, Snapshot, Version,
+    RunId, RunPage, RunQuery, RunState, Snapshot, Version,
 };
 
 impl Coordinator {
@@ -45,10 +45,10 @@ impl Coordinator {
     }
 
     /// Several runs as they were at one moment, in the order of the names: no transaction is there in part, and nothing is seen without what came
-    /// before it.
+    /// before it. Where other processes write too, storage is asked: what they committed over several runs comes to this process run by run.
     ///
     /// # Errors
-    /// As [`get_run`](Self::get_run).
+    /// As [`get_run`](Self::get_run); [`Error::Store`] if storage could not be asked: never snapshots of different moments instead.
     ///
     /// # Cancel safety
     /// Reads only.
@@ -271,6 +271,9 @@ impl Engine {
     async fn snapshots(&self, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
         /// How often two readings in a row may differ before the runs are held.
         const READINGS: usize = 32;
+        if self.backend.is_shared() && runs.iter().any(|run| Some(run) != runs.first()) {
+            return self.snapshots_of_storage(runs).await;
+        }
         let mut before = self.read_all(runs).await?;
         for _ in 0..READINGS {
             let again = self.read_all(runs).await?;
@@ -289,6 +292,41 @@ impl Engine {
             }
         }
         self.read_all(runs).await
+    }
+
+    /// What storage has at one moment, with the help of what is known here.
+    async fn snapshots_of_storage(&self, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
+        for run in runs {
+            // What was acknowledged from memory is among it.
+            if let Some(handle) = self.directory.get(run.as_str()).filter(|handle| handle.cell().has_deferred()) {
+                handle.settle().await;
+            }
+        }
+        let known = self.read_all(runs).await?;
+        let stored = |known: Option<&Snapshot>| {
+            known.filter(|known| known.version() == known.durable_version()).map(|known| known.state().clone())
+        };
+        let have: Vec<_> = runs.iter().cloned().zip(known.iter().map(|known| stored(known.as_ref()))).collect();
+        let states = self.backend.reload_runs(&have).await?;
+        let mut behind = Vec::new();
+        for ((run, had), state) in have.iter().zip(&states) {
+            let version = state.as_ref().map(RunState::version);
+            if version != had.as_ref().map(RunState::version)
+                && let Some(handle) = self.directory.get(run.as_str())
+            {
+                handle.follow(version);
+                behind.push(handle);
+            }
+        }
+        // Who reads one of them after this does not see it older.
+        for handle in behind {
+            handle.settle().await;
+        }
+        let snapshot = |state: RunState| {
+            let durable = state.version();
+            Snapshot::new(state, durable)
+        };
+        Ok(states.into_iter().map(|state| state.map(snapshot)).collect())
     }
 
     /// All runs, each as it is now, and no publication of several runs in part.

@@ -109,6 +109,13 @@ impl StateBackend for MemoryBackend {
         self.read(|ledger| ledger.run(run.as_str()).cloned())
     }
 
+    fn reload_runs<'a>(
+        &'a self,
+        runs: &'a [(RunId, Option<RunState>)],
+    ) -> BoxFuture<'a, Result<Vec<Option<RunState>>, StoreError>> {
+        self.read(|ledger| runs.iter().map(|(run, _)| ledger.run(run.as_str()).cloned()).collect())
+    }
+
     fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
         self.read(|ledger| ledger.list(query))
     }

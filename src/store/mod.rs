@@ -13,6 +13,7 @@ mod foreign;
 mod lease_book;
 mod memory;
 pub(crate) mod moving;
+mod one_moment;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
 mod own_versions;
 mod pull;
@@ -249,7 +250,17 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
         Box::pin(async move { Ok(self.load_run(run).await?.map(|state| state.version())) })
     }
 
-    /// The versions of several runs that are in storage now, in the order asked.
+    /// Several runs as they are in storage at one moment, each with what the caller has of it, in the order asked: a transaction over several of them
+    /// is there as a whole, or not at all. The default reads them one by one until their versions say that nobody wrote meanwhile, and gives up with
+    /// [`StoreErrorKind::Busy`] after a number of rounds; a backend with read transactions overrides it.
+    fn reload_runs<'a>(
+        &'a self,
+        runs: &'a [(RunId, Option<RunState>)],
+    ) -> BoxFuture<'a, Result<Vec<Option<RunState>>, StoreError>> {
+        Box::pin(one_moment::reload_runs(self, runs))
+    }
+
+    /// The versions of several runs that are in storage now, in the order asked; where others write too, as they are at one moment.
     fn run_versions<'a>(&'a self, runs: &'a [RunId]) -> BoxFuture<'a, Result<Vec<Option<Version>>, StoreError>> {
         Box::pin(async move {
             let mut versions = Vec::with_capacity(runs.len());

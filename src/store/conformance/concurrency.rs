@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::kit::{Bench, Fault, add_interval, at, create, ensure, ensure_eq, ensure_matches, node, run_id, set};
+use super::kit::{Bench, Fault, add_interval, at, create, ensure, ensure_eq, ensure_matches, node, node_id, run_id, set};
 use super::{Chain, Harness};
-use crate::model::{Batch, Mutation, NodeStatus, NodeUpdate, Outcome, Refusal, RunUpdate};
+use crate::model::{Batch, Entry, Mutation, NodeStatus, NodeUpdate, Outcome, Refusal, RunUpdate};
 use crate::store::StoreErrorKind;
 
 pub(super) async fn runs_do_not_disturb_one_another(harness: &dyn Harness) -> Result<(), Fault> {
@@ -52,6 +52,71 @@ pub(super) async fn runs_do_not_disturb_one_another(harness: &dyn Harness) -> Re
     let bench = bench.reopen().await?;
     for (index, chain) in chains {
         ensure_eq!(bench.load(&format!("run {index}")).await?.as_ref(), chain.tip(), "run {index} after reopening");
+    }
+    Ok(())
+}
+
+pub(super) async fn several_runs_are_read_at_one_moment(harness: &dyn Harness) -> Result<(), Fault> {
+    const STEPS: u64 = 60;
+    let names = ["a", "b", "c"];
+    let bench = Bench::open(harness).await?;
+    let (mut chains, mut seen) = (Vec::new(), Vec::new());
+    for run in names {
+        let nodes = [set("n", NodeUpdate::running().row_count(0))?, set("m", NodeUpdate::running())?];
+        bench.write(run, [create(0)].into_iter().chain(nodes).collect()).await?;
+        let state = bench.state(run).await?;
+        chains.push(Chain::on(&state));
+        seen.push((run_id(run)?, Some(state)));
+    }
+    seen.push((run_id("missing")?, None));
+    let backend = Arc::clone(&bench.backend);
+    let mut writer: JoinSet<Result<(), Fault>> = JoinSet::new();
+    writer.spawn(async move {
+        for step in 1..=STEPS {
+            let mut parts = Vec::new();
+            for chain in &mut chains {
+                let mut mutations = vec![set("n", NodeUpdate::running().row_count(step))?];
+                // A row that goes cannot be told from what is newer: the run has to be read as a whole.
+                match step % 10 {
+                    4 => mutations.push(Mutation::DeleteNode { node: node_id("m")? }),
+                    5 => mutations.push(set("m", NodeUpdate::running())?),
+                    _ => {}
+                }
+                parts.push(chain.part(Vec::new(), mutations)?);
+            }
+            let entry = Entry { parts, ..Entry::default() };
+            let answer = backend.commit(Arc::new(Batch::new(vec![entry]))).await?;
+            ensure_matches!(answer.outcomes.as_slice(), [Outcome::Applied(_)], "step {step} over three runs");
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    });
+    let (mut last, mut readings) = (0, 0_u64);
+    while last < STEPS {
+        ensure!(readings < 100_000, "what was written is never seen: {last} of {STEPS}");
+        let states = bench.backend.reload_runs(&seen).await?;
+        ensure_eq!(states.len(), seen.len(), "every run is answered");
+        ensure!(states.last().is_some_and(Option::is_none), "a run that is not there");
+        let mut steps = Vec::new();
+        for (state, (run, _)) in states.iter().flatten().zip(&seen) {
+            ensure_eq!(state.id(), run, "the runs are answered in the order asked");
+            let step = node(state, "n")?.row_count.unwrap_or(0);
+            ensure_eq!(state.node("m").is_none(), step % 10 == 4, "run {run:?} at step {step}: the node that comes and goes");
+            steps.push(step);
+        }
+        let [first, ..] = steps.as_slice() else { return Err(Fault::new("no run is there")) };
+        ensure_eq!(steps, vec![*first; names.len()], "the steps that were read together");
+        ensure!(*first >= last, "step {first} was read after step {last}");
+        last = *first;
+        readings += 1;
+        // Now with what was read last, now without.
+        for ((_, have), state) in seen.iter_mut().zip(states) {
+            *have = state.filter(|_| readings % 3 > 0);
+        }
+        tokio::task::yield_now().await;
+    }
+    while let Some(joined) = writer.join_next().await {
+        joined.map_err(|error| Fault::new(format!("a task of the case ended badly: {error}")))??;
     }
     Ok(())
 }

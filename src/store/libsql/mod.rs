@@ -42,7 +42,7 @@ use self::commit::Committer;
 use self::url::{TOKEN_VARIABLE, Target};
 use super::{
     BackendOptions, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError,
-    StoreErrorKind, VerifyReport,
+    StoreErrorKind, VerifyReport, one_moment,
 };
 use crate::model::{
     Batch, BatchAnswer, Clock, LastSuccess, LeaseOwner, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained,
@@ -219,6 +219,21 @@ impl StateBackend for LibsqlBackend {
             let state = read::reload(self.client()?, have).await?;
             self.remember(state.as_ref(), have.id());
             Ok(state)
+        })
+    }
+
+    fn reload_runs<'a>(
+        &'a self,
+        runs: &'a [(RunId, Option<RunState>)],
+    ) -> BoxFuture<'a, Result<Vec<Option<RunState>>, StoreError>> {
+        Box::pin(async move {
+            let known: Option<Vec<&RunState>> = runs.iter().map(|(_, have)| have.as_ref()).collect();
+            if let Some(known) = known
+                && let Some(states) = read::reload_all(self.client()?, &known).await?
+            {
+                return Ok(states);
+            }
+            one_moment::reload_runs(self, runs).await
         })
     }
 

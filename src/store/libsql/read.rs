@@ -207,13 +207,49 @@ impl Collected {
     }
 }
 
+/// How many questions ask what is newer of a run.
+const QUESTIONS: usize = 4;
+
 /// A run as it is now, with the help of how it was: only what is newer is read.
 pub(super) async fn reload(client: &Client, have: &RunState) -> Result<Option<RunState>, StoreError> {
+    let tables = match send::ask(client, Ask::Latest, &ask_newer(have)).await {
+        Err(fault) if fault.class == Class::AnswerTooLarge => return run(client, have.id()).await,
+        answer => answer.map_err(|fault| fault.into_error(client.place()))?,
+    };
+    match newer(client, have, &tables)? {
+        Newer::Run(state) => Ok(state.map(|state| *state)),
+        Newer::NotEnough => run(client, have.id()).await,
+    }
+}
+
+/// Several runs at one moment, with the help of how they were; `None` if that takes whole runs, which come in pages.
+pub(super) async fn reload_all(client: &Client, have: &[&RunState]) -> Result<Option<Vec<Option<RunState>>>, StoreError> {
+    let questions: Vec<Stmt> = have.iter().flat_map(|have| ask_newer(have)).collect();
+    let tables = match send::ask(client, Ask::Latest, &questions).await {
+        Err(fault) if fault.class == Class::AnswerTooLarge => return Ok(None),
+        answer => answer.map_err(|fault| fault.into_error(client.place()))?,
+    };
+    let mut states = Vec::with_capacity(have.len());
+    for (have, tables) in have.iter().zip(tables.chunks(QUESTIONS)) {
+        match newer(client, have, tables)? {
+            Newer::Run(state) => states.push(state.map(|state| *state)),
+            Newer::NotEnough => return Ok(None),
+        }
+    }
+    Ok(Some(states))
+}
+
+enum Newer {
+    Run(Option<Box<RunState>>),
+    /// It takes the whole run.
+    NotEnough,
+}
+
+fn ask_newer(have: &RunState) -> [Stmt; QUESTIONS] {
     let id = have.id();
-    let since = have.version();
-    let args = || vec![Arg::from(id.as_str()), since.0.into(), RELOADED.into()];
+    let args = || vec![Arg::from(id.as_str()), have.version().0.into(), RELOADED.into()];
     let newer = "(SELECT node_id FROM node_states WHERE run_id = ?1 AND version > ?2 ORDER BY node_id LIMIT ?3)";
-    let questions = [
+    [
         Stmt::ask(
             "runs",
             concat!(
@@ -244,15 +280,15 @@ pub(super) async fn reload(client: &Client, have: &RunState) -> Result<Option<Ru
             format!("SELECT node_id, partition FROM partitions WHERE run_id = ?1 AND node_id IN {newer} LIMIT {PAGE}"),
             args(),
         ),
-    ];
-    let tables = match send::ask(client, Ask::Latest, &questions).await {
-        Err(fault) if fault.class == Class::AnswerTooLarge => return run(client, id).await,
-        answer => answer.map_err(|fault| fault.into_error(client.place()))?,
-    };
-    let Some(row) = nth(client, &tables, 0)?.first().map(|row| row.of(id, None)) else { return Ok(None) };
+    ]
+}
+
+fn newer(client: &Client, have: &RunState, tables: &[Table]) -> Result<Newer, StoreError> {
+    let (id, since) = (have.id(), have.version());
+    let Some(row) = nth(client, tables, 0)?.first().map(|row| row.of(id, None)) else { return Ok(Newer::Run(None)) };
     let (version, created, nodes_deleted) = (row.version(0)?, row.version(1)?, row.version(2)?);
     let full = |index: usize, most: u64| {
-        nth(client, &tables, index).map(|table| u64::try_from(table.len()).is_ok_and(|rows| rows >= most))
+        nth(client, tables, index).map(|table| u64::try_from(table.len()).is_ok_and(|rows| rows >= most))
     };
     // Of rows that are gone nothing can be read: what was deleted is missing in the whole.
     if created != have.created_version()
@@ -262,13 +298,14 @@ pub(super) async fn reload(client: &Client, have: &RunState) -> Result<Option<Ru
         || full(2, PAGE)?
         || full(3, PAGE)?
     {
-        return run(client, id).await;
+        return Ok(Newer::NotEnough);
     }
     let header = row.from(3).header()?;
     let mut found = Collected::default();
-    found.take(client, id, &tables)?;
+    found.take(client, id, tables)?;
     found.fill(id)?;
-    Ok(Some(have.with_rows(version, (header.version > since).then_some(header), found.nodes)))
+    let state = have.with_rows(version, (header.version > since).then_some(header), found.nodes);
+    Ok(Newer::Run(Some(Box::new(state))))
 }
 
 /// The versions of runs, in the order asked.

@@ -337,6 +337,14 @@ impl StateBackend for PostgresBackend {
         self.ask(|shared| async move { read::reload(&shared.pool, &have).await })
     }
 
+    fn reload_runs<'a>(
+        &'a self,
+        runs: &'a [(RunId, Option<RunState>)],
+    ) -> BoxFuture<'a, Result<Vec<Option<RunState>>, StoreError>> {
+        let runs = runs.to_vec();
+        self.ask(|shared| async move { read::reload_all(&shared.pool, &runs).await })
+    }
+
     fn run_version<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<Version>, StoreError>> {
         let run = run.clone();
         self.ask(|shared| async move { Ok(read::versions(&shared.pool, std::slice::from_ref(&run)).await?.pop().flatten()) })

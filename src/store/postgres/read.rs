@@ -50,28 +50,36 @@ fn run_row(rows: &[Row], run: &RunId) -> Result<Option<RunRow>, StoreError> {
     }))
 }
 
+/// How many questions a run takes, whole or only what is newer.
+const QUESTIONS: usize = 4;
+
 /// A whole run.
 pub(super) async fn run(pool: &Pool, run: &RunId) -> Result<Option<RunState>, StoreError> {
+    whole(run, &exactly(pool.read(ask_whole(run)).await?)?)
+}
+
+fn ask_whole(run: &RunId) -> Vec<Sql<'_>> {
     let id = || -> Vec<Param<'_>> { vec![Box::new(run.as_str())] };
-    let answers = pool
-        .read(vec![
-            Sql::new("table runs", RUN_SQL, id()),
-            Sql::new(
-                "table node_states",
-                concat!("SELECT n.node_id, ", node_columns!(), " FROM node_states AS n WHERE n.run_id = $1"),
-                id(),
-            ),
-            Sql::new(
-                "table completed_intervals",
-                "SELECT node_id, start_at, end_at FROM completed_intervals WHERE run_id = $1",
-                id(),
-            ),
-            Sql::new("table partitions", "SELECT node_id, partition FROM partitions WHERE run_id = $1", id()),
-        ])
-        .await?;
-    let [runs, states, intervals, partitions] = exactly(answers)?;
-    let Some(row) = run_row(&runs, run)? else { return Ok(None) };
-    let nodes = nodes(run, &states, &intervals, &partitions)?;
+    vec![
+        Sql::new("table runs", RUN_SQL, id()),
+        Sql::new(
+            "table node_states",
+            concat!("SELECT n.node_id, ", node_columns!(), " FROM node_states AS n WHERE n.run_id = $1"),
+            id(),
+        ),
+        Sql::new(
+            "table completed_intervals",
+            "SELECT node_id, start_at, end_at FROM completed_intervals WHERE run_id = $1",
+            id(),
+        ),
+        Sql::new("table partitions", "SELECT node_id, partition FROM partitions WHERE run_id = $1", id()),
+    ]
+}
+
+fn whole(run: &RunId, answers: &[Vec<Row>; QUESTIONS]) -> Result<Option<RunState>, StoreError> {
+    let [runs, states, intervals, partitions] = answers;
+    let Some(row) = run_row(runs, run)? else { return Ok(None) };
+    let nodes = nodes(run, states, intervals, partitions)?;
     Ok(Some(RunState::from_parts(run.clone(), row.header, row.version, row.created_version, nodes)))
 }
 
@@ -114,47 +122,93 @@ fn keys(rows: &[Row], table: &'static str) -> Result<BTreeSet<PartitionKey>, Sto
 
 /// The run as it is now, from what a reader has of it: only the rows that are newer, where that is enough.
 pub(super) async fn reload(pool: &Pool, have: &RunState) -> Result<Option<RunState>, StoreError> {
+    match newer(have, &exactly(pool.read(ask_newer(have)).await?)?)? {
+        Newer::Run(state) => Ok(state),
+        Newer::NotEnough => run(pool, have.id()).await,
+    }
+}
+
+/// Several runs at one moment, each from what a reader has of it.
+pub(super) async fn reload_all(pool: &Pool, runs: &[(RunId, Option<RunState>)]) -> Result<Vec<Option<RunState>>, StoreError> {
+    let questions = runs.iter().flat_map(|(id, have)| have.as_ref().map_or_else(|| ask_whole(id), ask_newer));
+    let mut states = Vec::with_capacity(runs.len());
+    for ((id, have), answers) in runs.iter().zip(apart(pool.read(questions.collect()).await?)?) {
+        match have {
+            None => states.push(whole(id, &answers)?),
+            Some(have) => match newer(have, &answers)? {
+                Newer::Run(state) => states.push(state),
+                // Read apart it would be of another moment than the others.
+                Newer::NotEnough => return whole_all(pool, runs).await,
+            },
+        }
+    }
+    Ok(states)
+}
+
+async fn whole_all(pool: &Pool, runs: &[(RunId, Option<RunState>)]) -> Result<Vec<Option<RunState>>, StoreError> {
+    let answers = pool.read(runs.iter().flat_map(|(id, _)| ask_whole(id)).collect()).await?;
+    runs.iter().zip(apart(answers)?).map(|((id, _), answers)| whole(id, &answers)).collect()
+}
+
+/// The answers of several runs, run by run.
+fn apart(answers: Vec<Vec<Row>>) -> Result<Vec<[Vec<Row>; QUESTIONS]>, StoreError> {
+    let mut answers = answers.into_iter();
+    let mut runs = Vec::with_capacity(answers.len() / QUESTIONS);
+    while answers.len() > 0 {
+        runs.push(exactly(answers.by_ref().take(QUESTIONS).collect())?);
+    }
+    Ok(runs)
+}
+
+enum Newer {
+    Run(Option<RunState>),
+    /// It takes the whole run.
+    NotEnough,
+}
+
+fn ask_newer(have: &RunState) -> Vec<Sql<'_>> {
     let id = have.id();
     let newer = || -> Vec<Param<'_>> { vec![Box::new(id.as_str()), Box::new(counter(have.version().0))] };
     let limit = i64::try_from(MOST_NEWER.saturating_add(1)).unwrap_or(i64::MAX);
     let mut limited = newer();
     limited.push(Box::new(limit));
-    let answers = pool
-        .read(vec![
-            Sql::new("table runs", RUN_SQL, vec![Box::new(id.as_str())]),
-            Sql::new(
-                "table node_states",
-                concat!(
-                    "SELECT n.node_id, ",
-                    node_columns!(),
-                    " FROM node_states AS n WHERE n.run_id = $1 AND n.version > $2 LIMIT $3::bigint"
-                ),
-                limited,
+    vec![
+        Sql::new("table runs", RUN_SQL, vec![Box::new(id.as_str())]),
+        Sql::new(
+            "table node_states",
+            concat!(
+                "SELECT n.node_id, ",
+                node_columns!(),
+                " FROM node_states AS n WHERE n.run_id = $1 AND n.version > $2 LIMIT $3::bigint"
             ),
-            Sql::new(
-                "table completed_intervals",
-                "SELECT i.node_id, i.start_at, i.end_at FROM node_states AS n JOIN completed_intervals AS i USING (run_id, node_id) \
-                 WHERE n.run_id = $1 AND n.version > $2",
-                newer(),
-            ),
-            Sql::new(
-                "table partitions",
-                "SELECT p.node_id, p.partition FROM node_states AS n JOIN partitions AS p USING (run_id, node_id) \
-                 WHERE n.run_id = $1 AND n.version > $2",
-                newer(),
-            ),
-        ])
-        .await?;
-    let [runs, states, intervals, partitions] = exactly(answers)?;
-    let Some(row) = run_row(&runs, id)? else { return Ok(None) };
+            limited,
+        ),
+        Sql::new(
+            "table completed_intervals",
+            "SELECT i.node_id, i.start_at, i.end_at FROM node_states AS n JOIN completed_intervals AS i USING (run_id, node_id) \
+             WHERE n.run_id = $1 AND n.version > $2",
+            newer(),
+        ),
+        Sql::new(
+            "table partitions",
+            "SELECT p.node_id, p.partition FROM node_states AS n JOIN partitions AS p USING (run_id, node_id) \
+             WHERE n.run_id = $1 AND n.version > $2",
+            newer(),
+        ),
+    ]
+}
+
+fn newer(have: &RunState, answers: &[Vec<Row>; QUESTIONS]) -> Result<Newer, StoreError> {
+    let (id, [runs, states, intervals, partitions]) = (have.id(), answers);
+    let Some(row) = run_row(runs, id)? else { return Ok(Newer::Run(None)) };
     let since = have.version();
     // Of rows that are gone nothing can be read: what was deleted is missing in the whole.
     let whole = row.created_version != have.created_version() || row.version < since || row.nodes_deleted > since;
     if whole || states.len() > MOST_NEWER {
-        return run(pool, id).await;
+        return Ok(Newer::NotEnough);
     }
     let header = (row.header.version > since).then_some(row.header);
-    Ok(Some(have.with_rows(row.version, header, nodes(id, &states, &intervals, &partitions)?)))
+    Ok(Newer::Run(Some(have.with_rows(row.version, header, nodes(id, states, intervals, partitions)?))))
 }
 
 /// The versions of runs, in the order asked.

@@ -303,6 +303,18 @@ impl StateBackend for SqliteBackend {
         self.ask(move |conn| reload::run(conn, &have))
     }
 
+    fn reload_runs<'a>(
+        &'a self,
+        runs: &'a [(RunId, Option<RunState>)],
+    ) -> BoxFuture<'a, Result<Vec<Option<RunState>>, StoreError>> {
+        let runs = runs.to_vec();
+        let read = |conn: &Connection, (id, have): &(RunId, Option<RunState>)| match have {
+            Some(have) => reload::run(conn, have),
+            None => read::run(conn, id),
+        };
+        self.ask(move |conn| runs.iter().map(|run| read(conn, run)).collect())
+    }
+
     fn others_committed(&self) -> BoxFuture<'_, Result<ForeignCommits, StoreError>> {
         Box::pin(async move {
             self.opened()?;
