@@ -138,6 +138,14 @@ fn update_run(header: &mut RunHeader, update: &RunUpdate, at: DateTime<Utc>) {
     note(&mut header.metadata, &update.metadata);
 }
 
+/// What an update makes of a node, by a commit that brings the run to `version`: what [`apply`] does to it.
+pub(crate) fn updated(node: &NodeState, update: &NodeUpdate, at: DateTime<Utc>, version: Version) -> NodeState {
+    let mut node = node.clone();
+    update_node(&mut node, update, to_micros(at));
+    node.version = version;
+    node
+}
+
 fn update_node(node: &mut NodeState, update: &NodeUpdate, at: DateTime<Utc>) {
     let moved = update.status.as_ref().filter(|status| **status != node.status);
     let (runs, waits) = (update.status == Some(NodeStatus::Running), update.status == Some(NodeStatus::Pending));

@@ -25,6 +25,7 @@ mod snapshot;
 mod status;
 pub mod time;
 
+pub(crate) use apply::updated;
 pub use apply::{apply, apply_all};
 pub use attempt::{Attempt, MAX_ATTEMPT_ERROR_BYTES, MAX_ATTEMPTS_KEPT};
 pub use batch::{Batch, BatchAnswer, BatchId, Entry, Fence, LeaseGrant, Outcome, Receipt, Refusal, RunPart, RunReceipt};

@@ -5,6 +5,7 @@
 //! want the same one, then those of the others.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::id::NodeId;
@@ -26,10 +27,8 @@ pub(crate) enum Taking {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pick {
     pub(crate) node: NodeId,
-    pub(crate) version: Version,
+    pub(crate) seen: Arc<NodeState>,
     pub(crate) taking: Taking,
-    /// What it depends on: all of it was done.
-    pub(crate) needs: List<NodeId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -338,30 +337,23 @@ impl ReadyBoard {
 
     /// Hands out the next node; it is nobody else's until it is [`put_back`](Self::put_back).
     pub(crate) fn pick(&mut self) -> Option<Pick> {
-        if !self.has_next() {
-            return None;
+        while self.has_next() {
+            let (_, node) = self.queue.pop_first()?;
+            let Some(card) = self.cards.get_mut(&node) else { continue };
+            card.place = None;
+            let taking = if card.kind == Kind::Running { Taking::TakeOver } else { Taking::Begin };
+            let Some(seen) = self.state.node_shared(node.as_str()) else { continue };
+            self.taken.insert(node.clone());
+            return Some(Pick { node, seen, taking });
         }
-        let (_, node) = self.queue.pop_first()?;
-        let taking = match self.cards.get_mut(&node) {
-            Some(card) => {
-                card.place = None;
-                if card.kind == Kind::Running { Taking::TakeOver } else { Taking::Begin }
-            }
-            None => Taking::Begin,
-        };
-        let (version, needs) = match self.state.node(node.as_str()) {
-            Some(node) => (node.version, node.depends_on.clone()),
-            None => (Version::NONE, List::new()),
-        };
-        self.taken.insert(node.clone());
-        Some(Pick { node, version, taking, needs })
+        None
     }
 
     /// What was handed out is settled: the state says what became of it. A node that was refused to us without having changed is left out until
     /// [`readmit`](Self::readmit): somebody holds it in a way that the state does not tell.
     pub(crate) fn put_back(&mut self, pick: &Pick, refused: bool) {
         self.taken.remove(&pick.node);
-        let same = self.state.node(pick.node.as_str()).is_some_and(|node| node.version == pick.version);
+        let same = self.state.node(pick.node.as_str()).is_some_and(|node| node.version == pick.seen.version);
         if refused && same {
             self.left_out.insert(pick.node.clone());
             if pick.taking == Taking::TakeOver {

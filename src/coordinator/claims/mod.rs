@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::lease::{LeaseError, LockOptions};
 use crate::model::{
     Fence, Guard, IntoNodeId, IntoRunId, LeaseKey, NodeId, NodeState, NodeStatus, NodeUpdate, Pick, RunId, RunStatus, Snapshot,
-    Taking,
+    Taking, updated,
 };
 use crate::run::Op;
 
@@ -62,7 +62,7 @@ impl Next {
 struct Want {
     run: RunId,
     node: NodeId,
-    /// The node as it was seen: guarded if it is taken over.
+    /// The node as it was seen, and must be when it is claimed.
     seen: Arc<NodeState>,
     taking: Taking,
     /// What must hold when it commits, besides that.
@@ -155,7 +155,6 @@ impl Coordinator {
             match self.try_claim(want).await? {
                 Tried::Claimed(claim) => return Ok(Some(claim)),
                 Tried::GaveUp => return Ok(None),
-                Tried::Taken if taking == Taking::Begin => return Ok(None),
                 Tried::Taken => {}
             }
         }
@@ -307,18 +306,11 @@ impl Coordinator {
     }
 
     fn want(snapshot: &Snapshot, picked: &Picked, owner: &Arc<str>, ttl: Duration, done: &[NodeStatus]) -> Want {
-        let Pick { node, version, taking, needs } = picked.pick().clone();
+        let Pick { node, seen, taking } = picked.pick().clone();
         let mut guards = Vec::new();
         if taking == Taking::Begin {
-            // Others may have begun something anew, or given the node more to wait for, since it was seen ready.
-            guards.push(Guard::NodeVersion { node: node.clone(), version });
-            guards.extend(needs.iter().map(|needed| Guard::NodeStatus { node: needed.clone(), one_of: done.to_vec() }));
-        }
-        // Should the two differ, the version that was picked is what is guarded.
-        let mut seen =
-            snapshot.state().node_shared(node.as_str()).unwrap_or_else(|| Arc::new(NodeState::new(NodeStatus::Pending)));
-        if seen.version != version {
-            seen = Arc::new(NodeState { version, ..NodeState::clone(&seen) });
+            // Others may have begun something anew since it was seen ready.
+            guards.extend(seen.depends_on.iter().map(|needed| Guard::NodeStatus { node: needed.clone(), one_of: done.to_vec() }));
         }
         Want {
             run: snapshot.state().id().clone(),
@@ -360,20 +352,18 @@ impl Coordinator {
             Taking::TakeOver if given_up => NodeUpdate::failed(vanished(&seen)),
             Taking::TakeOver => NodeUpdate::running().attempt(seen.attempt.saturating_add(1)).worker(&owner),
         };
-        let as_seen = match taking {
-            Taking::Begin => Guard::NodeStatus { node: node.clone(), one_of: vec![NodeStatus::Pending] },
-            Taking::TakeOver => Guard::NodeVersion { node: node.clone(), version: seen.version },
-        };
-        let mut guards = vec![Guard::RunStatus(open), as_seen];
+        let mut guards = vec![Guard::RunStatus(open), Guard::NodeVersion { node: node.clone(), version: seen.version }];
         guards.extend(more);
-        let op = Op {
-            mutations: vec![node_change(node.clone(), update)],
+        let mut op = Op {
+            mutations: vec![node_change(node.clone(), update.clone())],
             guards,
             fences: self.fences.as_deref().map(<[Fence]>::to_vec).unwrap_or_default(),
             leases: place.grant().into_iter().collect(),
             hasty,
             ..Op::default()
         };
+        let at = engine.context.clock.now();
+        op.stamp(|| at);
         let committed = match engine.commit_one(run.clone(), op, false).await {
             Ok(committed) => committed,
             Err(Error::Conflict(refusal))
@@ -405,9 +395,9 @@ impl Coordinator {
             drop(lease);
             return Ok(Tried::GaveUp);
         }
-        let now = engine.directory.get(run.as_str()).and_then(|handle| handle.cell().snapshot());
-        let now = now.and_then(|snapshot| snapshot.state().node_shared(node.as_str()));
-        let state = now.unwrap_or(seen);
+        // What is known of it here may be of a later time: its guard says what the commit made of it.
+        let version = committed.runs.first().map_or(seen.version, |run| run.after);
+        let state = Arc::new(updated(&seen, &update, at, version));
         if taking == Taking::TakeOver {
             tracing::info!(%run, %node, attempt = state.attempt, "a node was taken over: its worker vanished");
         }
