@@ -11,8 +11,10 @@ use crate::store::own_versions::OwnVersions;
 pub(crate) struct Wanted {
     /// The heads of these runs, locked until the end where a backend can lock.
     pub(crate) runs: BTreeSet<RunId>,
-    /// Runs that are made, and runs of which leases are granted: only one transaction at a time may do that to one of them, though there may
-    /// be no row yet that could be locked.
+    /// How many versions each of them goes on if nothing is refused; `None` if some of them come, go, or change in more than their nodes.
+    pub(crate) steps: Option<BTreeMap<RunId, u64>>,
+    /// Runs that are made, runs of which leases are granted, and runs that must have none: only one transaction at a time may do that to one of them,
+    /// though there may be no row yet that could be locked.
     pub(crate) mutexes: BTreeSet<RunId>,
     pub(crate) leases: LeasesWanted,
     /// Commit sequence numbers that may be used.
@@ -42,17 +44,19 @@ impl LeasesWanted {
 impl Wanted {
     /// What this batch needs.
     pub(crate) fn of(batch: &Batch) -> Self {
-        let mut wanted = Self { seqs: batch.entries.len(), ..Self::default() };
+        let mut wanted = Self { seqs: batch.entries.len(), steps: Some(BTreeMap::new()), ..Self::default() };
         for entry in &batch.entries {
             for part in &entry.parts {
                 if !wanted.runs.contains(&part.run) {
                     wanted.runs.insert(part.run.clone());
                 }
+                wanted.count(part);
                 if part.mutations.iter().any(Mutation::creates_run) {
                     wanted.mutexes.insert(part.run.clone());
                 }
                 if part.guards.contains(&Guard::Unlocked) {
                     wanted.leases.runs.insert(part.run.clone());
+                    wanted.mutexes.insert(part.run.clone());
                 }
             }
             wanted.leases.keys.extend(entry.fences.iter().map(|fence| fence.key.clone()));
@@ -78,6 +82,17 @@ impl Wanted {
             }
         }
         wanted
+    }
+
+    fn count(&mut self, part: &RunPart) {
+        let Some(steps) = &mut self.steps else { return };
+        let plain =
+            part.mutations.iter().all(|mutation| mutation.node().is_some() && !matches!(mutation, Mutation::DeleteNode { .. }));
+        match steps.get_mut(&part.run) {
+            _ if !plain => self.steps = None,
+            Some(step) => *step += 1,
+            None => drop(steps.insert(part.run.clone(), 1)),
+        }
     }
 }
 

@@ -30,8 +30,9 @@ use super::Shared;
 use super::connection::{Conn, Failed, Sql};
 use super::error::{corrupt, is_passing};
 use super::rows::{Fields, counter, head_columns, header_columns, lease_columns, node_columns};
+use super::write::Moved;
 use super::{outlive, write};
-use crate::model::{Batch, BatchAnswer, Interval, LeaseKey, NodeId, NodeState, Outcome, PartitionKey, RunHeader, RunId};
+use crate::model::{Batch, BatchAnswer, Interval, LeaseKey, NodeId, NodeState, Outcome, PartitionKey, RunHeader, RunId, Version};
 use crate::store::columns::At;
 use crate::store::decide::{self, Decision, Head, LeaseRow, LeasesWanted, NodesWanted, Numbers, Rows, Wanted};
 use crate::store::{MIGRATION, StoreError, StoreErrorKind, short_answer};
@@ -62,6 +63,12 @@ const MOVING: &str = concat!(
 const LOCK_MUTEXES: &str = "SELECT pg_advisory_xact_lock(k) FROM (SELECT k FROM unnest($1::bigint[]) AS k ORDER BY k) AS sorted";
 const LOCK_RUNS: &str =
     concat!("SELECT run_id, ", head_columns!(), " FROM runs WHERE run_id = ANY($1) ORDER BY run_id FOR UPDATE");
+/// Locks runs and moves them on at once, as far as they go if nothing is refused: a lock that is followed by an update writes every row twice. Sorted in a
+/// set of its own, as above.
+const MOVE_RUNS: &str = "UPDATE runs AS r SET version = r.version + k.steps \
+     FROM (SELECT run_id, steps FROM unnest($1::text[], $2::bigint[]) AS k (run_id, steps) ORDER BY run_id) AS k \
+     WHERE r.run_id = k.run_id RETURNING r.run_id, r.version - k.steps, r.created_version, r.header_version, r.nodes_deleted_version, \
+     r.created_at, r.status";
 const DRAW_SEQS: &str = "SELECT nextval('commit_seq') FROM generate_series(1, $1::bigint)";
 const DRAW_TOKENS: &str = "SELECT nextval('fencing_token') FROM generate_series(1, $1::bigint)";
 
@@ -116,8 +123,20 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
 
 /// Prepares what every commit needs: the first one is not slower than the others.
 pub(super) async fn warm_up(conn: &mut Conn) -> Result<(), StoreError> {
-    let texts =
-        [BEGIN, KEEP_ID, MOVING, LOCK_MUTEXES, LOCK_RUNS, DRAW_SEQS, DRAW_TOKENS, LOCK_LEASES, READ_LEASES, ANSWER, COMMIT];
+    let texts = [
+        BEGIN,
+        KEEP_ID,
+        MOVING,
+        LOCK_MUTEXES,
+        LOCK_RUNS,
+        MOVE_RUNS,
+        DRAW_SEQS,
+        DRAW_TOKENS,
+        LOCK_LEASES,
+        READ_LEASES,
+        ANSWER,
+        COMMIT,
+    ];
     let statements: Vec<Sql<'_>> = texts.into_iter().map(Sql::plain).collect();
     conn.prepare(&statements).await.map_err(|failed| failed.error)
 }
@@ -144,13 +163,14 @@ async fn attempt(shared: &Shared, batch: &Batch, decided: &AtomicBool) -> Result
     if !more.is_empty() {
         read(&mut conn, more, &mut rows).await?;
     }
+    let moved = moved(&wanted, &rows.heads);
     let Decision { answer, writes, .. } = decide::decide(batch, rows)?;
     let kept = if writes.retained.is_empty() { Vec::new() } else { outlive::join(&mut conn, &writes.retained).await? };
     let stored = match short_answer::write(&answer) {
         Some(short) => short,
         None => serde_json::to_vec(&answer).map_err(|error| corrupt("the answer to a batch", error))?,
     };
-    let mut plan = write::plan(&writes)?;
+    let mut plan = write::plan(&writes, &moved)?;
     plan.extend(kept);
     plan.push(Sql::new("table batches", ANSWER, vec![Box::new(id), Box::new(stored)]));
     plan.push(Sql::plain(COMMIT));
@@ -165,6 +185,17 @@ async fn attempt(shared: &Shared, batch: &Batch, decided: &AtomicBool) -> Result
         follower.committed(changed_runs(&answer), !writes.leases.is_empty());
     }
     Ok(answer)
+}
+
+/// The runs whose rows were moved on when they were locked, as they were and where they are.
+fn moved(wanted: &Wanted, heads: &BTreeMap<RunId, Option<Head>>) -> BTreeMap<RunId, Moved> {
+    let Some(steps) = &wanted.steps else { return BTreeMap::new() };
+    let of_run = |(run, steps): (&RunId, &u64)| {
+        let before = heads.get(run)?.clone()?;
+        let now = Version(before.version.0.saturating_add(*steps));
+        Some((run.clone(), Moved { before, now }))
+    };
+    steps.iter().filter_map(of_run).collect()
 }
 
 fn changed_runs(answer: &BatchAnswer) -> BTreeSet<RunId> {
@@ -211,13 +242,19 @@ fn mutex(schema: &str, run: &RunId) -> i64 {
 async fn lock(shared: &Shared, conn: &mut Conn, id: Uuid, wanted: &Wanted) -> Result<Option<Rows>, StoreError> {
     let schema = &shared.pool.place.schema;
     let mutexes: BTreeSet<i64> = wanted.mutexes.iter().map(|run| mutex(schema, run)).collect();
-    let runs: Vec<&str> = wanted.runs.iter().map(RunId::as_str).collect();
+    let lock_runs = if let Some(steps) = &wanted.steps {
+        let (runs, steps): (Vec<&str>, Vec<i64>) = steps.iter().map(|(run, steps)| (run.as_str(), counter(*steps))).unzip();
+        Sql::new("table runs", MOVE_RUNS, vec![Box::new(runs), Box::new(steps)])
+    } else {
+        let runs: Vec<&str> = wanted.runs.iter().map(RunId::as_str).collect();
+        Sql::new("table runs", LOCK_RUNS, vec![Box::new(runs)])
+    };
     let mut statements = vec![
         Sql::plain(BEGIN),
         Sql::new("table batches", KEEP_ID, vec![Box::new(id)]),
         // Before anything is locked: whoever moves the state is not held up, and waits for nobody who does not see it.
         Sql::new("table locks", MOVING, vec![Box::new(MIGRATION), Box::new(&*shared.process.id)]),
-        Sql::new("table runs", LOCK_RUNS, vec![Box::new(runs)]),
+        lock_runs,
         Sql::new("the commit sequence", DRAW_SEQS, vec![Box::new(counter(wanted.seqs as u64))]),
     ];
     if !mutexes.is_empty() {

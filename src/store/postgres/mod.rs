@@ -35,6 +35,7 @@ mod commit;
 mod connection;
 mod error;
 mod follow;
+mod groups;
 mod openings;
 mod outlive;
 mod place;

@@ -7,8 +7,9 @@ use chrono::{DateTime, Utc};
 
 use super::connection::{Param, Sql};
 use super::error::corrupt;
+use super::groups;
 use super::rows::{counter, plain, stamp};
-use crate::model::{LeaseRecord, NodeId, NodeState, RawJson, RunHeader, RunId};
+use crate::model::{LeaseRecord, NodeId, NodeState, RawJson, RunHeader, RunId, Version};
 use crate::store::StoreError;
 use crate::store::columns::{fingerprint_text, list_text, metadata_text};
 use crate::store::decide::{Head, LeaseWrites, NodeWrite, Rewrite, RunWrite, Writes, rewrites};
@@ -28,11 +29,24 @@ fn text(json: Option<RawJson>) -> Text<'static> {
     json.map(|json| Cow::Owned(json.as_str().to_owned()))
 }
 
+/// A run whose row was moved on when it was locked.
+pub(super) struct Moved {
+    pub(super) before: Head,
+    pub(super) now: Version,
+}
+
+impl Moved {
+    /// Whether its row is what it is to be.
+    fn is(&self, head: &Head) -> bool {
+        (self.now, self.before.nodes_deleted) == (head.version, head.nodes_deleted)
+    }
+}
+
 /// Everything that a decision wants written, but for what outlives deleted runs.
-pub(super) fn plan(writes: &Writes) -> Result<Vec<Sql<'_>>, StoreError> {
+pub(super) fn plan<'a>(writes: &'a Writes, moved: &'a BTreeMap<RunId, Moved>) -> Result<Vec<Sql<'a>>, StoreError> {
     let mut plan = Vec::new();
     clear(&mut plan, &writes.runs);
-    runs(&mut plan, &writes.runs)?;
+    runs(&mut plan, &writes.runs, moved)?;
     let changed: Vec<Changed<'_>> = writes
         .runs
         .iter()
@@ -84,12 +98,23 @@ fn clear<'a>(plan: &mut Vec<Sql<'a>>, runs: &'a BTreeMap<RunId, RunWrite>) {
     }
 }
 
-fn runs<'a>(plan: &mut Vec<Sql<'a>>, runs: &'a BTreeMap<RunId, RunWrite>) -> Result<(), StoreError> {
+fn runs<'a>(
+    plan: &mut Vec<Sql<'a>>,
+    runs: &'a BTreeMap<RunId, RunWrite>,
+    moved: &'a BTreeMap<RunId, Moved>,
+) -> Result<(), StoreError> {
     let (mut ids, mut versions, mut deletions) = (Vec::new(), Vec::new(), Vec::new());
+    // Where all was refused the run stays what it was.
+    for (run, Moved { before, .. }) in moved.iter().filter(|(run, _)| !runs.contains_key(*run)) {
+        ids.push(run.as_str());
+        versions.push(counter(before.version.0));
+        deletions.push(counter(before.nodes_deleted.0));
+    }
     let mut whole: Vec<(&RunId, &Head, &RunHeader)> = Vec::new();
     for (run, write) in runs {
         match (&write.head, &write.header) {
             (Some(head), Some(header)) => whole.push((run, head, header)),
+            (Some(head), None) if moved.get(run).is_some_and(|moved| moved.is(head)) => {}
             (Some(head), None) => {
                 ids.push(run.as_str());
                 versions.push(counter(head.version.0));
@@ -163,12 +188,6 @@ fn nodes<'a>(plan: &mut Vec<Sql<'a>>, changed: &[Changed<'a>]) -> Result<(), Sto
     if rows.is_empty() {
         return Ok(());
     }
-    let (mut needed, mut earlier): (Vec<Option<String>>, Vec<Option<String>>) = (Vec::new(), Vec::new());
-    for (run, node, _, state) in &rows {
-        let bad = |error| corrupt(format_args!("node {node:?} of run {run:?}"), error);
-        needed.push(list_text(&state.depends_on).map_err(bad)?);
-        earlier.push(list_text(&state.attempts).map_err(bad)?);
-    }
     let runs: Vec<&str> = rows.iter().map(|row| row.0).collect();
     let ids: Vec<&str> = rows.iter().map(|row| row.1).collect();
     let created: Vec<Stamp> = rows.iter().map(|row| row.2.created_at).collect();
@@ -177,39 +196,38 @@ fn nodes<'a>(plan: &mut Vec<Sql<'a>>, changed: &[Changed<'a>]) -> Result<(), Sto
     let attempts: Vec<i64> = states().map(|state| i64::from(state.attempt)).collect();
     let started: Vec<Option<Stamp>> = states().map(|state| state.started_at).collect();
     let finished: Vec<Option<Stamp>> = states().map(|state| state.finished_at).collect();
-    let durations: Vec<Option<String>> = states().map(|state| state.duration_ms.map(|ms| ms.to_string())).collect();
     let counts: Vec<Option<String>> = states().map(|state| state.row_count.map(|rows| rows.to_string())).collect();
-    let prints: Vec<Text<'_>> = states().map(|state| state.fingerprint.as_ref().map(fingerprint_text)).collect();
-    let errors: Vec<Text<'_>> = states().map(|state| state.error.as_deref().map(plain)).collect();
-    let marks: Vec<Text<'_>> = states().map(|state| text(metadata_text(&state.watermarks))).collect();
-    let notes: Vec<Text<'_>> = states().map(|state| text(metadata_text(&state.metadata))).collect();
-    let extras: Vec<Option<&str>> = states().map(|state| state.extra.as_ref().map(RawJson::as_str)).collect();
     let versions: Vec<i64> = states().map(|state| counter(state.version.0)).collect();
-    let most: Vec<Option<i64>> = states().map(|state| state.max_attempts.map(i64::from)).collect();
-    let workers: Vec<Text<'_>> = states().map(|state| state.worker.as_deref().map(plain)).collect();
-    let tokens: Vec<Option<i64>> = states().map(|state| state.token.map(|token| counter(token.0))).collect();
-    // run_created_at does not change while its run lives: an update leaves the index alone.
-    plan.push(Sql::new(
-        "table node_states",
-        "INSERT INTO node_states (run_id, node_id, status, attempt, started_at, finished_at, duration_ms, row_count, fingerprint, error, \
-         watermarks, metadata, extra, version, run_created_at, depends_on, max_attempts, attempts, worker, token) \
-         SELECT run_id, node_id, status, attempt, started_at, finished_at, duration_ms::numeric, row_count::numeric, fingerprint, error, \
-         watermarks, metadata, extra, version, run_created_at, depends_on, max_attempts, attempts, worker, token \
-         FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::text[], $8::text[], \
-         $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bigint[], $15::timestamptz[], $16::text[], $17::bigint[], \
-         $18::text[], $19::text[], $20::bigint[]) AS k (run_id, node_id, status, attempt, started_at, finished_at, duration_ms, \
-         row_count, fingerprint, error, watermarks, metadata, extra, version, run_created_at, depends_on, max_attempts, attempts, worker, \
-         token) \
-         ON CONFLICT (run_id, node_id) DO UPDATE SET status = excluded.status, attempt = excluded.attempt, \
-         started_at = excluded.started_at, finished_at = excluded.finished_at, duration_ms = excluded.duration_ms, \
-         row_count = excluded.row_count, fingerprint = excluded.fingerprint, error = excluded.error, watermarks = excluded.watermarks, \
-         metadata = excluded.metadata, extra = excluded.extra, version = excluded.version, depends_on = excluded.depends_on, \
-         max_attempts = excluded.max_attempts, attempts = excluded.attempts, worker = excluded.worker, token = excluded.token",
-        columns![
-            runs, ids, statuses, attempts, started, finished, durations, counts, prints, errors, marks, notes, extras, versions,
-            created, needed, most, earlier, workers, tokens
-        ],
-    ));
+    let mut params = columns![runs, ids, statuses, attempts, started, finished, counts, versions, created];
+    let filled = groups::filled(states());
+    if filled.has(groups::DURATION) {
+        let durations: Vec<Option<String>> = states().map(|state| state.duration_ms.map(|ms| ms.to_string())).collect();
+        params.extend(columns![durations]);
+    }
+    if filled.has(groups::NOTES) {
+        let prints: Vec<Text<'_>> = states().map(|state| state.fingerprint.as_ref().map(fingerprint_text)).collect();
+        let errors: Vec<Text<'_>> = states().map(|state| state.error.as_deref().map(plain)).collect();
+        let marks: Vec<Text<'_>> = states().map(|state| text(metadata_text(&state.watermarks))).collect();
+        let notes: Vec<Text<'_>> = states().map(|state| text(metadata_text(&state.metadata))).collect();
+        let extras: Vec<Option<&str>> = states().map(|state| state.extra.as_ref().map(RawJson::as_str)).collect();
+        params.extend(columns![prints, errors, marks, notes, extras]);
+    }
+    if filled.has(groups::PLAN) {
+        let (mut needed, mut earlier): (Vec<Option<String>>, Vec<Option<String>>) = (Vec::new(), Vec::new());
+        for (run, node, _, state) in &rows {
+            let bad = |error| corrupt(format_args!("node {node:?} of run {run:?}"), error);
+            needed.push(list_text(&state.depends_on).map_err(bad)?);
+            earlier.push(list_text(&state.attempts).map_err(bad)?);
+        }
+        let most: Vec<Option<i64>> = states().map(|state| state.max_attempts.map(i64::from)).collect();
+        params.extend(columns![needed, most, earlier]);
+    }
+    if filled.has(groups::CLAIM) {
+        let workers: Vec<Text<'_>> = states().map(|state| state.worker.as_deref().map(plain)).collect();
+        let tokens: Vec<Option<i64>> = states().map(|state| state.token.map(|token| counter(token.0))).collect();
+        params.extend(columns![workers, tokens]);
+    }
+    plan.push(Sql::new("table node_states", groups::statement(filled), params));
     Ok(())
 }
 
