@@ -307,11 +307,6 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     fn coverage<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<NodeCoverage, StoreError>> {
         Box::pin(async move {
             let mut coverage = NodeCoverage::default();
-            for (id, retained) in self.retained().await? {
-                if id == *node {
-                    coverage = retained.coverage;
-                }
-            }
             let _none = find_newest(self, |run| {
                 if let Some(state) = run.node(node.as_str()) {
                     coverage.absorb(state);
@@ -319,6 +314,11 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
                 None::<()>
             })
             .await?;
+            // After the runs: what a deletion takes from one meanwhile is there by then.
+            for (_, kept) in self.retained().await?.into_iter().filter(|(id, _)| id == node) {
+                coverage.intervals.extend(kept.coverage.intervals.iter());
+                coverage.partitions.extend(kept.coverage.partitions);
+            }
             Ok(coverage)
         })
     }
@@ -326,12 +326,13 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     /// Every node id that a run or the coverage knows, sorted.
     fn node_ids(&self) -> BoxFuture<'_, Result<BTreeSet<NodeId>, StoreError>> {
         Box::pin(async move {
-            let mut ids: BTreeSet<NodeId> = self.retained().await?.into_iter().map(|(id, _)| id).collect();
+            let mut ids = BTreeSet::new();
             let _none = find_newest(self, |run| {
                 ids.extend(run.nodes().map(|(id, _)| id.clone()));
                 None::<()>
             })
             .await?;
+            ids.extend(self.retained().await?.into_iter().map(|(id, _)| id));
             Ok(ids)
         })
     }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seeknal_state::model::{Batch, Entry};
-use seeknal_state::{Coordinator, NewRun, NodeState, NodeUpdate, Snapshot, StateBackend, create_state_backend};
+use seeknal_state::{
+    Coordinator, NewRun, NodeState, NodeUpdate, RunQuery, RunUpdate, Snapshot, StateBackend, create_state_backend,
+};
 use tokio::task::JoinSet;
 
 use super::sqld::Sqld;
@@ -195,4 +197,31 @@ async fn tables_of_the_first_version_are_brought_forward() {
     assert!(server.sql("SELECT version FROM seeknal_schema").contains(r#""value":"2""#));
     state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
     assert_eq!(state.backend().processes().await.unwrap().len(), 1);
+}
+
+/// A server's answer has a limit of 10 MB.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_too_large_for_one_answer_are_listed_all_the_same() {
+    const RUNS: usize = 6;
+    let Some(server) = Sqld::start() else { return };
+    let state = open(&server).await;
+    for run in 0..RUNS {
+        let wide = "x".repeat(4_500_000);
+        state.create_run(format!("run {run}"), NewRun::running()).await.unwrap();
+        state.update_run(format!("run {run}"), RunUpdate::new().metadata("wide", wide)).await.unwrap();
+    }
+    for limit in [1, 2, 3, 200] {
+        let (mut found, mut query) = (Vec::new(), RunQuery::default().limit(limit));
+        loop {
+            let page = state.list_runs(&query).await.unwrap();
+            found.extend(page.runs.into_iter().map(|run| run.run_id.to_string()));
+            if page.next.is_none() {
+                break;
+            }
+            query = query.after(page.next);
+        }
+        let newest_first: Vec<String> = (0..RUNS).rev().map(|run| format!("run {run}")).collect();
+        assert_eq!(found, newest_first, "pages of {limit}");
+    }
+    state.close().await.unwrap();
 }

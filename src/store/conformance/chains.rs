@@ -219,6 +219,37 @@ pub(super) async fn a_deleted_row_makes_stale_where_others_write(harness: &dyn H
     Ok(())
 }
 
+pub(super) async fn a_deletion_hides_no_other(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    if !bench.backend.is_shared() {
+        return Ok(());
+    }
+    for (run, together) in [("one batch", true), ("two batches", false)] {
+        let n = NodeUpdate::success().row_count(5);
+        bench.write(run, vec![create(0), set("m", NodeUpdate::running())?, set("n", n)?, add_interval("n", 0, 10)?]).await?;
+        let mut old = bench.chain(run).await?;
+        // By another opening: of its own commits each knows.
+        let other = Bench::open(harness).await?;
+        other.write(run, vec![Mutation::DeleteNode { node: node_id("n")? }]).await?;
+        other.backend.close().await?;
+        // Neither knows that "n" is gone.
+        let entries =
+            vec![old.entry(vec![Mutation::DeleteNode { node: node_id("m")? }])?, old.entry(vec![add_interval("n", 10, 11)?])?];
+        let mut outcomes = Vec::new();
+        if together {
+            outcomes = bench.send(entries).await?;
+        } else {
+            for entry in entries {
+                outcomes.push(bench.one(entry).await?);
+            }
+        }
+        let touched = nth(&outcomes, 1)?;
+        ensure_matches!(touched, Outcome::Refused(Refusal::Stale { .. } | Refusal::Chained { .. }), "{run}: a node that is gone");
+        ensure!(bench.state(run).await?.node("n").is_none(), "{run}: what somebody deleted stays deleted");
+    }
+    Ok(())
+}
+
 pub(super) async fn several_runs_are_all_or_nothing(harness: &dyn Harness) -> Result<(), Fault> {
     let bench = Bench::open(harness).await?;
     for (index, run) in ["a", "b", "c"].into_iter().enumerate() {

@@ -8,7 +8,8 @@ use super::kit::{
 };
 use super::{Chain, Harness};
 use crate::model::{
-    Entry, Fence, FencingToken, Guard, LeaseKey, LeaseMutation, Mutation, NodeStatus, NodeUpdate, Refusal, RunStatus, RunUpdate,
+    Entry, Fence, FencingToken, Guard, LeaseKey, LeaseMutation, Mutation, NodeStatus, NodeUpdate, Outcome, Refusal, RunStatus,
+    RunUpdate,
 };
 use crate::store::LeaseStore;
 
@@ -306,6 +307,28 @@ pub(super) async fn leases_travel_with_writes(harness: &dyn Harness) -> Result<(
     bench.applied(done).await?;
     ensure_eq!(status_of(&bench.state("run").await?, "n"), Some(NodeStatus::Success), "the last write under a lease");
     ensure!(bench.backend.list_leases().await?.is_empty(), "the released lease");
+    Ok(())
+}
+
+pub(super) async fn a_run_that_ends_is_unlocked_for_what_follows(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    if !bench.has_lease_rows() {
+        return Ok(());
+    }
+    bench.create("run", 0).await?;
+    bench.grant(node_key("run", "n")?, "worker", LONG).await?;
+    let mut chain = bench.chain("run").await?;
+    let entries = vec![
+        chain.entry(vec![Mutation::Update { update: RunUpdate::success(), at: at(5) }])?,
+        chain.guarded(vec![Guard::Unlocked], vec![set("late", NodeUpdate::skipped())?])?,
+    ];
+    let outcomes = bench.send(entries).await?;
+    ensure_matches!(
+        outcomes.as_slice(),
+        [Outcome::Applied(_), Outcome::Applied(_)],
+        "what is to be unlocked, behind the end of its run in one batch"
+    );
+    ensure!(bench.backend.list_leases().await?.is_empty(), "the end of the run freed its lease");
     Ok(())
 }
 

@@ -192,6 +192,7 @@ suite! { $
         other_rows_do_not_disturb,
         a_chain_on_an_old_base_may_touch_its_own_rows,
         a_deleted_row_makes_stale_where_others_write,
+        a_deletion_hides_no_other,
         several_runs_are_all_or_nothing,
         a_batch_is_applied_once,
         an_empty_batch_is_answered,
@@ -205,7 +206,8 @@ suite! { $
         run_and_node_leases_exclude_one_another,
         leases_are_renewed_released_and_forced,
         leases_travel_with_writes,
-        the_end_of_a_run_frees_its_leases;
+        the_end_of_a_run_frees_its_leases,
+        a_run_that_ends_is_unlocked_for_what_follows;
     queries:
         runs_are_listed_newest_first,
         filters_select,

@@ -89,6 +89,10 @@ impl Cell {
         if header && unseen(head.header_version) {
             return Ok(true);
         }
+        // A deletion leaves one stamp for all nodes: who puts his own over it has seen it.
+        if part.mutations.iter().any(|mutation| matches!(mutation, Mutation::DeleteNode { .. })) && unseen(head.nodes_deleted) {
+            return Ok(true);
+        }
         let nodes: BTreeSet<&NodeId> =
             part.mutations.iter().filter_map(Mutation::node).chain(part.guards.iter().filter_map(Guard::node)).collect();
         for id in nodes {

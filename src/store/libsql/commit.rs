@@ -48,7 +48,7 @@ const TOLD_FOR: Duration = Duration::from_secs(120);
 /// Told answers that are removed together.
 const TOLD_AT_ONCE: usize = 512;
 
-/// Commits between two looks for what dead openings left.
+/// Commits between two looks for what dead openings left; the first commit of an opening looks too.
 const SWEEP_EVERY: u64 = 4096;
 
 /// An unknown outcome that is older than this cannot be settled any more: other openings may have removed its row.
@@ -310,7 +310,7 @@ impl Committer {
             told.extend(memory.told.drain(..over).map(|(id, _)| id.to_string()));
         }
         memory.commits = memory.commits.wrapping_add(1);
-        write::sweep(&mut request, &told, memory.commits.is_multiple_of(SWEEP_EVERY)).map_err(failed)?;
+        write::sweep(&mut request, &told, memory.commits % SWEEP_EVERY == 1).map_err(failed)?;
         Ok(request)
     }
 
@@ -346,7 +346,8 @@ impl Committer {
         there: &Before,
     ) -> Result<BatchAnswer, StoreError> {
         let kept = Kept::of(&decision.answer, assumed);
-        let answer = kept.told(batch, there)?;
+        // Applied it is, whatever is wrong with the numbers.
+        let answer = kept.told(batch, there).map_err(StoreError::into_unknown)?;
         self.own.note(&answer);
         let moved = |last: Option<u64>, assumed: u64| last.unwrap_or(assumed).saturating_sub(assumed);
         let seq = there.seq + moved(decision.writes.seqs.last(), assumed.seq);
@@ -376,9 +377,10 @@ impl Committer {
             )
             .into_unknown()
         })?;
-        let there = there(table)?;
-        let kept: Kept = serde_json::from_str(row.text(3)?).map_err(|error| row.bad(3, error))?;
-        let answer = kept.told(batch, &there)?;
+        let there = there(table).map_err(StoreError::into_unknown)?;
+        let kept = row.text(3).and_then(|text| serde_json::from_str(text).map_err(|error| row.bad(3, error)));
+        let kept: Kept = kept.map_err(StoreError::into_unknown)?;
+        let answer = kept.told(batch, &there).map_err(StoreError::into_unknown)?;
         self.own.note(&answer);
         for part in batch.entries.iter().flat_map(|entry| &entry.parts) {
             self.cache.forget(&part.run);

@@ -326,17 +326,19 @@ pub(super) async fn versions(client: &Client, runs: &[RunId]) -> Result<Vec<Opti
 
 /// One page of runs.
 pub(super) async fn list(client: &Client, query: &RunQuery) -> Result<RunPage, StoreError> {
-    let mut limit = query.limit;
+    // One more than asked for: whether there is a next page.
+    let (mut limit, mut ahead) = (query.limit, 1);
     loop {
-        match list_some(client, query, limit).await {
-            // A shorter page is a page, too.
-            Err(fault) if fault.class == Class::AnswerTooLarge && limit > 1 => limit /= 4,
+        match list_some(client, query, limit, ahead).await {
+            // A shorter page is a page, too; and the last one may be empty.
+            Err(fault) if fault.class == Class::AnswerTooLarge && limit > 1 => limit = (limit / 4).max(1),
+            Err(fault) if fault.class == Class::AnswerTooLarge && ahead > 0 => ahead = 0,
             answer => return answer.map_err(|fault| fault.into_error(client.place()))?,
         }
     }
 }
 
-async fn list_some(client: &Client, query: &RunQuery, limit: usize) -> Result<Result<RunPage, StoreError>, Fault> {
+async fn list_some(client: &Client, query: &RunQuery, limit: usize, ahead: usize) -> Result<Result<RunPage, StoreError>, Fault> {
     let mut filter = String::from("1");
     let mut args: Vec<Arg> = Vec::new();
     let wanted = &query.filter;
@@ -364,8 +366,7 @@ async fn list_some(client: &Client, query: &RunQuery, limit: usize) -> Result<Re
         args.push(stamp_text(cursor.created_at).into());
         args.push(cursor.run_id.as_str().into());
     }
-    // One more than asked for: whether there is a next page.
-    args.push(u64::try_from(limit.saturating_add(1)).unwrap_or(u64::MAX).into());
+    args.push(u64::try_from(limit.saturating_add(ahead)).unwrap_or(u64::MAX).into());
     let page = format!("FROM runs AS r WHERE {filter} ORDER BY r.created_at DESC, r.run_id DESC LIMIT ?");
     let questions = [
         Stmt::ask("runs", format!(concat!("SELECT r.run_id, r.version, ", header_columns!(), " {}"), page), args.clone()),
@@ -390,7 +391,7 @@ async fn list_some(client: &Client, query: &RunQuery, limit: usize) -> Result<Re
             let nodes = counts.remove(&id).unwrap_or_default();
             found.push(RunSummary::new(id, version, header, nodes));
         }
-        let more = found.len() > limit;
+        let more = found.len() >= limit.saturating_add(ahead);
         found.truncate(limit);
         let next = if more { found.last().map(RunSummary::cursor) } else { None };
         Ok(RunPage::new(found, next))

@@ -91,20 +91,21 @@ fn success(fields: Fields<'_>) -> Result<LastSuccess, StoreError> {
 pub(super) async fn coverage(client: &Client, id: &NodeId) -> Result<NodeCoverage, StoreError> {
     let mut coverage = NodeCoverage::default();
     for (place, columns, from, key) in [
-        ("coverage", "start_at, end_at", "coverage WHERE node_id = ?1", "'', start_at"),
         (
             "completed_intervals",
             "i.start_at, i.end_at, i.run_id",
             "node_states AS n JOIN completed_intervals AS i USING (run_id, node_id) WHERE n.node_id = ?1",
             "i.run_id, i.start_at",
         ),
-        ("coverage_partitions", "partition, partition", "coverage_partitions WHERE node_id = ?1", "'', partition"),
         (
             "partitions",
             "p.partition, p.partition, p.run_id",
             "node_states AS n JOIN partitions AS p USING (run_id, node_id) WHERE n.node_id = ?1",
             "p.run_id, p.partition",
         ),
+        // After the runs: what a deletion takes from one between two requests is there by then.
+        ("coverage", "start_at, end_at", "coverage WHERE node_id = ?1", "'', start_at"),
+        ("coverage_partitions", "partition, partition", "coverage_partitions WHERE node_id = ?1", "'', partition"),
     ] {
         let intervals = columns.contains("start_at");
         let mut after = (String::new(), String::new());

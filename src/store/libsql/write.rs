@@ -93,6 +93,7 @@ pub(super) struct Checks {
 impl Checks {
     fn of(batch: &Batch, decision: &Decision, before: &Before) -> Self {
         let mut checks = Self::default();
+        let mut freed: BTreeSet<&RunId> = BTreeSet::new();
         for (entry, outcome) in batch.entries.iter().zip(&decision.answer.outcomes) {
             let receipt = match outcome {
                 Outcome::Applied(receipt) => receipt,
@@ -117,8 +118,12 @@ impl Checks {
                 } else if run.before == Version::NONE {
                     checks.absent.entry(part.run.clone()).or_insert(run.after);
                 }
-                if part.guards.contains(&Guard::Unlocked) {
+                // Behind what frees its locks nobody has one; the checks come before that.
+                if part.guards.contains(&Guard::Unlocked) && !freed.contains(&part.run) {
                     checks.unlocked.insert(part.run.clone());
+                }
+                if part.mutations.iter().any(Mutation::frees_locks) {
+                    freed.insert(&part.run);
                 }
             }
             checks
@@ -212,9 +217,16 @@ pub(super) fn sweep(request: &mut Request, told: &[String], old: bool) -> Result
 fn check_rows(request: &mut Request, checks: &Checks, before: &Before) -> Result<(), Error> {
     request.check_one(
         failing!(
-            "(SELECT version FROM seeknal_schema WHERE id = 1) <> ?1 OR (?2 >= 0 AND (SELECT token FROM meta WHERE id = 1) <> ?2)"
+            "(SELECT version FROM seeknal_schema WHERE id = 1) <> ?1 OR (?2 >= 0 AND (SELECT token FROM meta WHERE id = 1) <> ?2) \
+             OR EXISTS (SELECT 1 FROM meta WHERE id = 1 AND (seq < ?3 OR token < ?4))"
         ),
-        vec![schema::VERSION.into(), if checks.tokens { before.token.into() } else { Arg::Integer(-1) }],
+        vec![
+            schema::VERSION.into(),
+            if checks.tokens { before.token.into() } else { Arg::Integer(-1) },
+            // They never go back, but where an older state was brought back.
+            before.seq.into(),
+            before.token.into(),
+        ],
     );
     let mut list = JsonRows::default();
     for (run, (exact, header)) in &checks.runs {

@@ -161,6 +161,12 @@ impl Cell {
         if header && unseen(self, head.header_version) {
             return Ok(true);
         }
+        // A deletion leaves one stamp for all nodes: who puts his own over it has seen it.
+        if part.mutations.iter().any(|mutation| matches!(mutation, Mutation::DeleteNode { .. }))
+            && unseen(self, head.nodes_deleted)
+        {
+            return Ok(true);
+        }
         let written = part.mutations.iter().filter_map(Mutation::node);
         for id in written.chain(part.guards.iter().filter_map(Guard::node)) {
             self.look(conn, &part.run, id)?;

@@ -22,7 +22,10 @@ pub(super) const TABLE: &str = "change_sets";
 pub(super) const MOST: usize = 2_048;
 
 /// A longer text would fill the log that everybody reads: then only the names are noted.
-const LONGEST: usize = 256 << 10;
+const LONGEST: usize = 64 << 10;
+
+/// Text that is taken in at once, at most: beyond it the run's own rows are read faster.
+const MOST_TEXT: usize = 4 << 20;
 
 /// Who met commits of others so long ago at most notes its changes for them: a lone process has no cost of it.
 const COMPANY: Duration = Duration::from_secs(30);
@@ -119,6 +122,11 @@ fn insert(
     Ok(())
 }
 
+/// The run has ended: seldom anybody changes it after this, and who comes late reads the rows.
+pub(super) fn ended(conn: &Connection, run: &RunId) -> rusqlite::Result<()> {
+    conn.prepare_cached("DELETE FROM change_sets WHERE run_id = ?1")?.execute([run.as_str()]).map(drop)
+}
+
 /// What became of the nodes of a run since a version: those that changed, `None` where only the row tells how. No answer: not all of it was noted,
 /// or there is too much of it.
 pub(super) fn since(
@@ -139,11 +147,13 @@ pub(super) fn since(
     let mut statement = conn.prepare_cached(sql).map_err(fail)?;
     let mut rows = statement.query(params![run.as_str(), counter(version.0)]).map_err(fail)?;
     let mut changed: BTreeMap<NodeId, Option<NodeState>> = BTreeMap::new();
+    let mut taken = 0;
     while let Some(row) = rows.next().map_err(fail)? {
         let text = Fields::new(row, place).text(0)?;
+        taken += text.len();
         let later: BTreeMap<NodeId, Option<NodeState>> = serde_json::from_str(text).map_err(|error| corrupt(place, error))?;
         changed.extend(later);
-        if changed.len() > MOST {
+        if changed.len() > MOST || taken > MOST_TEXT {
             return Ok(None);
         }
     }

@@ -65,7 +65,8 @@ pub(super) fn run(statements: &mut Statements<'_>, id: &RunId, cell: &mut Cell) 
         return Ok(());
     }
     let fail = |error| sql_error(At::table("runs").run(id), error);
-    let noted = statements.noting != Noting::Nothing && cell.nodes.len() <= changes::MOST;
+    let ends = cell.header_changed && cell.header.as_ref().is_some_and(|header| header.status.is_ended());
+    let noted = statements.noting != Noting::Nothing && cell.nodes.len() <= changes::MOST && !ends;
     match &cell.header {
         Some(header) if cell.header_changed => {
             let worker = header.worker.as_ref().map(RawJson::from_serialize).transpose();
@@ -85,7 +86,9 @@ pub(super) fn run(statements: &mut Statements<'_>, id: &RunId, cell: &mut Cell) 
         node(statements, id, node_id, pending, &head.created_at)
             .map_err(|error| sql_error(At::table("node_states").run(id).node(node_id), error))?;
     }
-    if noted {
+    if ends {
+        changes::ended(conn, id).map_err(|error| sql_error(At::table(changes::TABLE).run(id), error))?;
+    } else if noted {
         changes::note(conn, id, &cell.nodes, (cell.before, head.version), statements.noting)
             .map_err(|error| sql_error(At::table(changes::TABLE).run(id), error))?;
     }
