@@ -130,7 +130,7 @@ impl From<CommitError> for Error {
         match error {
             CommitError::Refused(refusal) => refusal.into(),
             CommitError::Store(error) => error.into(),
-            CommitError::Lost(loss) => loss.into(),
+            CommitError::Lost(loss) => loss.read().map_or(Self::Closed, Self::from),
             CommitError::Contended(run, attempts) => Self::Contended { run, attempts },
             CommitError::Closed => Self::Closed,
             CommitError::Unknown(run) => Self::Unknown(run),

@@ -172,6 +172,7 @@ async fn an_actor_that_dies_is_started_again_and_waiters_learn_what_became_of_th
         .await
         .unwrap();
     state.create_run("r", NewRun::running()).await.unwrap();
+    let mut events = state.subscribe();
     backend.close_gate();
     let in_flight = tokio::spawn({
         let state = state.clone();
@@ -194,6 +195,38 @@ async fn an_actor_that_dies_is_started_again_and_waiters_learn_what_became_of_th
     assert_eq!(run.node("in_flight").unwrap().row_count, Some(1));
     assert!(run.node("victim").is_none(), "nothing of the one that died in mid-transaction was applied");
     assert_eq!(commit.runs[0].before.0 - run.created_version().0, 1);
+    let mut told = Vec::new();
+    while !told.contains(&"next".to_owned()) {
+        let Event::Changed(change) = events.next().await.unwrap() else { panic!("nothing was lost") };
+        told.extend(change.nodes.iter().map(ToString::to_string));
+    }
+    assert!(told.contains(&"in_flight".to_owned()), "what the dead one committed is told too, not {told:?}");
+}
+
+#[tokio::test]
+async fn what_an_actor_that_died_had_deferred_is_waited_for() {
+    let backend = LyingBackend::new(false);
+    let fault = Arc::new(AtomicBool::new(false));
+    let builder = Coordinator::builder().clock(Faulty(Arc::clone(&fault)));
+    let state = builder.open(Arc::clone(&backend) as Arc<dyn StateBackend>).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    backend.close_gate();
+    let deferred = state.with_durability(Durability::Deferred);
+    deferred.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+    backend.arrived(2).await;
+    fault.store(true, Ordering::SeqCst);
+    assert!(state.set_node_state("r", "victim", NodeUpdate::running()).await.unwrap_err().is_unknown_outcome());
+    let flush = tokio::spawn({
+        let state = state.clone();
+        async move { state.flush().await }
+    });
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!flush.is_finished(), "it is not in storage");
+    backend.open_gate();
+    flush.await.unwrap().unwrap();
+    assert!(backend.inner.load_run(&RunId::new("r").unwrap()).await.unwrap().unwrap().node("n").is_some());
 }
 
 #[tokio::test]

@@ -152,6 +152,10 @@ impl Engine {
         if work.runs.is_empty() && work.leases.is_empty() {
             return Ok(Committed { seq: None, runs: Vec::new(), grants: Vec::new() });
         }
+        // Here, not in the task: who is told is there.
+        if let Some(loss) = work.runs.keys().find_map(|run| self.context.losses.take(run)) {
+            return Err(loss.into());
+        }
         let (engine, first) = (Arc::clone(self), work.runs.keys().next().cloned());
         let span = tracing::debug_span!(
             "commit",
@@ -183,11 +187,6 @@ impl Engine {
         let mut permit = Some(self.admit(weight, work.now).await?);
         for op in ops.values_mut() {
             op.stamp(|| self.context.clock.now());
-        }
-        for run in ops.keys() {
-            if let Some(loss) = self.context.losses.take(run) {
-                return Err(loss.into());
-            }
         }
         let (mut fresh, mut verified) = (false, false);
         for attempt in 1..=MAX_ATTEMPTS {
@@ -302,7 +301,9 @@ impl Engine {
         if self.directory.wants_changes() {
             for ((grant, release), versions) in releases.iter().zip(&receipt.runs) {
                 if let (Release::Moved(state), Some(op)) = (release, ops.get(grant.cell().id())) {
-                    self.directory.changed(change(versions, receipt.seq, op, state.clone()));
+                    let change = change(versions, receipt.seq, op, state.clone());
+                    self.directory.moved(&change);
+                    self.directory.changed(change);
                 }
             }
         }

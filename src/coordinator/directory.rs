@@ -155,6 +155,11 @@ impl Directory {
         self.context.get().and_then(Weak::upgrade).is_some_and(|context| context.backend.is_shared())
     }
 
+    /// Runs whose actor died, and that nobody used since.
+    pub(super) fn crashed_runs(&self) -> Vec<RunId> {
+        self.crashed.iter().map(|run| run.key().clone()).collect()
+    }
+
     /// All resident runs now.
     pub(crate) fn resident(&self) -> Vec<RunHandle> {
         self.runs.iter().filter_map(|slot| slot.get().cloned()).collect()
@@ -226,8 +231,13 @@ impl Directory {
     }
 
     fn died(&self, run: &RunId, actor: ActorId) {
+        let known = self.get(run.as_str()).and_then(|handle| handle.cell().durable_version());
         self.crashed.insert(run.clone());
         self.forget(run, actor);
+        // What it had sent down is told by who loads it next.
+        if self.events.has_subscribers() {
+            self.remember(run, known.unwrap_or(Version::NONE));
+        }
     }
 
     /// The supervisor saw an actor die; says which run it was.
@@ -282,8 +292,11 @@ impl Surroundings for Directory {
         self.events.has_subscribers() || self.boards.any()
     }
 
+    fn moved(&self, change: &ChangeSeed) {
+        self.boards.changed(change);
+    }
+
     fn changed(&self, change: ChangeSeed) {
-        self.boards.changed(&change);
         if self.events.has_subscribers() {
             self.events.changed(change);
         }

@@ -38,7 +38,7 @@ use self::events::Events;
 use self::follow::Following;
 use crate::error::Error;
 use crate::lease::LeaseHandle;
-use crate::model::Fence;
+use crate::model::{Fence, RunId};
 use crate::run::{Admission, RunContext};
 use crate::store::{OpenReport, StateBackend};
 
@@ -192,14 +192,25 @@ impl Engine {
 
     /// Waits until deferred writes are in storage, if there are any: questions that storage answers must see them. Losses stay to be told.
     pub(crate) async fn settle_deferred(&self) {
-        if self.context.deferred_runs.load(Ordering::Acquire) == 0 {
-            return;
-        }
-        for handle in self.directory.resident() {
-            if handle.cell().has_deferred() {
-                handle.settle().await;
+        if self.context.deferred_runs.load(Ordering::Acquire) > 0 {
+            for handle in self.directory.resident() {
+                if handle.cell().has_deferred() {
+                    handle.settle().await;
+                    if !handle.is_alive() {
+                        self.settle_sent(handle.cell().id()).await;
+                    }
+                }
             }
         }
+        // What actors that died had sent down.
+        for run in self.directory.crashed_runs() {
+            self.settle_sent(&run).await;
+        }
+    }
+
+    async fn settle_sent(&self, run: &RunId) {
+        // That it is not known how it ends is noted where it is known.
+        let _closed = self.context.persist.barrier(run).await;
     }
 
     pub(crate) fn is_closed(&self) -> bool {

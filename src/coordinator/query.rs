@@ -211,7 +211,8 @@ impl Coordinator {
     /// that are among the newest 64 (SQLite, libSQL). A run that was not known here before is told as changed from
     /// [`Version::NONE`]. Runs that others change become resident as long as there is room for them
     /// ([`max_resident_runs`](crate::CoordinatorBuilder::max_resident_runs)); beyond it they are not told. What others commit in the milliseconds after the first
-    /// `subscribe` to runs that are not resident may be taken for known: list the runs after subscribing, not before.
+    /// `subscribe` to runs that are not resident may be taken for known: list the runs after subscribing, not before. So is a new run of another
+    /// process that is read or written here before it was heard of.
     pub fn subscribe(&self) -> ChangeStream {
         let stream = self.engine().events.subscribe();
         self.engine().following.subscribed();

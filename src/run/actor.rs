@@ -35,7 +35,9 @@ pub(crate) trait Surroundings: Send + Sync + fmt::Debug + 'static {
     fn ended(&self, run: &RunId);
     /// Whether anybody listens to changes.
     fn wants_changes(&self) -> bool;
-    /// Something was committed.
+    /// Something was committed; nobody can see it yet.
+    fn moved(&self, change: &ChangeSeed);
+    /// Something was committed, and can be seen.
     fn changed(&self, change: ChangeSeed);
     /// Deferred writes were lost.
     fn lost(&self, loss: &DeferredLoss);
@@ -122,7 +124,7 @@ pub(super) struct State {
     /// Deferred writes that are not acknowledged yet, because durable ones are on their way before them.
     deferred: HashMap<u64, Ack>,
     /// What is in storage, to be acknowledged when the run is loaded.
-    overtaken: Vec<(Ack, Committed)>,
+    overtaken: Vec<(Ack, Committed, Permit)>,
     /// A hold that waits for a fresh load.
     fresh_hold: Option<oneshot::Sender<HoldGrant>>,
     /// The version that storage was seen to have; compared when nothing is on its way, because own entries move it too.
@@ -223,7 +225,8 @@ impl State {
             match self.stash.pop_front() {
                 Some(Stashed::Commit(envelope)) => {
                     if let Some((op, permit, ack)) = envelope.open() {
-                        if let Some(loss) = self.context.losses.take(self.cell.id()) {
+                        let loss = if op.unheard { None } else { self.context.losses.tell(self.cell.id()) };
+                        if let Some(loss) = loss {
                             ack.answer(Err(CommitError::Lost(loss)));
                         } else {
                             self.orders += 1;
@@ -244,6 +247,20 @@ impl State {
                 }
                 None => return,
             }
+        }
+    }
+
+    /// Checks again what came back, as far as that can be done now: what was acknowledged from memory is on its way again before anybody looks.
+    fn decide_again(&mut self) {
+        if (self.mode, self.chain.is_settled()) == (Mode::Recovering { reload: false, loading: false }, true) {
+            self.chain.reset();
+            self.mode = Mode::Ready;
+        }
+        while self.mode == Mode::Ready
+            && !self.chain.has_barrier()
+            && let Some((_, job)) = self.again.pop_first()
+        {
+            self.decide(job);
         }
     }
 
@@ -310,8 +327,9 @@ impl State {
                 }
                 self.context.persist.submit(Submission { entry, weight, chain: self.chain.number(), sink: FlushSink::Run(sink) });
             }
-            // What it was refused on may never be committed, or others may have changed it since: it is checked once more on what is.
-            Err(_) if !op.verified && !op.hasty && (!self.chain.is_settled() || self.context.backend.is_shared()) => {
+            // What it was refused on may never be committed: it is checked again when that is settled, however often. Or others may have changed it
+            // since: it is checked once more on what is.
+            Err(_) if !op.hasty && (!self.chain.is_settled() || (self.context.backend.is_shared() && !op.verified)) => {
                 op.verified = true;
                 let reload = self.context.backend.is_shared();
                 self.again.insert(order, Job { order, op, ack, permit });
@@ -374,7 +392,7 @@ impl State {
     }
 
     fn settled(&mut self, outcomes: Outcomes) {
-        let mut acks = Vec::new();
+        let (mut acks, mut news) = (Vec::new(), Vec::new());
         let mut moved = false;
         for (sink, settlement) in outcomes.take() {
             let RunSink { ticket, order, ack, attempts, hasty, permit, .. } = sink;
@@ -383,7 +401,6 @@ impl State {
             let ack = ack.or_else(|| self.deferred.remove(&ticket));
             match settlement {
                 Settlement::Applied(receipt) => {
-                    drop(permit);
                     let (progress, frees_locks) = self.chain.applied(ticket, receipt.runs.first());
                     if frees_locks {
                         self.context.surroundings.ended(self.cell.id());
@@ -391,18 +408,21 @@ impl State {
                     match progress {
                         Progress::Moved(touched) => {
                             moved = true;
-                            self.tell(&receipt, touched);
+                            news.extend(self.news(&receipt, touched));
                             acks.extend(ack.map(|ack| (ack, Committed::durable(receipt))));
+                            drop(permit);
                         }
                         Progress::Overtaken => {
-                            self.overtaken.extend(ack.map(|ack| (ack, Committed::durable(receipt))));
+                            // With its permit: whoever waits until all are answered waits for this one too.
+                            self.overtaken.extend(ack.map(|ack| (ack, Committed::durable(receipt), permit)));
                             self.recover(true);
                         }
                     }
                 }
                 Settlement::Recheck(entry, reload) => {
                     self.chain.fell(ticket);
-                    let op = Op::again(entry, attempts + 1, was_deferred, hasty);
+                    // That another entry was refused says nothing of this one.
+                    let op = Op::again(entry, attempts + u32::from(reload), was_deferred, hasty);
                     self.again.insert(order, Job { order, op, ack, permit });
                     self.recover(reload);
                 }
@@ -427,12 +447,18 @@ impl State {
             // What was deferred and came back is not on its way: readers see what is committed until it is again.
             self.chain.reset();
         }
+        self.decide_again();
         // What is acknowledged below is seen before, whatever has to be looked up for others. An overtaken run is published when it is loaded: a
-        // snapshot never carries a number whose commits it lacks.
-        if moved || !matches!(self.mode, Mode::Recovering { reload: true, .. }) {
+        // snapshot never carries a number whose commits it lacks. And what was acknowledged from memory and waits to be checked again stays seen.
+        let waits =
+            matches!(self.mode, Mode::Recovering { reload: true, .. }) || self.again.values().any(|job| job.ack.is_none());
+        if moved || !waits {
             self.publish();
         }
         self.mark();
+        for change in news {
+            self.context.surroundings.changed(change);
+        }
         for (ack, committed) in acks {
             ack.answer(Ok(committed));
         }
@@ -440,16 +466,17 @@ impl State {
         self.go_on();
     }
 
-    fn tell(&self, receipt: &Receipt, touched: Option<Touched>) {
-        let Some(versions) = receipt.runs.first() else { return };
+    /// What is told of an entry that was applied, once it can be seen. Who looks for work is told at once.
+    fn news(&self, receipt: &Receipt, touched: Option<Touched>) -> Option<ChangeSeed> {
+        let versions = receipt.runs.first()?;
         let state = self.chain.committed().cloned();
         // Who subscribed while it was on its way is told what its rows say.
         let touched = match touched {
             Some(touched) => touched,
             None if self.context.surroundings.wants_changes() => newer(state.as_ref(), versions.before),
-            None => return,
+            None => return None,
         };
-        self.context.surroundings.changed(ChangeSeed {
+        let change = ChangeSeed {
             run: versions.run.clone(),
             before: versions.before,
             after: versions.after,
@@ -458,7 +485,9 @@ impl State {
             header: touched.header,
             deleted: state.is_none(),
             state,
-        });
+        };
+        self.context.surroundings.moved(&change);
+        Some(change)
     }
 
     /// Loads the run behind everything that was sent down for it.
@@ -493,11 +522,15 @@ impl State {
     fn loaded(&mut self, loaded: Result<Option<RunState>, StoreError>) {
         match loaded {
             Ok(state) => {
-                self.tell_net_change(state.as_ref());
+                let news = self.net_change(state.as_ref());
                 self.chain.reload(state);
                 self.mode = Mode::Ready;
+                self.decide_again();
                 self.publish();
-                for (ack, committed) in self.overtaken.drain(..) {
+                if let Some(change) = news {
+                    self.context.surroundings.changed(change);
+                }
+                for (ack, committed, _) in self.overtaken.drain(..) {
                     ack.answer(Ok(committed));
                 }
                 if let Some(reply) = self.fresh_hold.take() {
@@ -508,28 +541,30 @@ impl State {
             Err(error) => {
                 tracing::error!(run = %self.cell.id(), %error, "a run could not be loaded again; its actor ends");
                 // First: whoever reads after the answers below asks storage, not what is known here.
-                self.retire(false);
+                self.leave(false);
                 // They are in storage, whatever can be read of it now.
-                for (ack, committed) in self.overtaken.drain(..) {
+                for (ack, committed, _) in self.overtaken.drain(..) {
                     ack.answer(Ok(committed));
                 }
+                // Before those are answered who wait in the stash until all is settled.
                 for job in std::mem::take(&mut self.again).into_values() {
                     self.give_up(job.ack, CommitError::Store(error.clone()));
                 }
+                self.end();
             }
         }
     }
 
     /// Of what others committed subscribers learn the net change of every row.
-    fn tell_net_change(&self, state: Option<&RunState>) {
+    fn net_change(&self, state: Option<&RunState>) -> Option<ChangeSeed> {
         if !self.context.surroundings.wants_changes() {
-            return;
+            return None;
         }
         let known = self.chain.committed();
         let before = known.map_or(Version::NONE, RunState::version);
         let after = state.map_or(Version::NONE, RunState::version);
         if before == after {
-            return;
+            return None;
         }
         let mut changed = newer(state, before);
         // A node that went is one that the counts miss.
@@ -539,7 +574,7 @@ impl State {
             let gone = known.nodes().map(|(id, _)| id).filter(|id| state.is_none_or(|state| state.node(id.as_str()).is_none()));
             changed.nodes.extend(gone.cloned());
         }
-        self.context.surroundings.changed(ChangeSeed {
+        let change = ChangeSeed {
             run: self.cell.id().clone(),
             before,
             after,
@@ -548,19 +583,25 @@ impl State {
             header: changed.header,
             deleted: state.is_none(),
             state: state.cloned(),
-        });
+        };
+        self.context.surroundings.moved(&change);
+        Some(change)
     }
 
     /// Ends if there is nothing to do.
     fn passivate(&mut self) {
         if self.mode == Mode::Ready && self.chain.is_settled() && self.stash.is_empty() && self.again.is_empty() {
-            self.retire(true);
+            self.leave(true);
+            self.end();
         }
     }
 
-    fn retire(&mut self, settled: bool) {
+    fn leave(&mut self, settled: bool) {
         self.mode = Mode::Retired;
         self.context.surroundings.retire(self.cell.id(), self.myself.get_id(), settled);
+    }
+
+    fn end(&mut self) {
         // What is queued behind this message, or stashed, goes back to its senders as it is dropped.
         self.stash.clear();
         self.myself.stop(None);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::op::DeferredLoss;
 use crate::model::RunId;
@@ -30,6 +30,20 @@ impl Losses {
         self.runs.store(by_run.len(), Ordering::Release);
         tracing::error!(%run, lost = loss.lost, cause, "deferred writes were lost");
         loss
+    }
+
+    /// Takes the loss of a run to tell it to somebody who may not be there any more: then it stays to be told.
+    pub(super) fn tell(self: &Arc<Self>, run: &RunId) -> Option<Untold> {
+        self.take(run).map(|loss| Untold { loss: Some(loss), losses: Arc::clone(self) })
+    }
+
+    fn put_back(&self, loss: DeferredLoss) {
+        let mut by_run = self.lock();
+        match by_run.get_mut(&loss.run) {
+            Some(noted) => noted.lost += loss.lost,
+            None => drop(by_run.insert(loss.run.clone(), loss)),
+        }
+        self.runs.store(by_run.len(), Ordering::Release);
     }
 
     /// Takes the loss of a run: it is told now.
@@ -68,9 +82,43 @@ impl Losses {
     }
 }
 
+/// A loss on its way to who is told of it. Dropped unread it stays to be told.
+#[derive(Debug)]
+pub(crate) struct Untold {
+    loss: Option<DeferredLoss>,
+    losses: Arc<Losses>,
+}
+
+impl Untold {
+    /// It is read.
+    pub(crate) fn read(mut self) -> Option<DeferredLoss> {
+        self.loss.take()
+    }
+}
+
+impl Drop for Untold {
+    fn drop(&mut self) {
+        if let Some(loss) = self.loss.take() {
+            self.losses.put_back(loss);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loss_that_nobody_reads_stays_to_be_told() {
+        let losses = Arc::new(Losses::default());
+        let run = RunId::new("a").unwrap();
+        losses.note(&run, "full");
+        let untold = losses.tell(&run).unwrap();
+        losses.note(&run, "full");
+        drop(untold);
+        assert_eq!(losses.tell(&run).unwrap().read().unwrap().lost, 2);
+        assert!(losses.tell(&run).is_none());
+    }
 
     #[test]
     fn every_loss_is_told_once() {

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
 use super::admission::Permit;
+use super::losses::Untold;
 use crate::model::{
     CommitSeq, Entry, Fence, Guard, LeaseGrant, LeaseMutation, Mutation, NodeId, Receipt, Refusal, RunId, RunReceipt, Version,
 };
@@ -24,6 +25,8 @@ pub(crate) struct Op {
     pub(crate) verified: bool,
     /// Whether a refusal by the actor is enough: who asks has other things to try.
     pub(crate) hasty: bool,
+    /// Whether nobody reads what it is answered: lost writes are told to somebody else.
+    pub(crate) unheard: bool,
     /// Whether its stamps are set.
     pub(crate) stamped: bool,
 }
@@ -105,14 +108,14 @@ pub struct DeferredLoss {
 }
 
 /// Why a transaction was not committed.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) enum CommitError {
     /// It was judged and refused.
     Refused(Refusal),
     /// Storage failed, or the outcome is unknown (the error says which).
     Store(StoreError),
     /// Earlier deferred writes were lost; told once, nothing of this was written.
-    Lost(DeferredLoss),
+    Lost(Untold),
     /// Others changed what it touches again and again.
     Contended(RunId, u32),
     /// The coordinator was closed before it was sent.

@@ -221,6 +221,8 @@ pub(crate) struct LyingBackend {
     pub(crate) commits: AtomicUsize,
     /// How often a run was loaded.
     pub(crate) loads: AtomicUsize,
+    /// Loads wait while somebody holds this for writing.
+    pub(crate) loading: tokio::sync::RwLock<()>,
     /// Another process committed, if this is told.
     pub(crate) foreign: Notify,
     pub(crate) following: Mutex<Following>,
@@ -253,6 +255,7 @@ impl LyingBackend {
             shared,
             commits: AtomicUsize::new(0),
             loads: AtomicUsize::new(0),
+            loading: tokio::sync::RwLock::default(),
             foreign: Notify::new(),
             following: Mutex::default(),
         })
@@ -322,7 +325,10 @@ impl StateBackend for LyingBackend {
 
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
         self.loads.fetch_add(1, Ordering::SeqCst);
-        self.inner.load_run(run)
+        Box::pin(async move {
+            let _open = self.loading.read().await;
+            self.inner.load_run(run).await
+        })
     }
 
     fn others_committed(&self) -> BoxFuture<'_, Result<ForeignCommits, StoreError>> {

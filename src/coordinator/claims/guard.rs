@@ -248,6 +248,7 @@ async fn give_back(coordinator: Coordinator, run: RunId, node: NodeId, lease: Le
         guards: running(&coordinator, &run, &node),
         fences: vec![lease.fence()],
         leases: lease.returning(engine.leases.keeps_rows()).into_iter().collect(),
+        unheard: true,
         ..Op::default()
     };
     match engine.commit_one(run.clone(), op, false).await {

@@ -360,6 +360,8 @@ impl Coordinator {
             fences: self.fences.as_deref().map(<[Fence]>::to_vec).unwrap_or_default(),
             leases: place.grant().into_iter().collect(),
             hasty,
+            // Told by what the worker writes itself.
+            unheard: true,
             ..Op::default()
         };
         let at = engine.context.clock.now();

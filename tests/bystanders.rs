@@ -1,0 +1,193 @@
+//! What fails, or is refused, harms nobody beside it. Through the front door and the public backend trait.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart};
+use seeknal_state::{
+    Clock, Coordinator, Durability, Error, Event, NewRun, NodeId, NodeStatus, NodeUpdate, RunId, StateBackend, SystemClock,
+    Transaction,
+};
+use support::{Lie, LyingBackend};
+
+async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
+    let state = Coordinator::open(Arc::clone(backend) as Arc<dyn StateBackend>).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    state
+}
+
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Polls it once, and goes away.
+async fn begin(future: impl Future) {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        assert!(future.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+}
+
+fn commit(tx: Transaction) -> tokio::task::JoinHandle<Result<(), Error>> {
+    tokio::spawn(async move { tx.commit().await.map(drop) })
+}
+
+#[tokio::test]
+async fn a_loss_that_was_told_to_nobody_is_told_to_the_next() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    backend.tell([Lie::Full]);
+    let deferred = state.with_durability(Durability::Deferred);
+    deferred.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+    while state.health().is_sound() {
+        tokio::task::yield_now().await;
+    }
+    begin(state.set_node_state("r", "n", NodeUpdate::running())).await;
+    settle().await;
+    let error = state.flush().await.unwrap_err();
+    assert!(matches!(&error, Error::DeferredLost(loss) if loss.lost == 1), "{error}");
+    assert!(state.health().is_sound());
+}
+
+#[tokio::test]
+async fn a_deferred_write_stays_seen_while_it_is_checked_again() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    let deferred = state.with_durability(Durability::Deferred);
+    backend.close_gate();
+    deferred.set_node_state("r", "n1", NodeUpdate::running()).await.unwrap();
+    backend.arrived(2).await;
+    deferred.set_node_state("r", "n2", NodeUpdate::running()).await.unwrap();
+    assert!(state.get_node_state("r", "n2").await.unwrap().is_some());
+    backend.tell([Lie::Full]);
+    backend.gate.add_permits(1);
+    backend.arrived(3).await;
+    assert!(state.get_node_state("r", "n2").await.unwrap().is_some(), "it was acknowledged, and is on its way again");
+    assert!(state.get_node_state("r", "n1").await.unwrap().is_none(), "it is lost");
+    backend.open_gate();
+    assert!(matches!(state.flush().await, Err(Error::DeferredLost(loss)) if loss.lost == 1));
+    assert!(state.get_node_state("r", "n2").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_conflict_is_judged_on_what_is_committed() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+    let _held = state.acquire_lock("r", Duration::from_secs(30)).await.unwrap().unwrap();
+    backend.close_gate();
+    let before = backend.commits.load(std::sync::atomic::Ordering::SeqCst);
+    let mut refused = Vec::new();
+    for (node, update) in [("x", NodeUpdate::running()), ("n", NodeUpdate::success())] {
+        let mut tx = state.transaction();
+        tx.expect_unlocked("r").set_node_state("r", node, update);
+        refused.push(commit(tx));
+        backend.arrived(before + 1).await;
+        settle().await;
+    }
+    // True all the time; but not on what the second one would have made.
+    let mut tx = state.transaction();
+    tx.expect_status("r", "n", [NodeStatus::Running]).set_node_state("r", "y", NodeUpdate::running());
+    let innocent = commit(tx);
+    settle().await;
+    backend.open_gate();
+    innocent.await.unwrap().expect("the node runs all the time");
+    for refused in refused {
+        assert!(refused.await.unwrap().unwrap_err().is_conflict());
+    }
+}
+
+#[tokio::test]
+async fn many_refusals_ahead_are_not_held_against_what_is_behind_them() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    let _held = state.acquire_lock("r", Duration::from_secs(30)).await.unwrap().unwrap();
+    backend.close_gate();
+    let mut refused = Vec::new();
+    for index in 0..60 {
+        let mut tx = state.transaction();
+        tx.expect_unlocked("r").set_node_state("r", format!("n{index}"), NodeUpdate::running());
+        refused.push(commit(tx));
+    }
+    settle().await;
+    let mut tx = state.transaction();
+    tx.set_node_state("r", "behind", NodeUpdate::running());
+    let behind = commit(tx);
+    settle().await;
+    backend.open_gate();
+    behind.await.unwrap().expect("nobody stands in its way");
+    for refused in refused {
+        let error = refused.await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::Conflict(_)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_was_overtaken_is_answered_before_all_is_closed() {
+    let backend = LyingBackend::new(true);
+    let state = open(&backend).await;
+    backend.close_gate();
+    let write = tokio::spawn({
+        let state = state.clone();
+        async move { state.set_node_state("r", "ours", NodeUpdate::running()).await }
+    });
+    backend.arrived(2).await;
+    let run = RunId::new("r").unwrap();
+    let now = backend.inner.load_run(&run).await.unwrap().unwrap();
+    let theirs = NodeId::new("theirs").unwrap();
+    let mutations = vec![Mutation::SetNode { node: theirs, update: Box::new(NodeUpdate::running()), at: SystemClock.now() }];
+    let (base, expect) = (now.version(), now.version());
+    let parts = vec![RunPart { run, base, expect, guards: vec![], mutations, after: None }];
+    let answer = backend.inner.commit(Arc::new(Batch::new(vec![Entry { parts, ..Entry::default() }]))).await.unwrap();
+    assert!(matches!(answer.outcomes[0], Outcome::Applied(_)), "{answer:?}");
+    let loading = backend.loading.write().await;
+    backend.open_gate();
+    let closing = tokio::spawn({
+        let state = state.clone();
+        async move { state.close().await }
+    });
+    settle().await;
+    assert!(!write.is_finished(), "it is not seen yet");
+    drop(loading);
+    write.await.unwrap().expect("it is in storage");
+    closing.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_hears_of_a_change_can_read_it() {
+    const WRITES: u64 = 2_000;
+    let state = Coordinator::open(Arc::new(seeknal_state::MemoryBackend::new())).await.unwrap();
+    let created = state.create_run("r", NewRun::running()).await.unwrap().version();
+    let mut events = state.subscribe();
+    let writers: Vec<_> = (0..16_u64)
+        .map(|writer| {
+            let state = state.clone();
+            tokio::spawn(async move {
+                for row in 0..WRITES / 16 {
+                    state.set_node_state("r", format!("n{writer}"), NodeUpdate::running().row_count(row)).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut heard = created;
+    while heard.0 < created.0 + WRITES {
+        let Event::Changed(change) = events.next().await.unwrap() else { panic!("nothing is lost") };
+        assert_eq!(change.before, heard, "every change is told, in order");
+        heard = change.after;
+        let seen = state.snapshot("r").unwrap().version();
+        assert!(seen >= heard, "told of version {heard}, seen is {seen}");
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+}
