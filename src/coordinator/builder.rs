@@ -202,6 +202,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
             supervisor,
             last_creation: std::sync::atomic::AtomicI64::new(0),
             closed: AtomicBool::new(false),
+            claiming: tokio::sync::watch::Sender::new(0),
             ended: tokio::sync::watch::Sender::new(false),
         });
         supervisor::watch(&engine);

@@ -97,6 +97,8 @@ pub(crate) struct Engine {
     /// Microseconds of the last creation stamp that was given.
     last_creation: std::sync::atomic::AtomicI64,
     closed: AtomicBool,
+    /// How many claims are not held yet, or are being given back.
+    claiming: watch::Sender<usize>,
     /// Becomes true when closing has ended.
     ended: watch::Sender<bool>,
 }
@@ -228,6 +230,8 @@ impl Engine {
         self.directory.boards.close();
         self.following.stop().await;
         self.context.persist.wind_up();
+        // Claims that are on their way are held by somebody, or given back: both take a write.
+        let _all_are = self.claiming.subscribe().wait_for(|count| *count == 0).await.is_ok();
         // Who was admitted is answered first; who asks from now on is refused.
         self.admission.drained().await;
         self.admission.close();

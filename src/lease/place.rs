@@ -82,7 +82,14 @@ impl Place {
             }
             return Err(LeaseError::Closed);
         }
-        answer.await.unwrap_or(Err(LeaseError::Closed))?.ok_or(LeaseError::NotFound { token })
+        let Ok(answered) = answer.await else {
+            // It ended before it read the message.
+            if self.token.is_none() {
+                let _told_in_the_log = self.context.give_back(&self.key, token).await;
+            }
+            return Err(LeaseError::Closed);
+        };
+        answered?.ok_or(LeaseError::NotFound { token })
     }
 
     /// Nobody knows whether the entry was committed: a lease that it granted is given back.

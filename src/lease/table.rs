@@ -325,6 +325,8 @@ impl LeaseTable {
             None => true,
             Some(old) if old <= now => false,
             Some(old) => {
+                // Renewals may come to rest in another order than they began.
+                let expires = expires.max(old);
                 self.expiries.remove(&(old, ticket));
                 self.expiries.insert((expires, ticket));
                 *known = Some(expires);

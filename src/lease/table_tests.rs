@@ -278,7 +278,7 @@ fn apply(table: &mut LeaseTable, oracle: &mut Oracle, now: &mut u64, number: u64
             let Phase::Held { expires, .. } = &mut item.phase else { unreachable!() };
             assert!(table.renew(token, ms(*now + ttl), ms(*now)), "what has expired was taken out when time passed");
             if let Some(expires) = expires {
-                *expires = ms(*now + ttl);
+                *expires = (*expires).max(ms(*now + ttl));
             }
         }
         Op::Pass { by } => {
@@ -454,4 +454,15 @@ fn a_lease_that_expires_as_a_waiter_times_out_goes_to_the_waiter() {
     assert_eq!(table.expire(ms(10)), [Ticket(1)]);
     assert_eq!(table.vacate(Ticket(1)), [Ticket(2)]);
     assert_eq!(table.time_out(ms(10)), (vec![], vec![]));
+}
+
+#[test]
+fn a_renewal_that_comes_to_rest_late_takes_nothing_back() {
+    let mut table = LeaseTable::default();
+    table.ask(ask(1, &whole("r"), None));
+    table.confirm(Ticket(1), FencingToken(1), Some(ms(5)));
+    assert!(table.renew(FencingToken(1), ms(14), ms(4)));
+    assert!(table.renew(FencingToken(1), ms(9), ms(4)), "begun earlier");
+    assert_eq!(table.expire(ms(10)), []);
+    assert_eq!(table.expire(ms(14)), [Ticket(1)]);
 }

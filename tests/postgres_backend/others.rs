@@ -121,3 +121,19 @@ async fn a_reload_brings_what_is_newer() {
     change(&two, "r", vec![create(1)]).await;
     assert_eq!(one.reload_run(&have).await.unwrap().unwrap(), load(&one, "r").await);
 }
+
+/// An old opening whose connections broke a moment ago may come back; one that was not heard of for a day will not.
+#[tokio::test]
+async fn an_opening_that_was_heard_of_lately_is_not_forgotten() {
+    let store = store!();
+    let one = store.open().await;
+    store.sql(
+        "INSERT INTO openings (process, host, pid, started_at, lock_class, lock_id, seen_at) VALUES \
+         ('lately', 'h', 1, now() - interval '2 days', 1, 1, now()), ('long ago', 'h', 2, now() - interval '3 days', 1, 2, now() - interval '2 days')",
+    );
+    let two = store.open().await;
+    let known = two.processes().await.unwrap();
+    let alive = |id: &str| known.iter().find(|opening| &*opening.process.id == id).map(|opening| opening.alive);
+    assert_eq!((alive("lately"), alive("long ago")), (Some(None), None));
+    drop(one);
+}

@@ -443,3 +443,17 @@ async fn killed_at_any_moment_nothing_told_is_lost() {
     }
     assert!(survivor.verify().await.unwrap().is_sound());
 }
+
+/// Of whom nothing can be read nothing is known: least of all that he is dead.
+#[tokio::test]
+async fn an_opening_whose_file_cannot_be_read_is_not_taken_for_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = open(&db(dir.path())).await;
+    let id = one.process().unwrap().id;
+    let two = open(&db(dir.path())).await;
+    let own = dir.path().join("state.db.owners").join(format!("{id}.lock"));
+    std::fs::OpenOptions::new().write(true).truncate(true).open(&own).unwrap();
+    let known = two.processes().await.unwrap();
+    let found = known.iter().find(|opening| opening.process.id == id).expect("it is open");
+    assert_eq!(found.alive, None);
+}

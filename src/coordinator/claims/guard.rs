@@ -227,7 +227,11 @@ impl Drop for Claim {
         let runtime = self.coordinator.core.runtime.clone();
         let (run, node, coordinator) = (self.run.clone(), self.node.clone(), self.coordinator.clone());
         // On a runtime that has ended the task is dropped at once; then the lease ends by itself, and the node is taken over.
-        drop(runtime.spawn(give_back(coordinator, run, node, lease)));
+        let waited_for = super::WaitedFor::new(coordinator.engine());
+        drop(runtime.spawn(async move {
+            let _until_it_is_given_back = waited_for;
+            give_back(coordinator, run, node, lease).await;
+        }));
     }
 }
 

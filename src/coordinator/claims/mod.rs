@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::lease::{LeaseError, LockOptions};
 use crate::model::{
     Fence, Guard, IntoNodeId, IntoRunId, LeaseKey, NodeId, NodeState, NodeStatus, NodeUpdate, Pick, RunId, RunStatus, Snapshot,
-    Taking, updated,
+    Taking, Version, updated,
 };
 use crate::run::Op;
 
@@ -81,6 +81,8 @@ enum Tried {
     Taken,
     /// It was on its last attempt, and has failed now.
     GaveUp,
+    /// Storage took so long that the lease was over before it was known. The node is as it was, on the same attempt.
+    TooLate,
 }
 
 impl Coordinator {
@@ -154,7 +156,7 @@ impl Coordinator {
             };
             match self.try_claim(want).await? {
                 Tried::Claimed(claim) => return Ok(Some(claim)),
-                Tried::GaveUp => return Ok(None),
+                Tried::GaveUp | Tried::TooLate => return Ok(None),
                 Tried::Taken => {}
             }
         }
@@ -216,6 +218,10 @@ impl Coordinator {
             let snapshot = engine.snapshot(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
             let board = engine.directory.boards.of(&snapshot, &filter.done, engine.backend.process().as_ref());
             if snapshot.header().status.is_ended() {
+                // Others may have opened it again.
+                if engine.follow_up(&run).await? {
+                    continue;
+                }
                 return Ok(Next::Drained { blocked: board.pending() });
             }
             if board.is_due(ttl) {
@@ -233,7 +239,7 @@ impl Coordinator {
                 match tried {
                     Tried::Claimed(claim) => return Ok(Next::Claimed(claim)),
                     Tried::Taken => picked.was_refused(),
-                    Tried::GaveUp => {}
+                    Tried::GaveUp | Tried::TooLate => {}
                 }
                 continue;
             }
@@ -257,7 +263,7 @@ impl Coordinator {
     }
 
     /// Frees the nodes of a run whose workers vanished: they are pending again on their next attempt, or failed after the last one. Workers that ask
-    /// for work do so by themselves; this is for a process that only looks on. Answers with the nodes that it freed.
+    /// for work do so by themselves; this is for a process that only looks on. Answers with the nodes that it freed; of a run that has ended none is.
     ///
     /// # Errors
     /// [`Error::RunNotFound`], [`Error::Store`].
@@ -269,6 +275,9 @@ impl Coordinator {
         let engine = self.engine();
         engine.follow_up(&run).await?;
         let snapshot = engine.snapshot(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
+        if snapshot.header().status.is_ended() {
+            return Ok(Vec::new());
+        }
         // Behind the snapshot: a lease that is held under what it shows is among them.
         let leases = engine.leases.list().await?;
         let mut freed = Vec::new();
@@ -293,7 +302,7 @@ impl Coordinator {
                     claim.release().await?;
                     freed.push(node.clone());
                 }
-                Tried::GaveUp => freed.push(node.clone()),
+                Tried::GaveUp | Tried::TooLate => freed.push(node.clone()),
                 Tried::Taken => {}
             }
         }
@@ -329,7 +338,9 @@ impl Coordinator {
     async fn try_claim(&self, want: Want) -> Result<Tried, Error> {
         let (reply, answer) = oneshot::channel();
         let state = self.clone();
+        let waited_for = WaitedFor::new(self.engine());
         self.core.runtime.spawn(async move {
+            let _until_it_is_held_or_given_back = waited_for;
             let _caller_gone = reply.send(state.claim(want).await);
         });
         answer.await.unwrap_or(Err(Error::Closed))
@@ -345,7 +356,8 @@ impl Coordinator {
         let Some(place) = engine.leases.reserve(LeaseKey::node(run.clone(), node.clone()), options).await? else {
             return Ok(Tried::Taken);
         };
-        let open = if run_status.is_ended() { vec![RunStatus::Pending, RunStatus::Running] } else { vec![run_status] };
+        let mut open = vec![RunStatus::Pending, RunStatus::Running];
+        open.extend(Some(run_status).filter(|status| !status.is_ended() && !open.contains(status)));
         let given_up = taking == Taking::TakeOver && seen.max_attempts.is_some_and(|most| seen.attempt >= most);
         let update = match taking {
             Taking::Begin => NodeUpdate::running().worker(&owner),
@@ -384,13 +396,22 @@ impl Coordinator {
         let granted = committed.grants.first().map(|grant| grant.token);
         let lease = match place.confirm(granted).await {
             Ok(lease) => lease,
-            // This process was asleep for longer than the lease lasts, or the run ended: nothing was gained, and nothing is wrong.
-            Err(LeaseError::RunEnded { .. } | LeaseError::NotFound { .. }) => return Ok(Tried::Taken),
-            Err(LeaseError::Store(error)) if error.is_retryable() => {
-                tracing::warn!(%run, %node, %error, "a claim came too late to be trusted");
-                return Ok(Tried::Taken);
+            // The run ended: nothing was gained, and nothing is wrong.
+            Err(LeaseError::RunEnded { .. }) => return Ok(Tried::Taken),
+            Err(error) => {
+                if !given_up {
+                    self.unclaim(&run, &node, committed.runs.first().map(|run| run.after)).await;
+                }
+                return match error {
+                    // This process was asleep for longer than the lease lasts, or storage was.
+                    LeaseError::NotFound { .. } => Ok(Tried::TooLate),
+                    LeaseError::Store(error) if error.is_retryable() => {
+                        tracing::warn!(%run, %node, %error, "a claim came too late to be trusted");
+                        Ok(Tried::TooLate)
+                    }
+                    error => Err(error.into()),
+                };
             }
-            Err(error) => return Err(error.into()),
         };
         if given_up {
             tracing::warn!(%run, %node, attempt = seen.attempt, "a node has failed: the worker of its last attempt vanished");
@@ -404,6 +425,37 @@ impl Coordinator {
             tracing::info!(%run, %node, attempt = state.attempt, "a node was taken over: its worker vanished");
         }
         Ok(Tried::Claimed(Claim::new(self.clone(), run, node, state, lease, committed.into())))
+    }
+
+    /// Gives a node back whose lease is gone already, unless somebody else was faster.
+    async fn unclaim(&self, run: &RunId, node: &NodeId, claimed: Option<Version>) {
+        let Some(version) = claimed else { return };
+        let op = Op {
+            mutations: vec![node_change(node.clone(), NodeUpdate::pending().unbegun())],
+            guards: vec![Guard::NodeVersion { node: node.clone(), version }],
+            unheard: true,
+            ..Op::default()
+        };
+        if let Err(error) = self.engine().commit_one(run.clone(), op, false).await {
+            tracing::debug!(%run, %node, %error, "a claim that came too late was not given back");
+        }
+    }
+}
+
+/// Something that closing waits for: a claim that is not held yet, or that is being given back.
+#[derive(Debug)]
+pub(super) struct WaitedFor(Arc<Engine>);
+
+impl WaitedFor {
+    pub(super) fn new(engine: &Arc<Engine>) -> Self {
+        engine.claiming.send_modify(|count| *count += 1);
+        Self(Arc::clone(engine))
+    }
+}
+
+impl Drop for WaitedFor {
+    fn drop(&mut self) {
+        self.0.claiming.send_modify(|count| *count = count.saturating_sub(1));
     }
 }
 
@@ -420,7 +472,7 @@ impl Engine {
         }
         let stored = self.backend.run_version(run).await?;
         let Some(handle) = self.directory.get(run.as_str()) else { return Ok(false) };
-        let known = handle.cell().snapshot().map(|snapshot| snapshot.version());
+        let known = handle.cell().durable_version();
         // What this process has on its way may be stored before it is published here.
         if known >= stored {
             return Ok(false);

@@ -41,12 +41,13 @@ pub(super) async fn hold(conn: &mut Conn, lock: Lock) -> Result<(), StoreError> 
     .map(|_| ())
 }
 
-/// Writes the opening's row, and removes those of openings that ended without a word a day ago or more.
+/// Writes the opening's row, and removes those of openings that were not heard of for a day.
 pub(super) async fn register(conn: &mut Conn, process: &ProcessInfo, lock: Lock) -> Result<(), StoreError> {
     const PLACE: &str = "table openings";
     conn.ask(Sql::new(
         PLACE,
-        "DELETE FROM openings AS o WHERE o.started_at < clock_timestamp() - interval '1 day' AND NOT EXISTS (SELECT 1 FROM pg_locks AS l \
+        "DELETE FROM openings AS o WHERE coalesce(o.seen_at, o.started_at) < clock_timestamp() - interval '1 day' \
+         AND NOT EXISTS (SELECT 1 FROM pg_locks AS l \
          WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid::bigint = (o.lock_class::bigint & 4294967295) \
          AND l.objid::bigint = (o.lock_id::bigint & 4294967295))",
         Vec::new(),

@@ -17,6 +17,7 @@ use super::boot;
 use super::error::sql_error;
 use crate::model::ProcessInfo;
 use crate::store::{OpenProcess, StoreError};
+use chrono::DateTime;
 
 /// What an opening's file says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -135,8 +136,15 @@ pub(super) fn list(db: &Path, own: Option<&ProcessInfo>) -> Result<Vec<OpenProce
         if path.extension() != Some(OsStr::new("lock")) {
             continue;
         }
-        // A file that vanishes or cannot be read while we look belongs to somebody who is just leaving.
-        let Some((file, written)) = open(&path) else { continue };
+        let Some((file, written)) = open(&path) else {
+            // Gone while we looked, it belongs to somebody who left. Otherwise nothing is known of its owner but that he may live.
+            if let Some(id) = path.file_stem().and_then(OsStr::to_str).filter(|_| path.exists()) {
+                let mut process = ProcessInfo::current(DateTime::UNIX_EPOCH);
+                (process.id, process.host, process.pid) = (id.into(), "unknown".into(), 0);
+                found.push(OpenProcess::new(process, None));
+            }
+            continue;
+        };
         let alive = if own.is_some_and(|own| own.id == written.process.id) {
             Some(true)
         } else {

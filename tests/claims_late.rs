@@ -1,0 +1,163 @@
+//! Claims that come too late, at the end of a coordinator, or on a run that is not what it was.
+#![cfg(feature = "sqlite")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use seeknal_state::{ClaimFilter, Coordinator, MemoryBackend, NewRun, Next, NodeStatus, NodeUpdate, RunUpdate};
+use support::Store;
+
+const TTL: Duration = Duration::from_millis(100);
+
+fn file(store: &Store) -> PathBuf {
+    store.folder.path().join("state.db")
+}
+
+/// Nobody else commits as long as it lives.
+fn hold_up(store: &Store) -> Connection {
+    let conn = Connection::open(file(store)).unwrap();
+    conn.busy_timeout(Duration::from_secs(5)).unwrap();
+    conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+    conn
+}
+
+async fn pending(state: &Coordinator, node: &str) {
+    state.set_node_state("r", node, NodeUpdate::pending().max_attempts(3)).await.unwrap();
+}
+
+async fn assert_untouched(state: &Coordinator, what: &str) {
+    let run = state.fresh("r").await.unwrap().unwrap();
+    let node = run.node("n").unwrap();
+    assert_eq!((&node.status, node.attempt, node.attempts.len()), (&NodeStatus::Pending, 1, 0), "{what}: {node:?}");
+    assert_eq!(state.list_locks().await.unwrap(), [], "{what}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_is_known_too_late_costs_no_attempt() {
+    let store = Store::of("database");
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    pending(&state, "n").await;
+    for next in [false, true] {
+        let held = hold_up(&store);
+        let claim = tokio::spawn({
+            let state = state.clone();
+            async move {
+                if next {
+                    let filter = ClaimFilter::new().ttl(TTL).wait(Duration::ZERO);
+                    // It is free again, and claimed in time by the next try.
+                    return state.claim_next("r", filter).await.unwrap().claimed();
+                }
+                state.claim_node("r", "n", "worker", TTL).await.unwrap()
+            }
+        });
+        // Longer than the lease would last.
+        tokio::time::sleep(3 * TTL).await;
+        drop(held);
+        let claim = claim.await.unwrap();
+        assert_eq!(claim.is_some(), next);
+        if let Some(claim) = claim {
+            assert_eq!(claim.attempt(), 1);
+            claim.release().await.unwrap();
+        }
+        while !state.list_locks().await.unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_untouched(&state, "too late").await;
+    }
+    state.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_nobody_waits_for_any_more_is_given_back_before_the_end() {
+    let store = Store::of("database");
+    for _ in 0..10 {
+        let state = store.open().await;
+        if state.get_run("r").await.unwrap().is_none() {
+            state.create_run("r", NewRun::running()).await.unwrap();
+            pending(&state, "n").await;
+        }
+        let free = state.stats().permits_available;
+        let held = hold_up(&store);
+        let claim = tokio::spawn({
+            let state = state.clone();
+            async move { state.claim_next("r", ClaimFilter::new()).await.map(|next| next.claimed().is_some()) }
+        });
+        while state.stats().permits_available == free {
+            tokio::task::yield_now().await;
+        }
+        claim.abort();
+        let closing = tokio::spawn({
+            let state = state.clone();
+            async move { state.close().await }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(held);
+        closing.await.unwrap().unwrap();
+        let state = store.open().await;
+        assert_untouched(&state, "given back").await;
+        state.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_is_dropped_just_before_the_end_is_given_back() {
+    for round in 0..200 {
+        let backend = MemoryBackend::new();
+        let state = Coordinator::open(Arc::new(backend.clone())).await.unwrap();
+        let ended = tokio::spawn(async move {
+            state.create_run("r", NewRun::running()).await.unwrap();
+            pending(&state, "n").await;
+            let claim = state.claim_node("r", "n", "worker", TTL).await.unwrap().unwrap();
+            drop(claim);
+            state.close().await.unwrap();
+        });
+        ended.await.unwrap();
+        let state = Coordinator::open(Arc::new(backend)).await.unwrap();
+        assert_untouched(&state, &format!("round {round}")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_others_began_or_opened_again_is_worked_on() {
+    let store = Store::of("database");
+    let (one, two) = (store.open().await, store.open().await);
+    for round in 0..20 {
+        let run = format!("r{round}");
+        one.create_run(&run, NewRun::pending()).await.unwrap();
+        for node in ["a", "b"] {
+            one.set_node_state(&run, node, NodeUpdate::pending()).await.unwrap();
+        }
+        two.fresh(&run).await.unwrap();
+        one.update_run(&run, RunUpdate::running()).await.unwrap();
+        let claim = two.claim_node(&run, "a", "worker", Duration::from_secs(30)).await.expect("it is open all the time").unwrap();
+        claim.complete(NodeUpdate::success()).await.unwrap();
+        one.update_run(&run, RunUpdate::failed()).await.unwrap();
+        two.fresh(&run).await.unwrap();
+        one.update_run(&run, RunUpdate::running()).await.unwrap();
+        let Next::Claimed(claim) = two.claim_next(&run, ClaimFilter::new()).await.unwrap() else {
+            panic!("round {round}: it is open again")
+        };
+        claim.complete(NodeUpdate::success()).await.unwrap();
+    }
+    two.close().await.unwrap();
+    one.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_run_that_has_ended_nothing_is_freed() {
+    let store = Store::of("database");
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    pending(&state, "n").await;
+    let claim = state.claim_node("r", "n", "worker", Duration::from_secs(30)).await.unwrap().unwrap();
+    state.update_run("r", RunUpdate::cancelled()).await.unwrap();
+    assert!(state.free_dead_claims("r").await.unwrap().is_empty());
+    drop(claim);
+    state.close().await.unwrap();
+}
