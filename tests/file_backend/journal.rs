@@ -158,3 +158,72 @@ async fn the_same_batch_is_applied_once() {
     assert!(matches!(&answer.outcomes[0], Outcome::Refused(Refusal::Guard { .. })));
     assert_eq!(all(&backend).await.len(), 1);
 }
+
+/// Each of the two documents is put back in turn, each the successor of the other by name: what was acknowledged between is set aside, not thrown away.
+#[tokio::test]
+async fn a_journal_that_the_successor_of_its_document_does_not_have_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
+    for (run, kept) in [("run_1", &first), ("run_2", &second)] {
+        let backend = open(folder.path()).await;
+        create(&backend, run, 0).await;
+        backend.close().await.unwrap();
+        std::fs::copy(document(folder.path()), kept).unwrap();
+    }
+    std::fs::copy(&first, document(folder.path())).unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_3", 0).await;
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    std::fs::copy(&second, document(killed.path())).unwrap();
+    let records = std::fs::read(journal(killed.path())).unwrap();
+    let (backend, notices) = open_told(killed.path()).await;
+    assert!(notices.iter().any(|notice| notice.contains("1 records")), "{notices:?}");
+    let orphan = names(killed.path()).into_iter().find(|name| name.contains(".orphan-")).expect("it is kept");
+    assert_eq!(std::fs::read(killed.path().join(orphan)).unwrap(), records);
+    assert_eq!(all(&backend).await.len(), 2);
+}
+
+/// What cannot be read is not nothing.
+#[tokio::test]
+async fn a_journal_whose_first_frame_is_damaged_is_not_empty() {
+    let (folder, _) = killed_after(4).await;
+    let mut bytes = std::fs::read(journal(folder.path())).unwrap();
+    bytes[512 + 40] ^= 1;
+    std::fs::write(journal(folder.path()), &bytes).unwrap();
+    let own = std::fs::read(document(folder.path())).unwrap();
+    // Beside a document that it does not belong to.
+    let other = tempfile::tempdir().unwrap();
+    let backend = open(other.path()).await;
+    create(&backend, "elsewhere", 0).await;
+    backend.close().await.unwrap();
+    std::fs::copy(document(other.path()), document(folder.path())).unwrap();
+    let (backend, notices) = open_told(folder.path()).await;
+    assert!(notices.iter().any(|notice| notice.contains("3 records")), "{notices:?}");
+    backend.close().await.unwrap();
+    let orphan = names(folder.path()).into_iter().find(|name| name.contains(".orphan-")).expect("it is kept");
+    // Without any document.
+    let alone = tempfile::tempdir().unwrap();
+    std::fs::copy(folder.path().join(orphan), journal(alone.path())).unwrap();
+    let error = FileBackend::new(&options(alone.path())).initialize().await.unwrap_err();
+    assert!(error.kind() == StoreErrorKind::Corrupt && error.to_string().contains("3 records and something damaged"), "{error}");
+    // With its own one it is what it was.
+    std::fs::write(document(alone.path()), own).unwrap();
+    let error = FileBackend::new(&options(alone.path())).initialize().await.unwrap_err();
+    assert!(error.to_string().contains("damaged at byte 512"), "{error}");
+}
+
+#[tokio::test]
+async fn a_missing_document_is_brought_back_from_the_previous_one() {
+    let (folder, states) = killed_after(4).await;
+    std::fs::remove_file(document(folder.path())).unwrap();
+    let before = names(folder.path());
+    let error = FileBackend::new(&options(folder.path())).initialize().await.unwrap_err();
+    assert!(error.to_string().contains("run_state.json.prev is the last one"), "{error}");
+    let error = repair(folder.path(), at(0), false).unwrap_err();
+    assert_eq!((error.kind(), names(folder.path())), (StoreErrorKind::Corrupt, before), "nothing is set aside");
+    let lines = repair(folder.path(), at(0), true).unwrap();
+    assert!(lines[0].contains("takes its place"), "{lines:?}");
+    let backend = open(folder.path()).await;
+    assert_eq!(all(&backend).await, states[states.len() - 1]);
+}

@@ -249,17 +249,50 @@ impl Stored {
         Ok(Some(Self { path: path.to_owned(), bytes, header }))
     }
 
-    /// How many records its valid frames hold; for saying what is set aside.
-    pub(super) fn count_records(&self) -> usize {
-        let Some(header) = &self.header else { return 0 };
-        let (mut offset, mut records) = (HEADER_LEN, 0);
-        while let Some(frame) = frame_at(&self.bytes, offset, header.epoch) {
-            if frame.kind == Kind::Data {
-                records += lines(frame.payload).count();
+    /// Looks at everything that lies in it, damaged or not.
+    pub(super) fn content(&self) -> Content {
+        let mut content = Content::default();
+        let Some(header) = &self.header else { return content };
+        let mut offset = HEADER_LEN;
+        loop {
+            while let Some(frame) = frame_at(&self.bytes, offset, header.epoch) {
+                if frame.kind == Kind::Data {
+                    content.records += lines(frame.payload).count();
+                    content.last_frame = Some((offset, frame.end));
+                }
+                offset = frame.end;
             }
-            offset = frame.end;
+            let Some(behind) = frame_behind(&self.bytes, offset, header.epoch) else { break };
+            content.is_damaged = true;
+            offset = behind;
         }
-        records
+        content.has_rest = last_written(&self.bytes, offset).is_some();
+        content
+    }
+
+    /// The lines of its last valid frame.
+    pub(super) fn last_lines(&self, content: &Content) -> impl Iterator<Item = &[u8]> {
+        let frame = content.last_frame.and_then(|(from, to)| self.bytes.get(from + FRAME_HEAD..to));
+        lines(frame.unwrap_or_default())
+    }
+}
+
+/// What lies in a journal.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Content {
+    /// The records of its valid frames, also of those behind a broken one.
+    pub(super) records: usize,
+    /// Whether a valid frame lies behind a broken one.
+    pub(super) is_damaged: bool,
+    /// Whether something is written behind the last valid frame.
+    has_rest: bool,
+    last_frame: Option<(usize, usize)>,
+}
+
+impl Content {
+    /// Whether nothing was ever written: what cannot be read is not nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.records == 0 && !self.is_damaged && !self.has_rest
     }
 }
 

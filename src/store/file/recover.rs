@@ -113,15 +113,25 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
 fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 2]) -> Result<State, StoreError> {
     let mut spent = Vec::new();
     for journal in journals.into_iter().flatten() {
-        let records = journal.count_records();
-        if records > 0 {
+        let content = journal.content();
+        if !content.is_empty() {
+            let previous = if paths.previous.exists() {
+                format!(
+                    " ({} is the last one before it, `seeknal state verify --repair --use-previous` puts it there)",
+                    paths.previous.display()
+                )
+            } else {
+                String::new()
+            };
             return Err(StoreError::not_applied(
                 StoreErrorKind::Corrupt,
                 format!(
-                    "{} is missing, but its journal {} is there and holds {records} records; it was left as it is. Put the document back \
-                     ({1}.prev is the last one before it), or rename the journal to begin with an empty state",
+                    "{} is missing, but its journal {} is there and holds {} records{}; it was left as it is. Put the document back{previous}, \
+                     or rename the journal to begin with an empty state",
                     paths.document.display(),
                     journal.path.display(),
+                    content.records,
+                    if content.records == 0 || content.is_damaged { " and something damaged" } else { "" },
                 ),
             ));
         }
@@ -221,7 +231,7 @@ fn join_journals(state: &mut State, journal: Option<Stored>, next: Option<Stored
             note_replay(state, &replayed);
             match next {
                 Some((next, next_header)) if next_header.follows.as_deref() == Some(header.generation.as_str()) => {
-                    if next_header.after != replayed.tail && next.count_records() == 0 {
+                    if next_header.after != replayed.tail && next.content().is_empty() {
                         // It was given up while it was made, and the writer went on with the old one.
                         state.spent.push(next.path);
                         state.active = Some(replayed.active(stored, header));
@@ -279,11 +289,16 @@ fn join_journals(state: &mut State, journal: Option<Stored>, next: Option<Stored
 }
 
 fn put_away(state: &mut State, journal: Stored, spent: bool) {
-    let records = journal.count_records();
-    if spent || records == 0 {
+    let content = journal.content();
+    // Its name says that the document has it; only its numbers say that it is so. A document that was brought back may have gone another way since.
+    let has_all = || {
+        let mut seqs = journal.last_lines(&content).map(|line| serde_json::from_slice::<Record>(line).map(|record| record.seq.0));
+        !content.is_damaged && seqs.all(|seq| seq.is_ok_and(|seq| seq <= state.document_seq))
+    };
+    if content.is_empty() || (spent && has_all()) {
         state.spent.push(journal.path);
     } else {
-        state.strangers.push((journal.path, records));
+        state.strangers.push((journal.path, content.records));
     }
 }
 

@@ -103,13 +103,24 @@ pub fn repair(base: &Path, now: DateTime<Utc>, use_previous: bool) -> Result<Vec
 
 fn repair_locked(paths: &Paths, lock: &Lock, now: DateTime<Utc>, use_previous: bool) -> Result<Vec<String>, StoreError> {
     let mut done = Vec::new();
-    if let Some((bytes, _)) = paths::read(&paths.document)?
-        && let Err(error) = document::read(&paths.document, &bytes, lock.seq())
-    {
-        if error.kind() != StoreErrorKind::Corrupt || !use_previous {
-            return Err(error);
+    match paths::read(&paths.document)? {
+        Some((bytes, _)) => {
+            if let Err(error) = document::read(&paths.document, &bytes, lock.seq()) {
+                if error.kind() != StoreErrorKind::Corrupt || !use_previous {
+                    return Err(error);
+                }
+                bring_back_previous(paths, lock, now, &mut done)?;
+            }
         }
-        bring_back_previous(paths, lock, now, &mut done)?;
+        // Before any journal is judged: with it they may be whole.
+        None if paths.previous.exists() && !paths.bare.exists() => {
+            if use_previous {
+                bring_back_previous(paths, lock, now, &mut done)?;
+            } else {
+                recover::read(paths, lock.seq())?;
+            }
+        }
+        None => {}
     }
     for journal in [&paths.journal, &paths.next] {
         mend_journal(paths, journal, now, &mut done)?;
@@ -152,16 +163,16 @@ fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mu
     let temporary = paths::temporary(&place);
     paths::write_new(&temporary, &bytes, paths.mode()?.as_ref())?;
     // The damaged one keeps its name until another stands in its place: a folder without a document would be read as empty.
-    std::fs::copy(&paths.document, &aside).map_err(|error| StoreError::io(aside.display(), error))?;
+    let was = if paths.document.exists() {
+        std::fs::copy(&paths.document, &aside).map_err(|error| StoreError::io(aside.display(), error))?;
+        format!("it cannot be read and is kept as {}", aside.display())
+    } else {
+        "it is missing".to_owned()
+    };
     paths::rename(&temporary, &place)?;
     paths::sync(paths::folder_of(&place))?;
     paths.sync_folder()?;
-    done.push(format!(
-        "{}: it cannot be read and is kept as {}; {} takes its place",
-        paths.document.display(),
-        aside.display(),
-        paths.previous.display()
-    ));
+    done.push(format!("{}: {was}; {} takes its place", paths.document.display(), paths.previous.display()));
     Ok(())
 }
 
