@@ -21,6 +21,18 @@ pub(super) struct HighWater {
     pub(super) holder: Option<ProcessInfo>,
 }
 
+/// Whether a path leads to an open file.
+#[cfg(feature = "file")]
+pub(super) fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let own = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (own.dev(), own.ino())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// The open file. It is never renamed and never deleted: the operating system's lock on it is the lock on the state.
 #[derive(Debug)]
 pub(super) struct HighWaterFile {
@@ -64,6 +76,12 @@ impl HighWaterFile {
     #[cfg(feature = "sqlite")]
     pub(super) fn lock(&self) -> Result<(), StoreError> {
         self.file.lock().map_err(|error| StoreError::io(self.path.display(), error))
+    }
+
+    /// Whether the path still leads to this file: a lock on one that was removed keeps nobody out.
+    #[cfg(feature = "file")]
+    pub(super) fn is_in_place(&self) -> Result<bool, StoreError> {
+        is_at(&self.file, &self.path).map_err(|error| StoreError::io(self.path.display(), error))
     }
 
     /// Gives the lock back.

@@ -156,3 +156,49 @@ async fn a_document_that_cannot_be_replaced_fails_the_checkpoint_and_loses_nothi
     drop(backend);
     assert_eq!(all(&open(folder.path()).await).await, told, "dropping closes");
 }
+
+/// What an editor changed in the readable part counts, and what it added stays.
+#[tokio::test]
+async fn an_edit_by_hand_is_taken_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    set(&backend, "run_1", "node", NodeUpdate::running(), 1).await;
+    backend.close().await.unwrap();
+    let mut edited: serde_json::Value = serde_json::from_slice(&std::fs::read(document(folder.path())).unwrap()).unwrap();
+    assert_eq!(edited["status"], "running");
+    edited["status"] = "failed".into();
+    edited["my_note"] = "do not lose me".into();
+    edited["nodes"]["node"]["owner"] = "me".into();
+    std::fs::write(document(folder.path()), serde_json::to_vec(&edited).unwrap()).unwrap();
+    let backend = open(folder.path()).await;
+    assert_eq!(all(&backend).await[0].header().status, seeknal_state::RunStatus::Failed);
+    set(&backend, "run_1", "node", NodeUpdate::success(), 3).await;
+    let told = all(&backend).await;
+    backend.close().await.unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(document(folder.path())).unwrap()).unwrap();
+    assert_eq!((&written["status"], &written["my_note"]), (&"failed".into(), &"do not lose me".into()));
+    assert_eq!((&written["nodes"]["node"]["owner"], &written["nodes"]["node"]["status"]), (&"me".into(), &"success".into()));
+    assert_eq!(all(&open(folder.path()).await).await, told);
+}
+
+/// Its stamps are of another clock, or of another time zone; what it wrote is the latest all the same.
+#[tokio::test]
+async fn what_another_program_wrote_is_the_latest_whatever_its_clock_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    set(&backend, "run_1", "node", NodeUpdate::success(), 1).await;
+    backend.close().await.unwrap();
+    let foreign = r#"{"run_id":"theirs","last_run":"2001-01-01T00:00:00","schema_version":"2.0",
+        "nodes":{"node":{"hash":"new","status":"failed","row_count":777}}}"#;
+    std::fs::write(document(folder.path()), foreign).unwrap();
+    let backend = open(folder.path()).await;
+    assert_eq!(all(&backend).await[0].id(), &run_id("theirs"));
+    create(&backend, "run_2", 60).await;
+    let latest = backend.latest_node(&node_id("node")).await.unwrap().unwrap();
+    assert_eq!((latest.0, latest.1.row_count), (run_id("theirs"), Some(777)));
+    backend.close().await.unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(document(folder.path())).unwrap()).unwrap();
+    assert_eq!((&written["nodes"]["node"]["hash"], &written["nodes"]["node"]["row_count"]), (&"new".into(), &777.into()));
+}

@@ -207,3 +207,46 @@ async fn what_was_acknowledged_after_a_failed_write_survives_a_kill() {
     }
     assert!(acknowledged >= 48, "the child did not get far: {acknowledged}");
 }
+
+/// A lock that was removed keeps nobody out.
+#[tokio::test]
+async fn a_writer_whose_lock_is_taken_away_writes_nothing_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = open(folder.path()).await;
+    create(&one, "run_1", 0).await;
+    std::fs::remove_file(folder.path().join("run_state.json.lock")).unwrap();
+    let two = open(folder.path()).await;
+    assert_eq!(all(&two).await.len(), 1);
+    let refused = || async {
+        let mutation = Mutation::SetNode { node: node_id("n"), update: Box::new(NodeUpdate::running()), at: at(1) };
+        let entries = vec![entry(vec![part("run_1", version(&one, "run_1").await, vec![mutation])])];
+        one.commit(Arc::new(Batch::new(entries))).await.unwrap_err()
+    };
+    for _ in 0..2 {
+        let error = refused().await;
+        assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Poisoned, false), "{error}");
+        assert!(error.to_string().contains("run_state.json.lock was removed"), "{error}");
+    }
+    set(&two, "run_1", "n", NodeUpdate::success(), 2).await;
+    assert!(one.close().await.is_err());
+    let told = all(&two).await;
+    two.close().await.unwrap();
+    assert_eq!(all(&open(folder.path()).await).await, told);
+}
+
+#[tokio::test]
+async fn what_is_acknowledged_after_the_journal_was_removed_is_in_the_document() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    set(&backend, "run_1", "a", NodeUpdate::running(), 1).await;
+    std::fs::remove_file(folder.path().join("run_state.json.journal")).unwrap();
+    set(&backend, "run_1", "b", NodeUpdate::running(), 2).await;
+    set(&backend, "run_1", "c", NodeUpdate::running(), 3).await;
+    let told = all(&backend).await;
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    assert_eq!(all(&open(killed.path()).await).await, told);
+    backend.close().await.unwrap();
+    assert_eq!(all(&open(folder.path()).await).await, told);
+}

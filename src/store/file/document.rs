@@ -166,6 +166,10 @@ fn oldest_stamp(nodes: &[(NodeId, NodeState)]) -> Option<DateTime<Utc>> {
     nodes.iter().flat_map(|(_, node)| [node.started_at, node.finished_at]).flatten().min()
 }
 
+/// The members that are written for a run of ours; what else an editor put there is kept.
+const OWN_TOP: &[&str] =
+    &["run_id", "status", "started_at", "finished_at", "last_run", "config", "schema_version", "version", "seeknal_version"];
+
 /// The members by which Seeknal knows its files.
 const SEEKNAL_TOP: &[&str] = &["schema_version", "version", "seeknal_version"];
 
@@ -312,14 +316,15 @@ fn read_ours(source: Source<'_>, members: &Members<'_>, state: &str) -> Result<D
             runs.insert(id, run);
         }
     }
+    let edited = !part.checksum.is_some_and(|sum| is_untouched(source, sum.get()));
     let top = read_top(members);
     let mut top_id = None;
     if let Some(own_run) = part.run {
-        let (id, run) = read_own_run(source, members, top, own_run.get(), part.run_version)?;
+        let (id, run) = read_own_run(source, members, top, own_run.get(), (part.run_version, edited))?;
         top_id = Some(id.clone());
         runs.insert(id, run);
     }
-    let order = read_our_nodes(source, members, &part, top_id.as_ref(), &mut runs)?;
+    let order = read_our_nodes(source, members, &part, (top_id.as_ref(), edited), &mut runs)?;
     let mut ledger = Ledger::new();
     for (id, run) in runs {
         ledger.restore_run(RunState::from_parts(id, run.header, run.version, run.created, run.nodes));
@@ -328,10 +333,9 @@ fn read_ours(source: Source<'_>, members: &Members<'_>, state: &str) -> Result<D
         ledger.restore_retained(&node, &retained);
     }
     ledger.raise_seq(CommitSeq(last_seq));
-    let untouched = part.checksum.is_some_and(|sum| is_untouched(source, sum.get()));
     Ok(Document {
         ledger,
-        generation: untouched.then_some(part.generation),
+        generation: (!edited).then_some(part.generation),
         follows: part.follows,
         is_ours: true,
         shape: shape_of(members, order),
@@ -380,10 +384,12 @@ fn read_own_run(
     members: &Members<'_>,
     top: Top,
     own: &str,
-    version: Version,
+    (version, edited): (Version, bool),
 ) -> Result<(RunId, Building), StoreError> {
     let fail = |error| source.parse_error(own, &error);
     let own_members = text::members(own).map_err(fail)?;
+    // Who edits a document edits what is readable of it.
+    let told = top.status.clone().filter(|_| edited);
     let mut header = RunHeader::new(top.status.unwrap_or(RunStatus::Pending), DateTime::UNIX_EPOCH);
     header.started_at = top.started_at;
     header.finished_at = top.finished_at;
@@ -396,6 +402,7 @@ fn read_own_run(
             "created_version" => created = serde_json::from_str(raw).map_err(fail)?,
             "header_version" => header.version = serde_json::from_str(raw).map_err(fail)?,
             "created_at" => header.created_at = serde_json::from_str(raw).map_err(fail)?,
+            "status" if told.is_some() => {}
             "status" => header.status = serde_json::from_str(raw).map_err(fail)?,
             "started_at" => header.started_at = serde_json::from_str(raw).map_err(fail)?,
             "finished_at" => header.finished_at = serde_json::from_str(raw).map_err(fail)?,
@@ -404,6 +411,10 @@ fn read_own_run(
             "kept" => header.extra = kept::restore(raw, &without_our_part(members)),
             _ => {}
         }
+    }
+    let rest = without_our_part(members);
+    if edited && header.extra.is_none() && rest.iter().any(|(key, _)| !OWN_TOP.contains(&&**key)) {
+        header.extra = kept::restore("true", &rest);
     }
     let id = id.ok_or_else(|| source.error(source.text, "the top level names no run: `run_id` is missing or no text"))?;
     Ok((id, Building { header, version, created, nodes: Vec::new() }))
@@ -414,7 +425,7 @@ fn read_our_nodes(
     source: Source<'_>,
     members: &Members<'_>,
     part: &OwnPart<'_>,
-    top_id: Option<&RunId>,
+    (top_id, edited): (Option<&RunId>, bool),
     runs: &mut BTreeMap<RunId, Building>,
 ) -> Result<Vec<NodeId>, StoreError> {
     let Some(nodes) = get(members, "nodes") else { return Ok(Vec::new()) };
@@ -431,7 +442,8 @@ fn read_our_nodes(
         // A node of which nothing is told beside was put in by somebody else.
         let mut kept = Some("true");
         if let Some(raw) = beside.get(text.id.as_str()) {
-            kept = None;
+            let is_strange = |(key, _): &(std::borrow::Cow<'_, str>, &str)| !node::is_own_member(key);
+            kept = (edited && text.members.iter().any(is_strange)).then_some("true");
             for (field, raw) in text::members(raw).map_err(|error| source.parse_error(raw, &error))? {
                 let fail = |error| source.parse_error(raw, &error);
                 match &*field {

@@ -391,6 +391,16 @@ impl Journal {
         Ok(journal)
     }
 
+    /// Whether one of these paths still leads to it: a checkpoint moves it from one to the other.
+    pub(super) fn is_at_one_of(&self, paths: [&Path; 2]) -> Result<bool, StoreError> {
+        for path in paths {
+            if crate::store::highwater::is_at(&self.file, path).map_err(|error| StoreError::io(path.display(), error))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     pub(super) fn header(&self) -> &Header {
         &self.header
     }

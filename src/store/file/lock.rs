@@ -48,8 +48,16 @@ impl Lock {
         if !taken {
             return Err(busy(&paths.document, file.read().ok().and_then(|value| value.holder).as_ref()));
         }
+        if !file.is_in_place()? {
+            return Err(taken_away(&paths.lock));
+        }
         let value = file.read()?;
         Ok(Self { file, value })
+    }
+
+    /// Fails if somebody took the lock's file away: then another writer may have made a new one.
+    pub(super) fn check(&self, paths: &Paths) -> Result<(), StoreError> {
+        if self.file.is_in_place()? { Ok(()) } else { Err(taken_away(&paths.lock)) }
     }
 
     /// The highest sequence number that may have been used.
@@ -116,6 +124,17 @@ pub(super) fn look(path: &Path) -> Result<Seen, StoreError> {
     };
     let value = HighWaterFile::peek(path)?;
     Ok(Seen { held, value })
+}
+
+fn taken_away(lock: &Path) -> StoreError {
+    StoreError::not_applied(
+        StoreErrorKind::Poisoned,
+        format!(
+            "{} was removed or replaced while it was held: it keeps no other writer out any more, so nothing more is written. Stop all who have this \
+             state open, then open it anew; the file is never stale, leave it where it is",
+            lock.display()
+        ),
+    )
 }
 
 /// Another process writes: who, and where to look.

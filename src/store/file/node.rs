@@ -282,6 +282,11 @@ const GUIDE_MEMBERS: &[&str] = &[
 /// What claims need, written only where there is something to say.
 const CLAIM_MEMBERS: &[&str] = &["depends_on", "max_attempts", "attempts", "worker", "token"];
 
+/// Whether a node of ours is written with this member.
+pub(super) fn is_own_member(key: &str) -> bool {
+    [GUIDE_MEMBERS, SEEKNAL_MEMBERS, CLAIM_MEMBERS].iter().any(|members| members.contains(&key))
+}
+
 /// A member of [`CLAIM_MEMBERS`] as it is written; `None` leaves it out.
 fn claim_member(key: &str, node: &NodeState) -> Option<String> {
     match key {

@@ -12,14 +12,14 @@
 
 use std::path::PathBuf;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::document::{self, Document, Shape};
 use super::join;
 use super::journal::{HEADER_LEN, Header, Journal, Kind, Stored, frame_at, frame_behind, last_written, lines};
 use super::paths::{self, Identity, Paths};
 use super::record::{Leases, Record};
-use crate::model::{CommitSeq, Ledger};
+use crate::model::{CommitSeq, Ledger, RunState};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Everything that lies there, as one state.
@@ -197,8 +197,13 @@ fn with_previous(
     let foreign = document::read(&paths.document, bytes, highest_seq.max(previous.ledger.seq().0))?;
     let mut ledger = previous.ledger;
     let known = ledger.run_count();
+    let newest = ledger.runs().next().map(|run| run.header().created_at);
     for run in foreign.ledger.runs() {
-        let joined = ledger.run(run.id().as_str()).map_or_else(|| run.clone(), |old| join::run(old, run, &was));
+        let joined = match ledger.run(run.id().as_str()) {
+            Some(old) => join::run(old, run, &was),
+            // It was written after all that was known, whatever its clock or its time zone say.
+            None => newest.map_or_else(|| run.clone(), |newest| later_than(newest, run)),
+        };
         ledger.restore_run(joined);
     }
     ledger.raise_seq(foreign.ledger.seq());
@@ -207,6 +212,14 @@ fn with_previous(
         paths.previous.display()
     ));
     Ok(Document { ledger, ..foreign })
+}
+
+/// A run, created after a moment.
+fn later_than(moment: DateTime<Utc>, run: &RunState) -> RunState {
+    let mut header = run.header().clone();
+    header.created_at = header.created_at.max(moment + TimeDelta::microseconds(1));
+    let nodes = run.nodes().map(|(id, node)| (id.clone(), node.clone()));
+    RunState::from_parts(run.id().clone(), header, run.version(), run.created_version(), nodes)
 }
 
 /// Finds out what the journals are to the document, and replays those that continue it.

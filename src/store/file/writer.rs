@@ -262,6 +262,29 @@ impl Writer {
         }
     }
 
+    /// Looks whether the files are still those that lie there. Without the lock nothing is written; without the journal all goes into the document.
+    fn check_files(&mut self) -> Result<(), StoreError> {
+        if let Some(error) = &self.poisoned {
+            return Err(error.clone());
+        }
+        if let Err(error) = self.lock.check(&self.paths) {
+            if error.kind() == StoreErrorKind::Poisoned {
+                tracing::error!(%error, "the state is not written any more");
+                self.poisoned = Some(error.clone());
+            }
+            return Err(error);
+        }
+        if let Some(journal) = self.journal.as_ref().filter(|_| !self.broken)
+            && !journal.is_at_one_of([&self.paths.next, &self.paths.journal])?
+            // Moved from one to the other between the two looks it is seen at the second place.
+            && !journal.is_at_one_of([&self.paths.next, &self.paths.journal])?
+        {
+            tracing::error!(journal = %self.paths.journal.display(), "the journal was removed while it was written; the document takes its place");
+            self.broken = true;
+        }
+        Ok(())
+    }
+
     /// Decides, writes and answers a group of batches.
     fn commit(&mut self, mut group: Vec<Waiting>) {
         if group.is_empty() {
@@ -286,10 +309,7 @@ impl Writer {
             }
         };
         let entries: usize = group.iter().map(|waiting| waiting.batch.entries.len()).sum();
-        let ready = match &self.poisoned {
-            Some(error) => Err(error.clone()),
-            None => self.lock.cover_seq(self.ledger.seq().0.saturating_add(entries as u64)),
-        };
+        let ready = self.check_files().and_then(|()| self.lock.cover_seq(self.ledger.seq().0.saturating_add(entries as u64)));
         if let Err(error) = ready {
             return refuse_all(group, &error);
         }
