@@ -7,6 +7,7 @@ mod support;
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -118,8 +119,13 @@ fn the_guides_own_file_moves_as_the_guide_says() {
     assert_eq!(tree(dir.path()), before, "a preview changes nothing");
 
     let shown = json(dir.path(), "state show run_20240110_120000");
+    fs::set_permissions(dir.path().join("target/run_state.json"), fs::Permissions::from_mode(0o600)).unwrap();
     let (code, done, err) = run(dir.path(), "migrate-state --backend database --no-dry-run");
     assert_eq!(code, 0, "{err}");
+    for copy in ["run_state.json.bak", "state.db"] {
+        let mode = fs::metadata(dir.path().join("target").join(copy)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{copy} is for those who may read the document");
+    }
     assert!(done.contains("\ncp target/run_state.json.bak target/run_state.json\nstate_backend: file\n"), "{done}");
     assert_eq!(
         fs::read_to_string(dir.path().join("seeknal_project.yml")).unwrap(),

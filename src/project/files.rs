@@ -82,7 +82,24 @@ pub(super) fn sweep(path: &Path) -> Result<(), ProjectError> {
 /// A durable copy, put in place whole.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), ProjectError> {
     let mut source = File::open(from).map_err(|error| ProjectError::io(from, error))?;
-    replace(to, |file| io::copy(&mut source, file).map(|_| ()))
+    let new = !to.exists();
+    replace(to, |file| {
+        // Whoever may not read the one may not read the other.
+        if new {
+            file.set_permissions(source.metadata()?.permissions())?;
+        }
+        io::copy(&mut source, file).map(|_| ())
+    })
+}
+
+/// An empty file for those who may read another one, if it is not there yet.
+pub(super) fn make_like(model: &Path, path: &Path) -> Result<(), ProjectError> {
+    let Ok(model) = fs::metadata(model) else { return Ok(()) };
+    match OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(file) => file.set_permissions(model.permissions()).map_err(|error| ProjectError::io(path, error)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(ProjectError::io(path, error)),
+    }
 }
 
 /// Whether two files hold the same bytes; `false` if the second one is not there.
@@ -142,6 +159,17 @@ mod tests {
         assert!(failed.unwrap_err().to_string().contains("free some space"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_copy_is_for_those_who_may_read_the_original() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::write(&from, "secret").unwrap();
+        fs::set_permissions(&from, fs::Permissions::from_mode(0o600)).unwrap();
+        copy(&from, &to).unwrap();
+        assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

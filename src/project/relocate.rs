@@ -21,6 +21,7 @@ use crate::store::{KnownOpenings, MIGRATION, StateBackend};
 
 /// The document's name in the state's folder.
 const DOCUMENT: &str = "run_state.json";
+const DATABASE: &str = "state.db";
 /// What a backup's name ends with.
 const BACKUP: &str = ".bak";
 
@@ -267,6 +268,9 @@ async fn move_state(
     let target = if let Some(file) = target {
         file
     } else {
+        if *from == file && settings.database_url.is_none() {
+            files::make_like(&document, &settings.target.value.join(DATABASE))?;
+        }
         let database = to.open_writable(settings, &mut report.notices).await?;
         open.push(Arc::clone(&database));
         locks.extend(Exclusive::take(&database).await?);
