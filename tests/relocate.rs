@@ -62,6 +62,28 @@ async fn the_file_moves_into_the_database_and_stays_as_it_was() {
     assert_eq!(fs::read(&document).unwrap(), before);
 }
 
+/// Whoever fences something of his own by tokens must not meet lower ones after a move.
+#[tokio::test]
+async fn tokens_grow_over_a_move() {
+    let dir = project("file").await;
+    let mut highest = 0;
+    for (from, to) in [("file", Home::Database), ("database", Home::File)] {
+        let source = open(from, &dir.path().join("target")).await;
+        source.raise_tokens(highest + 1_000).await.unwrap();
+        let given = source.highest_token().await.unwrap();
+        assert!(given >= highest + 1_000);
+        source.close().await.unwrap();
+        if to == Home::File {
+            fs::remove_file(dir.path().join("target/run_state.json")).unwrap();
+        }
+        relocate::execute(&settings(dir.path()), to, now(), go_on).await.unwrap();
+        let target = open(if to == Home::File { "file" } else { "database" }, &dir.path().join("target")).await;
+        highest = target.highest_token().await.unwrap();
+        assert!(highest >= given, "{from}: {given} were given out, {highest} are known after the move");
+        target.close().await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn the_database_moves_into_the_file() {
     let dir = project("database").await;

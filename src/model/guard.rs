@@ -111,6 +111,16 @@ impl std::fmt::Display for Guard {
     }
 }
 
+/// The first guard that does not hold of a run that is not there.
+pub(crate) fn first_violated_of_none(guards: &[Guard]) -> Option<(&Guard, String)> {
+    let holds = |guard: &&Guard| match guard {
+        Guard::RunVersion(version) | Guard::NodeVersion { version, .. } => *version == Version::NONE,
+        Guard::NodeAbsent { .. } | Guard::Unlocked => true,
+        Guard::RunStatus(_) | Guard::NodeStatus { .. } => false,
+    };
+    guards.iter().find(|guard| !holds(guard)).map(|guard| (guard, "there is no such run".to_owned()))
+}
+
 /// The first guard that does not hold, and what is there instead.
 pub fn check_guards<'g>(run: &RunState, guards: &'g [Guard]) -> Option<(&'g Guard, String)> {
     first_violated(run, guards)

@@ -33,7 +33,7 @@ pub use clock::{Clock, SystemClock};
 pub use coverage::{LastSuccess, NodeCoverage, Retained};
 pub use guard::{Guard, StatusSet, check_guards};
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
-pub(crate) use guard::{GuardedRun, first_violated};
+pub(crate) use guard::{GuardedRun, first_violated, first_violated_of_none};
 pub use id::{InputError, IntoNodeId, IntoRunId, MAX_ID_BYTES, NodeId, PartitionKey, RunId};
 pub use interval::{Interval, IntervalSet, IntoInterval};
 pub use json::RawJson;

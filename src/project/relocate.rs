@@ -282,6 +282,8 @@ async fn move_state(
     let plan = migrate::plan_after(&*source, Some(&*target), Some(&copied), |_, _| ()).await?;
     plan.refuse_conflicts(&target.location())?;
     migrate::remove_stale(&*source, &*target, &copied).await?;
+    // Whoever fences something of his own by tokens refuses lower ones.
+    target.raise_tokens(source.highest_token().await?).await?;
     report.notices.extend(plan.only_there(&target.location()));
     let moved = migrate::copy_noting(&*source, &*target, Some(&mut copied), || observe(Step::BatchCopied)).await?;
     if !moved.is_empty() {

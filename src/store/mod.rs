@@ -209,6 +209,23 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
         Box::pin(async move { Err(StoreError::unsupported(self.name(), &format!("reserving {count} fencing tokens"))) })
     }
 
+    /// A fencing token that is not lower than any that was given out. The default draws one where leases are a [`LeaseStore::Book`].
+    fn highest_token(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(async move { Ok(self.reserve_tokens(1).await?.start) })
+    }
+
+    /// Sees to it, durably, that every fencing token that is given out from now on is higher than this one: state that moves here brings tokens along that
+    /// were given out elsewhere. The default reserves them where leases are a [`LeaseStore::Book`].
+    fn raise_tokens(&self, beyond: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let next = self.reserve_tokens(1).await?.start;
+            if next < beyond {
+                self.reserve_tokens(beyond - next).await?;
+            }
+            Ok(())
+        })
+    }
+
     /// How many batches the backend takes at once (1 to 64). Batches of one run are never sent at the same time.
     fn flush_shards(&self) -> usize {
         1

@@ -86,6 +86,33 @@ pub(super) async fn node_guards_hold_or_refuse(harness: &dyn Harness) -> Result<
     Ok(())
 }
 
+pub(super) async fn guards_on_a_run_that_is_made_look_at_nothing(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    let node = || node_id("n");
+    for guard in [
+        Guard::RunVersion(Version(7)),
+        Guard::RunStatus(vec![RunStatus::Running]),
+        Guard::NodeStatus { node: node()?, one_of: vec![NodeStatus::Pending] },
+        Guard::NodeVersion { node: node()?, version: Version(1) },
+    ] {
+        let entry = Entry {
+            parts: vec![Chain::of_new(run_id("new")?).unchecked(vec![guard.clone()], vec![create(0)])],
+            ..Entry::default()
+        };
+        let refusal = bench.refused(entry).await?;
+        ensure_matches!(&refusal, Refusal::Guard { guard: violated, .. } if *violated == guard, "{guard} on a run that is made");
+        ensure!(bench.load("new").await?.is_none(), "{guard}: a refused entry makes no run");
+    }
+    let holds = vec![
+        Guard::RunVersion(Version::NONE),
+        Guard::NodeAbsent { node: node()? },
+        Guard::NodeVersion { node: node()?, version: Version::NONE },
+        Guard::Unlocked,
+    ];
+    bench.applied(Chain::of_new(run_id("new")?).guarded(holds, vec![create(0)])?).await?;
+    Ok(())
+}
+
 pub(super) async fn a_guard_alone_needs_its_run(harness: &dyn Harness) -> Result<(), Fault> {
     let bench = Bench::open(harness).await?;
     let other = bench.create("other", 0).await?;

@@ -310,6 +310,23 @@ pub(super) async fn leases_travel_with_writes(harness: &dyn Harness) -> Result<(
     Ok(())
 }
 
+pub(super) async fn tokens_are_raised_for_good(harness: &dyn Harness) -> Result<(), Fault> {
+    const FAR: u64 = 7_000_000_000;
+    let bench = Bench::open(harness).await?;
+    bench.create("run", 0).await?;
+    let first = bench.grant(node_key("run", "a")?, "worker", LONG).await?;
+    ensure!(bench.backend.highest_token().await? >= first.0, "the highest token is not lower than {first}");
+    bench.backend.raise_tokens(FAR).await?;
+    bench.backend.raise_tokens(first.0).await?;
+    let second = bench.grant(node_key("run", "b")?, "worker", LONG).await?;
+    ensure!(second.0 > FAR, "token {second} was given out after {FAR}");
+    let bench = bench.reopen().await?;
+    let third = bench.grant(node_key("run", "c")?, "worker", LONG).await?;
+    ensure!(third > second, "token {third} was given out after {second}");
+    ensure!(bench.backend.highest_token().await? >= third.0, "the highest token is not lower than {third}");
+    Ok(())
+}
+
 pub(super) async fn a_run_that_ends_is_unlocked_for_what_follows(harness: &dyn Harness) -> Result<(), Fault> {
     let bench = Bench::open(harness).await?;
     if !bench.has_lease_rows() {

@@ -183,6 +183,7 @@ suite! { $
     guards:
         run_guards_hold_or_refuse,
         node_guards_hold_or_refuse,
+        guards_on_a_run_that_is_made_look_at_nothing,
         a_guard_alone_needs_its_run,
         a_refused_entry_changes_nothing;
     chains:
@@ -202,6 +203,7 @@ suite! { $
         an_expired_lease_fences,
         unlocked_means_no_lease,
         tokens_grow_over_reopening,
+        tokens_are_raised_for_good,
         held_leases_are_listed,
         run_and_node_leases_exclude_one_another,
         leases_are_renewed_released_and_forced,

@@ -38,7 +38,7 @@ use super::{StoreError, StoreErrorKind};
 use crate::model::{
     Batch, BatchAnswer, CommitSeq, Entry, Guard, InputError, IntervalSet, LastSuccess, LeaseGrant, LeaseKey, LeaseRecord,
     Mutation, NodeId, NodeState, Outcome, PartitionKey, Receipt, Refusal, Retained, RunHeader, RunId, RunPart, RunReceipt,
-    RunState, RunStatus, Version, apply_all,
+    RunState, RunStatus, Version, apply_all, first_violated_of_none,
 };
 
 pub(crate) use self::locks::{LeaseRow, LeaseWrites};
@@ -316,6 +316,9 @@ impl Session {
             if !creates {
                 // Also a part that only guards: nothing can be said of a run that is not there.
                 return Ok(Err(Refusal::RunNotFound { run: part.run.clone() }));
+            }
+            if let Some((guard, found)) = first_violated_of_none(&part.guards) {
+                return Ok(Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found }));
             }
             if let Some(refusal) = self.locked(part) {
                 return Ok(Err(refusal));

@@ -181,6 +181,15 @@ impl Committer {
         Ok(())
     }
 
+    /// Gives out higher tokens only, from now on.
+    pub(super) async fn raise_tokens(&self, beyond: u64) -> Result<(), StoreError> {
+        let mut memory = self.turn.lock().await;
+        let raise = Stmt::exec("UPDATE meta SET token = max(token, ?1) WHERE id = 1", vec![beyond.into()]);
+        send::write(&self.client, &[raise]).await.map_err(|fault| fault.into_error(self.client.place()))?;
+        memory.counters = None;
+        Ok(())
+    }
+
     /// Waits until no commit is on its way.
     pub(super) async fn settle(&self) {
         drop(self.turn.lock().await);

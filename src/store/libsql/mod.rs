@@ -188,6 +188,14 @@ impl StateBackend for LibsqlBackend {
         LeaseStore::Rows
     }
 
+    fn highest_token(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(async move { read::token(self.client()?).await })
+    }
+
+    fn raise_tokens(&self, beyond: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move { self.opened()?.committer.raise_tokens(beyond).await })
+    }
+
     // One: the server has one place for a writer, and what queues there is lost to batching here (one writer reached 695 transactions a second, 32
     // of them 500).
     fn flush_shards(&self) -> usize {

@@ -403,3 +403,9 @@ pub(super) async fn seq(client: &Client) -> Result<u64, StoreError> {
     let tables = ask(client, &[Stmt::ask("meta", "SELECT seq FROM meta WHERE id = 1", Vec::new())]).await?;
     nth(client, &tables, 0)?.first().ok_or_else(|| corrupt(client.place(), "table meta has no row"))?.number(0)
 }
+
+/// The fencing token that was given out last.
+pub(super) async fn token(client: &Client) -> Result<u64, StoreError> {
+    let tables = ask(client, &[Stmt::ask("meta", "SELECT token FROM meta WHERE id = 1", Vec::new())]).await?;
+    nth(client, &tables, 0)?.first().ok_or_else(|| corrupt(client.place(), "table meta has no row"))?.number(0)
+}

@@ -121,6 +121,22 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
     }
 }
 
+/// Draws no token that is not higher.
+pub(super) async fn raise_tokens(shared: &Shared, beyond: u64) -> Result<(), StoreError> {
+    let mut conn = shared.pool.get().await?;
+    // Altering it keeps others from drawing until this is committed.
+    conn.batch("BEGIN; ALTER SEQUENCE fencing_token INCREMENT BY 1").await?;
+    conn.ask(Sql::new(
+        "the fencing tokens",
+        "SELECT setval('fencing_token', greatest($1::bigint, (SELECT last_value FROM fencing_token)))",
+        vec![Box::new(counter(beyond))],
+    ))
+    .await?;
+    conn.batch("COMMIT").await?;
+    shared.pool.put(conn);
+    Ok(())
+}
+
 /// Prepares what every commit needs: the first one is not slower than the others.
 pub(super) async fn warm_up(conn: &mut Conn) -> Result<(), StoreError> {
     let texts = [

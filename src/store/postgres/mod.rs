@@ -309,6 +309,14 @@ impl StateBackend for PostgresBackend {
         LeaseStore::Rows
     }
 
+    fn highest_token(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.ask(|shared| async move { read::highest_token(&shared.pool).await })
+    }
+
+    fn raise_tokens(&self, beyond: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.ask(move |shared| async move { commit::raise_tokens(&shared, beyond).await })
+    }
+
     fn flush_shards(&self) -> usize {
         self.place.flush_shards
     }

@@ -225,6 +225,13 @@ pub(super) async fn versions(pool: &Pool, runs: &[RunId]) -> Result<Vec<Option<V
     Ok(runs.iter().map(|run| found.get(run.as_str()).copied()).collect())
 }
 
+/// The fencing token that was given out last, or one that was not.
+pub(super) async fn highest_token(pool: &Pool) -> Result<u64, StoreError> {
+    const PLACE: &str = "the fencing tokens";
+    let answers = pool.read(vec![Sql::new(PLACE, "SELECT last_value FROM fencing_token", Vec::new())]).await?;
+    answers.iter().flatten().next().map_or(Ok(0), |row| Fields::new(row, PLACE).counter(0))
+}
+
 /// One page of runs, newest first.
 pub(super) async fn list(pool: &Pool, query: &RunQuery) -> Result<RunPage, StoreError> {
     let filter = &query.filter;

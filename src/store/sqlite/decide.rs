@@ -22,7 +22,7 @@ use super::write::Statements;
 use super::{lease, outlive, read, write};
 use crate::model::{
     BatchAnswer, CommitSeq, Entry, Guard, InputError, LastSuccess, LeaseGrant, Mutation, Outcome, Receipt, Refusal, Retained,
-    RunId, RunPart, RunReceipt, RunState, Version, apply_all,
+    RunId, RunPart, RunReceipt, RunState, Version, apply_all, first_violated_of_none,
 };
 use crate::store::StoreError;
 
@@ -204,6 +204,11 @@ impl<'c> Session<'c> {
         if head.is_none() && !creates {
             // Also a part that only guards: nothing can be said of a run that is not there.
             return Ok(Err(Refusal::RunNotFound { run: part.run.clone() }));
+        }
+        if head.is_none()
+            && let Some((guard, found)) = first_violated_of_none(&part.guards)
+        {
+            return Ok(Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found }));
         }
         if part.guards.contains(&Guard::Unlocked)
             && let Some(holder) = lease::holder(conn, &part.run, deaths)?

@@ -346,6 +346,14 @@ impl StateBackend for SqliteBackend {
         self.ask(read::retained)
     }
 
+    fn highest_token(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.ask(|conn| read::counters(conn).map(|(_, token)| token))
+    }
+
+    fn raise_tokens(&self, beyond: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move { self.send(|reply| Job::RaiseTokens { beyond, reply }).await })
+    }
+
     fn checkpoint(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             if self.read_only {

@@ -91,6 +91,10 @@ fn make(db: &Path) -> Result<(), StoreError> {
     configure(&conn, true).map_err(|error| sql_error(&place, error))?;
     schema::migrate(&mut conn, &place)?;
     conn.close().map_err(|(_, error)| sql_error(&place, error))?;
+    // An empty file may have been made for it, for those who may read it.
+    if let Ok(empty) = std::fs::metadata(db) {
+        std::fs::set_permissions(&new, empty.permissions()).map_err(|error| StoreError::io(new.display(), error))?;
+    }
     std::fs::rename(&new, db).map_err(|error| StoreError::io(db.display(), error))?;
     let folder = db.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| StoreError::io(folder.display(), error))

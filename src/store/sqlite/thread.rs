@@ -75,6 +75,8 @@ pub(super) enum Job {
     Commit { batch: Arc<Batch>, reply: oneshot::Sender<Result<BatchAnswer, StoreError>> },
     /// Something waits in a source.
     Pull(Weak<dyn BatchSource>),
+    /// Give out higher tokens only.
+    RaiseTokens { beyond: u64, reply: oneshot::Sender<Result<(), StoreError>> },
     /// Bring the WAL into the database, as far as readers allow.
     Checkpoint { reply: oneshot::Sender<Result<(), StoreError>> },
     /// Answer everybody, then end.
@@ -179,6 +181,9 @@ impl Writer {
                 match job {
                     Job::Commit { batch, reply } => batches.push((batch, BatchReply::asker(reply))),
                     Job::Pull(source) => sources.add(&source),
+                    Job::RaiseTokens { beyond, reply } => {
+                        let _asker_gone = reply.send(self.raise_tokens(beyond)).is_err();
+                    }
                     Job::Checkpoint { reply } => checkpoints.push(reply),
                     Job::Close { reply } => {
                         // Who sent before is served, who sends after is refused.
@@ -203,6 +208,22 @@ impl Writer {
         if let Some(reply) = closing {
             let _asker_gone = reply.send(closed).is_err();
         }
+    }
+
+    fn raise_tokens(&mut self, beyond: u64) -> Result<(), StoreError> {
+        self.at.check()?;
+        self.run("BEGIN IMMEDIATE").map_err(|error| sql_error(&self.at.name, error))?;
+        self.memory.doubt();
+        let raised = (|| {
+            let (seq, token) = read::counters(&self.conn)?;
+            if token < beyond {
+                self.reserve(seq, beyond)?;
+                write::counters(&self.conn, seq, beyond)?;
+            }
+            self.run("COMMIT").map_err(|error| sql_error(&self.at.name, error))
+        })();
+        self.leave_transaction();
+        raised
     }
 
     /// Brings the WAL into the database as far as readers allow, and says so when one of them holds it up for too long.
