@@ -525,7 +525,10 @@ impl State {
                 let news = self.net_change(state.as_ref());
                 self.chain.reload(state);
                 self.mode = Mode::Ready;
-                self.decide_again();
+                // Who holds the run holds it before anything else is on its way.
+                if self.fresh_hold.is_none() {
+                    self.decide_again();
+                }
                 self.publish();
                 if let Some(change) = news {
                     self.context.surroundings.changed(change);
