@@ -250,6 +250,12 @@ pub(crate) fn touched(mutations: &[Mutation]) -> Touched {
     touched
 }
 
+/// The rows of a run that are newer than a version.
+pub(crate) fn newer(state: Option<&RunState>, version: Version) -> Touched {
+    let Some(state) = state else { return Touched { nodes: Vec::new(), header: true } };
+    Touched { nodes: state.newer_nodes(version), header: state.header().version > version }
+}
+
 /// A number that no chain had before; zero stands for no chain.
 fn draw(numbers: &AtomicU64) -> u64 {
     numbers.fetch_add(1, Ordering::Relaxed).saturating_add(1)

@@ -18,9 +18,9 @@ mod losses;
 mod op;
 mod sink;
 
-pub(crate) use actor::{RunContext, Surroundings, newer};
+pub(crate) use actor::{RunContext, Surroundings};
 pub(crate) use admission::{Admission, Overloaded, Permit};
-pub(crate) use chain::{Planned, plan, touched};
+pub(crate) use chain::{Planned, newer, plan, touched};
 pub(crate) use handle::{HoldGrant, Release, RunHandle, Sent};
 pub(crate) use jitter::jitter;
 pub use op::DeferredLoss;

@@ -1,0 +1,214 @@
+//! What comes back from storage: entries that were applied, refused, or are to be checked again, and the run as others left it.
+
+use std::sync::Arc;
+
+use super::{Job, LOAD_ATTEMPTS, Mode, Msg, State};
+use crate::model::{Receipt, RunState, Version};
+use crate::persist::Settlement;
+use crate::run::chain::{Progress, Touched, newer};
+use crate::run::jitter::jitter;
+use crate::run::op::{ChangeSeed, CommitError, Committed, Op};
+use crate::run::sink::{Outcomes, RunSink};
+use crate::store::StoreError;
+
+impl State {
+    pub(super) fn settled(&mut self, outcomes: Outcomes) {
+        let (mut acks, mut news) = (Vec::new(), Vec::new());
+        let mut moved = false;
+        for (sink, settlement) in outcomes.take() {
+            let RunSink { ticket, order, ack, attempts, hasty, permit, .. } = sink;
+            // A deferred write that is settled before it was acknowledged is answered like any other.
+            let was_deferred = ack.is_none();
+            let ack = ack.or_else(|| self.deferred.remove(&ticket));
+            match settlement {
+                Settlement::Applied(receipt) => {
+                    let (progress, frees_locks) = self.chain.applied(ticket, receipt.runs.first());
+                    if frees_locks {
+                        self.context.surroundings.ended(self.cell.id());
+                    }
+                    match progress {
+                        Progress::Moved(touched) => {
+                            moved = true;
+                            news.extend(self.news(&receipt, touched));
+                            acks.extend(ack.map(|ack| (ack, Committed::durable(receipt))));
+                            drop(permit);
+                        }
+                        Progress::Overtaken => {
+                            // With its permit: whoever waits until all are answered waits for this one too.
+                            self.overtaken.extend(ack.map(|ack| (ack, Committed::durable(receipt), permit)));
+                            self.recover(true);
+                        }
+                    }
+                }
+                Settlement::Recheck(entry, reload) => {
+                    self.chain.fell(ticket);
+                    // That another entry was refused says nothing of this one.
+                    let op = Op::again(entry, attempts + u32::from(reload), was_deferred, hasty);
+                    self.again.insert(order, Job { order, op, ack, permit });
+                    self.recover(reload);
+                }
+                Settlement::Refused(refusal) => {
+                    self.chain.fell(ticket);
+                    self.give_up(ack, CommitError::Refused(refusal));
+                    self.recover(self.context.backend.is_shared());
+                }
+                Settlement::NotApplied(error) => {
+                    self.chain.fell(ticket);
+                    self.give_up(ack, CommitError::Store(error));
+                    self.recover(false);
+                }
+                Settlement::Unknown(error) => {
+                    self.chain.fell(ticket);
+                    self.give_up(ack, CommitError::Store(error));
+                    self.recover(true);
+                }
+            }
+        }
+        if self.chain.is_settled() && self.mode != Mode::Ready {
+            // What was deferred and came back is not on its way: readers see what is committed until it is again.
+            self.chain.reset();
+        }
+        self.decide_again();
+        // What is acknowledged below is seen before, whatever has to be looked up for others. An overtaken run is published when it is loaded: a
+        // snapshot never carries a number whose commits it lacks. And what was acknowledged from memory and waits to be checked again stays seen.
+        let waits =
+            matches!(self.mode, Mode::Recovering { reload: true, .. }) || self.again.values().any(|job| job.ack.is_none());
+        if moved || !waits {
+            self.publish();
+        }
+        self.mark();
+        for change in news {
+            self.context.surroundings.changed(change);
+        }
+        for (ack, committed) in acks {
+            ack.answer(Ok(committed));
+        }
+        self.show_deferred();
+        self.go_on();
+    }
+
+    /// What is told of an entry that was applied, once it can be seen. Who looks for work is told at once.
+    fn news(&self, receipt: &Receipt, touched: Option<Touched>) -> Option<ChangeSeed> {
+        let versions = receipt.runs.first()?;
+        let state = self.chain.committed().cloned();
+        // Who subscribed while it was on its way is told what its rows say.
+        let touched = match touched {
+            Some(touched) => touched,
+            None if self.context.surroundings.wants_changes() => newer(state.as_ref(), versions.before),
+            None => return None,
+        };
+        let change = ChangeSeed {
+            run: versions.run.clone(),
+            before: versions.before,
+            after: versions.after,
+            seq: Some(receipt.seq),
+            nodes: touched.nodes,
+            header: touched.header,
+            deleted: state.is_none(),
+            state,
+        };
+        self.context.surroundings.moved(&change);
+        Some(change)
+    }
+
+    /// Loads the run behind everything that was sent down for it.
+    pub(super) fn load(&mut self) {
+        self.mode = Mode::Recovering { reload: true, loading: true };
+        let (context, have, myself) = (Arc::clone(&self.context), self.chain.committed().cloned(), self.myself.clone());
+        let id = self.cell.id().clone();
+        let attempts = self.again.values().map(|job| job.op.attempts).max().unwrap_or(0);
+        drop(tokio::spawn(async move {
+            if attempts > 1 {
+                tokio::time::sleep(jitter(attempts)).await;
+            }
+            let mut answer = Err(StoreError::closed());
+            for attempt in 0..LOAD_ATTEMPTS {
+                if let Err(error) = context.persist.barrier(&id).await {
+                    answer = Err(error);
+                    break;
+                }
+                answer = match &have {
+                    Some(have) => context.backend.reload_run(have).await,
+                    None => context.backend.load_run(&id).await,
+                };
+                match &answer {
+                    Err(error) if error.is_retryable() => tokio::time::sleep(jitter(attempt + 1)).await,
+                    _ => break,
+                }
+            }
+            let _actor_gone = myself.cast(Msg::Loaded(answer));
+        }));
+    }
+
+    pub(super) fn loaded(&mut self, loaded: Result<Option<RunState>, StoreError>) {
+        match loaded {
+            Ok(state) => {
+                let news = self.net_change(state.as_ref());
+                self.chain.reload(state);
+                self.mode = Mode::Ready;
+                // Who holds the run holds it before anything else is on its way.
+                if self.fresh_hold.is_none() {
+                    self.decide_again();
+                }
+                self.publish();
+                if let Some(change) = news {
+                    self.context.surroundings.changed(change);
+                }
+                for (ack, committed, _) in self.overtaken.drain(..) {
+                    ack.answer(Ok(committed));
+                }
+                if let Some(reply) = self.fresh_hold.take() {
+                    self.hold(reply);
+                }
+                self.go_on();
+            }
+            Err(error) => {
+                tracing::error!(run = %self.cell.id(), %error, "a run could not be loaded again; its actor ends");
+                // First: whoever reads after the answers below asks storage, not what is known here.
+                self.leave(false);
+                // They are in storage, whatever can be read of it now.
+                for (ack, committed, _) in self.overtaken.drain(..) {
+                    ack.answer(Ok(committed));
+                }
+                // Before those are answered who wait in the stash until all is settled.
+                for job in std::mem::take(&mut self.again).into_values() {
+                    self.give_up(job.ack, CommitError::Store(error.clone()));
+                }
+                self.end();
+            }
+        }
+    }
+
+    /// Of what others committed subscribers learn the net change of every row.
+    fn net_change(&self, state: Option<&RunState>) -> Option<ChangeSeed> {
+        if !self.context.surroundings.wants_changes() {
+            return None;
+        }
+        let known = self.chain.committed();
+        let before = known.map_or(Version::NONE, RunState::version);
+        let after = state.map_or(Version::NONE, RunState::version);
+        if before == after {
+            return None;
+        }
+        let mut changed = newer(state, before);
+        // A node that went is one that the counts miss.
+        let made = changed.nodes.iter().filter(|id| known.is_none_or(|known| known.node(id.as_str()).is_none())).count();
+        let kept = state.map_or(0, RunState::node_count).saturating_sub(made);
+        if let Some(known) = known.filter(|known| known.node_count() > kept) {
+            let gone = known.nodes().map(|(id, _)| id).filter(|id| state.is_none_or(|state| state.node(id.as_str()).is_none()));
+            changed.nodes.extend(gone.cloned());
+        }
+        let change = ChangeSeed {
+            run: self.cell.id().clone(),
+            before,
+            after,
+            seq: None,
+            nodes: changed.nodes,
+            header: changed.header,
+            deleted: state.is_none(),
+            state: state.cloned(),
+        };
+        self.context.surroundings.moved(&change);
+        Some(change)
+    }
+}
