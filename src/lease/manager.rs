@@ -69,6 +69,8 @@ struct Leaving {
     key: LeaseKey,
     token: FencingToken,
     replies: Vec<Reply<()>>,
+    /// Whether nothing more is decided under it.
+    barred: bool,
 }
 
 /// Where the leases are kept.
@@ -278,7 +280,7 @@ impl Manager {
                     &self.myself,
                     Departure { ticket, key: key.clone(), flush: false, lost: true, row: Some(token) },
                 );
-                self.leaving.insert(ticket, Leaving { key, token, replies: Vec::new() });
+                self.leaving.insert(ticket, Leaving { key, token, replies: Vec::new(), barred: true });
             }
             Err(DoorError::Refused(Refusal::LeaseHeld { holder })) => {
                 self.wait_for(ticket, &holder);

@@ -51,6 +51,7 @@ impl Manager {
         }
         // What the holder wrote is in the next one's first look, also if it has not come to rest yet.
         let mut flush = self.context.door.has_unsettled(&key.run);
+        let mut barred = true;
         let row = match &self.store {
             Store::Book { book, .. } => {
                 // What a holder wrote before it released is still covered by its fence.
@@ -58,6 +59,8 @@ impl Manager {
                     book.remove(&key, token);
                     // What was decided under the lease a moment ago is on its way; nothing more is decided under it now.
                     flush = self.context.door.has_unsettled(&key.run);
+                } else {
+                    barred = false;
                 }
                 None
             }
@@ -68,7 +71,7 @@ impl Manager {
                 Some(token)
             }
         };
-        let leaving = Leaving { key: key.clone(), token, replies: reply.into_iter().collect() };
+        let leaving = Leaving { key: key.clone(), token, replies: reply.into_iter().collect(), barred };
         if flush || row.is_some() {
             rows::depart(&self.context, &self.myself, Departure { ticket, key, flush, row, lost: lost.is_some() });
             self.leaving.insert(ticket, leaving);
@@ -78,9 +81,16 @@ impl Manager {
     }
 
     pub(in crate::lease) fn left(&mut self, ticket: Ticket, result: Result<(), LeaseError>) {
-        let Some(leaving) = self.leaving.remove(&ticket) else { return };
-        if let Store::Book { book, .. } = &self.store {
+        let Some(mut leaving) = self.leaving.remove(&ticket) else { return };
+        if let (Store::Book { book, .. }, false) = (&self.store, leaving.barred) {
             book.remove(&leaving.key, leaving.token);
+            // What others decided under it while all was flushed is on its way; nothing more is decided under it now.
+            if result.is_ok() && self.context.door.has_unsettled(&leaving.key.run) {
+                leaving.barred = true;
+                let departure = Departure { ticket, key: leaving.key.clone(), flush: true, row: None, lost: false };
+                self.leaving.insert(ticket, leaving);
+                return rows::depart(&self.context, &self.myself, departure);
+            }
         }
         self.vacate(ticket, leaving, result);
     }
