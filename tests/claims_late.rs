@@ -49,7 +49,7 @@ async fn a_claim_that_is_known_too_late_costs_no_attempt() {
             let state = state.clone();
             async move {
                 if next {
-                    let filter = ClaimFilter::new().ttl(TTL).wait(Duration::ZERO);
+                    let filter = ClaimFilter::new().ttl(TTL).wait(Duration::from_secs(20));
                     // It is free again, and claimed in time by the next try.
                     return state.claim_next("r", filter).await.unwrap().claimed();
                 }

@@ -239,6 +239,8 @@ impl Coordinator {
                 match tried {
                     Tried::Claimed(claim) => return Ok(Next::Claimed(claim)),
                     Tried::Taken => picked.was_refused(),
+                    // Where storage is that slow the wait must end all the same.
+                    Tried::TooLate if until.is_some_and(|until| until <= Instant::now()) => return Ok(Next::NothingReady),
                     Tried::GaveUp | Tried::TooLate => {}
                 }
                 continue;
@@ -302,8 +304,8 @@ impl Coordinator {
                     claim.release().await?;
                     freed.push(node.clone());
                 }
-                Tried::GaveUp | Tried::TooLate => freed.push(node.clone()),
-                Tried::Taken => {}
+                Tried::GaveUp => freed.push(node.clone()),
+                Tried::Taken | Tried::TooLate => {}
             }
         }
         Ok(freed)
