@@ -44,7 +44,8 @@ pub enum Guard {
 /// As much of a run as guards look at.
 pub(crate) trait GuardedRun {
     fn version(&self) -> Version;
-    fn status(&self) -> &RunStatus;
+    /// `None`: the run is not there.
+    fn status(&self) -> Option<&RunStatus>;
     /// Status and version of a node.
     fn node(&self, node: &NodeId) -> Option<(&NodeStatus, Version)>;
 }
@@ -54,12 +55,29 @@ impl GuardedRun for RunState {
         self.version()
     }
 
-    fn status(&self) -> &RunStatus {
-        &self.header().status
+    fn status(&self) -> Option<&RunStatus> {
+        Some(&self.header().status)
     }
 
     fn node(&self, node: &NodeId) -> Option<(&NodeStatus, Version)> {
         self.node(node.as_str()).map(|state| (&state.status, state.version))
+    }
+}
+
+/// What guards find where there is no run.
+pub(crate) struct NoRun;
+
+impl GuardedRun for NoRun {
+    fn version(&self) -> Version {
+        Version::NONE
+    }
+
+    fn status(&self) -> Option<&RunStatus> {
+        None
+    }
+
+    fn node(&self, _: &NodeId) -> Option<(&NodeStatus, Version)> {
+        None
     }
 }
 
@@ -80,7 +98,10 @@ impl Guard {
     fn violated(&self, run: &impl GuardedRun) -> Option<String> {
         match self {
             Self::RunVersion(version) => (run.version() != *version).then(|| format!("the run is at version {}", run.version())),
-            Self::RunStatus(one_of) => (!one_of.contains(run.status())).then(|| format!("the run is {}", run.status())),
+            Self::RunStatus(one_of) => match run.status() {
+                None => Some("the run is not there".to_owned()),
+                Some(status) => (!one_of.contains(status)).then(|| format!("the run is {status}")),
+            },
             Self::NodeStatus { node, one_of } => match run.node(node) {
                 None => Some(format!("node {node:?} is not there")),
                 Some((status, _)) => (!one_of.contains(status)).then(|| format!("node {node:?} is {status}")),
@@ -109,16 +130,6 @@ impl std::fmt::Display for Guard {
             Self::Unlocked => f.write_str("no lease on the run or its nodes"),
         }
     }
-}
-
-/// The first guard that does not hold of a run that is not there.
-pub(crate) fn first_violated_of_none(guards: &[Guard]) -> Option<(&Guard, String)> {
-    let holds = |guard: &&Guard| match guard {
-        Guard::RunVersion(version) | Guard::NodeVersion { version, .. } => *version == Version::NONE,
-        Guard::NodeAbsent { .. } | Guard::Unlocked => true,
-        Guard::RunStatus(_) | Guard::NodeStatus { .. } => false,
-    };
-    guards.iter().find(|guard| !holds(guard)).map(|guard| (guard, "there is no such run".to_owned()))
 }
 
 /// The first guard that does not hold, and what is there instead.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::apply::apply_all;
 use super::batch::{BatchAnswer, Entry, Fence, Outcome, Receipt, Refusal, RunPart, RunReceipt};
 use super::coverage::{LastSuccess, NodeCoverage, Retained};
-use super::guard::{Guard, check_guards, first_violated_of_none};
+use super::guard::{Guard, NoRun, check_guards, first_violated};
 use super::id::{InputError, NodeId, RunId};
 use super::mutation::Mutation;
 use super::query::{RunPage, RunQuery, RunSummary};
@@ -225,7 +225,7 @@ impl Ledger {
             None if !creates => return Err(Refusal::RunNotFound { run: part.run.clone() }),
             None => Version(self.seq.0.saturating_add(1)),
         };
-        let violated = current.map_or_else(|| first_violated_of_none(&part.guards), |run| check_guards(run, &part.guards));
+        let violated = current.map_or_else(|| first_violated(&NoRun, &part.guards), |run| check_guards(run, &part.guards));
         if let Some((guard, found)) = violated {
             return Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found });
         }

@@ -31,10 +31,10 @@ pub use attempt::{Attempt, MAX_ATTEMPT_ERROR_BYTES, MAX_ATTEMPTS_KEPT};
 pub use batch::{Batch, BatchAnswer, BatchId, Entry, Fence, LeaseGrant, Outcome, Receipt, Refusal, RunPart, RunReceipt};
 pub use clock::{Clock, SystemClock};
 pub use coverage::{LastSuccess, NodeCoverage, Retained};
-pub(crate) use guard::first_violated_of_none;
-pub use guard::{Guard, StatusSet, check_guards};
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
-pub(crate) use guard::{GuardedRun, first_violated};
+pub(crate) use guard::GuardedRun;
+pub use guard::{Guard, StatusSet, check_guards};
+pub(crate) use guard::{NoRun, first_violated};
 pub use id::{InputError, IntoNodeId, IntoRunId, MAX_ID_BYTES, NodeId, PartitionKey, RunId};
 pub use interval::{Interval, IntervalSet, IntoInterval};
 pub use json::RawJson;

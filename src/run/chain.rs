@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::op::Op;
 use crate::model::{
-    Entry, Mutation, NodeId, Refusal, RunId, RunPart, RunReceipt, RunState, Version, apply_all, check_guards,
-    first_violated_of_none,
+    Entry, Mutation, NoRun, NodeId, Refusal, RunId, RunPart, RunReceipt, RunState, Version, apply_all, check_guards,
+    first_violated,
 };
 
 /// An entry that passed its checks: what goes down, and the run as it will be.
@@ -30,7 +30,7 @@ pub(crate) fn plan(
     if tip.is_none() && !mutations.first().is_some_and(Mutation::creates_run) {
         return refuse(Refusal::RunNotFound { run: id.clone() }, mutations, guards);
     }
-    let violated = tip.map_or_else(|| first_violated_of_none(&guards), |run| check_guards(run, &guards));
+    let violated = tip.map_or_else(|| first_violated(&NoRun, &guards), |run| check_guards(run, &guards));
     if let Some((guard, found)) = violated {
         let refusal = Refusal::Guard { run: id.clone(), guard: guard.clone(), found };
         return refuse(refusal, mutations, guards);

@@ -242,8 +242,8 @@ impl GuardedRun for View<'_> {
         self.head.version
     }
 
-    fn status(&self) -> &RunStatus {
-        &self.head.status
+    fn status(&self) -> Option<&RunStatus> {
+        Some(&self.head.status)
     }
 
     fn node(&self, node: &NodeId) -> Option<(&NodeStatus, Version)> {

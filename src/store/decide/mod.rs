@@ -37,8 +37,8 @@ use super::own_versions::OwnVersions;
 use super::{StoreError, StoreErrorKind};
 use crate::model::{
     Batch, BatchAnswer, CommitSeq, Entry, Guard, InputError, IntervalSet, LastSuccess, LeaseGrant, LeaseKey, LeaseRecord,
-    Mutation, NodeId, NodeState, Outcome, PartitionKey, Receipt, Refusal, Retained, RunHeader, RunId, RunPart, RunReceipt,
-    RunState, RunStatus, Version, apply_all, first_violated_of_none,
+    Mutation, NoRun, NodeId, NodeState, Outcome, PartitionKey, Receipt, Refusal, Retained, RunHeader, RunId, RunPart, RunReceipt,
+    RunState, RunStatus, Version, apply_all, first_violated,
 };
 
 pub(crate) use self::locks::{LeaseRow, LeaseWrites};
@@ -317,7 +317,7 @@ impl Session {
                 // Also a part that only guards: nothing can be said of a run that is not there.
                 return Ok(Err(Refusal::RunNotFound { run: part.run.clone() }));
             }
-            if let Some((guard, found)) = first_violated_of_none(&part.guards) {
+            if let Some((guard, found)) = first_violated(&NoRun, &part.guards) {
                 return Ok(Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found }));
             }
             if let Some(refusal) = self.locked(part) {

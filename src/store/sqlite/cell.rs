@@ -250,8 +250,8 @@ impl GuardedRun for View<'_> {
         self.version
     }
 
-    fn status(&self) -> &RunStatus {
-        &self.status
+    fn status(&self) -> Option<&RunStatus> {
+        Some(&self.status)
     }
 
     fn node(&self, node: &NodeId) -> Option<(&NodeStatus, Version)> {

@@ -21,8 +21,8 @@ use super::rows::Stamp;
 use super::write::Statements;
 use super::{lease, outlive, read, write};
 use crate::model::{
-    BatchAnswer, CommitSeq, Entry, Guard, InputError, LastSuccess, LeaseGrant, Mutation, Outcome, Receipt, Refusal, Retained,
-    RunId, RunPart, RunReceipt, RunState, Version, apply_all, first_violated_of_none,
+    BatchAnswer, CommitSeq, Entry, Guard, InputError, LastSuccess, LeaseGrant, Mutation, NoRun, Outcome, Receipt, Refusal,
+    Retained, RunId, RunPart, RunReceipt, RunState, Version, apply_all, first_violated,
 };
 use crate::store::StoreError;
 
@@ -206,7 +206,7 @@ impl<'c> Session<'c> {
             return Ok(Err(Refusal::RunNotFound { run: part.run.clone() }));
         }
         if head.is_none()
-            && let Some((guard, found)) = first_violated_of_none(&part.guards)
+            && let Some((guard, found)) = first_violated(&NoRun, &part.guards)
         {
             return Ok(Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found }));
         }
