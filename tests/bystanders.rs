@@ -6,13 +6,12 @@ mod support;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart};
 use seeknal_state::{
-    Clock, Coordinator, Durability, Error, Event, NewRun, NodeId, NodeStatus, NodeUpdate, RunId, StateBackend, SystemClock,
-    Transaction,
+    Coordinator, Durability, Error, Event, NewRun, NodeId, NodeStatus, NodeUpdate, RunId, StateBackend, Transaction,
 };
 use support::{Lie, LyingBackend};
 
@@ -86,7 +85,7 @@ async fn a_conflict_is_judged_on_what_is_committed() {
     state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
     let _held = state.acquire_lock("r", Duration::from_secs(30)).await.unwrap().unwrap();
     backend.close_gate();
-    let before = backend.commits.load(std::sync::atomic::Ordering::SeqCst);
+    let before = backend.commits.load(Ordering::SeqCst);
     let mut refused = Vec::new();
     for (node, update) in [("x", NodeUpdate::running()), ("n", NodeUpdate::success())] {
         let mut tx = state.transaction();
@@ -142,14 +141,7 @@ async fn a_write_that_was_overtaken_is_answered_before_all_is_closed() {
         async move { state.set_node_state("r", "ours", NodeUpdate::running()).await }
     });
     backend.arrived(2).await;
-    let run = RunId::new("r").unwrap();
-    let now = backend.inner.load_run(&run).await.unwrap().unwrap();
-    let theirs = NodeId::new("theirs").unwrap();
-    let mutations = vec![Mutation::SetNode { node: theirs, update: Box::new(NodeUpdate::running()), at: SystemClock.now() }];
-    let (base, expect) = (now.version(), now.version());
-    let parts = vec![RunPart { run, base, expect, guards: vec![], mutations, after: None }];
-    let answer = backend.inner.commit(Arc::new(Batch::new(vec![Entry { parts, ..Entry::default() }]))).await.unwrap();
-    assert!(matches!(answer.outcomes[0], Outcome::Applied(_)), "{answer:?}");
+    backend.write_as_another("r", "theirs", NodeUpdate::running()).await;
     let loading = backend.loading.write().await;
     backend.open_gate();
     let closing = tokio::spawn({
@@ -190,4 +182,81 @@ async fn who_hears_of_a_change_can_read_it() {
     for writer in writers {
         writer.await.unwrap();
     }
+}
+
+/// A guard that is refused can be seen not to hold.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_can_read_why() {
+    let state = Coordinator::open(Arc::new(seeknal_state::MemoryBackend::new())).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let mut writers = Vec::new();
+    for _ in 0..8 {
+        let state = state.clone();
+        writers.push(tokio::spawn(async move {
+            let mut refused = 0;
+            for _ in 0..400 {
+                let seen = state.snapshot("r").unwrap().version();
+                let mut tx = state.transaction();
+                tx.expect_version("r", seen).set_node_state("r", "n", NodeUpdate::running());
+                if tx.commit().await.is_err() {
+                    refused += 1;
+                    let now = state.snapshot("r").unwrap().version();
+                    assert!(now > seen, "refused because it is not at version {seen}, and it is read at {now}");
+                }
+            }
+            refused
+        }));
+    }
+    let mut refused = 0;
+    for writer in writers {
+        refused += writer.await.unwrap();
+    }
+    assert!(refused > 0, "nobody was in anybody's way");
+}
+
+/// A run that cannot be loaded any more is nothing to wait for twice.
+#[tokio::test]
+async fn a_death_is_waited_for_once() {
+    let backend = LyingBackend::new(true);
+    let state = open(&backend).await;
+    state.create_run("q", NewRun::running()).await.unwrap();
+    backend.close_gate();
+    let write = tokio::spawn({
+        let state = state.clone();
+        async move { state.set_node_state("r", "ours", NodeUpdate::running()).await }
+    });
+    backend.arrived(3).await;
+    backend.write_as_another("r", "theirs", NodeUpdate::running()).await;
+    backend.unreadable.store(true, Ordering::SeqCst);
+    backend.gate.add_permits(1);
+    write.await.unwrap().expect("it is in storage");
+    state.flush().await.unwrap();
+    let other = tokio::spawn({
+        let state = state.clone();
+        async move { state.set_node_state("q", "n", NodeUpdate::running()).await }
+    });
+    backend.arrived(4).await;
+    tokio::select! {
+        biased;
+        flushed = state.flush() => flushed.unwrap(),
+        () = settle() => panic!("it waits behind what others write"),
+    }
+    backend.open_gate();
+    other.await.unwrap().unwrap();
+}
+
+/// What is done stays done for who reads it while a run is deleted that did it.
+#[tokio::test]
+async fn coverage_that_moves_while_it_is_read_is_not_missed() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    state.add_completed_interval("r", "n", ("2024-01-01", "2024-01-02")).await.unwrap();
+    let (run, node) = (RunId::new("r").unwrap(), NodeId::new("n").unwrap());
+    *backend.doomed.lock().unwrap() = Some(run.clone());
+    let provided = backend.coverage(&node).await.unwrap();
+    assert!(backend.inner.load_run(&run).await.unwrap().is_none(), "it was deleted meanwhile");
+    assert_eq!(provided.intervals.len(), 1);
+    *backend.doomed.lock().unwrap() = None;
+    assert_eq!(backend.coverage(&node).await.unwrap(), provided);
+    assert_eq!(backend.node_ids().await.unwrap().len(), 1);
 }

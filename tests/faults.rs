@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart};
 use seeknal_state::{
     Clock, Coordinator, Durability, Error, Event, MemoryBackend, NewRun, NodeId, NodeStatus, NodeUpdate, RunId, StateBackend,
     SystemClock, Version,
@@ -23,17 +22,6 @@ async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
 
 async fn rows(state: &Coordinator, node: &str) -> Option<u64> {
     state.get_node_state("r", node).await.unwrap().and_then(|node| node.row_count)
-}
-
-/// What another process does: writes a row of the run, on whatever version it is.
-async fn write_as_another(backend: &LyingBackend, node: &str, update: NodeUpdate) {
-    let run = RunId::new("r").unwrap();
-    let now = backend.inner.load_run(&run).await.unwrap().unwrap();
-    let mutation = Mutation::SetNode { node: NodeId::new(node).unwrap(), update: Box::new(update), at: SystemClock.now() };
-    let part =
-        RunPart { run, base: now.version(), expect: now.version(), guards: vec![], mutations: vec![mutation], after: None };
-    let answer = backend.inner.commit(Arc::new(Batch::new(vec![Entry { parts: vec![part], ..Entry::default() }]))).await.unwrap();
-    assert!(matches!(answer.outcomes[0], Outcome::Applied(_)), "{answer:?}");
 }
 
 #[tokio::test]
@@ -234,7 +222,7 @@ async fn foreign_commits_on_other_rows_are_no_conflict_and_are_seen_before_the_a
     let backend = LyingBackend::new(true);
     let state = open(&backend).await;
     state.set_node_state("r", "mine", NodeUpdate::running().row_count(1)).await.unwrap();
-    write_as_another(&backend, "theirs", NodeUpdate::running().row_count(7)).await;
+    backend.write_as_another("r", "theirs", NodeUpdate::running().row_count(7)).await;
     let commit = state.set_node_state("r", "mine", NodeUpdate::running().row_count(2)).await.unwrap();
     let run = state.snapshot("r").unwrap();
     assert_eq!(run.version(), commit.version());
@@ -247,7 +235,7 @@ async fn foreign_commits_on_the_same_row_are_merged_per_field() {
     let backend = LyingBackend::new(true);
     let state = open(&backend).await;
     state.set_node_state("r", "n", NodeUpdate::running().row_count(1)).await.unwrap();
-    write_as_another(&backend, "n", NodeUpdate::new().fingerprint("theirs")).await;
+    backend.write_as_another("r", "n", NodeUpdate::new().fingerprint("theirs")).await;
     state.set_node_state("r", "n", NodeUpdate::new().row_count(2)).await.unwrap();
     let node = state.get_node_state("r", "n").await.unwrap().unwrap();
     assert_eq!(node.row_count, Some(2));
@@ -259,20 +247,20 @@ async fn a_conflict_is_told_only_where_the_guard_no_longer_holds() {
     let backend = LyingBackend::new(true);
     let state = open(&backend).await;
     state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
-    write_as_another(&backend, "n", NodeUpdate::success()).await;
+    backend.write_as_another("r", "n", NodeUpdate::success()).await;
     // By what this process knows the guard does not hold; by what is there it does.
     let mut tx = state.transaction();
     tx.expect_status("r", "n", [NodeStatus::Success]).set_node_state("r", "after", NodeUpdate::running());
     tx.commit().await.unwrap();
     // And the other way round.
-    write_as_another(&backend, "n", NodeUpdate::failed("theirs")).await;
+    backend.write_as_another("r", "n", NodeUpdate::failed("theirs")).await;
     let mut tx = state.transaction();
     tx.expect_status("r", "n", [NodeStatus::Success]).set_node_state("r", "never", NodeUpdate::running());
     assert!(tx.commit().await.unwrap_err().is_conflict());
     assert!(state.get_node_state("r", "never").await.unwrap().is_none());
     // Over two runs likewise.
     state.create_run("s", NewRun::running()).await.unwrap();
-    write_as_another(&backend, "n", NodeUpdate::running()).await;
+    backend.write_as_another("r", "n", NodeUpdate::running()).await;
     let mut tx = state.transaction();
     tx.expect_status("r", "n", [NodeStatus::Running]).set_node_state("s", "n", NodeUpdate::running());
     tx.commit().await.unwrap();
@@ -287,7 +275,7 @@ async fn foreign_writers_and_lies_together_lose_nothing() {
         let (backend, done) = (Arc::clone(&backend), Arc::clone(&done));
         async move {
             for step in 1..=100_u64 {
-                write_as_another(&backend, "theirs", NodeUpdate::running().row_count(step)).await;
+                backend.write_as_another("r", "theirs", NodeUpdate::running().row_count(step)).await;
                 if step % 10 == 0 && backend.lies.lock().unwrap().is_empty() {
                     backend.tell([Lie::AnswerLost, Lie::NeverArrived]);
                 }

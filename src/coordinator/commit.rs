@@ -301,7 +301,8 @@ impl Engine {
         if self.directory.wants_changes() {
             for ((grant, release), versions) in releases.iter().zip(&receipt.runs) {
                 if let (Release::Moved(state), Some(op)) = (release, ops.get(grant.cell().id())) {
-                    let change = change(versions, receipt.seq, op, state.clone());
+                    let touched = crate::run::touched(&op.mutations);
+                    let change = ChangeSeed::of(versions.clone(), Some(receipt.seq), touched, state.clone());
                     self.directory.moved(&change);
                     self.directory.changed(change);
                 }
@@ -340,18 +341,4 @@ fn plan_all(ops: &BTreeMap<RunId, Op>, held: &[HoldGrant]) -> Result<Vec<crate::
             plan(run, base, grant.state(), op.mutations.clone(), op.guards.clone()).map_err(|refused| refused.refusal)
         })
         .collect()
-}
-
-fn change(versions: &RunReceipt, seq: CommitSeq, op: &Op, state: Option<RunState>) -> ChangeSeed {
-    let touched = crate::run::touched(&op.mutations);
-    ChangeSeed {
-        run: versions.run.clone(),
-        before: versions.before,
-        after: versions.after,
-        seq: Some(seq),
-        nodes: touched.nodes,
-        header: touched.header,
-        deleted: state.is_none(),
-        state,
-    }
 }

@@ -1,9 +1,9 @@
 //! Which runs are resident, and where. "Get, else start" under any number of callers starts one actor.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use dashmap::{DashMap, DashSet};
+use dashmap::DashMap;
 use ractor::{ActorCell, ActorId};
 use tokio::sync::OnceCell;
 
@@ -11,7 +11,7 @@ use super::claims::Boards;
 use super::events::Events;
 use crate::error::Error;
 use crate::lease::LeaseHandle;
-use crate::model::{RunId, RunState, Version};
+use crate::model::{RunId, RunReceipt, RunState, Version};
 use crate::run::{ChangeSeed, DeferredLoss, RunContext, RunHandle, Surroundings, newer};
 use crate::store::StoreError;
 
@@ -25,8 +25,9 @@ const REMEMBERED: usize = 4096;
 pub(crate) struct Directory {
     runs: DashMap<RunId, Slot>,
     by_actor: DashMap<ActorId, RunId>,
-    /// Runs whose actor died: the next one loads behind whatever the dead one had sent down.
-    crashed: DashSet<RunId>,
+    /// Runs whose actor died, and which death it was: the next one loads behind whatever the dead one had sent down.
+    crashed: DashMap<RunId, u64>,
+    deaths: AtomicU64,
     /// The versions of runs that are not resident up to which subscribers were told of them.
     told: DashMap<RunId, Version>,
     events: Arc<Events>,
@@ -43,7 +44,8 @@ impl Directory {
         Self {
             runs: DashMap::new(),
             by_actor: DashMap::new(),
-            crashed: DashSet::new(),
+            crashed: DashMap::new(),
+            deaths: AtomicU64::new(0),
             told: DashMap::new(),
             events,
             supervisor,
@@ -127,7 +129,7 @@ impl Directory {
         if self.ended.load(Ordering::Acquire) {
             return Err(Stop::Failed(Error::Closed));
         }
-        if self.crashed.contains(run) {
+        if self.crashed.contains_key(run) {
             context.persist.barrier(run).await.map_err(|error| Stop::Failed(error.into()))?;
             self.crashed.remove(run);
         }
@@ -155,9 +157,14 @@ impl Directory {
         self.context.get().and_then(Weak::upgrade).is_some_and(|context| context.backend.is_shared())
     }
 
-    /// Runs whose actor died, and that nobody used since.
-    pub(super) fn crashed_runs(&self) -> Vec<RunId> {
-        self.crashed.iter().map(|run| run.key().clone()).collect()
+    /// Runs whose actor died, and whose last writes may be on their way; with which death it was.
+    pub(super) fn crashed_runs(&self) -> Vec<(RunId, u64)> {
+        self.crashed.iter().map(|run| (run.key().clone(), *run.value())).collect()
+    }
+
+    /// Nothing that the actor which died that death had sent down is on its way any more.
+    pub(super) fn settled(&self, run: &RunId, death: u64) {
+        self.crashed.remove_if(run, |_, last| *last == death);
     }
 
     /// All resident runs now.
@@ -211,17 +218,8 @@ impl Directory {
         if after == before || !self.events.has_subscribers() {
             return;
         }
-        let changed = newer(state, before);
-        self.events.changed(ChangeSeed {
-            run: run.clone(),
-            before,
-            after,
-            seq: None,
-            nodes: changed.nodes,
-            header: changed.header,
-            deleted: state.is_none(),
-            state: state.cloned(),
-        });
+        let versions = RunReceipt { run: run.clone(), before, after };
+        self.events.changed(ChangeSeed::of(versions, None, newer(state, before), state.cloned()));
     }
 
     fn forget(&self, run: &RunId, actor: ActorId) {
@@ -232,7 +230,7 @@ impl Directory {
 
     fn died(&self, run: &RunId, actor: ActorId) {
         let known = self.get(run.as_str()).and_then(|handle| handle.cell().durable_version());
-        self.crashed.insert(run.clone());
+        self.crashed.insert(run.clone(), self.deaths.fetch_add(1, Ordering::Relaxed));
         self.forget(run, actor);
         // What it had sent down is told by who loads it next.
         if self.events.has_subscribers() {

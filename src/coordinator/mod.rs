@@ -38,7 +38,7 @@ use self::events::Events;
 use self::follow::Following;
 use crate::error::Error;
 use crate::lease::LeaseHandle;
-use crate::model::{Fence, RunId};
+use crate::model::Fence;
 use crate::run::{Admission, RunContext};
 use crate::store::{OpenReport, StateBackend};
 
@@ -199,20 +199,18 @@ impl Engine {
                 if handle.cell().has_deferred() {
                     handle.settle().await;
                     if !handle.is_alive() {
-                        self.settle_sent(handle.cell().id()).await;
+                        // What it had sent down; that it is not known how it ends is noted where it is known.
+                        let _closed = self.context.persist.barrier(handle.cell().id()).await;
                     }
                 }
             }
         }
-        // What actors that died had sent down.
-        for run in self.directory.crashed_runs() {
-            self.settle_sent(&run).await;
+        // What actors that died had sent down. Waited for once: nobody sends more in their name.
+        for (run, death) in self.directory.crashed_runs() {
+            if self.context.persist.barrier(&run).await.is_ok() {
+                self.directory.settled(&run, death);
+            }
         }
-    }
-
-    async fn settle_sent(&self, run: &RunId) {
-        // That it is not known how it ends is noted where it is known.
-        let _closed = self.context.persist.barrier(run).await;
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -102,6 +102,9 @@ enum Stashed {
     Flush(oneshot::Sender<()>),
 }
 
+/// Why an op was not committed, and whom to tell: nobody, if it is a deferred write that was acknowledged.
+type Answer = (Option<Ack>, CommitError);
+
 /// An op with whom to answer (nobody, for a deferred write that was acknowledged).
 struct Job {
     /// Its place among the ops of this actor: what comes back is checked again in this order.
@@ -215,7 +218,7 @@ impl State {
                 continue;
             }
             if let Some((_, job)) = self.again.pop_first() {
-                self.decide(job);
+                self.decide_or_refuse(job);
                 continue;
             }
             match self.stash.front() {
@@ -231,7 +234,7 @@ impl State {
                             ack.answer(Err(CommitError::Lost(loss)));
                         } else {
                             self.orders += 1;
-                            self.decide(Job { order: self.orders, op, ack: Some(ack), permit });
+                            self.decide_or_refuse(Job { order: self.orders, op, ack: Some(ack), permit });
                         }
                     }
                 }
@@ -251,8 +254,10 @@ impl State {
         }
     }
 
-    /// Checks again what came back, as far as that can be done now: what was acknowledged from memory is on its way again before anybody looks.
-    fn decide_again(&mut self) {
+    /// Checks again what came back, as far as that can be done now: what was acknowledged from memory is on its way again before anybody looks. What
+    /// is refused is to be answered once it can be seen why.
+    fn decide_again(&mut self) -> Vec<Answer> {
+        let mut refused = Vec::new();
         if (self.mode, self.chain.is_settled()) == (Mode::Recovering { reload: false, loading: false }, true) {
             self.chain.reset();
             self.mode = Mode::Ready;
@@ -261,8 +266,9 @@ impl State {
             && !self.chain.has_barrier()
             && let Some((_, job)) = self.again.pop_first()
         {
-            self.decide(job);
+            refused.extend(self.decide(job));
         }
+        refused
     }
 
     /// Whether others wrote what this actor has not seen. Told once: what is loaded after it is newer.
@@ -302,12 +308,17 @@ impl State {
         self.go_on();
     }
 
-    /// Checks an op against the tip, and sends it down or refuses it.
-    fn decide(&mut self, job: Job) {
+    fn decide_or_refuse(&mut self, job: Job) {
+        if let Some((ack, error)) = self.decide(job) {
+            self.give_up(ack, error);
+        }
+    }
+
+    /// Checks an op against the tip, and sends it down; or answers why it is refused.
+    fn decide(&mut self, job: Job) -> Option<Answer> {
         let Job { order, mut op, ack, permit } = job;
         if op.attempts > MAX_ATTEMPTS {
-            self.give_up(ack, CommitError::Contended(self.cell.id().clone(), op.attempts));
-            return;
+            return Some((ack, CommitError::Contended(self.cell.id().clone(), op.attempts)));
         }
         let context = &self.context;
         op.stamp(|| context.clock.now());
@@ -336,8 +347,9 @@ impl State {
                 self.again.insert(order, Job { order, op, ack, permit });
                 self.recover(reload);
             }
-            Err(refusal) => self.give_up(ack, CommitError::Refused(refusal)),
+            Err(refusal) => return Some((ack, CommitError::Refused(refusal))),
         }
+        None
     }
 
     /// Answers a caller with an error; a deferred write that was acknowledged is lost.

@@ -4,9 +4,11 @@ use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
 use super::admission::Permit;
+use super::chain::Touched;
 use super::losses::Untold;
 use crate::model::{
-    CommitSeq, Entry, Fence, Guard, LeaseGrant, LeaseMutation, Mutation, NodeId, Receipt, Refusal, RunId, RunReceipt, Version,
+    CommitSeq, Entry, Fence, Guard, LeaseGrant, LeaseMutation, Mutation, NodeId, Receipt, Refusal, RunId, RunReceipt, RunState,
+    Version,
 };
 use crate::store::StoreError;
 
@@ -178,7 +180,16 @@ pub(crate) struct ChangeSeed {
     pub(crate) nodes: Vec<NodeId>,
     pub(crate) header: bool,
     pub(crate) deleted: bool,
-    pub(crate) state: Option<crate::model::RunState>,
+    pub(crate) state: Option<RunState>,
+}
+
+impl ChangeSeed {
+    /// What a commit (or, without a place in the order, several of others) made of a run: `None` if it is gone.
+    pub(crate) fn of(versions: RunReceipt, seq: Option<CommitSeq>, touched: Touched, state: Option<RunState>) -> Self {
+        let RunReceipt { run, before, after } = versions;
+        let Touched { nodes, header } = touched;
+        Self { run, before, after, seq, nodes, header, deleted: state.is_none(), state }
+    }
 }
 
 #[cfg(test)]

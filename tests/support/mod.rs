@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use seeknal_state::model::{Batch, BatchAnswer, BatchId};
+use seeknal_state::model::{Batch, BatchAnswer, BatchId, Entry, Mutation, Outcome, Retained, RunPart};
 use seeknal_state::store::{BoxFuture, ForeignCommits, LeaseStore, OpenProcess};
 use seeknal_state::{
-    BackendOptions, Coordinator, LeaseRecord, MemoryBackend, OpenReport, ProcessInfo, RunId, RunPage, RunQuery, RunState,
-    StateBackend, StoreError, StoreErrorKind, Version, create_state_backend,
+    BackendOptions, Clock, Coordinator, LeaseRecord, MemoryBackend, NodeId, NodeUpdate, OpenReport, ProcessInfo, RunId, RunPage,
+    RunQuery, RunState, StateBackend, StoreError, StoreErrorKind, SystemClock, Version, create_state_backend,
 };
 use tokio::sync::{Notify, Semaphore};
 
@@ -223,6 +223,10 @@ pub(crate) struct LyingBackend {
     pub(crate) loads: AtomicUsize,
     /// Loads wait while somebody holds this for writing.
     pub(crate) loading: tokio::sync::RwLock<()>,
+    /// Whether loads fail, for good.
+    pub(crate) unreadable: AtomicBool,
+    /// A run that somebody deletes, keeping its coverage, as soon as it was read what outlives runs.
+    pub(crate) doomed: Mutex<Option<RunId>>,
     /// Another process committed, if this is told.
     pub(crate) foreign: Notify,
     pub(crate) following: Mutex<Following>,
@@ -256,6 +260,8 @@ impl LyingBackend {
             commits: AtomicUsize::new(0),
             loads: AtomicUsize::new(0),
             loading: tokio::sync::RwLock::default(),
+            unreadable: AtomicBool::new(false),
+            doomed: Mutex::default(),
             foreign: Notify::new(),
             following: Mutex::default(),
         })
@@ -277,6 +283,17 @@ impl LyingBackend {
     pub(crate) fn open_gate(&self) {
         self.gated.store(false, Ordering::SeqCst);
         self.gate.add_permits(10_000);
+    }
+
+    /// What another process does: writes a row of a run, on whatever version it is.
+    pub(crate) async fn write_as_another(&self, run: &str, node: &str, update: NodeUpdate) {
+        let run = RunId::new(run).unwrap();
+        let now = self.inner.load_run(&run).await.unwrap().unwrap();
+        let mutation = Mutation::SetNode { node: NodeId::new(node).unwrap(), update: Box::new(update), at: SystemClock.now() };
+        let (base, expect) = (now.version(), now.version());
+        let parts = vec![RunPart { run, base, expect, guards: vec![], mutations: vec![mutation], after: None }];
+        let answer = self.inner.commit(Arc::new(Batch::new(vec![Entry { parts, ..Entry::default() }]))).await.unwrap();
+        assert!(matches!(answer.outcomes.as_slice(), [Outcome::Applied(_)]), "{answer:?}");
     }
 
     /// Waits until so many commits have arrived at the backend.
@@ -327,6 +344,9 @@ impl StateBackend for LyingBackend {
         self.loads.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
             let _open = self.loading.read().await;
+            if self.unreadable.load(Ordering::SeqCst) {
+                return Err(StoreError::not_applied(StoreErrorKind::Corrupt, "nobody can read it"));
+            }
             self.inner.load_run(run).await
         })
     }
@@ -362,6 +382,21 @@ impl StateBackend for LyingBackend {
 
     fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
         self.inner.list_runs(query)
+    }
+
+    fn retained(&self) -> BoxFuture<'_, Result<Vec<(NodeId, Retained)>, StoreError>> {
+        Box::pin(async move {
+            let retained = self.inner.retained().await?;
+            let doomed = self.doomed.lock().unwrap().take();
+            if let Some(run) = doomed {
+                let now = self.inner.load_run(&run).await?.unwrap();
+                let (base, expect) = (now.version(), now.version());
+                let mutations = vec![Mutation::Delete { keep_coverage: true }];
+                let parts = vec![RunPart { run, base, expect, guards: vec![], mutations, after: None }];
+                self.inner.commit(Arc::new(Batch::new(vec![Entry { parts, ..Entry::default() }]))).await?;
+            }
+            Ok(retained)
+        })
     }
 
     fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {

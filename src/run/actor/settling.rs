@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Job, LOAD_ATTEMPTS, Mode, Msg, State};
-use crate::model::{Receipt, RunState, Version};
+use crate::model::{Receipt, RunReceipt, RunState, Version};
 use crate::persist::Settlement;
 use crate::run::chain::{Progress, Touched, newer};
 use crate::run::jitter::jitter;
@@ -13,7 +13,7 @@ use crate::store::StoreError;
 
 impl State {
     pub(super) fn settled(&mut self, outcomes: Outcomes) {
-        let (mut acks, mut news) = (Vec::new(), Vec::new());
+        let (mut acks, mut refused, mut news) = (Vec::new(), Vec::new(), Vec::new());
         let mut moved = false;
         for (sink, settlement) in outcomes.take() {
             let RunSink { ticket, order, ack, attempts, hasty, permit, .. } = sink;
@@ -49,17 +49,17 @@ impl State {
                 }
                 Settlement::Refused(refusal) => {
                     self.chain.fell(ticket);
-                    self.give_up(ack, CommitError::Refused(refusal));
+                    refused.push((ack, CommitError::Refused(refusal)));
                     self.recover(self.context.backend.is_shared());
                 }
                 Settlement::NotApplied(error) => {
                     self.chain.fell(ticket);
-                    self.give_up(ack, CommitError::Store(error));
+                    refused.push((ack, CommitError::Store(error)));
                     self.recover(false);
                 }
                 Settlement::Unknown(error) => {
                     self.chain.fell(ticket);
-                    self.give_up(ack, CommitError::Store(error));
+                    refused.push((ack, CommitError::Store(error)));
                     self.recover(true);
                 }
             }
@@ -68,8 +68,8 @@ impl State {
             // What was deferred and came back is not on its way: readers see what is committed until it is again.
             self.chain.reset();
         }
-        self.decide_again();
-        // What is acknowledged below is seen before, whatever has to be looked up for others. An overtaken run is published when it is loaded: a
+        refused.extend(self.decide_again());
+        // What is acknowledged below is seen before, and so is why something is refused, whatever has to be looked up for others. An overtaken run is published when it is loaded: a
         // snapshot never carries a number whose commits it lacks. And what was acknowledged from memory and waits to be checked again stays seen.
         let waits =
             matches!(self.mode, Mode::Recovering { reload: true, .. }) || self.again.values().any(|job| job.ack.is_none());
@@ -82,6 +82,9 @@ impl State {
         }
         for (ack, committed) in acks {
             ack.answer(Ok(committed));
+        }
+        for (ack, error) in refused {
+            self.give_up(ack, error);
         }
         self.show_deferred();
         self.go_on();
@@ -97,16 +100,7 @@ impl State {
             None if self.context.surroundings.wants_changes() => newer(state.as_ref(), versions.before),
             None => return None,
         };
-        let change = ChangeSeed {
-            run: versions.run.clone(),
-            before: versions.before,
-            after: versions.after,
-            seq: Some(receipt.seq),
-            nodes: touched.nodes,
-            header: touched.header,
-            deleted: state.is_none(),
-            state,
-        };
+        let change = ChangeSeed::of(versions.clone(), Some(receipt.seq), touched, state);
         self.context.surroundings.moved(&change);
         Some(change)
     }
@@ -147,15 +141,16 @@ impl State {
                 self.chain.reload(state);
                 self.mode = Mode::Ready;
                 // Who holds the run holds it before anything else is on its way.
-                if self.fresh_hold.is_none() {
-                    self.decide_again();
-                }
+                let refused = if self.fresh_hold.is_none() { self.decide_again() } else { Vec::new() };
                 self.publish();
                 if let Some(change) = news {
                     self.context.surroundings.changed(change);
                 }
                 for (ack, committed, _) in self.overtaken.drain(..) {
                     ack.answer(Ok(committed));
+                }
+                for (ack, error) in refused {
+                    self.give_up(ack, error);
                 }
                 if let Some(reply) = self.fresh_hold.take() {
                     self.hold(reply);
@@ -198,16 +193,8 @@ impl State {
             let gone = known.nodes().map(|(id, _)| id).filter(|id| state.is_none_or(|state| state.node(id.as_str()).is_none()));
             changed.nodes.extend(gone.cloned());
         }
-        let change = ChangeSeed {
-            run: self.cell.id().clone(),
-            before,
-            after,
-            seq: None,
-            nodes: changed.nodes,
-            header: changed.header,
-            deleted: state.is_none(),
-            state: state.cloned(),
-        };
+        let versions = RunReceipt { run: self.cell.id().clone(), before, after };
+        let change = ChangeSeed::of(versions, None, changed, state.cloned());
         self.context.surroundings.moved(&change);
         Some(change)
     }
