@@ -432,3 +432,27 @@ async fn an_end_of_a_claim_that_nobody_knows_of_is_not_told_a_second_time() {
     let stored = backend.inner.load_run(&RunId::new("r").unwrap()).await.unwrap().unwrap();
     assert_eq!(stored.node("n").unwrap().status, NodeStatus::Success);
 }
+
+/// The runtime is dropped by a thread that unwinds, with a batch under way: the embedder is told of his panic, and not of anything of ours.
+#[test]
+fn a_panic_that_takes_the_runtime_down_stays_a_panic() {
+    let unwound = std::panic::catch_unwind(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let backend = LyingBackend::new(false);
+            let state = open(&backend).await;
+            backend.close_gate();
+            for node in ["with the backend", "behind it"] {
+                let state = state.clone();
+                tokio::spawn(async move { state.set_node_state("r", node, NodeUpdate::running()).await });
+                backend.arrived(2).await;
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            panic!("the embedder's own fault");
+        });
+    });
+    let payload = unwound.unwrap_err();
+    assert_eq!(payload.downcast_ref(), Some(&"the embedder's own fault"));
+}

@@ -9,6 +9,8 @@ use crate::store::{BatchSource, StoreError, StoreErrorKind};
 /// The right to pull from a shard. It says so if it ends before its time.
 pub(super) struct Driver<S: Sink> {
     shard: Arc<Shard<S>>,
+    /// Whether it was ever polled: only a runtime that has ended drops a task before.
+    begun: bool,
     /// Whether a batch is with the backend.
     flushing: bool,
     done: bool,
@@ -16,7 +18,7 @@ pub(super) struct Driver<S: Sink> {
 
 impl<S: Sink> Driver<S> {
     pub(super) fn new(shard: Arc<Shard<S>>) -> Self {
-        Self { shard, flushing: false, done: false }
+        Self { shard, begun: false, flushing: false, done: false }
     }
 }
 
@@ -30,7 +32,8 @@ impl<S: Sink> Drop for Driver<S> {
                 StoreError::unknown(StoreErrorKind::Poisoned, "the backend stopped in the middle of a batch; its code panicked");
             self.shard.answer(Err(error));
         }
-        if std::thread::panicking() {
+        // The thread may also unwind for a reason of its own, and take the runtime down with it: then nobody will pull in this one's place.
+        if self.begun && std::thread::panicking() {
             self.shard.forsaken();
         } else {
             self.shard.abandon();
@@ -40,6 +43,7 @@ impl<S: Sink> Drop for Driver<S> {
 
 /// Commits what waits.
 pub(super) async fn drive<S: Sink>(mut driver: Driver<S>) {
+    driver.begun = true;
     let shard = Arc::clone(&driver.shard);
     let backend = Arc::clone(shard.backend());
     while let Some(batch) = shard.next() {
