@@ -433,26 +433,28 @@ async fn an_end_of_a_claim_that_nobody_knows_of_is_not_told_a_second_time() {
     assert_eq!(stored.node("n").unwrap().status, NodeStatus::Success);
 }
 
-/// The runtime is dropped by a thread that unwinds, with a batch under way: the embedder is told of his panic, and not of anything of ours.
+/// The runtime is dropped by a thread that unwinds, wherever the work under way is then: the embedder is told of his panic, and not of anything of ours.
 #[test]
 fn a_panic_that_takes_the_runtime_down_stays_a_panic() {
-    let unwound = std::panic::catch_unwind(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let backend = LyingBackend::new(false);
-            let state = open(&backend).await;
-            backend.close_gate();
-            for node in ["with the backend", "behind it"] {
-                let state = state.clone();
-                tokio::spawn(async move { state.set_node_state("r", node, NodeUpdate::running()).await });
-                backend.arrived(2).await;
-                for _ in 0..20 {
+    for moment in 0..40 {
+        let unwound = std::panic::catch_unwind(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let state = Coordinator::open(Arc::new(MemoryBackend::new())).await.unwrap();
+                state.create_run("r", NewRun::running()).await.unwrap();
+                for writer in 0..10 {
+                    let state = state.clone();
+                    tokio::spawn(async move {
+                        while state.set_node_state("r", format!("n{writer}"), NodeUpdate::running()).await.is_ok() {}
+                    });
+                }
+                for _ in 0..moment {
                     tokio::task::yield_now().await;
                 }
-            }
-            panic!("the embedder's own fault");
+                std::panic::resume_unwind(Box::new("the embedder's own fault"));
+            });
         });
-    });
-    let payload = unwound.unwrap_err();
-    assert_eq!(payload.downcast_ref(), Some(&"the embedder's own fault"));
+        let payload = unwound.unwrap_err();
+        assert_eq!(payload.downcast_ref(), Some(&"the embedder's own fault"));
+    }
 }
