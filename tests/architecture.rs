@@ -89,25 +89,18 @@ fn every_file_says_what_it_is_for_and_no_path_climbs_two_floors() {
 }
 
 /// Lines of a source file, at most.
-const LINES: usize = 720;
-
-/// The few that are larger, each with its own bound: what is added there takes something else out.
-const LARGE: &[(&str, usize)] = &[];
+const LINES: usize = 640;
 
 #[test]
 fn files_stay_of_a_size_that_can_be_read() {
     let mut wrong = Vec::new();
     for (path, text) in sources() {
         let lines = text.lines().count();
-        let bound = LARGE.iter().find(|(end, _)| path.ends_with(end)).map_or(LINES, |(_, bound)| *bound);
-        if lines > bound {
-            wrong.push(format!("{} has {lines} lines, more than {bound}: split it", path.display()));
+        if lines > LINES {
+            wrong.push(format!("{} has {lines} lines, more than {LINES}: split it", path.display()));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    for (end, _) in LARGE {
-        assert!(sources().keys().any(|path| path.ends_with(end)), "{end} is listed as large and not there");
-    }
 }
 
 #[test]

@@ -225,3 +225,20 @@ async fn runs_too_large_for_one_answer_are_listed_all_the_same() {
     }
     state.close().await.unwrap();
 }
+
+/// Its counters are those of an older day: what is committed then is neither refused nor told to be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_state_was_brought_back_is_written_to_as_it_is() {
+    let Some(server) = Sqld::start() else { return };
+    let state = open(&server).await;
+    state.create_run("run", NewRun::running()).await.unwrap();
+    state.create_run("gone", NewRun::running()).await.unwrap();
+    let before = state.get_run("run").await.unwrap().unwrap();
+    server.sql("UPDATE meta SET seq = seq - 1 WHERE id = 1");
+    server.sql("DELETE FROM runs WHERE run_id = 'gone'");
+    let commit = state.set_node_state("run", "n", NodeUpdate::running().row_count(1)).await.unwrap();
+    assert_eq!(commit.runs[0].before, before.version());
+    let stored = state.fresh("run").await.unwrap().unwrap();
+    assert_eq!((rows(&stored, "n"), stored.version()), (1, before.version().next()), "applied once, and told so");
+    state.close().await.unwrap();
+}

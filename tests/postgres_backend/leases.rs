@@ -129,3 +129,35 @@ async fn numbers_go_on_over_a_restored_copy() {
     let reopened = store.make();
     assert!(reopened.initialize().await.unwrap().notices.is_empty());
 }
+
+/// A run is deleted only while nobody has a lease on it, also not one that is granted in that moment.
+#[tokio::test]
+async fn a_lease_that_is_granted_while_its_run_goes_is_not_lost() {
+    let store = store!();
+    let (one, two) = (store.open().await, store.open().await);
+    change(&one, "r", vec![create(0), set("n", NodeUpdate::success())]).await;
+    // The deletion is held up behind its look at the leases, where it writes what outlives the run.
+    let mut holder = store.cluster.session(&store.schema, "BEGIN; LOCK TABLE coverage IN ACCESS EXCLUSIVE MODE;");
+    let locked =
+        "SELECT count(*) FROM pg_locks WHERE relation = 'coverage'::regclass AND mode = 'AccessExclusiveLock' AND granted";
+    until("the table is held", async || store.sql(locked) == "1").await;
+    let deletion = tokio::spawn(async move {
+        let guards = vec![Guard::Unlocked];
+        change_guarded(&one, "r", guards, vec![Mutation::Delete { keep_coverage: true }]).await
+    });
+    let waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'coverage'::regclass AND NOT granted";
+    until("the deletion waits", async || store.sql(waiting) == "1").await;
+    let mut granting = tokio::spawn(async move {
+        let token = lock(&two, &LeaseKey::run(run_id("r")), "b", 60_000).await.unwrap();
+        (two, token)
+    });
+    // It has to wait for the deletion, which waits for us.
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+    until("the grant waits, or is answered", async || granting.is_finished() || store.sql(waits) == "1").await;
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    applied(deletion.await.unwrap());
+    let (two, token) = (&mut granting).await.unwrap();
+    let held: Vec<_> = two.list_leases().await.unwrap().into_iter().map(|lease| lease.token).collect();
+    assert_eq!(held, [token], "what was granted is held");
+}

@@ -306,7 +306,7 @@ fn put_away(state: &mut State, journal: Stored, spent: bool) {
     // Its name says that the document has it; only its numbers say that it is so. A document that was brought back may have gone another way since.
     let has_all = || {
         let mut seqs = journal.last_lines(&content).map(|line| serde_json::from_slice::<Record>(line).map(|record| record.seq.0));
-        !content.is_damaged && seqs.all(|seq| seq.is_ok_and(|seq| seq <= state.document_seq))
+        !content.is_damaged && content.records > 0 && seqs.all(|seq| seq.is_ok_and(|seq| seq <= state.document_seq))
     };
     if content.is_empty() || (spent && has_all()) {
         state.spent.push(journal.path);

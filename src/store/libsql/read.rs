@@ -400,12 +400,15 @@ async fn list_some(client: &Client, query: &RunQuery, limit: usize, ahead: usize
 
 /// The commit sequence of the last entry.
 pub(super) async fn seq(client: &Client) -> Result<u64, StoreError> {
-    let tables = ask(client, &[Stmt::ask("meta", "SELECT seq FROM meta WHERE id = 1", Vec::new())]).await?;
-    nth(client, &tables, 0)?.first().ok_or_else(|| corrupt(client.place(), "table meta has no row"))?.number(0)
+    counter(client, "SELECT seq FROM meta WHERE id = 1").await
 }
 
 /// The fencing token that was given out last.
 pub(super) async fn token(client: &Client) -> Result<u64, StoreError> {
-    let tables = ask(client, &[Stmt::ask("meta", "SELECT token FROM meta WHERE id = 1", Vec::new())]).await?;
+    counter(client, "SELECT token FROM meta WHERE id = 1").await
+}
+
+async fn counter(client: &Client, sql: &'static str) -> Result<u64, StoreError> {
+    let tables = ask(client, &[Stmt::ask("meta", sql, Vec::new())]).await?;
     nth(client, &tables, 0)?.first().ok_or_else(|| corrupt(client.place(), "table meta has no row"))?.number(0)
 }

@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use chrono::DateTime;
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,6 @@ use super::boot;
 use super::error::sql_error;
 use crate::model::ProcessInfo;
 use crate::store::{OpenProcess, StoreError};
-use chrono::DateTime;
 
 /// What an opening's file says.
 #[derive(Debug, Serialize, Deserialize)]
