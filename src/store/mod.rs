@@ -215,7 +215,8 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     }
 
     /// Sees to it, durably, that every fencing token that is given out from now on is higher than this one: state that moves here brings tokens along that
-    /// were given out elsewhere. The default reserves them where leases are a [`LeaseStore::Book`].
+    /// were given out elsewhere. Called while nobody else draws any; tokens that were reserved before keep their numbers. The default reserves
+    /// them where leases are a [`LeaseStore::Book`].
     fn raise_tokens(&self, beyond: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             let next = self.reserve_tokens(1).await?.start;

@@ -86,7 +86,8 @@ enum Tried {
 }
 
 impl Coordinator {
-    /// Claims a node: moves it from pending to running and grants its lease, in one commit. `None` if somebody else has it, or it is not pending.
+    /// Claims a node: moves it from pending to running and grants its lease, in one commit. `None` if somebody else has it, it is not pending, or
+    /// storage took longer to grant the lease than it lasts (ask for a longer TTL).
     /// A node whose worker vanished (it runs under a claim whose lease is gone) is taken over: its dead attempt joins the history, and
     /// `attempt` is raised; if that was the last of its `max_attempts`, it fails instead.
     ///
