@@ -17,6 +17,7 @@ mod list;
 mod metadata;
 mod mutation;
 mod node;
+mod nodes;
 mod process;
 mod query;
 mod ready;

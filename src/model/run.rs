@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use rpds::RedBlackTreeMapSync;
 use serde::{Deserialize, Serialize};
 
 use super::id::{NodeId, RunId};
 use super::json::RawJson;
 use super::metadata::Metadata;
 use super::node::NodeState;
+use super::nodes::NodeMap;
 use super::process::ProcessInfo;
 use super::status::RunStatus;
 
@@ -104,7 +104,7 @@ struct Body {
     id: RunId,
     created_version: Version,
     header: Arc<RunHeader>,
-    nodes: RedBlackTreeMapSync<NodeId, Arc<NodeState>>,
+    nodes: NodeMap,
     /// The node that was put last: it is what whoever stores this version asks for. A hint.
     newest: Option<(NodeId, Arc<NodeState>)>,
     /// Of a run that was loaded again: which of its nodes are not those of an earlier version. A hint.
@@ -125,7 +125,7 @@ impl RunState {
     /// A run without nodes, at the version that created it.
     pub fn new(id: RunId, header: RunHeader, version: Version) -> Self {
         let header = RunHeader { version, ..header };
-        Self::of(id, header, version, version, RedBlackTreeMapSync::new_sync())
+        Self::of(id, header, version, version, NodeMap::new())
     }
 
     /// A run as a backend found it in its storage.
@@ -145,7 +145,7 @@ impl RunState {
         header: RunHeader,
         version: Version,
         created_version: Version,
-        nodes: RedBlackTreeMapSync<NodeId, Arc<NodeState>>,
+        nodes: NodeMap,
     ) -> Self {
         let body = Body { id, created_version, header: Arc::new(header), nodes, newest: None, reload: None };
         Self { version, body: Arc::new(body) }
@@ -195,7 +195,7 @@ impl RunState {
 
     /// How many nodes it has.
     pub fn node_count(&self) -> usize {
-        self.body.nodes.size()
+        self.body.nodes.len()
     }
 
     /// The key by which runs are ordered.
@@ -206,7 +206,7 @@ impl RunState {
     /// The newest stamp of the run or one of its nodes: the end of a foreign run that has none of its own.
     pub fn newest_stamp(&self) -> Option<DateTime<Utc>> {
         let header = [self.body.header.started_at, self.body.header.finished_at];
-        let nodes = self.body.nodes.values().flat_map(|node| [node.started_at, node.finished_at]);
+        let nodes = self.body.nodes.iter().flat_map(|(_, node)| [node.started_at, node.finished_at]);
         header.into_iter().chain(nodes).flatten().max()
     }
 
@@ -221,10 +221,10 @@ impl RunState {
         let moved: Vec<NodeId> =
             self.body.nodes.iter().filter(|(_, node)| node.version > base || created).map(|(id, _)| id.clone()).collect();
         for id in moved {
-            if let Some(node) = body.nodes.get(&id) {
+            if let Some(node) = body.nodes.get(id.as_str()) {
                 let mut node = NodeState::clone(node);
                 node.version = actual;
-                body.nodes.insert_mut(id, Arc::new(node));
+                body.nodes.insert(id, Arc::new(node));
             }
         }
         if created {
@@ -252,7 +252,7 @@ impl RunState {
         let mut replaced = Vec::new();
         for (id, node) in nodes {
             replaced.push(id.clone());
-            body.nodes.insert_mut(id, Arc::new(node));
+            body.nodes.insert(id, Arc::new(node));
         }
         body.reload = Some(Arc::new((self.version, version, replaced)));
         state
@@ -276,14 +276,14 @@ impl RunState {
 
     pub(super) fn put_node(&mut self, id: NodeId, node: NodeState) {
         let (body, node) = (self.body_mut(), Arc::new(node));
-        body.nodes.insert_mut(id.clone(), Arc::clone(&node));
+        body.nodes.insert(id.clone(), Arc::clone(&node));
         body.newest = Some((id, node));
     }
 
     pub(super) fn drop_node(&mut self, id: &NodeId) -> bool {
         let body = self.body_mut();
         body.newest = None;
-        body.nodes.remove_mut(id)
+        body.nodes.remove(id.as_str())
     }
 }
 
