@@ -585,6 +585,11 @@ impl Mutation {
         matches!(self, Self::Create { .. } | Self::Import(_))
     }
 
+    /// Whether this deletes a node.
+    pub(crate) fn deletes_node(&self) -> bool {
+        matches!(self, Self::DeleteNode { .. })
+    }
+
     /// Whether this changes the run's header.
     pub fn touches_header(&self) -> bool {
         self.node().is_none()

@@ -1,7 +1,7 @@
 //! The nodes of a run: a map in the order of their ids of which every version is kept as long as somebody reads it.
 //!
 //! ```text
-//! chunks ─► [ chunk, chunk, … ]      copied by every change: one pointer a chunk
+//! chunks ─► [ chunk, chunk, … ]      copied by every change: one pointer a chunk; a small map is one chunk
 //! chunk  ─► ids, states              copied once in RECENT changes
 //!           recent ─► r ─► r ─► …    what was put since, newest first: a change is one link more
 //! ```
@@ -25,9 +25,16 @@ const MANY: usize = 64 * SMALL;
 /// The map. A clone shares everything.
 #[derive(Clone)]
 pub(super) struct NodeMap {
-    /// In order; none is empty.
-    chunks: Arc<[Arc<Chunk>]>,
+    chunks: Chunks,
     len: usize,
+}
+
+#[derive(Clone)]
+enum Chunks {
+    /// Most runs are small.
+    One(Chunk),
+    /// In order; none is empty.
+    Many(Arc<[Arc<Chunk>]>),
 }
 
 #[derive(Clone)]
@@ -50,9 +57,9 @@ struct Recent {
 }
 
 impl Chunk {
-    fn of(nodes: &[(NodeId, Arc<NodeState>)]) -> Arc<Self> {
+    fn of(nodes: &[(NodeId, Arc<NodeState>)]) -> Self {
         let (ids, states) = nodes.iter().cloned().unzip();
-        Arc::new(Self { ids: Arc::new(ids), states: Arc::new(states), recent: None })
+        Self { ids: Arc::new(ids), states: Arc::new(states), recent: None }
     }
 
     fn recent(&self) -> impl Iterator<Item = &Recent> {
@@ -117,42 +124,69 @@ impl Chunk {
     }
 }
 
+impl Chunks {
+    /// In which chunk an id is, or would be.
+    fn place(&self, id: &str) -> usize {
+        match self {
+            Self::One(_) => 0,
+            Self::Many(chunks) => chunks.partition_point(|chunk| !chunk.is_beyond(id)).saturating_sub(1),
+        }
+    }
+
+    fn get(&self, place: usize) -> Option<&Chunk> {
+        match self {
+            Self::One(chunk) => (place == 0).then_some(chunk),
+            Self::Many(chunks) => chunks.get(place).map(|chunk| &**chunk),
+        }
+    }
+
+    fn get_mut(&mut self, place: usize) -> Option<&mut Chunk> {
+        match self {
+            Self::One(chunk) => (place == 0).then_some(chunk),
+            Self::Many(chunks) => Arc::make_mut(chunks).get_mut(place).map(Arc::make_mut),
+        }
+    }
+
+    /// Puts a chunk behind another one.
+    fn add(&mut self, place: usize, second: Chunk) {
+        let second = Arc::new(second);
+        let chunks = match self {
+            Self::One(first) => [Arc::new(first.clone()), second].into(),
+            Self::Many(chunks) => {
+                let (before, after) = chunks.split_at_checked(place + 1).unwrap_or((chunks, &[]));
+                before.iter().cloned().chain(std::iter::once(second)).chain(after.iter().cloned()).collect()
+            }
+        };
+        *self = Self::Many(chunks);
+    }
+}
+
 impl NodeMap {
     pub(super) fn new() -> Self {
-        Self { chunks: Arc::new([]), len: 0 }
+        Self { chunks: Chunks::One(Chunk::of(&[])), len: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// In which chunk an id is, or would be.
-    fn place(&self, id: &str) -> usize {
-        let (_, later) = self.chunks.split_first().unzip();
-        later.map_or(0, |later: &[Arc<Chunk>]| later.partition_point(|chunk| !chunk.is_beyond(id)))
-    }
-
     pub(super) fn get(&self, id: &str) -> Option<&Arc<NodeState>> {
-        let chunk = self.chunks.get(self.place(id))?;
+        let chunk = self.chunks.get(self.chunks.place(id))?;
         chunk.state(chunk.find(id).ok()?)
     }
 
     pub(super) fn insert(&mut self, id: NodeId, state: Arc<NodeState>) {
-        let place = self.place(id.as_str());
+        let place = self.chunks.place(id.as_str());
         let most = if self.len < MANY { SMALL } else { LARGE };
-        let Some(chunk) = Arc::make_mut(&mut self.chunks).get_mut(place).map(Arc::make_mut) else {
-            *self = std::iter::once((id, state)).collect();
-            return;
-        };
+        let Some(chunk) = self.chunks.get_mut(place) else { return };
         match chunk.find(id.as_str()) {
             Ok(at) => chunk.put(at, state),
             Err(at) => {
                 chunk.insert(at, id, state);
                 self.len += 1;
                 if chunk.ids.len() > most {
-                    let second = Arc::new(chunk.split());
-                    let (before, after) = self.chunks.split_at(place + 1);
-                    self.chunks = before.iter().cloned().chain(std::iter::once(second)).chain(after.iter().cloned()).collect();
+                    let second = chunk.split();
+                    self.chunks.add(place, second);
                 }
             }
         }
@@ -160,19 +194,29 @@ impl NodeMap {
 
     /// Whether it was there.
     pub(super) fn remove(&mut self, id: &str) -> bool {
-        let place = self.place(id);
+        let place = self.chunks.place(id);
         let Some(at) = self.chunks.get(place).and_then(|chunk| chunk.find(id).ok()) else { return false };
-        let Some(chunk) = Arc::make_mut(&mut self.chunks).get_mut(place).map(Arc::make_mut) else { return false };
+        let Some(chunk) = self.chunks.get_mut(place) else { return false };
         chunk.remove(at);
         self.len -= 1;
-        if chunk.ids.is_empty() {
-            self.chunks = self.chunks.iter().filter(|chunk| !chunk.ids.is_empty()).cloned().collect();
+        if chunk.ids.is_empty()
+            && let Chunks::Many(chunks) = &self.chunks
+        {
+            let left: Vec<Arc<Chunk>> = chunks.iter().filter(|chunk| !chunk.ids.is_empty()).cloned().collect();
+            self.chunks = match &*left {
+                [only] => Chunks::One(Chunk::clone(only)),
+                _ => Chunks::Many(left.into()),
+            };
         }
         true
     }
 
     pub(super) fn iter(&self) -> Iter<'_> {
-        Iter { chunks: self.chunks.iter(), chunk: None, at: 0, left: self.len }
+        let (first, more) = match &self.chunks {
+            Chunks::One(chunk) => (Some(chunk), [].iter()),
+            Chunks::Many(chunks) => (None, chunks.iter()),
+        };
+        Iter { chunks: more, chunk: first, at: 0, left: self.len }
     }
 }
 
@@ -223,16 +267,17 @@ impl FromIterator<(NodeId, Arc<NodeState>)> for NodeMap {
         let most = if nodes.len() < MANY { SMALL } else { LARGE };
         // As even as can be, and with room for more.
         let parts = nodes.len().div_ceil(most * 3 / 4).max(1);
-        let chunks = nodes.chunks(nodes.len().div_ceil(parts).max(1)).map(Chunk::of).collect();
+        let chunks = match parts {
+            1 => Chunks::One(Chunk::of(&nodes)),
+            _ => Chunks::Many(nodes.chunks(nodes.len().div_ceil(parts)).map(|part| Arc::new(Chunk::of(part))).collect()),
+        };
         Self { chunks, len: nodes.len() }
     }
 }
 
 impl PartialEq for NodeMap {
     fn eq(&self, other: &Self) -> bool {
-        let shared = |(mine, other): (&Arc<Chunk>, &Arc<Chunk>)| Arc::ptr_eq(mine, other);
-        let same = self.chunks.len() == other.chunks.len() && self.chunks.iter().zip(other.chunks.iter()).all(shared);
-        self.len == other.len && (same || self.iter().eq(other.iter()))
+        self.len == other.len && self.iter().eq(other.iter())
     }
 }
 

@@ -140,13 +140,7 @@ impl RunState {
         Self::of(id, header, version, created_version, nodes)
     }
 
-    fn of(
-        id: RunId,
-        header: RunHeader,
-        version: Version,
-        created_version: Version,
-        nodes: NodeMap,
-    ) -> Self {
+    fn of(id: RunId, header: RunHeader, version: Version, created_version: Version, nodes: NodeMap) -> Self {
         let body = Body { id, created_version, header: Arc::new(header), nodes, newest: None, reload: None };
         Self { version, body: Arc::new(body) }
     }

@@ -9,13 +9,16 @@ use crate::model::{
 /// The first byte of the short form; what begins with another one is JSON.
 const SHORT: u8 = 1;
 
-/// The short form; `None` where something was refused, which is kept as JSON.
+/// The short form; `None` where it cannot say all: something was refused. That is kept as a whole.
 pub(crate) fn write(answer: &BatchAnswer) -> Option<Vec<u8>> {
     let mut bytes = vec![SHORT];
     for outcome in &answer.outcomes {
         let Outcome::Applied(receipt) = outcome else { return None };
         put(&mut bytes, receipt.seq.0);
         for run in &receipt.runs {
+            if run.after != after(run.before, receipt.seq) {
+                return None;
+            }
             put(&mut bytes, run.before.0);
         }
         for grant in &receipt.grants {
@@ -23,6 +26,11 @@ pub(crate) fn write(answer: &BatchAnswer) -> Option<Vec<u8>> {
         }
     }
     Some(bytes)
+}
+
+/// The version that an entry leaves: the next one, or, of a run that it made, the commit sequence.
+fn after(before: Version, seq: CommitSeq) -> Version {
+    if before == Version::NONE { Version(seq.0) } else { before.next() }
 }
 
 fn put(bytes: &mut Vec<u8>, mut value: u64) {
@@ -54,12 +62,11 @@ pub(crate) fn read(batch: &Batch, bytes: &[u8]) -> Option<BatchAnswer> {
     let bytes = &mut bytes;
     let mut outcomes = Vec::with_capacity(batch.entries.len());
     for entry in &batch.entries {
-        let seq = take(bytes)?;
+        let seq = CommitSeq(take(bytes)?);
         let mut runs = Vec::with_capacity(entry.parts.len());
         for part in &entry.parts {
             let before = Version(take(bytes)?);
-            let after = if before == Version::NONE { Version(seq) } else { before.next() };
-            runs.push(RunReceipt { run: part.run.clone(), before, after });
+            runs.push(RunReceipt { run: part.run.clone(), before, after: after(before, seq) });
         }
         let mut grants = Vec::new();
         for lease in &entry.leases {
@@ -67,7 +74,7 @@ pub(crate) fn read(batch: &Batch, bytes: &[u8]) -> Option<BatchAnswer> {
                 grants.push(LeaseGrant { key: key.clone(), token: FencingToken(take(bytes)?) });
             }
         }
-        outcomes.push(Outcome::Applied(Receipt { seq: CommitSeq(seq), runs, grants }));
+        outcomes.push(Outcome::Applied(Receipt { seq, runs, grants }));
     }
     bytes.is_empty().then_some(BatchAnswer { outcomes })
 }

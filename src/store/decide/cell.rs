@@ -90,7 +90,7 @@ impl Cell {
             return Ok(true);
         }
         // A deletion leaves one stamp for all nodes: who puts his own over it has seen it.
-        if part.mutations.iter().any(|mutation| matches!(mutation, Mutation::DeleteNode { .. })) && unseen(head.nodes_deleted) {
+        if part.mutations.iter().any(Mutation::deletes_node) && unseen(head.nodes_deleted) {
             return Ok(true);
         }
         let nodes: BTreeSet<&NodeId> =

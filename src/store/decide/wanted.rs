@@ -86,8 +86,7 @@ impl Wanted {
 
     fn count(&mut self, part: &RunPart) {
         let Some(steps) = &mut self.steps else { return };
-        let plain =
-            part.mutations.iter().all(|mutation| mutation.node().is_some() && !matches!(mutation, Mutation::DeleteNode { .. }));
+        let plain = part.mutations.iter().all(|mutation| mutation.node().is_some() && !mutation.deletes_node());
         match steps.get_mut(&part.run) {
             _ if !plain => self.steps = None,
             Some(step) => *step += 1,
