@@ -2,15 +2,17 @@
 //!
 //! Every third of its TTL a lease is due. All that are due go in one batch, one entry each, so that one that is gone takes no other along; what
 //! falls due meanwhile is the next batch. A lease whose trust ends before a renewal was answered is lost, whatever is answered later.
+//!
+//! Most leases are given back long before they are due: the thread is not woken for what it only has to know by then.
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::pending;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ractor::ActorRef;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::model::{Batch, BatchAnswer, Entry, FencingToken, LeaseMutation, Outcome, Refusal};
@@ -22,20 +24,77 @@ use super::guard::Grant;
 use super::rows::Context;
 use super::trust::trusted;
 
+/// Commands that wait at most, before the thread is woken to take them in.
+const MOST_WAITING: usize = 256;
+
 enum Command {
     Keep(Arc<Grant>),
     Forget(FencingToken),
 }
 
+/// What the thread has not taken in yet.
+#[derive(Default)]
+struct Inbox {
+    waiting: Mutex<Waiting>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    commands: Vec<Command>,
+    /// When the thread looks by itself; zero while it is at work: it looks before it sleeps.
+    next_look: Duration,
+    closed: bool,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts something in that has to be known by then.
+    fn put(&self, command: Command, by: Duration) {
+        let mut waiting = self.lock();
+        waiting.commands.push(command);
+        if by < waiting.next_look || (waiting.commands.len() >= MOST_WAITING && waiting.next_look > Duration::ZERO) {
+            waiting.next_look = Duration::ZERO;
+            drop(waiting);
+            self.wake.notify_one();
+        }
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+        self.wake.notify_one();
+    }
+
+    /// Everything that waits; `None`: it is closed.
+    fn take(&self) -> Option<Vec<Command>> {
+        let mut waiting = self.lock();
+        waiting.next_look = Duration::ZERO;
+        (!waiting.closed).then(|| std::mem::take(&mut waiting.commands))
+    }
+
+    /// The thread sleeps from now on, unless something waits already.
+    fn may_sleep(&self, until: Option<Duration>) -> bool {
+        let mut waiting = self.lock();
+        let may = waiting.commands.is_empty() && !waiting.closed;
+        if may {
+            waiting.next_look = until.unwrap_or(Duration::MAX);
+        }
+        may
+    }
+}
+
 /// The way to the keeper's thread, which ends when this is dropped.
 pub(super) struct Keeper {
-    commands: mpsc::UnboundedSender<Command>,
+    inbox: Arc<Inbox>,
 }
 
 impl Keeper {
     pub(super) fn start(context: &Arc<Context>, manager: &ActorRef<Message>) -> std::io::Result<Self> {
-        let (commands, inbox) = mpsc::unbounded_channel();
-        let (context, manager) = (Arc::clone(context), manager.clone());
+        let inbox = Arc::new(Inbox::default());
+        let rounds = Rounds::new(Arc::clone(context), manager.clone(), Arc::clone(&inbox));
         let (ready, started) = std::sync::mpsc::channel();
         std::thread::Builder::new().name("seeknal-leases".to_owned()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -44,23 +103,35 @@ impl Keeper {
                 Err(error) => (None, ready.send(Err(error))),
             };
             if let (Some(runtime), Ok(())) = (runtime, told) {
-                runtime.block_on(Rounds::new(context, manager).run(inbox));
+                runtime.block_on(rounds.run());
             }
         })?;
         started.recv().unwrap_or_else(|_| Err(std::io::Error::other("the thread that keeps locks alive ended at once")))?;
-        Ok(Self { commands })
+        Ok(Self { inbox })
     }
 
-    /// Renews a lease from now on.
+    /// Renews a lease from now on. Without its thread the lease ends with its first trust, and its guard says so.
     pub(super) fn keep(&self, grant: Arc<Grant>) {
-        // Without its thread the lease ends with its first trust, and its guard says so.
-        let _thread_gone = self.commands.send(Command::Keep(grant));
+        // One that is lost already is told of at once.
+        let due = grant.trust.state().ok().flatten().map_or(Duration::ZERO, |end| first_due(&grant, end));
+        self.inbox.put(Command::Keep(grant), due);
     }
 
     /// Renews a lease no more.
     pub(super) fn forget(&self, token: FencingToken) {
-        let _thread_gone = self.commands.send(Command::Forget(token));
+        self.inbox.put(Command::Forget(token), Duration::MAX);
     }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}
+
+/// The attempt to get it may have taken a while: the first renewal counts from when trust began.
+fn first_due(grant: &Grant, end: Duration) -> Duration {
+    end.saturating_sub(trusted(grant.ttl)).saturating_add(grant.ttl / 3)
 }
 
 struct Kept {
@@ -81,6 +152,7 @@ struct Flight {
 struct Rounds {
     context: Arc<Context>,
     manager: ActorRef<Message>,
+    inbox: Arc<Inbox>,
     kept: HashMap<FencingToken, Kept>,
     due: BTreeSet<(Duration, FencingToken)>,
     /// Due, for the next batch.
@@ -89,13 +161,19 @@ struct Rounds {
 }
 
 impl Rounds {
-    fn new(context: Arc<Context>, manager: ActorRef<Message>) -> Self {
-        Self { context, manager, kept: HashMap::new(), due: BTreeSet::new(), waiting: Vec::new(), ends: BTreeSet::new() }
+    fn new(context: Arc<Context>, manager: ActorRef<Message>, inbox: Arc<Inbox>) -> Self {
+        Self { context, manager, inbox, kept: HashMap::new(), due: BTreeSet::new(), waiting: Vec::new(), ends: BTreeSet::new() }
     }
 
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+    async fn run(mut self) {
         let mut flight: Option<Flight> = None;
-        loop {
+        while let Some(commands) = self.inbox.take() {
+            for command in commands {
+                match command {
+                    Command::Keep(grant) => self.keep(grant),
+                    Command::Forget(token) => drop(self.forget(token)),
+                }
+            }
             self.give_up_overdue();
             self.line_up();
             if flight.is_none() {
@@ -104,6 +182,9 @@ impl Rounds {
             let due = self.due.first().map(|(at, _)| *at);
             let end = self.ends.first().map(|(at, _)| *at);
             let wake = due.into_iter().chain(end).min();
+            if !self.inbox.may_sleep(wake) {
+                continue;
+            }
             let landed = async {
                 match &mut flight {
                     Some(flight) => (&mut flight.answer).await,
@@ -111,13 +192,7 @@ impl Rounds {
                 }
             };
             tokio::select! {
-                command = inbox.recv() => match command {
-                    Some(Command::Keep(grant)) => self.keep(grant),
-                    Some(Command::Forget(token)) => {
-                        self.forget(token);
-                    }
-                    None => return,
-                },
+                () = self.inbox.wake.notified() => {}
                 answer = landed => if let Some(flight) = flight.take() {
                     let answer = answer.unwrap_or_else(|panicked| {
                         Err(StoreError::unknown(StoreErrorKind::Poisoned, "the storage panicked while it renewed locks").with_source(panicked))
@@ -135,8 +210,7 @@ impl Rounds {
             // Lost before it came here.
             return self.tell(&grant);
         };
-        // The attempt to get it may have taken a while: the first renewal counts from when trust began.
-        let due = end.saturating_sub(trusted(grant.ttl)).saturating_add(grant.ttl / 3).max(now);
+        let due = first_due(&grant, end).max(now);
         self.due.insert((due, token));
         self.ends.insert((end, token));
         self.kept.insert(token, Kept { grant, due: Some(due), end });
