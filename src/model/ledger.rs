@@ -115,7 +115,7 @@ impl Ledger {
 
     /// Decides every entry of a batch in order, and applies what is accepted.
     pub fn commit(&mut self, entries: &[Entry], fences: &dyn FenceCheck) -> BatchAnswer {
-        let mut batch = InBatch::default();
+        let mut batch = InBatch { wrote: Vec::with_capacity(entries.len()), ..InBatch::default() };
         let outcomes = entries.iter().map(|entry| self.commit_entry(entry, fences, &mut batch)).collect();
         BatchAnswer { outcomes }
     }
@@ -249,10 +249,15 @@ impl Ledger {
 
     /// Puts a decided state in place, keeps the indexes, and tells the version before.
     fn install(&mut self, run: &RunId, mutations: &[Mutation], after: Option<RunState>) -> Version {
-        let before = self.runs.get(run).cloned();
-        match (&before, &after) {
+        let before = match (self.runs.get_mut(run), &after) {
+            (Some(place), Some(new)) => Some(std::mem::replace(place, new.clone())),
+            (Some(place), None) => Some(place.clone()),
+            (None, _) => None,
+        };
+        match (&before, after) {
             // As many as before and none deleted: then they are the same ones.
-            (Some(old), Some(new)) if old.node_count() == new.node_count() && !mutations.iter().any(Mutation::deletes_node) => {}
+            (Some(old), Some(new))
+                if old.node_count() == new.node_count() && !mutations.iter().any(Mutation::deletes_node) => {}
             (Some(old), Some(new)) => {
                 for node in mutations.iter().filter_map(Mutation::node) {
                     let (was, is) = (old.node(node.as_str()).is_some(), new.node(node.as_str()).is_some());
@@ -263,20 +268,18 @@ impl Ledger {
                     }
                 }
             }
-            (None, Some(new)) => self.index_run(new),
+            (None, Some(new)) => {
+                self.index_run(&new);
+                self.runs.insert_mut(run.clone(), new);
+            }
             (Some(old), None) => {
                 if mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true })) {
                     self.retain(old);
                 }
                 self.unindex_run(old);
-            }
-            (None, None) => {}
-        }
-        match after {
-            Some(state) => self.runs.insert_mut(run.clone(), state),
-            None => {
                 self.runs.remove_mut(run);
             }
+            (None, None) => {}
         }
         before.map_or(Version::NONE, |run| run.version())
     }

@@ -440,9 +440,11 @@ fn is_plain<S>(answer: &BatchAnswer, current: &Current<S>) -> bool {
 }
 
 fn applied<S>(sinks: Vec<(S, u64)>, answer: BatchAnswer) -> Vec<(S, Settlement)> {
-    let outcomes = answer.outcomes.into_iter().filter_map(|outcome| match outcome {
-        Outcome::Applied(receipt) => Some(Settlement::Applied(receipt)),
-        Outcome::Refused(_) => None,
-    });
-    sinks.into_iter().map(|(sink, _)| sink).zip(outcomes).collect()
+    let mut settled = Vec::with_capacity(sinks.len());
+    for ((sink, _), outcome) in sinks.into_iter().zip(answer.outcomes) {
+        if let Outcome::Applied(receipt) = outcome {
+            settled.push((sink, Settlement::Applied(receipt)));
+        }
+    }
+    settled
 }

@@ -8,10 +8,13 @@ use crate::model::{
 
 /// The first byte of the short form; what begins with another one is JSON.
 const SHORT: u8 = 1;
+/// What an entry usually takes.
+const ENTRY: usize = 8;
 
 /// The short form; `None` where it cannot say all: something was refused. That is kept as a whole.
 pub(crate) fn write(answer: &BatchAnswer) -> Option<Vec<u8>> {
-    let mut bytes = vec![SHORT];
+    let mut bytes = Vec::with_capacity(1 + ENTRY * answer.outcomes.len());
+    bytes.push(SHORT);
     for outcome in &answer.outcomes {
         let Outcome::Applied(receipt) = outcome else { return None };
         put(&mut bytes, receipt.seq.0);
