@@ -256,8 +256,7 @@ impl Ledger {
         };
         match (&before, after) {
             // As many as before and none deleted: then they are the same ones.
-            (Some(old), Some(new))
-                if old.node_count() == new.node_count() && !mutations.iter().any(Mutation::deletes_node) => {}
+            (Some(old), Some(new)) if old.node_count() == new.node_count() && !mutations.iter().any(Mutation::deletes_node) => {}
             (Some(old), Some(new)) => {
                 for node in mutations.iter().filter_map(Mutation::node) {
                     let (was, is) = (old.node(node.as_str()).is_some(), new.node(node.as_str()).is_some());
