@@ -20,6 +20,7 @@ on_every_backend!(
     waiters_are_served_in_order,
     a_fenced_write_is_refused_once_the_lease_is_lost,
     a_lease_that_nobody_renews_expires_by_itself,
+    a_short_lease_is_kept_alive_beside_long_ones,
     ending_a_run_frees_its_locks,
     however_a_run_ends_its_holder_and_its_waiters_are_told,
     the_shortest_leases_grant_nothing_twice,
@@ -132,6 +133,24 @@ async fn a_lease_that_nobody_renews_expires_by_itself(store: Store) {
     assert!(state.acquire_lock("r", Duration::from_millis(1600)).await.unwrap().is_none());
     assert!(!kept.is_lost());
     state.with_lease(&kept).set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+}
+
+async fn a_short_lease_is_kept_alive_beside_long_ones(store: Store) {
+    const TTL: Duration = Duration::from_millis(600);
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let long = state.acquire_lock("long", NOW).await.unwrap().expect("free");
+    // Whoever renews them has settled down to wait for the long one by then.
+    for _ in 0..3 {
+        state.acquire_lock("passing", NOW).await.unwrap().expect("free").release().await.unwrap();
+    }
+    let short = state.acquire(run("r"), LockOptions::new().ttl(TTL), NOW).await.unwrap().expect("free");
+    let kept = tokio::time::timeout(TTL * 3, short.lost()).await;
+    assert!(kept.is_err(), "it was lost: {kept:?}");
+    state.with_lease(&short).set_node_state("r", "n", NodeUpdate::running()).await.expect("it is held");
+    short.release().await.unwrap();
+    long.release().await.unwrap();
+    state.close().await.unwrap();
 }
 
 async fn ending_a_run_frees_its_locks(store: Store) {
