@@ -236,7 +236,7 @@ impl Shared {
                     {
                         return Err(self.corrupt(number, "it does not lead to the answer that was given"));
                     }
-                    memory.answers.put(id, &answer);
+                    memory.answers.put(id, answer);
                 }
             }
         }
@@ -245,8 +245,8 @@ impl Shared {
 
     fn commit(&self, batch: &Batch) -> Result<BatchAnswer, StoreError> {
         let mut log = self.log();
-        if let Some(answer) = self.memory().answers.get(batch) {
-            return Ok(answer);
+        if let Some(answer) = self.memory().answers.get(batch.id) {
+            return Ok(answer.clone());
         }
         let log = log.as_mut().ok_or_else(StoreError::closed)?;
         let mut ledger = self.memory().ledger.clone();
@@ -258,7 +258,7 @@ impl Shared {
         }
         let mut memory = self.memory();
         memory.ledger = ledger;
-        memory.answers.put(batch.id, &answer);
+        memory.answers.put(batch.id, answer.clone());
         Ok(answer)
     }
 

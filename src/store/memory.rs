@@ -96,11 +96,11 @@ impl StateBackend for MemoryBackend {
                 return Err(StoreError::closed());
             }
             let mut store = self.store()?;
-            if let Some(answer) = store.answers.get(&batch) {
-                return Ok(answer);
+            if let Some(answer) = store.answers.get(batch.id) {
+                return Ok(answer.clone());
             }
             let answer = store.ledger.commit(&batch.entries, &*self.shared.leases);
-            store.answers.put(batch.id, &answer);
+            store.answers.put(batch.id, answer.clone());
             Ok(answer)
         })
     }

@@ -18,6 +18,7 @@ mod one_moment;
 mod own_versions;
 mod pull;
 mod registry;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod short_answer;
 
 #[cfg(any(feature = "conformance", test))]

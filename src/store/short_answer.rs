@@ -11,7 +11,7 @@ const SHORT: u8 = 1;
 /// What an entry usually takes.
 const ENTRY: usize = 8;
 
-/// The short form; `None` where it cannot say all: something was refused. That is kept as a whole.
+/// The short form; `None` where it cannot say all, as where something was refused: that is kept as JSON.
 pub(crate) fn write(answer: &BatchAnswer) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(1 + ENTRY * answer.outcomes.len());
     bytes.push(SHORT);

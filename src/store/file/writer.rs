@@ -303,7 +303,7 @@ impl Writer {
 
     fn decide_and_write(&mut self, group: &mut [Waiting]) {
         for waiting in group.iter_mut() {
-            waiting.answer = self.answers.get(&waiting.batch).map(Ok);
+            waiting.answer = self.answers.get(waiting.batch.id).cloned().map(Ok);
         }
         let refuse_all = |group: &mut [Waiting], error: &StoreError| {
             for waiting in group.iter_mut().filter(|waiting| waiting.answer.is_none()) {
@@ -354,7 +354,7 @@ impl Writer {
         }
         for (index, answer) in decided {
             if let Some(waiting) = group.get_mut(index) {
-                self.answers.put(waiting.batch.id, &answer);
+                self.answers.put(waiting.batch.id, answer.clone());
                 waiting.answer = Some(Ok(answer));
             }
         }
