@@ -2,6 +2,8 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+#[path = "support/folder.rs"]
+mod folder;
 mod projects;
 
 use std::fs;
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use assert_cmd::Command;
 use chrono::{DateTime, Utc};
+use folder::copy_folder;
 use projects::{project, tree};
 use seeknal_state::{
     BackendOptions, Clock, Coordinator, LeaseKey, LockOptions, NewRun, RunId, SystemClock, create_state_backend,
@@ -147,10 +150,7 @@ async fn a_torn_tail_and_a_journal_of_another_document_are_no_damage() {
     state.create_run("run_2", NewRun::running()).await.unwrap();
     // As kill -9 leaves it: the folder in mid-flight, with half a record.
     let killed = tempfile::tempdir().unwrap();
-    fs::create_dir(killed.path().join("target")).unwrap();
-    for name in ["run_state.json", "run_state.json.journal", "run_state.json.lock"] {
-        fs::copy(dir.path().join("target").join(name), killed.path().join("target").join(name)).unwrap();
-    }
+    copy_folder(dir.path(), killed.path());
     state.close().await.unwrap();
     let journal = killed.path().join("target/run_state.json.journal");
     let mut bytes = fs::read(&journal).unwrap();

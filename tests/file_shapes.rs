@@ -2,11 +2,15 @@
 #![cfg(feature = "file")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
 
+#[path = "support/folder.rs"]
+mod folder;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeZone, Utc};
+use folder::copy_folder;
 use proptest::prelude::*;
 use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunImport, RunPart, time};
 use seeknal_state::store::file::FileBackend;
@@ -463,10 +467,7 @@ proptest! {
             let told = everything(&backend).await;
             // As a kill leaves it, and as a close does.
             let killed = tempfile::tempdir().unwrap();
-            for file in std::fs::read_dir(folder.path()).unwrap() {
-                let file = file.unwrap();
-                std::fs::copy(file.path(), killed.path().join(file.file_name())).unwrap();
-            }
+            copy_folder(folder.path(), killed.path());
             let seen = FileBackend::new(&BackendOptions::new().base_path(killed.path()).read_only(true));
             seen.initialize().await.unwrap();
             assert_eq!(everything(&seen).await, told);
