@@ -89,6 +89,9 @@ pub struct Entry {
     pub fences: Vec<Fence>,
     /// What outlives runs that were deleted elsewhere: joins what is there (migration carries it from store to store).
     pub retained: Vec<(NodeId, Retained)>,
+    /// Its guards alone decide, and if they refuse it, what comes later in the batch is held up only where it names the same nodes: nobody was told
+    /// anything of it. A backend may pass over this, and hold up the whole chain.
+    pub detached: bool,
 }
 
 /// The entries that are flushed together, in order.

@@ -7,8 +7,11 @@ mod attempt;
 mod batch;
 mod clock;
 mod coverage;
+#[cfg(feature = "sqlite")]
+mod fallen;
 mod guard;
 mod id;
+mod ids;
 mod interval;
 mod json;
 mod lease;
@@ -32,6 +35,8 @@ pub use attempt::{Attempt, MAX_ATTEMPT_ERROR_BYTES, MAX_ATTEMPTS_KEPT};
 pub use batch::{Batch, BatchAnswer, BatchId, Entry, Fence, LeaseGrant, Outcome, Receipt, Refusal, RunPart, RunReceipt};
 pub use clock::{Clock, SystemClock};
 pub use coverage::{LastSuccess, NodeCoverage, Retained};
+#[cfg(feature = "sqlite")]
+pub(crate) use fallen::Fallen;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
 pub(crate) use guard::GuardedRun;
 pub use guard::{Guard, StatusSet, check_guards};

@@ -1,7 +1,7 @@
 //! The nodes of a run: a map in the order of their ids of which every version is kept as long as somebody reads it.
 //!
 //! ```text
-//! chunks ─► [ chunk, chunk, … ]      copied by every change: one pointer a chunk; a small map is one chunk
+//! chunks ─► firsts, [ chunk, … ]     copied by every change: one pointer a chunk; a small map is one chunk
 //! chunk  ─► ids, states              copied once in RECENT changes
 //!           recent ─► r ─► r ─► …    what was put since, newest first: a change is one link more
 //! ```
@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use super::id::NodeId;
+use super::ids::Ids;
 use super::node::NodeState;
 
 /// Changes of a chunk that are kept beside it, at most.
@@ -33,14 +34,13 @@ pub(super) struct NodeMap {
 enum Chunks {
     /// Most runs are small.
     One(Chunk),
-    /// In order; none is empty.
-    Many(Arc<[Arc<Chunk>]>),
+    /// In order; none is empty. Of an id that comes before all firsts the chunk is the first one.
+    Many { firsts: Arc<Ids>, chunks: Arc<[Arc<Chunk>]> },
 }
 
 #[derive(Clone)]
 struct Chunk {
-    /// In order.
-    ids: Arc<Vec<NodeId>>,
+    ids: Arc<Ids>,
     /// Of each id; what is recent is newer.
     states: Arc<Vec<Arc<NodeState>>>,
     recent: Option<Arc<Recent>>,
@@ -58,8 +58,8 @@ struct Recent {
 
 impl Chunk {
     fn of(nodes: &[(NodeId, Arc<NodeState>)]) -> Self {
-        let (ids, states) = nodes.iter().cloned().unzip();
-        Self { ids: Arc::new(ids), states: Arc::new(states), recent: None }
+        let (ids, states): (Vec<NodeId>, _) = nodes.iter().cloned().unzip();
+        Self { ids: Arc::new(Ids::new(ids)), states: Arc::new(states), recent: None }
     }
 
     fn recent(&self) -> impl Iterator<Item = &Recent> {
@@ -68,15 +68,6 @@ impl Chunk {
 
     fn state(&self, at: usize) -> Option<&Arc<NodeState>> {
         self.recent().find(|recent| recent.at == at).map(|recent| &recent.state).or_else(|| self.states.get(at))
-    }
-
-    /// Whether its first id comes after another one.
-    fn is_beyond(&self, id: &str) -> bool {
-        self.ids.first().is_some_and(|first| first.as_str() > id)
-    }
-
-    fn find(&self, id: &str) -> Result<usize, usize> {
-        self.ids.binary_search_by(|known| known.as_str().cmp(id))
     }
 
     fn put(&mut self, at: usize, state: Arc<NodeState>) {
@@ -120,7 +111,7 @@ impl Chunk {
         let half = self.ids.len() / 2;
         let states = self.settle().split_off(half);
         let ids = Arc::make_mut(&mut self.ids).split_off(half);
-        Self { ids: Arc::new(ids), states: Arc::new(states), recent: None }
+        Self { ids: Arc::new(Ids::new(ids)), states: Arc::new(states), recent: None }
     }
 }
 
@@ -129,35 +120,42 @@ impl Chunks {
     fn place(&self, id: &str) -> usize {
         match self {
             Self::One(_) => 0,
-            Self::Many(chunks) => chunks.partition_point(|chunk| !chunk.is_beyond(id)).saturating_sub(1),
+            Self::Many { firsts, .. } => firsts.find(id).unwrap_or_else(|at| at.saturating_sub(1)),
         }
     }
 
     fn get(&self, place: usize) -> Option<&Chunk> {
         match self {
             Self::One(chunk) => (place == 0).then_some(chunk),
-            Self::Many(chunks) => chunks.get(place).map(|chunk| &**chunk),
+            Self::Many { chunks, .. } => chunks.get(place).map(|chunk| &**chunk),
         }
     }
 
     fn get_mut(&mut self, place: usize) -> Option<&mut Chunk> {
         match self {
             Self::One(chunk) => (place == 0).then_some(chunk),
-            Self::Many(chunks) => Arc::make_mut(chunks).get_mut(place).map(Arc::make_mut),
+            Self::Many { chunks, .. } => Arc::make_mut(chunks).get_mut(place).map(Arc::make_mut),
         }
     }
 
     /// Puts a chunk behind another one.
     fn add(&mut self, place: usize, second: Chunk) {
         let second = Arc::new(second);
-        let chunks = match self {
-            Self::One(first) => [Arc::new(first.clone()), second].into(),
-            Self::Many(chunks) => {
+        *self = match self {
+            Self::One(first) => Self::many(vec![Arc::new(first.clone()), second]),
+            Self::Many { chunks, .. } => {
                 let (before, after) = chunks.split_at_checked(place + 1).unwrap_or((chunks, &[]));
-                before.iter().cloned().chain(std::iter::once(second)).chain(after.iter().cloned()).collect()
+                Self::many(before.iter().cloned().chain(std::iter::once(second)).chain(after.iter().cloned()).collect())
             }
         };
-        *self = Self::Many(chunks);
+    }
+
+    fn many(chunks: Vec<Arc<Chunk>>) -> Self {
+        if let [only] = &*chunks {
+            return Self::One(Chunk::clone(only));
+        }
+        let firsts = chunks.iter().filter_map(|chunk| chunk.ids.first().cloned()).collect();
+        Self::Many { firsts: Arc::new(Ids::new(firsts)), chunks: chunks.into() }
     }
 }
 
@@ -172,14 +170,14 @@ impl NodeMap {
 
     pub(super) fn get(&self, id: &str) -> Option<&Arc<NodeState>> {
         let chunk = self.chunks.get(self.chunks.place(id))?;
-        chunk.state(chunk.find(id).ok()?)
+        chunk.state(chunk.ids.find(id).ok()?)
     }
 
     pub(super) fn insert(&mut self, id: NodeId, state: Arc<NodeState>) {
         let place = self.chunks.place(id.as_str());
         let most = if self.len < MANY { SMALL } else { LARGE };
         let Some(chunk) = self.chunks.get_mut(place) else { return };
-        match chunk.find(id.as_str()) {
+        match chunk.ids.find(id.as_str()) {
             Ok(at) => chunk.put(at, state),
             Err(at) => {
                 chunk.insert(at, id, state);
@@ -195,18 +193,14 @@ impl NodeMap {
     /// Whether it was there.
     pub(super) fn remove(&mut self, id: &str) -> bool {
         let place = self.chunks.place(id);
-        let Some(at) = self.chunks.get(place).and_then(|chunk| chunk.find(id).ok()) else { return false };
+        let Some(at) = self.chunks.get(place).and_then(|chunk| chunk.ids.find(id).ok()) else { return false };
         let Some(chunk) = self.chunks.get_mut(place) else { return false };
         chunk.remove(at);
         self.len -= 1;
         if chunk.ids.is_empty()
-            && let Chunks::Many(chunks) = &self.chunks
+            && let Chunks::Many { chunks, .. } = &self.chunks
         {
-            let left: Vec<Arc<Chunk>> = chunks.iter().filter(|chunk| !chunk.ids.is_empty()).cloned().collect();
-            self.chunks = match &*left {
-                [only] => Chunks::One(Chunk::clone(only)),
-                _ => Chunks::Many(left.into()),
-            };
+            self.chunks = Chunks::many(chunks.iter().filter(|chunk| !chunk.ids.is_empty()).cloned().collect());
         }
         true
     }
@@ -214,7 +208,7 @@ impl NodeMap {
     pub(super) fn iter(&self) -> Iter<'_> {
         let (first, more) = match &self.chunks {
             Chunks::One(chunk) => (Some(chunk), [].iter()),
-            Chunks::Many(chunks) => (None, chunks.iter()),
+            Chunks::Many { chunks, .. } => (None, chunks.iter()),
         };
         Iter { chunks: more, chunk: first, at: 0, left: self.len }
     }
@@ -269,7 +263,7 @@ impl FromIterator<(NodeId, Arc<NodeState>)> for NodeMap {
         let parts = nodes.len().div_ceil(most * 3 / 4).max(1);
         let chunks = match parts {
             1 => Chunks::One(Chunk::of(&nodes)),
-            _ => Chunks::Many(nodes.chunks(nodes.len().div_ceil(parts)).map(|part| Arc::new(Chunk::of(part))).collect()),
+            _ => Chunks::many(nodes.chunks(nodes.len().div_ceil(parts)).map(|part| Arc::new(Chunk::of(part))).collect()),
         };
         Self { chunks, len: nodes.len() }
     }

@@ -195,60 +195,81 @@ impl ReadyBoard {
 
     /// Looks at one node again.
     fn refresh(&mut self, id: &NodeId) {
-        self.left_out.remove(id);
-        let old = self.cards.remove(id);
-        if let Some(Card { place: Some(place), .. }) = &old {
-            self.queue.remove(&(*place, id.clone()));
+        if !self.left_out.is_empty() {
+            self.left_out.remove(id);
         }
+        let node = self.state.node_shared(id.as_str());
+        let kind = node.as_ref().map(|node| self.kind(node));
+        let was = match (self.cards.get_mut(id), &node, kind) {
+            // What it waits for seldom changes.
+            (Some(card), Some(node), Some(kind)) if card.needs == node.depends_on => {
+                self.pending -= usize::from(card.kind == Kind::Pending);
+                self.ready -= usize::from(card.is_ready());
+                let was = std::mem::replace(&mut card.kind, kind);
+                self.pending += usize::from(kind == Kind::Pending);
+                self.ready += usize::from(card.is_ready());
+                Some(was)
+            }
+            _ => self.exchange(id, node.as_ref().zip(kind).map(|(node, kind)| (&node.depends_on, kind))),
+        };
+        match (was == Some(Kind::Running), kind == Some(Kind::Running)) {
+            (true, false) => drop(self.running.remove(id)),
+            (false, true) => drop(self.running.insert(id.clone())),
+            _ => {}
+        }
+        self.place(id);
+        let (was_done, is_done) = (was == Some(Kind::Done), kind == Some(Kind::Done));
+        if was_done != is_done {
+            self.tell_dependents(id, is_done);
+        }
+    }
+
+    /// Puts a card in the place of another one, or takes it away; of what kind the other one was.
+    fn exchange(&mut self, id: &NodeId, new: Option<(&List<NodeId>, Kind)>) -> Option<Kind> {
+        let old = self.cards.remove(id);
         if let Some(card) = &old {
             self.pending -= usize::from(card.kind == Kind::Pending);
             self.ready -= usize::from(card.is_ready());
-        }
-        self.running.remove(id);
-        let was_done = old.as_ref().is_some_and(|card| card.kind == Kind::Done);
-        let node = self.state.node_shared(id.as_str());
-        let needs = node.as_ref().map(|node| node.depends_on.clone()).unwrap_or_default();
-        let same_needs = old.as_ref().is_some_and(|card| card.needs == needs);
-        if !same_needs {
-            for needed in old.iter().flat_map(|card| &card.needs) {
+            if let Some(place) = card.place {
+                self.queue.remove(&(place, id.clone()));
+            }
+            for needed in &card.needs {
                 if let Some(dependents) = self.dependents.get_mut(needed) {
                     dependents.retain(|dependent| dependent != id);
                 }
             }
-            for needed in &needs {
-                self.dependents.entry(needed.clone()).or_default().push(id.clone());
-            }
         }
-        let missing = match &old {
-            Some(card) if same_needs => card.missing,
-            _ => self.missing(&needs),
-        };
-        let is_done = node.as_ref().is_some_and(|node| self.kind(node) == Kind::Done);
-        match &node {
-            Some(node) => {
-                let card = Card { kind: self.kind(node), missing, needs, place: None };
-                self.pending += usize::from(card.kind == Kind::Pending);
-                self.ready += usize::from(card.is_ready());
-                if card.kind == Kind::Running {
-                    self.running.insert(id.clone());
+        match new {
+            Some((needs, kind)) => {
+                for needed in needs {
+                    self.dependents.entry(needed.clone()).or_default().push(id.clone());
                 }
+                let card = Card { kind, missing: self.missing(needs), needs: needs.clone(), place: None };
+                self.pending += usize::from(kind == Kind::Pending);
+                self.ready += usize::from(card.is_ready());
                 self.cards.insert(id.clone(), card);
-                self.place(id);
             }
             None => {
                 self.dead.remove(id);
             }
         }
-        if was_done != is_done {
-            for dependent in self.dependents.get(id).cloned().unwrap_or_default() {
-                let Some(card) = self.cards.get_mut(&dependent) else { continue };
-                self.ready -= usize::from(card.is_ready());
-                card.missing = if is_done { card.missing.saturating_sub(1) } else { card.missing + 1 };
-                self.ready += usize::from(card.is_ready());
-                // It may have been refused because of this: now the state tells.
-                self.left_out.remove(&dependent);
-                self.place(&dependent);
-            }
+        old.map(|card| card.kind)
+    }
+
+    /// A node is done, or not any more: for those that wait for it.
+    fn tell_dependents(&mut self, id: &NodeId, is_done: bool) {
+        let Some(dependents) = self.dependents.get_mut(id).map(std::mem::take) else { return };
+        for dependent in &dependents {
+            let Some(card) = self.cards.get_mut(dependent) else { continue };
+            self.ready -= usize::from(card.is_ready());
+            card.missing = if is_done { card.missing.saturating_sub(1) } else { card.missing + 1 };
+            self.ready += usize::from(card.is_ready());
+            // It may have been refused because of this: now the state tells.
+            self.left_out.remove(dependent);
+            self.place(dependent);
+        }
+        if let Some(place) = self.dependents.get_mut(id) {
+            *place = dependents;
         }
     }
 
@@ -260,9 +281,9 @@ impl ReadyBoard {
     /// Queues a node if it may be taken, else takes it out of the queue.
     fn place(&mut self, id: &NodeId) {
         let Some(card) = self.cards.get(id) else { return };
-        let free = !self.taken.contains(id)
-            && !self.left_out.contains(id)
-            && (card.is_ready() || (card.kind == Kind::Running && self.is_dead(id)));
+        let free = (card.is_ready() || (card.kind == Kind::Running && self.is_dead(id)))
+            && !self.taken.contains(id)
+            && !self.left_out.contains(id);
         let old = card.place;
         if old.is_some() == free {
             return;

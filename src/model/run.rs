@@ -254,9 +254,17 @@ impl RunState {
 
     /// The nodes that are newer than a version, in no order.
     pub(crate) fn newer_nodes(&self, version: Version) -> Vec<NodeId> {
+        match self.taken_in(version) {
+            Some(nodes) => nodes.to_vec(),
+            None => self.body.nodes.iter().filter(|(_, node)| node.version > version).map(|(id, _)| id.clone()).collect(),
+        }
+    }
+
+    /// The nodes that are newer than a version, where the run was brought up from there by [`with_rows`](Self::with_rows): then none went meanwhile.
+    pub(crate) fn taken_in(&self, version: Version) -> Option<&[NodeId]> {
         match self.body.reload.as_deref() {
-            Some((from, to, nodes)) if *from == version && *to == self.version => nodes.clone(),
-            _ => self.body.nodes.iter().filter(|(_, node)| node.version > version).map(|(id, _)| id.clone()).collect(),
+            Some((from, to, nodes)) if *from == version && *to == self.version => Some(nodes),
+            _ => None,
         }
     }
 

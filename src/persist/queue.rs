@@ -97,6 +97,18 @@ impl<S, B> FlushQueue<S, B> {
         self.waiting.len()
     }
 
+    /// Whether an entry waits; if none does, the barriers are done.
+    pub(super) fn holds_entries(&mut self) -> Result<(), Vec<B>> {
+        if self.waiting.iter().any(|item| matches!(item, Item::Entry(_))) {
+            return Ok(());
+        }
+        let barriers = self.waiting.drain(..).filter_map(|item| match item {
+            Item::Barrier(barrier) => Some(barrier),
+            Item::Entry(_) => None,
+        });
+        Err(barriers.collect())
+    }
+
     /// Takes in an entry. One that stands on a broken chain comes back at once.
     pub(super) fn push(&mut self, submission: Submission<S>) -> Option<(S, Settlement)> {
         if !self.broken.is_empty() && self.stands_on_broken(&submission) {

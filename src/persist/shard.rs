@@ -348,6 +348,23 @@ impl<S: Sink> BatchSource for Shard<S> {
         }
     }
 
+    fn waits(&self) -> bool {
+        let mut line = self.line();
+        if line.pausing {
+            line.pulled = false;
+            return false;
+        }
+        if self.current().is_some() {
+            return true;
+        }
+        let Err(barriers) = line.queue.holds_entries() else { return true };
+        line.pulled = false;
+        drop(line);
+        News::<S> { settled: Vec::new(), barriers, barred: None, batch: None }.tell();
+        self.end_if_done();
+        false
+    }
+
     fn next(&self) -> Option<Arc<Batch>> {
         loop {
             let items = {

@@ -155,6 +155,7 @@ impl Chain {
             parts: vec![part],
             leases: std::mem::take(&mut op.leases),
             fences: std::mem::take(&mut op.fences),
+            detached: op.hasty,
             ..Entry::default()
         };
         Ok((ticket, entry))

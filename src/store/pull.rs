@@ -16,6 +16,12 @@ use crate::model::{Batch, BatchAnswer};
 /// Where a backend with a writer of its own takes its batches from. What is collected while one batch is being written is the next one, so that
 /// neither the storage nor those who write to it wait for a runtime in between.
 pub trait BatchSource: Send + Sync + fmt::Debug {
+    /// Whether a batch waits, for a backend that has to wait for its turn to write: what arrives until it has it makes the batch longer. `false`: as when
+    /// [`next`](Self::next) has none. Never blocks for long.
+    fn waits(&self) -> bool {
+        true
+    }
+
     /// The next batch; `None` if nothing waits: the backend is woken when something does. Never blocks for long. The batch that was given last has to
     /// be answered first: until then it is given again.
     fn next(&self) -> Option<Arc<Batch>>;
@@ -40,6 +46,13 @@ impl Sources {
 
     pub(super) fn add(&mut self, source: &Weak<dyn BatchSource>) {
         self.0.extend(source.upgrade());
+    }
+
+    /// Whether any source has a batch; one that has none is asked no more before it wakes the writer again.
+    #[cfg(feature = "sqlite")]
+    pub(super) fn wait(&mut self) -> bool {
+        self.0.retain(|source| source.waits());
+        !self.0.is_empty()
     }
 
     /// The next batch of every source; one that has none is asked no more before it wakes the writer again.

@@ -131,6 +131,64 @@ async fn a_refusal_takes_its_chain_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn a_detached_entry_that_is_refused_holds_up_only_what_names_its_nodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    let other = open(&db(dir.path())).await;
+    let pending = |name| set(name, NodeUpdate::pending());
+    change(&backend, "r", vec![create(0), pending("a"), pending("b"), pending("c")]).await;
+    let seen = load(&backend, "r").await;
+    let pinned = |name: &str| Guard::NodeVersion { node: node_id(name), version: seen.node(name).unwrap().version };
+    // Another process is faster with one of the nodes.
+    change(&other, "r", vec![set("a", NodeUpdate::running().fingerprint("other"))]).await;
+    let now = load(&other, "r").await;
+
+    // As an actor builds them: each on top of the one before.
+    let mut tip = seen.clone();
+    let mut entries = Vec::new();
+    for (detached, guards, mutations) in [
+        (true, vec![pinned("a")], vec![set("a", NodeUpdate::running().fingerprint("me"))]),
+        (true, vec![pinned("b")], vec![set("b", NodeUpdate::running().fingerprint("me"))]),
+        (false, vec![], vec![Mutation::Update { update: RunUpdate::new().metadata("by", "me"), at: at(200) }]),
+        (false, vec![], vec![set("a", NodeUpdate::new().row_count(7))]),
+    ] {
+        let part = part_on(Some(&tip), seen.version(), "r", guards, mutations);
+        tip = part.after.clone().unwrap();
+        entries.push(Entry { detached, ..entry(part) });
+    }
+    let version = Guard::RunVersion(tip.version());
+    entries.push(entry(part_on(Some(&tip), seen.version(), "r", vec![version], vec![pending("d")])));
+    let outcomes = commit(&backend, entries.clone()).await.outcomes;
+    assert!(
+        matches!(&outcomes[0], Outcome::Refused(Refusal::Guard { guard: Guard::NodeVersion { .. }, .. })),
+        "{:?}",
+        outcomes[0]
+    );
+    let claimed = applied(outcomes[1].clone());
+    assert_eq!((claimed.runs[0].before, claimed.runs[0].after), (now.version(), now.version().next()));
+    assert_eq!(applied(outcomes[2].clone()).runs[0].before, claimed.runs[0].after);
+    for (outcome, why) in [(&outcomes[3], "it stands on what was refused"), (&outcomes[4], "its version counts what was refused")]
+    {
+        assert!(matches!(outcome, Outcome::Refused(Refusal::Chained { .. })), "{why}: {outcome:?}");
+    }
+    let stored = load(&backend, "r").await;
+    let by = |name: &str| stored.node(name).unwrap().fingerprint.clone();
+    assert_eq!((by("a"), by("b"), by("c")), (Some("other".into()), Some("me".into()), None));
+    assert_eq!(stored.node("a").unwrap().row_count, None);
+    assert!(stored.header().metadata.get("by").is_some() && stored.node("d").is_none());
+
+    // Not detached, it takes its chain along.
+    for entry in &mut entries {
+        entry.detached = false;
+    }
+    let outcomes = commit(&backend, entries).await.outcomes;
+    assert!(matches!(&outcomes[0], Outcome::Refused(Refusal::Stale { .. })), "{:?}", outcomes[0]);
+    for outcome in &outcomes[1..] {
+        assert!(matches!(outcome, Outcome::Refused(Refusal::Chained { .. })), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_batch_is_applied_once() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(&db(dir.path())).await;

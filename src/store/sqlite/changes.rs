@@ -4,10 +4,14 @@
 //! the writer some pages. It is a copy: whoever does not find all of it there reads the rows themselves.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
+use serde::Deserializer;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 
 use super::cell::PendingNode;
 use super::error::{corrupt, sql_error};
@@ -127,6 +131,33 @@ pub(super) fn ended(conn: &Connection, run: &RunId) -> rusqlite::Result<()> {
     conn.prepare_cached("DELETE FROM change_sets WHERE run_id = ?1")?.execute([run.as_str()]).map(drop)
 }
 
+/// A note that is older than what was read already: of nodes that changed again since, it says nothing that anybody wants to know.
+struct Older<'m> {
+    newer: &'m mut BTreeMap<NodeId, Option<NodeState>>,
+}
+
+impl<'de> Visitor<'de> for Older<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of nodes")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut note: M) -> Result<(), M::Error> {
+        while let Some(node) = note.next_key()? {
+            match self.newer.entry(node) {
+                Entry::Vacant(place) => {
+                    place.insert(note.next_value()?);
+                }
+                Entry::Occupied(_) => {
+                    note.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What became of the nodes of a run since a version: those that changed, `None` where only the row tells how. No answer: not all of it was noted,
 /// or there is too much of it.
 pub(super) fn since(
@@ -143,7 +174,7 @@ pub(super) fn since(
     if !complete {
         return Ok(None);
     }
-    let sql = "SELECT nodes FROM change_sets WHERE run_id = ?1 AND version > ?2 ORDER BY version";
+    let sql = "SELECT nodes FROM change_sets WHERE run_id = ?1 AND version > ?2 ORDER BY version DESC";
     let mut statement = conn.prepare_cached(sql).map_err(fail)?;
     let mut rows = statement.query(params![run.as_str(), counter(version.0)]).map_err(fail)?;
     let mut changed: BTreeMap<NodeId, Option<NodeState>> = BTreeMap::new();
@@ -151,8 +182,9 @@ pub(super) fn since(
     while let Some(row) = rows.next().map_err(fail)? {
         let text = Fields::new(row, place).text(0)?;
         taken += text.len();
-        let later: BTreeMap<NodeId, Option<NodeState>> = serde_json::from_str(text).map_err(|error| corrupt(place, error))?;
-        changed.extend(later);
+        let mut read = serde_json::Deserializer::from_str(text);
+        let taken_in = read.deserialize_map(Older { newer: &mut changed }).and_then(|()| read.end());
+        taken_in.map_err(|error| corrupt(place, error))?;
         if changed.len() > MOST || taken > MOST_TEXT {
             return Ok(None);
         }

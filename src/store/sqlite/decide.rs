@@ -6,7 +6,6 @@
 //! made are right, and are written under the version that the entry has here; else its mutations are applied to the rows as they are now.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::collections::btree_map::{BTreeMap, Entry as Place};
 
 use chrono::{DateTime, Utc};
@@ -21,8 +20,8 @@ use super::rows::Stamp;
 use super::write::Statements;
 use super::{lease, outlive, read, write};
 use crate::model::{
-    BatchAnswer, CommitSeq, Entry, Guard, InputError, LastSuccess, LeaseGrant, Mutation, NoRun, Outcome, Receipt, Refusal,
-    Retained, RunId, RunPart, RunReceipt, RunState, Version, apply_all, first_violated,
+    BatchAnswer, CommitSeq, Entry, Fallen, Guard, InputError, LastSuccess, LeaseGrant, Mutation, NoRun, Outcome, Receipt,
+    Refusal, Retained, RunId, RunPart, RunReceipt, RunState, Version, apply_all, first_violated,
 };
 use crate::store::StoreError;
 
@@ -85,13 +84,13 @@ impl<'c> Session<'c> {
     /// Decides the entries of one batch in their order.
     pub(super) fn decide(&mut self, entries: &[Entry]) -> Result<BatchAnswer, StoreError> {
         self.batch = self.batch.saturating_add(1);
-        let mut refused = HashSet::new();
+        let mut fallen = Fallen::default();
         let mut outcomes = Vec::with_capacity(entries.len());
         for entry in entries {
-            outcomes.push(match self.entry(entry, &refused)? {
+            outcomes.push(match self.entry(entry, &fallen)? {
                 Ok(receipt) => Outcome::Applied(receipt),
                 Err(refusal) => {
-                    refused.extend(entry.parts.iter().map(|part| part.run.clone()));
+                    fallen.add(entry);
                     Outcome::Refused(refusal)
                 }
             });
@@ -118,7 +117,7 @@ impl<'c> Session<'c> {
         Settled { counters: (self.seq, self.token), rows: self.rows, runs }
     }
 
-    fn entry(&mut self, entry: &Entry, refused: &HashSet<RunId>) -> Verdict<Receipt> {
+    fn entry(&mut self, entry: &Entry, fallen: &Fallen<'_>) -> Verdict<Receipt> {
         for fence in &entry.fences {
             if !lease::holds(self.conn, fence)? {
                 return Ok(Err(Refusal::Fenced { fence: fence.clone() }));
@@ -126,7 +125,7 @@ impl<'c> Session<'c> {
         }
         let mut decided = Vec::with_capacity(entry.parts.len());
         for (index, part) in entry.parts.iter().enumerate() {
-            if !refused.is_empty() && refused.contains(&part.run) {
+            if fallen.holds_up(part) {
                 return Ok(Err(Refusal::Chained { run: part.run.clone() }));
             }
             if entry.parts.iter().take(index).any(|earlier| earlier.run == part.run) {
@@ -135,7 +134,7 @@ impl<'c> Session<'c> {
                     "it names the run twice",
                 ))));
             }
-            decided.push(verdict!(self.part(part)));
+            decided.push(verdict!(self.part(part, entry.detached)));
         }
         // From here on nothing but a lease can refuse; leases are rows that are written at once.
         let grants = verdict!(self.leases(entry));
@@ -177,7 +176,7 @@ impl<'c> Session<'c> {
         Ok(Ok(grants))
     }
 
-    fn part<'p>(&mut self, part: &'p RunPart) -> Verdict<Decided<'p>> {
+    fn part<'p>(&mut self, part: &'p RunPart, detached: bool) -> Verdict<Decided<'p>> {
         let conn = self.conn;
         let next = Version(self.seq.saturating_add(1));
         let batch = self.batch;
@@ -193,7 +192,8 @@ impl<'c> Session<'c> {
                     return Ok(Err(Refusal::RunNotFound { run: part.run.clone() }));
                 }
                 let unbroken = head.version == part.expect && cell.own.covers(part.base, head.version);
-                if !unbroken && cell.is_stale(conn, part, head, batch)? {
+                let by_guards = detached && part.pins_its_nodes();
+                if !unbroken && !by_guards && cell.is_stale(conn, part, head, batch)? {
                     return Ok(Err(Refusal::Stale { run: part.run.clone() }));
                 }
             }

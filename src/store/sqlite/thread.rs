@@ -1,9 +1,9 @@
 //! The writer: one thread that owns one connection.
 //!
 //! ```text
-//! source ──next()──┐
-//! commit() ──Job──►[mpsc] ──► recv, take what else waits, renewals first
-//!                              BEGIN IMMEDIATE ─ known batch? answer from its row
+//! commit() ──Job──►[mpsc] ──► recv ─ BEGIN IMMEDIATE
+//! source ──────next()────────► what came while others wrote goes along; renewals first
+//!                              known batch? answer from its row
 //!                              decide every entry ─ write the folded rows ─ keep the answers ─ COMMIT
 //!    ◄──answers────────────────┘ and at once the next
 //! ```
@@ -193,8 +193,12 @@ impl Writer {
                 }
                 next = if batches.len() < SHARED || closing.is_some() { jobs.try_recv().ok() } else { None };
             }
-            sources.pull(|batch, reply| batches.push((batch, reply)));
-            self.commit(batches);
+            if sources.wait() || !batches.is_empty() {
+                let turn = self.take_turn();
+                // What arrived while others wrote goes along. And without a turn: who waits is told.
+                sources.pull(|batch, reply| batches.push((batch, reply)));
+                self.commit(turn, batches);
+            }
             for reply in checkpoints {
                 let _asker_gone = reply.send(self.checkpoint()).is_err();
             }
@@ -248,14 +252,27 @@ impl Writer {
         Ok(())
     }
 
-    fn commit(&mut self, mut batches: Vec<(Arc<Batch>, BatchReply)>) {
+    /// Begins a transaction, when nobody else is in one any more.
+    fn take_turn(&mut self) -> Result<(), StoreError> {
+        if self.looked.is_none_or(|at| at.elapsed() >= LOOK) {
+            self.at.check()?;
+            self.looked = Some(Instant::now());
+        }
+        self.run("BEGIN IMMEDIATE").map_err(|error| {
+            self.leave_transaction();
+            sql_error(&self.at.name, error)
+        })
+    }
+
+    fn commit(&mut self, turn: Result<(), StoreError>, mut batches: Vec<(Arc<Batch>, BatchReply)>) {
         if batches.is_empty() {
+            self.leave_transaction();
             return;
         }
         // A lease that is not renewed in time is lost: what only renews goes first.
         batches.sort_by_key(|(batch, _)| batch.entries.iter().any(|entry| !entry.parts.is_empty()));
         let all: Vec<&Batch> = batches.iter().map(|(batch, _)| &**batch).collect();
-        match self.transaction(&all).map_err(|error| self.at.blame(error)) {
+        match turn.and_then(|()| self.transaction(&all)).map_err(|error| self.at.blame(error)) {
             Ok(answers) => {
                 for ((batch, reply), answer) in batches.into_iter().zip(answers) {
                     let id = batch.id;
@@ -270,7 +287,8 @@ impl Writer {
             // One batch that stumbles over damage does not take the others along.
             Err(error) if batches.len() > 1 && error.kind() == StoreErrorKind::Corrupt && !error.is_unknown_outcome() => {
                 for (batch, reply) in batches {
-                    self.commit(vec![(batch, reply)]);
+                    let turn = self.take_turn();
+                    self.commit(turn, vec![(batch, reply)]);
                 }
             }
             Err(error) => {
@@ -291,16 +309,8 @@ impl Writer {
         }
     }
 
-    /// Applies batches in one transaction of SQLite.
+    /// Applies batches in the transaction that was begun for them, and ends it.
     fn transaction(&mut self, batches: &[&Batch]) -> Result<Vec<BatchAnswer>, StoreError> {
-        if self.looked.is_none_or(|at| at.elapsed() >= LOOK) {
-            self.at.check()?;
-            self.looked = Some(Instant::now());
-        }
-        if let Err(error) = self.run("BEGIN IMMEDIATE") {
-            self.leave_transaction();
-            return Err(sql_error(&self.at.name, error));
-        }
         match self.fill(batches) {
             Ok((answers, settled)) => {
                 // Told before it is committed: the follower must never take it for somebody else's.
