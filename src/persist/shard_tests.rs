@@ -1,7 +1,10 @@
 //! A writer that pulls and ends in the middle: nobody waits for ever.
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::task::Poll;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -106,6 +109,48 @@ async fn what_waits_behind_a_writer_that_ended_is_answered() {
     submit(&persist, 3, &tell);
     assert_eq!(told.recv().await, Some((3, "not applied")));
     persist.close().await;
+}
+
+#[tokio::test]
+async fn what_arrives_before_the_writer_has_its_turn_is_in_the_batch() {
+    let (persist, source, _, tell, mut told) = open().await;
+    assert!(!source.waits());
+    submit(&persist, 1, &tell);
+    assert!(source.waits() && source.waits(), "asked twice, nothing is taken");
+    submit(&persist, 2, &tell);
+    assert_eq!(source.next().unwrap().entries.len(), 2);
+    submit(&persist, 3, &tell);
+    assert!(source.waits(), "what was given and not answered");
+    assert_eq!(source.next().unwrap().entries.len(), 2, "is given again");
+    source.answer(Err(StoreError::not_applied(StoreErrorKind::Busy, "busy")));
+    assert_eq!(told.recv().await.unwrap(), (1, "not applied"));
+    assert!(source.waits());
+    assert_eq!(source.next().unwrap().entries.len(), 1);
+}
+
+/// Whoever only wants to read behind what was written needs no turn to write.
+#[tokio::test]
+async fn a_barrier_that_nothing_waits_before_waits_for_no_turn() {
+    let (persist, source, _, tell, _told) = open().await;
+    let run = RunId::new("r1").unwrap();
+    let mut barrier = pin!(persist.barrier(&run));
+    assert!(poll(barrier.as_mut()).await.is_pending());
+    assert!(!source.waits());
+    barrier.await.unwrap();
+    // Behind an entry it does.
+    submit(&persist, 1, &tell);
+    let mut behind = pin!(persist.barrier(&run));
+    assert!(poll(behind.as_mut()).await.is_pending());
+    assert!(source.waits());
+    assert!(poll(behind.as_mut()).await.is_pending());
+    assert_eq!(source.next().unwrap().entries.len(), 1);
+    source.answer(Err(StoreError::not_applied(StoreErrorKind::Busy, "busy")));
+    behind.await.unwrap();
+}
+
+/// Asks a future once.
+async fn poll<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
+    poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await
 }
 
 #[tokio::test]

@@ -301,3 +301,34 @@ async fn batches_that_wait_together_keep_their_own_answers() {
     }
     assert!(backend.verify().await.unwrap().is_sound());
 }
+
+#[tokio::test]
+async fn what_comes_while_somebody_else_writes_goes_along_in_one_transaction() {
+    const WRITES: u64 = 10;
+    let dir = tempfile::tempdir().unwrap();
+    let state = Coordinator::open(open(&db(dir.path())).await).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let before = state.stats().batch_entries.count();
+    let other = raw(&db(dir.path()));
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let writes: Vec<_> = (0..WRITES)
+        .map(|number| {
+            let state = state.clone();
+            tokio::spawn(async move { state.set_node_state("r", format!("n{number}"), NodeUpdate::success()).await })
+        })
+        .collect();
+    // They wait for the turn, not behind one of them that took none.
+    tokio::time::timeout(Duration::from_secs(4), async {
+        while state.stats().waiting < WRITES {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("all of them wait for the turn");
+    other.execute_batch("COMMIT").unwrap();
+    for write in writes {
+        write.await.unwrap().unwrap();
+    }
+    assert_eq!(state.stats().batch_entries.count() - before, 1);
+    state.close().await.unwrap();
+}

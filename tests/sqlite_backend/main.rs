@@ -5,8 +5,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
+use seeknal_state::Coordinator;
 use seeknal_state::model::{
     Batch, Entry, Fence, FencingToken, Guard, LeaseKey, LeaseMutation, LeaseOwner, Ledger, Metadata, Mutation, NewRun, NoFences,
     NodeStatus, NodeUpdate, Outcome, PartitionKey, RawJson, Refusal, RunFilter, RunQuery, RunState, RunStatus, RunUpdate,
