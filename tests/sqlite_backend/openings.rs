@@ -281,6 +281,42 @@ async fn reload_from_before(by_header: bool) {
     }
 }
 
+/// However long the names of nodes are, the notes of a run stay within some megabytes, and who comes late reads the same.
+#[tokio::test]
+async fn notes_of_changes_are_bounded_by_their_length() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
+    let name = |number: usize| format!("{number:02}{}", "x".repeat(1_000));
+    let some = |from: usize, count: usize, said: usize| -> Vec<Mutation> {
+        (from..from + count).map(|number| set(&name(number), NodeUpdate::new().metadata("k", said))).collect()
+    };
+    change(&one, "r", [vec![create(0)], some(0, 90, 0)].concat()).await;
+    change(&two, "other", vec![create(0)]).await;
+    let first = load(&one, "r").await;
+    let length = |what: &str| -> i64 {
+        let sql = format!("SELECT coalesce({what}(octet_length(nodes)), 0) FROM change_sets");
+        raw(&db(dir.path())).query_row(&sql, [], |row| row.get(0)).unwrap()
+    };
+    let (mut have, mut longest) = (first.clone(), 0);
+    for round in 0..=520 {
+        change(&two, "r", some(round % 30, 60, round)).await;
+        if round % 130 == 0 {
+            longest = longest.max(length("sum"));
+            have = one.reload_run(&have).await.unwrap().unwrap();
+            assert_eq!(have, load(&one, "r").await, "round {round}");
+        }
+    }
+    assert!(length("sum") < 8 << 20 && longest > 16 << 20 && longest < 32 << 20, "{longest}");
+    assert!(length("max") <= 64 << 10);
+    // What is too long for one note ends them, and is found all the same.
+    change(&two, "r", some(0, 80, 1_000)).await;
+    assert_eq!(length("sum"), 0);
+    let now = load(&one, "r").await;
+    for have in [have, first] {
+        assert_eq!(one.reload_run(&have).await.unwrap().unwrap(), now);
+    }
+}
+
 #[tokio::test]
 async fn notes_of_changes_that_make_no_sense_are_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -44,6 +44,11 @@ const COUNT: Duration = Duration::from_secs(1);
 /// How many versions of a run the table reaches back, at least; it is cut when it has twice as many.
 const KEPT: u64 = 4_096;
 
+/// How often, in versions, the notes of a run are measured, and cut if they are longer than this, in bytes: to as many of the newest versions.
+const MEASURED: u64 = 256;
+const MOST_STORED: i64 = 16 << 20;
+const KEPT_OF_MANY: u64 = 64;
+
 /// What a transaction notes of what it changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Noting {
@@ -92,38 +97,53 @@ pub(super) fn note(
         .iter()
         .filter_map(|(id, pending)| pending.state.as_deref().map(|state| (id, (noting == Noting::Rows).then_some(state))))
         .collect();
-    if !changed.is_empty() {
-        insert(conn, run, changed, version)?;
-    }
+    let noted = changed.is_empty() || insert(conn, run, changed, version)?;
+    let passed = |step: u64| before.0 / step != version.0 / step;
     // Now and then, not with every commit.
-    if before.0 / KEPT != version.0 / KEPT {
-        let from = counter(version.0.saturating_sub(KEPT));
-        conn.prepare_cached("DELETE FROM change_sets WHERE run_id = ?1 AND version <= ?2")?
-            .execute(params![run.as_str(), from])?;
-        conn.prepare_cached("UPDATE runs SET change_sets_from = max(change_sets_from, ?2) WHERE run_id = ?1")?
-            .execute(params![run.as_str(), from])?;
-    }
+    let cut = if !noted {
+        version.0
+    } else if passed(KEPT) {
+        version.0.saturating_sub(KEPT)
+    } else if passed(MEASURED) && stored(conn, run)? > MOST_STORED {
+        version.0.saturating_sub(KEPT_OF_MANY)
+    } else {
+        return Ok(());
+    };
+    let from = counter(cut);
+    conn.prepare_cached("DELETE FROM change_sets WHERE run_id = ?1 AND version <= ?2")?.execute(params![run.as_str(), from])?;
+    conn.prepare_cached("UPDATE runs SET change_sets_from = max(change_sets_from, ?2) WHERE run_id = ?1")?
+        .execute(params![run.as_str(), from])?;
     Ok(())
 }
 
+/// How long the notes of a run are.
+fn stored(conn: &Connection, run: &RunId) -> rusqlite::Result<i64> {
+    conn.prepare_cached("SELECT coalesce(sum(octet_length(nodes)), 0) FROM change_sets WHERE run_id = ?1")?
+        .query_row([run.as_str()], |row| row.get(0))
+}
+
+/// Notes nodes; `false`: even their names are too long.
 fn insert(
     conn: &Connection,
     run: &RunId,
     changed: BTreeMap<&NodeId, Option<&NodeState>>,
     version: Version,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<bool> {
     let text =
         |changed: &_| serde_json::to_string(changed).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)));
     let mut noted = text(&changed)?;
     if noted.len() > LONGEST && changed.values().any(Option::is_some) {
         noted = text(&changed.into_keys().map(|id| (id, None)).collect())?;
     }
+    if noted.len() > LONGEST {
+        return Ok(false);
+    }
     conn.prepare_cached("INSERT OR REPLACE INTO change_sets (run_id, version, nodes) VALUES (?1, ?2, ?3)")?.execute(params![
         run.as_str(),
         counter(version.0),
         noted
     ])?;
-    Ok(())
+    Ok(true)
 }
 
 /// The run has ended: seldom anybody changes it after this, and who comes late reads the rows.
