@@ -68,7 +68,8 @@ impl Manager {
                 if grant.keep_alive {
                     keeper.forget(token);
                 }
-                Some(token)
+                // What somebody took away has no row any more that would be given back.
+                (lost != Some(LostReason::Forced)).then_some(token)
             }
         };
         let leaving = Leaving { key: key.clone(), token, replies: reply.into_iter().collect(), barred };

@@ -137,6 +137,20 @@ async fn a_lease_forced_in_another_process_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_lease_that_was_taken_away_is_free_at_once() {
+    let rows = Rows::new();
+    let locks = open(&rows).await;
+    for _ in 0..20 {
+        let lease = get(&locks, LockOptions::new()).await;
+        locks.force_unlock(lease.token()).await.unwrap();
+        let next = locks.acquire(whole("r"), LockOptions::new(), Duration::ZERO).await.unwrap();
+        assert!(next.is_some(), "its row is gone: nothing has to be given back first");
+        assert_eq!(lost(&lease).await, LostReason::Forced);
+        next.unwrap().release().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn an_unknown_outcome_of_a_grant_is_an_error_and_leaves_no_row() {
     let rows = Rows::new();
     let locks = open(&rows).await;
