@@ -12,8 +12,8 @@ use super::mutation::Mutation;
 pub(crate) struct Fallen<'e> {
     /// Runs of which everything later is held up.
     runs: HashSet<&'e RunId>,
-    /// Of runs of which only detached entries fell, the nodes.
-    nodes: HashMap<&'e RunId, HashSet<&'e NodeId>>,
+    /// Of runs of which detached entries fell, how many did, and their nodes.
+    detached: HashMap<&'e RunId, (u64, HashSet<&'e NodeId>)>,
 }
 
 impl<'e> Fallen<'e> {
@@ -22,7 +22,11 @@ impl<'e> Fallen<'e> {
         for part in &entry.parts {
             let nodes: Option<Vec<&NodeId>> = part.mutations.iter().map(Mutation::node).collect();
             match nodes.filter(|_| entry.detached && entry.parts.len() == 1) {
-                Some(nodes) => self.nodes.entry(&part.run).or_default().extend(nodes),
+                Some(nodes) => {
+                    let (count, fallen) = self.detached.entry(&part.run).or_default();
+                    *count += 1;
+                    fallen.extend(nodes);
+                }
                 None => drop(self.runs.insert(&part.run)),
             }
         }
@@ -33,7 +37,7 @@ impl<'e> Fallen<'e> {
         if !self.runs.is_empty() && self.runs.contains(&part.run) {
             return true;
         }
-        let Some(fallen) = self.nodes.get(&part.run) else { return false };
+        let Some((_, fallen)) = self.detached.get(&part.run) else { return false };
         let whole = part.guards.iter().any(|guard| matches!(guard, Guard::RunVersion(_)))
             || part
                 .mutations
@@ -41,6 +45,11 @@ impl<'e> Fallen<'e> {
                 .any(|m| matches!(m, Mutation::Create { .. } | Mutation::Import(_) | Mutation::Delete { .. }));
         let mut named = part.mutations.iter().filter_map(Mutation::node).chain(part.guards.iter().filter_map(Guard::node));
         whole || named.any(|node| fallen.contains(node))
+    }
+
+    /// How many of the entries that a later part counts on were passed over.
+    pub(crate) fn passed_over(&self, run: &RunId) -> u64 {
+        self.detached.get(run).map_or(0, |(count, _)| *count)
     }
 }
 

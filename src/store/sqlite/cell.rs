@@ -145,10 +145,17 @@ impl Cell {
         part.expect.0.checked_sub(part.base.0) == Some(self.own.count_after(part.base))
     }
 
-    /// Whether a row that the part writes or guards on is newer than its base, and not written by its own chain.
-    pub(super) fn is_stale(&mut self, conn: &Connection, part: &RunPart, head: &Head, batch: usize) -> Result<bool, StoreError> {
+    /// Whether a row that the part writes or guards on is newer than its base, and not written by its own chain, of which so many entries of this
+    /// batch were passed over.
+    pub(super) fn is_stale(
+        &mut self,
+        conn: &Connection,
+        part: &RunPart,
+        head: &Head,
+        (batch, passed_over): (usize, u64),
+    ) -> Result<bool, StoreError> {
         // The chain has seen as many of this process's commits after its base as it expects; if there are more, it has not seen them all.
-        let ahead = part.expect.0.saturating_sub(part.base.0);
+        let ahead = part.expect.0.saturating_sub(part.base.0).saturating_sub(passed_over);
         let own_seen = self.own.count_after(part.base) <= ahead;
         let unseen = |cell: &Self, version: Version| {
             version > part.base && !(own_seen && cell.own.contains(version)) && !cell.is_of_batch(batch, version)

@@ -134,7 +134,7 @@ impl<'c> Session<'c> {
                     "it names the run twice",
                 ))));
             }
-            decided.push(verdict!(self.part(part, entry.detached)));
+            decided.push(verdict!(self.part(part, entry.detached, fallen.passed_over(&part.run))));
         }
         // From here on nothing but a lease can refuse; leases are rows that are written at once.
         let grants = verdict!(self.leases(entry));
@@ -176,7 +176,7 @@ impl<'c> Session<'c> {
         Ok(Ok(grants))
     }
 
-    fn part<'p>(&mut self, part: &'p RunPart, detached: bool) -> Verdict<Decided<'p>> {
+    fn part<'p>(&mut self, part: &'p RunPart, detached: bool, passed_over: u64) -> Verdict<Decided<'p>> {
         let conn = self.conn;
         let next = Version(self.seq.saturating_add(1));
         let batch = self.batch;
@@ -193,7 +193,7 @@ impl<'c> Session<'c> {
                 }
                 let unbroken = head.version == part.expect && cell.own.covers(part.base, head.version);
                 let by_guards = detached && part.pins_its_nodes();
-                if !unbroken && !by_guards && cell.is_stale(conn, part, head, batch)? {
+                if !unbroken && !by_guards && cell.is_stale(conn, part, head, (batch, passed_over))? {
                     return Ok(Err(Refusal::Stale { run: part.run.clone() }));
                 }
             }
