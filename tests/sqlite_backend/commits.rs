@@ -188,6 +188,23 @@ async fn a_detached_entry_that_is_refused_holds_up_only_what_names_its_nodes() {
     }
 }
 
+/// What was passed over leaves a number free in the chain: a commit that the chain has not seen must not take it.
+#[tokio::test]
+async fn a_commit_that_a_chain_has_not_seen_does_not_stand_in_for_what_was_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    change(&backend, "r", vec![create(0), set("a", NodeUpdate::pending()), set("n", NodeUpdate::pending())]).await;
+    let seen = load(&backend, "r").await;
+    change(&backend, "r", vec![set("n", NodeUpdate::new().row_count(7))]).await;
+    let wrong = Guard::NodeVersion { node: node_id("a"), version: Version(1_000_000) };
+    let claim = part_on(Some(&seen), seen.version(), "r", vec![wrong], vec![set("a", NodeUpdate::running())]);
+    let behind = part_on(claim.after.as_ref(), seen.version(), "r", vec![], vec![set("n", NodeUpdate::new().fingerprint("x"))]);
+    let outcomes = commit(&backend, vec![Entry { detached: true, ..entry(claim) }, entry(behind)]).await.outcomes;
+    assert!(matches!(&outcomes[0], Outcome::Refused(Refusal::Guard { .. })), "{:?}", outcomes[0]);
+    assert!(matches!(&outcomes[1], Outcome::Refused(Refusal::Stale { .. })), "{:?}", outcomes[1]);
+    assert_eq!(load(&backend, "r").await.node("n").unwrap().row_count, Some(7));
+}
+
 #[tokio::test]
 async fn a_batch_is_applied_once() {
     let dir = tempfile::tempdir().unwrap();

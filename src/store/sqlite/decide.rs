@@ -191,7 +191,7 @@ impl<'c> Session<'c> {
                 if part.base < head.created_version && !cell.is_of_batch(batch, head.created_version) {
                     return Ok(Err(Refusal::RunNotFound { run: part.run.clone() }));
                 }
-                let unbroken = head.version == part.expect && cell.own.covers(part.base, head.version);
+                let unbroken = passed_over == 0 && head.version == part.expect && cell.own.covers(part.base, head.version);
                 let by_guards = detached && part.pins_its_nodes();
                 if !unbroken && !by_guards && cell.is_stale(conn, part, head, (batch, passed_over))? {
                     return Ok(Err(Refusal::Stale { run: part.run.clone() }));
