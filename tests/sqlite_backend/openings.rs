@@ -297,9 +297,17 @@ async fn notes_of_changes_are_bounded_by_their_length() {
         let sql = format!("SELECT coalesce({what}(octet_length(nodes)), 0) FROM change_sets");
         raw(&db(dir.path())).query_row(&sql, [], |row| row.get(0)).unwrap()
     };
-    let (mut have, mut longest) = (first.clone(), 0);
+    let (mut have, mut tip, mut longest) = (first.clone(), first.clone(), 0);
     for round in 0..=520 {
-        change(&two, "r", some(round % 30, 60, round)).await;
+        // Four versions of the run in one note.
+        let base = tip.version();
+        let entries = (0..4).map(|part| {
+            let part = part_on(Some(&tip), base, "r", vec![], some(round % 30 + part * 15, 15, round));
+            tip = part.after.clone().unwrap();
+            entry(part)
+        });
+        let entries = entries.collect();
+        commit(&two, entries).await.outcomes.into_iter().for_each(|outcome| drop(applied(outcome)));
         if round % 130 == 0 {
             longest = longest.max(length("sum"));
             have = one.reload_run(&have).await.unwrap().unwrap();

@@ -45,7 +45,7 @@ const COUNT: Duration = Duration::from_secs(1);
 const KEPT: u64 = 4_096;
 
 /// How often, in versions, the notes of a run are measured, and cut if they are longer than this, in bytes: to as many of the newest versions.
-const MEASURED: u64 = 256;
+const MEASURED: u64 = 1_024;
 const MOST_STORED: i64 = 16 << 20;
 const KEPT_OF_MANY: u64 = 64;
 
