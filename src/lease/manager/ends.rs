@@ -68,13 +68,16 @@ impl Manager {
                 if grant.keep_alive {
                     keeper.forget(token);
                 }
-                // What somebody took away has no row any more that would be given back.
-                (lost != Some(LostReason::Forced)).then_some(token)
+                Some(token)
             }
         };
         let leaving = Leaving { key: key.clone(), token, replies: reply.into_iter().collect(), barred };
+        // What somebody took away is not held any more: its place is free, and its row, if it was merely over by the server's clock, goes in its own time.
+        let over = lost == Some(LostReason::Forced);
         if flush || row.is_some() {
             rows::depart(&self.context, &self.myself, Departure { ticket, key, flush, row, lost: lost.is_some() });
+        }
+        if flush || (row.is_some() && !over) {
             self.leaving.insert(ticket, leaving);
         } else {
             self.vacate(ticket, leaving, Ok(()));
