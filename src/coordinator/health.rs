@@ -34,7 +34,7 @@ pub struct Stats {
     pub follow_failures: u64,
     /// Entries in a flush.
     pub batch_entries: Histogram,
-    /// Microseconds of a flush.
+    /// Microseconds of a flush; on SQLite without the wait for others who write.
     pub flush_micros: Histogram,
 }
 
