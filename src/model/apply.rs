@@ -6,12 +6,15 @@ use chrono::{DateTime, Utc};
 
 use super::attempt::{Attempt, MAX_ATTEMPTS_KEPT};
 use super::batch::Refusal;
+use super::change::{Change, NoteChanges};
 use super::id::RunId;
 use super::json::RawJson;
 use super::metadata::Metadata;
-use super::mutation::{Change, Mutation, NewRun, NodeUpdate, NoteChanges, RunImport, RunUpdate};
+use super::mutation::{Mutation, RunImport};
 use super::node::NodeState;
+use super::node_update::NodeUpdate;
 use super::run::{RunHeader, RunState, Version};
+use super::run_update::{NewRun, RunUpdate};
 use super::status::{NodeStatus, RunStatus};
 use super::time::to_micros;
 

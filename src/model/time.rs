@@ -3,7 +3,10 @@
 //! A microsecond is what PostgreSQL and Python keep, and what every backend here keeps exactly. Stamps without a zone mean UTC: the real
 //! Seeknal writes such stamps, and chrono reads RFC 3339 only with a zone.
 
-use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, Utc};
+use std::ops::Range;
+
+use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, Timelike, Utc};
+use serde::Serializer;
 
 use super::id::{InputError, excerpt};
 
@@ -44,6 +47,9 @@ fn read(text: &str) -> Option<(DateTime<Utc>, bool)> {
     if text.len() > 64 || !text.is_ascii() {
         return None;
     }
+    if let Some(stamp) = read_fixed(text) {
+        return Some((stamp, true));
+    }
     if let Ok(date) = NaiveDate::parse_from_str(text, "%Y-%m-%d") {
         return Some((date.and_hms_opt(0, 0, 0)?.and_utc(), false));
     }
@@ -61,6 +67,82 @@ fn read(text: &str) -> Option<(DateTime<Utc>, bool)> {
         }
     }
     None
+}
+
+/// Reads the form of fixed width, in which this program stores most stamps, without the search of the general parser.
+fn read_fixed(text: &str) -> Option<DateTime<Utc>> {
+    fn digits(bytes: &[u8]) -> Option<u32> {
+        bytes.iter().try_fold(0, |sum: u32, byte| byte.is_ascii_digit().then(|| sum * 10 + u32::from(byte - b'0')))
+    }
+    let bytes: &[u8; 27] = text.as_bytes().try_into().ok()?;
+    let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, b'T', h1, h2, b':', n1, n2, b':', s1, s2, b'.', micros @ .., b'Z'] = bytes
+    else {
+        return None;
+    };
+    let date =
+        NaiveDate::from_ymd_opt(i32::try_from(digits(&[*y1, *y2, *y3, *y4])?).ok()?, digits(&[*m1, *m2])?, digits(&[*d1, *d2])?)?;
+    Some(date.and_hms_micro_opt(digits(&[*h1, *h2])?, digits(&[*n1, *n2])?, digits(&[*s1, *s2])?, digits(micros)?)?.and_utc())
+}
+
+/// The text of a stamp, without an allocation and without the search of a general formatter. A stamp beyond the years that are stored (a bound of
+/// a filter may be one) becomes their end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    text: [u8; 27],
+    length: usize,
+}
+
+impl Stamp {
+    /// Of fixed width: it sorts as time does.
+    pub(crate) fn of(stamp: DateTime<Utc>) -> Self {
+        let stamp = match stamp.year() {
+            1..=9999 => stamp,
+            year => from_micros(if year < 1 { -62_135_596_800_000_000 } else { 253_402_300_799_999_999 }).unwrap_or_default(),
+        };
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        let mut put = |place: Range<usize>, mut value: u32| {
+            for digit in text.get_mut(place).unwrap_or_default().iter_mut().rev() {
+                // The remainder is a single digit.
+                *digit = b'0' + u8::try_from(value % 10).unwrap_or(0);
+                value /= 10;
+            }
+        };
+        put(0..4, stamp.year().unsigned_abs());
+        put(5..7, stamp.month());
+        put(8..10, stamp.day());
+        put(11..13, stamp.hour());
+        put(14..16, stamp.minute());
+        put(17..19, stamp.second());
+        put(20..26, stamp.timestamp_subsec_micros());
+        Self { text, length: 27 }
+    }
+
+    /// With as many digits behind the second as are needed: none, three or six.
+    fn short(stamp: DateTime<Utc>) -> Self {
+        let mut short = Self::of(stamp);
+        short.length = match stamp.timestamp_subsec_micros() {
+            0 => 20,
+            micros if micros % 1_000 == 0 => 24,
+            _ => 27,
+        };
+        if let Some(last) = short.text.get_mut(short.length - 1) {
+            *last = b'Z';
+        }
+        short
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        self.text.get(..self.length).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default()
+    }
+}
+
+/// Serialises as chrono does, for stamps that every entry carries. Only what cannot be stored goes chrono's own way.
+pub(crate) fn serialize<S: Serializer>(stamp: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    if is_storable(*stamp) {
+        serializer.serialize_str(Stamp::short(*stamp).as_str())
+    } else {
+        serde::Serialize::serialize(stamp, serializer)
+    }
 }
 
 /// A stamp as people and other programs read it: `2024-01-10T12:00:00Z`, with three or six digits only where they are needed.
@@ -129,6 +211,45 @@ mod tests {
             assert_eq!(format(stamp), text);
             assert_eq!(parse(&format_sortable(stamp)).unwrap(), stamp);
             assert_eq!(from_micros(micros(stamp)), Some(stamp));
+        }
+    }
+
+    #[test]
+    fn the_fixed_form_is_read_as_any_other() {
+        for (text, good) in [
+            ("2024-02-29T23:59:59.123456Z", true),
+            ("0001-01-01T00:00:00.000000Z", true),
+            ("9999-12-31T23:59:59.999999Z", true),
+            ("2023-02-29T00:00:00.000000Z", false),
+            ("0000-01-01T00:00:00.000000Z", false),
+            ("2024-01-01T24:00:00.000000Z", false),
+            ("2024-01-01T00:00:0x.000000Z", false),
+            ("2024-01-01T00:00:00.00000+Z", false),
+        ] {
+            assert_eq!(parse(text).is_ok(), good, "{text}");
+            assert_eq!(parse(text).ok(), parse(&text.replace('Z', "+00:00")).ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn stamps_beyond_the_calendar_become_its_ends() {
+        assert_eq!(Stamp::of(DateTime::<Utc>::MAX_UTC).as_str(), "9999-12-31T23:59:59.999999Z");
+        assert_eq!(Stamp::of(DateTime::<Utc>::MIN_UTC).as_str(), "0001-01-01T00:00:00.000000Z");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn our_text_is_chronos(micros in -62_135_596_800_000_000_i64..=253_402_300_799_999_999, cut in 0_u32..3) {
+            let stamp = from_micros(micros - micros.rem_euclid(1_000_i64.pow(cut))).unwrap_or_default();
+            assert_eq!(Stamp::of(stamp).as_str(), format_sortable(stamp));
+            assert_eq!(Stamp::short(stamp).as_str(), format(stamp));
+            assert_eq!(serialize(&stamp, serde_json::value::Serializer).unwrap(), serde_json::to_value(stamp).unwrap());
+        }
+
+        #[test]
+        fn what_cannot_be_stored_is_serialised_as_chrono_does(nanos in proptest::num::i64::ANY) {
+            let stamp = DateTime::from_timestamp_nanos(nanos);
+            assert_eq!(serialize(&stamp, serde_json::value::Serializer).unwrap(), serde_json::to_value(stamp).unwrap());
         }
     }
 }

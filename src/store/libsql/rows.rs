@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use chrono::{DateTime, Datelike, Utc};
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -82,12 +82,7 @@ impl Serialize for Number {
 
 /// A stamp as it is stored.
 pub(super) fn stamp_text(stamp: DateTime<Utc>) -> String {
-    // A bound of a filter may lie beyond what is stored.
-    let stamp = match stamp.year() {
-        1..=9999 => stamp,
-        year => time::from_micros(if year < 1 { -62_135_596_800_000_000 } else { 253_402_300_799_999_999 }).unwrap_or_default(),
-    };
-    time::format_sortable(stamp)
+    time::Stamp::of(stamp).as_str().to_owned()
 }
 
 /// Notes as JSON text; none for no notes.

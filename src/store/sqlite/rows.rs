@@ -3,12 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use chrono::{DateTime, Datelike, Timelike, Utc};
+use chrono::{DateTime, Utc};
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Row, ToSql};
 use serde::de::DeserializeOwned;
 
 use super::error::{corrupt, sql_error};
+pub(super) use crate::model::time::Stamp;
 use crate::model::{
     FencingToken, Fingerprint, List, Metadata, NodeState, NodeStatus, ProcessInfo, RawJson, RunHeader, RunStatus, Version, time,
 };
@@ -31,45 +32,9 @@ pub(super) fn counter(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// A stamp as it is stored: fixed width, no allocation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp([u8; 27]);
-
-impl Stamp {
-    pub(super) fn of(stamp: DateTime<Utc>) -> Self {
-        // A bound of a filter may lie beyond what is stored.
-        let stamp = match stamp.year() {
-            1..=9999 => stamp,
-            year => {
-                time::from_micros(if year < 1 { -62_135_596_800_000_000 } else { 253_402_300_799_999_999 }).unwrap_or_default()
-            }
-        };
-        let mut text = *b"0000-00-00T00:00:00.000000Z";
-        let mut put = |place: std::ops::Range<usize>, mut value: u32| {
-            for digit in text.get_mut(place).unwrap_or_default().iter_mut().rev() {
-                // The remainder is a single digit.
-                *digit = b'0' + u8::try_from(value % 10).unwrap_or(0);
-                value /= 10;
-            }
-        };
-        put(0..4, stamp.year().unsigned_abs());
-        put(5..7, stamp.month());
-        put(8..10, stamp.day());
-        put(11..13, stamp.hour());
-        put(14..16, stamp.minute());
-        put(17..19, stamp.second());
-        put(20..26, stamp.timestamp_subsec_micros());
-        Self(text)
-    }
-
-    pub(super) fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0).unwrap_or_default()
-    }
-}
-
 impl ToSql for Stamp {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Borrowed(ValueRef::Text(&self.0)))
+        Ok(ToSqlOutput::Borrowed(ValueRef::Text(self.as_str().as_bytes())))
     }
 }
 
@@ -112,7 +77,7 @@ impl<'r, P: fmt::Display> Fields<'r, P> {
     }
 
     pub(super) fn stamp_or_null(&self, column: usize) -> Result<Option<DateTime<Utc>>, StoreError> {
-        self.text_or_null(column)?.map(|text| parse_stamp(text).map_err(|error| self.bad(column, error))).transpose()
+        self.text_or_null(column)?.map(|text| time::parse(text).map_err(|error| self.bad(column, error))).transpose()
     }
 
     pub(super) fn stamp(&self, column: usize) -> Result<DateTime<Utc>, StoreError> {
@@ -204,30 +169,6 @@ impl<'r, P: fmt::Display> Fields<'r, P> {
     }
 }
 
-/// A stamp in the fixed-width form, without the general parser's search; other forms (written by hand) go the long way.
-fn parse_stamp(text: &str) -> Result<DateTime<Utc>, crate::model::InputError> {
-    fn digits(bytes: &[u8]) -> Option<u32> {
-        bytes.iter().try_fold(0, |sum: u32, byte| byte.is_ascii_digit().then(|| sum * 10 + u32::from(byte - b'0')))
-    }
-    let quick = || {
-        let bytes: &[u8; 27] = text.as_bytes().try_into().ok()?;
-        let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, b'T', h1, h2, b':', n1, n2, b':', s1, s2, b'.', micros @ .., b'Z'] =
-            bytes
-        else {
-            return None;
-        };
-        let date = chrono::NaiveDate::from_ymd_opt(
-            i32::try_from(digits(&[*y1, *y2, *y3, *y4])?).ok()?,
-            digits(&[*m1, *m2])?,
-            digits(&[*d1, *d2])?,
-        )?;
-        let stamp =
-            date.and_hms_micro_opt(digits(&[*h1, *h2])?, digits(&[*n1, *n2])?, digits(&[*s1, *s2])?, digits(micros)?)?.and_utc();
-        time::is_storable(stamp).then_some(stamp)
-    };
-    quick().map_or_else(|| time::parse(text), Ok)
-}
-
 /// The columns of a run's header, in the order of [`Fields::header`].
 macro_rules! header_columns {
     () => {
@@ -244,45 +185,3 @@ macro_rules! node_columns {
     };
 }
 pub(super) use node_columns;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quick_stamps_agree_with_the_parser() {
-        for text in [
-            "2024-02-29T23:59:59.123456Z",
-            "0001-01-01T00:00:00.000000Z",
-            "9999-12-31T23:59:59.999999Z",
-            "2023-02-29T00:00:00.000000Z",
-            "0000-01-01T00:00:00.000000Z",
-            "2024-01-01T24:00:00.000000Z",
-            "2024-01-01 10:00:00",
-            "yesterday",
-            "2024-01-01T00:00:0x.000000Z",
-        ] {
-            assert_eq!(parse_stamp(text).ok(), time::parse(text).ok(), "{text}");
-        }
-    }
-
-    #[test]
-    fn stamps_are_written_as_the_model_writes_them() {
-        for text in [
-            "2024-02-29T23:59:59.123456Z",
-            "0001-01-01T00:00:00.000000Z",
-            "9999-12-31T23:59:59.999999Z",
-            "1969-12-31T23:59:59.000001Z",
-        ] {
-            let stamp = time::parse(text).unwrap();
-            assert_eq!(Stamp::of(stamp).as_str(), text);
-            assert_eq!(time::format_sortable(stamp), text);
-        }
-    }
-
-    #[test]
-    fn stamps_beyond_the_calendar_become_its_ends() {
-        assert_eq!(Stamp::of(DateTime::<Utc>::MAX_UTC).as_str(), "9999-12-31T23:59:59.999999Z");
-        assert_eq!(Stamp::of(DateTime::<Utc>::MIN_UTC).as_str(), "0001-01-01T00:00:00.000000Z");
-    }
-}
