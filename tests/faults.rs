@@ -4,13 +4,13 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use seeknal_state::{
-    Clock, Coordinator, Durability, Error, Event, MemoryBackend, NewRun, NodeId, NodeStatus, NodeUpdate, RunId, StateBackend,
-    SystemClock, Version,
+    BackendOptions, ClaimFilter, Clock, Coordinator, Durability, Error, Event, FencingToken, MemoryBackend, NewRun, NodeId,
+    NodeStatus, NodeUpdate, RunId, StateBackend, SystemClock, Version, create_state_backend,
 };
 use support::{Lie, LyingBackend};
 
@@ -189,6 +189,80 @@ async fn an_actor_that_dies_is_started_again_and_waiters_learn_what_became_of_th
         told.extend(change.nodes.iter().map(ToString::to_string));
     }
     assert!(told.contains(&"in_flight".to_owned()), "what the dead one committed is told too, not {told:?}");
+}
+
+/// A clock that panics once, at a call that was chosen before.
+#[derive(Debug)]
+struct FaultyAt(Arc<AtomicI64>);
+
+impl Clock for FaultyAt {
+    fn now(&self) -> DateTime<Utc> {
+        assert_ne!(self.0.fetch_sub(1, Ordering::SeqCst), 0, "the clock's own fault");
+        SystemClock.now()
+    }
+}
+
+#[tokio::test]
+async fn a_panic_at_any_moment_of_a_claim_leaves_a_node_that_can_be_claimed() {
+    const TTL: Duration = Duration::from_secs(30);
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = create_state_backend("database", &BackendOptions::new().db_path(folder.path().join("state.db"))).unwrap();
+    for (name, backend) in [("memory", Arc::new(MemoryBackend::new()) as Arc<dyn StateBackend>), ("sqlite", sqlite)] {
+        let calls = Arc::new(AtomicI64::new(-1));
+        let state = Coordinator::builder().clock(FaultyAt(Arc::clone(&calls))).open(backend).await.unwrap();
+        let claim = |run: RunId, next: bool| {
+            let state = state.clone();
+            tokio::spawn(async move {
+                if next {
+                    Ok(state.claim_next(run, ClaimFilter::new().owner("w").ttl(TTL)).await?.claimed())
+                } else {
+                    state.claim_node(run, "n", "w", TTL).await
+                }
+            })
+        };
+        let mut newest = FencingToken::default();
+        for next in [false, true] {
+            let mut struck = 0;
+            for call in 0.. {
+                assert!(call < 50, "{name}: a claim asks the clock less often");
+                let run = RunId::new(format!("r-{next}-{call}")).unwrap();
+                state.create_run(&run, NewRun::running()).await.unwrap();
+                state.set_node_state(&run, "n", NodeUpdate::pending()).await.unwrap();
+                calls.store(call, Ordering::SeqCst);
+                let claimed = claim(run.clone(), next).await;
+                if calls.swap(-1, Ordering::SeqCst) >= 0 {
+                    claimed.unwrap().unwrap().expect("nothing was in the way").complete(NodeUpdate::new()).await.unwrap();
+                    break;
+                }
+                struck += 1;
+                let place = format!("{name}, claim_next: {next}, call {call}");
+                let claim = match claimed {
+                    Ok(Ok(Some(claim))) => claim,
+                    // Its caller was told, or died of it itself: nothing is held, and nothing is half done.
+                    Ok(Ok(None)) => panic!("{place}: nobody else was there"),
+                    Ok(Err(_)) | Err(_) => claim(run.clone(), next)
+                        .await
+                        .unwrap()
+                        .unwrap_or_else(|error| panic!("{place}: {error}"))
+                        .unwrap_or_else(|| panic!("{place}: the node is lost")),
+                };
+                let node = state.get_node_state(&run, "n").await.unwrap().unwrap();
+                assert_eq!((node.status.clone(), node.attempt), (NodeStatus::Running, claim.attempt()), "{place}");
+                assert!(claim.token() > newest, "{place}: tokens rise");
+                newest = claim.token();
+                claim.complete(NodeUpdate::new().row_count(1)).await.unwrap_or_else(|error| panic!("{place}: {error}"));
+                let node = state.get_node_state(&run, "n").await.unwrap().unwrap();
+                assert_eq!(
+                    (node.status.clone(), node.row_count, node.token),
+                    (NodeStatus::Success, Some(1), Some(newest)),
+                    "{place}"
+                );
+                assert!(state.list_locks().await.unwrap().is_empty(), "{place}: nothing is held for ever");
+            }
+            assert!(struck > 0, "{name}: a claim asks the clock");
+        }
+        state.close().await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -89,8 +89,10 @@ pub enum LeaseError {
         /// What was asked for.
         key: LeaseKey,
     },
-    /// The state was closed.
-    #[error("the locks were closed with the state; open it again")]
+    /// The state was closed, or its lock manager has ended by a fault of this library.
+    #[error(
+        "there are no locks any more: the state was closed, or its lock manager has died of a panic; open the state again"
+    )]
     Closed,
 }
 

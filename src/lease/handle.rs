@@ -18,7 +18,6 @@ use super::options::LockOptions;
 use super::place::Place;
 use super::rows::Context;
 use super::table::Ticket;
-use super::trust::LeaseTime;
 
 /// A cheap handle of the lock manager. When the last one goes, everything is released as by [`close`](Self::close).
 #[derive(Clone)]
@@ -65,7 +64,7 @@ impl LeaseHandle {
         door: Arc<dyn LeaseStoreDoor>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, LeaseError> {
-        let context = Arc::new(Context { backend, door, clock, time: Arc::new(LeaseTime::new()) });
+        let context = Arc::new(Context::new(backend, door, clock));
         let (manager, _) = Actor::spawn(None, LockManager, Arc::clone(&context)).await.map_err(|error| {
             StoreError::not_applied(StoreErrorKind::Unavailable, format!("the lock manager could not be started: {error}"))
         })?;

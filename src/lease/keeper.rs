@@ -262,7 +262,7 @@ impl Rounds {
     /// Sends what waits.
     fn set_out(&mut self) -> Option<Flight> {
         let start = self.context.time.now();
-        let at = self.context.clock.now();
+        let at = self.context.now();
         let (mut tokens, mut entries) = (Vec::new(), Vec::new());
         for token in self.waiting.drain(..) {
             let Some(kept) = self.kept.get(&token) else { continue };

@@ -102,7 +102,7 @@ impl Manager {
             LeaseStore::Book(book) => Store::Book { book, tokens: Tokens::default(), without_token: VecDeque::new() },
             LeaseStore::Rows => Store::Rows { keeper: Keeper::start(&context, &myself)?, waits: Waits::default() },
         };
-        let process = context.backend.process().unwrap_or_else(|| ProcessInfo::current(context.clock.now()));
+        let process = context.backend.process().unwrap_or_else(|| ProcessInfo::current(context.now()));
         let timer = Timer::start(myself.clone(), Arc::clone(&context.time));
         Ok(Self {
             myself,
@@ -213,8 +213,7 @@ impl Manager {
             (false, false) => Some(start.saturating_add(ttl)),
             (true, _) => Some(start.saturating_add(trusted(ttl))),
         };
-        let record =
-            LeaseRecord::new(key.clone(), token, owner.clone(), terms.purpose.clone(), self.context.clock.now(), terms.ttl_ms);
+        let record = LeaseRecord::new(key.clone(), token, owner.clone(), terms.purpose.clone(), self.context.now(), terms.ttl_ms);
         let trust = Trust::new(Arc::clone(&self.context.time), until);
         let grant = Arc::new(Grant {
             key: key.clone(),
@@ -328,7 +327,7 @@ impl Manager {
     /// The leases that are held, where they are kept in this process.
     pub(super) fn list(&mut self, reply: Reply<Vec<LeaseRecord>>) {
         self.catch_up();
-        let now = self.context.clock.now();
+        let now = self.context.now();
         let present = |held: &Holding| {
             // Kept alive by its guard, it could at any time be renewed for its whole TTL.
             if held.grant.keep_alive { held.record.clone().renewed(now) } else { held.record.clone() }

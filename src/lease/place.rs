@@ -54,7 +54,7 @@ impl Place {
             key: self.key.clone(),
             owner: self.owner.clone(),
             purpose: self.purpose.clone(),
-            at: self.context.clock.now(),
+            at: self.context.now(),
             ttl_ms: self.ttl_ms,
         })
     }

@@ -1,12 +1,14 @@
 //! What the lock manager asks of the storage, in tasks that answer it by message.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use ractor::{ActorRef, MessagingErr};
 
-use crate::model::{Clock, Entry, FencingToken, LeaseKey, LeaseMutation, LeaseOwner, Receipt, Refusal};
+use crate::model::{Clock, Entry, FencingToken, LeaseKey, LeaseMutation, LeaseOwner, Receipt, Refusal, SystemClock};
 use crate::store::{StateBackend, StoreError, StoreErrorKind};
 
 use super::actor::{Message, Reply};
@@ -23,11 +25,21 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Context {
     pub(super) backend: Arc<dyn StateBackend>,
     pub(super) door: Arc<dyn LeaseStoreDoor>,
-    pub(super) clock: Arc<dyn Clock>,
+    clock: Arc<dyn Clock>,
     pub(super) time: Arc<LeaseTime>,
 }
 
 impl Context {
+    pub(super) fn new(backend: Arc<dyn StateBackend>, door: Arc<dyn LeaseStoreDoor>, clock: Arc<dyn Clock>) -> Self {
+        Self { backend, door, clock, time: Arc::new(LeaseTime::new()) }
+    }
+
+    /// What leases are stamped with. It decides nothing, and it is asked where all locks of this process are decided and kept alive: a clock of
+    /// the embedder's that panics must not end that.
+    pub(super) fn now(&self) -> DateTime<Utc> {
+        catch_unwind(AssertUnwindSafe(|| self.clock.now())).unwrap_or_else(|_told_by_its_hook| SystemClock.now())
+    }
+
     async fn change(&self, lease: LeaseMutation) -> Result<Receipt, DoorError> {
         self.door.commit(Entry { leases: vec![lease], ..Entry::default() }).await
     }
@@ -93,7 +105,7 @@ pub(super) fn attempt(context: &Arc<Context>, manager: &ActorRef<Message>, attem
         let Attempt { ticket, key, owner, purpose, ttl_ms } = attempt;
         // Taken before the entry is sent: the lease cannot have begun earlier.
         let start = context.time.now();
-        let at = context.clock.now();
+        let at = context.now();
         let asked = context.change(LeaseMutation::Grant { key: key.clone(), owner: owner.clone(), purpose, at, ttl_ms }).await;
         let result = match asked {
             Ok(receipt) => receipt.grants.first().map(|grant| grant.token).ok_or_else(|| {
@@ -165,7 +177,7 @@ pub(super) fn renew(
     let (context, manager) = (Arc::clone(context), manager.clone());
     tokio::spawn(async move {
         let start = context.time.now();
-        let at = context.clock.now();
+        let at = context.now();
         let result = context.change(LeaseMutation::Renew { key, token, at, ttl_ms }).await.map(drop);
         let _manager_gone = manager.send_message(Message::Renewed { token, start, result, reply });
     });

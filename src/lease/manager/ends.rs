@@ -122,7 +122,7 @@ impl Manager {
                 let until = now.saturating_add(grant.ttl);
                 let renewed = grant.trust.extend(until).is_ok() && self.table.renew(token, until, now);
                 if renewed {
-                    held.record = held.record.clone().renewed(self.context.clock.now());
+                    held.record = held.record.clone().renewed(self.context.now());
                     if grant.keep_alive {
                         book.keep(held.record.clone());
                     } else {

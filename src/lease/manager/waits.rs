@@ -45,7 +45,7 @@ impl Manager {
         let until = pending.wait_until.filter(|until| pending.reply.is_some() && now < *until);
         let (Some(until), Store::Rows { waits, .. }) = (until, &mut self.store) else { return self.fail(ticket, Ok(None)) };
         pending.refused = pending.refused.saturating_add(1);
-        let left = holder.until.signed_duration_since(self.context.clock.now()).to_std().ok().filter(|left| !left.is_zero());
+        let left = holder.until.signed_duration_since(self.context.now()).to_std().ok().filter(|left| !left.is_zero());
         let pause = if waits.stale { BREATH } else { jitter(self.context.backend.lock_poll(), ticket, pending.refused) };
         // The expiry is on somebody's wall clock: a hint to look sooner, never later.
         let pause = left.map_or(pause, |left| pause.min(left)).max(Duration::from_millis(1));
