@@ -90,9 +90,7 @@ pub enum LeaseError {
         key: LeaseKey,
     },
     /// The state was closed, or its lock manager has ended by a fault of this library.
-    #[error(
-        "there are no locks any more: the state was closed, or its lock manager has died of a panic; open the state again"
-    )]
+    #[error("there are no locks any more: the state was closed, or its lock manager has died of a panic; open the state again")]
     Closed,
 }
 

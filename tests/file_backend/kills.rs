@@ -147,3 +147,116 @@ fn all_that_is_acknowledged_was_synced_before_and_every_new_name_too() {
     assert_eq!(found.wrong, Vec::<String>::new());
     assert!(found.acks == 12 && found.writes > 12 && found.renames > 4 && found.syncs > 12, "{found:?}");
 }
+
+/// Opens, and so recovers, until it is killed.
+#[tokio::test]
+#[ignore = "it is run by another test, and killed"]
+async fn child_that_recovers() {
+    open(&PathBuf::from(std::env::var_os("STATE_FOLDER").unwrap())).await;
+}
+
+/// A folder in which something is wrong that recovery sets aside, and what it sets aside.
+struct Wreck {
+    name: &'static str,
+    folder: tempfile::TempDir,
+    aside: Vec<u8>,
+}
+
+async fn wrecks() -> [Wreck; 3] {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    set(&backend, "run_1", "a", NodeUpdate::success(), 1).await;
+    backend.checkpoint().await.unwrap();
+    let early = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), early.path());
+    for node in ["b", "c"] {
+        set(&backend, "run_1", node, NodeUpdate::success(), 2).await;
+        backend.checkpoint().await.unwrap();
+    }
+    set(&backend, "run_1", "d", NodeUpdate::success(), 3).await;
+    let whole = std::fs::read(journal(folder.path())).unwrap();
+    set(&backend, "run_1", "e", NodeUpdate::success(), 4).await;
+    let wreck = |name, change: &dyn Fn(&Path) -> Vec<u8>| {
+        let copy = tempfile::tempdir().unwrap();
+        copy_folder(folder.path(), copy.path());
+        let aside = change(copy.path());
+        Wreck { name, folder: copy, aside }
+    };
+    [
+        wreck("torn", &|copy| {
+            let mut bytes = std::fs::read(journal(copy)).unwrap();
+            // Of the last frame there is all but its end.
+            let first = (0..bytes.len()).find(|at| whole.get(*at) != bytes.get(*at)).unwrap();
+            let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+            bytes[last - 8..=last].fill(0);
+            std::fs::write(journal(copy), &bytes).unwrap();
+            let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+            bytes[first..=last].to_vec()
+        }),
+        wreck("beside a restored document", &|copy| {
+            std::fs::copy(document(early.path()), document(copy)).unwrap();
+            std::fs::read(journal(copy)).unwrap()
+        }),
+        wreck("beside a document that somebody else rewrote", &|copy| {
+            std::fs::write(document(copy), r#"{"version": "1.0.0", "nodes": {"x": {"status": "success"}}}"#).unwrap();
+            std::fs::read(journal(copy)).unwrap()
+        }),
+    ]
+}
+
+/// Everything but versions: a run that is new here gets higher ones at every opening.
+async fn content(backend: &FileBackend) -> Vec<String> {
+    let of_run = |run: &RunState| {
+        let nodes: Vec<String> =
+            run.nodes().map(|(id, node)| format!("{id} {:?} {:?} {}", node.finished_at, node.extra, node.status)).collect();
+        format!("{} {} {nodes:?}", run.id(), run.header().status)
+    };
+    all(backend).await.iter().map(of_run).collect()
+}
+
+#[tokio::test]
+async fn a_kill_at_any_step_of_a_recovery_that_sets_something_aside_comes_to_the_same_end() {
+    if !can_trace() {
+        return;
+    }
+    let mut killed = 0;
+    for wreck in wrecks().await {
+        let copy = |of: &Path| {
+            let copy = tempfile::tempdir().unwrap();
+            copy_folder(of, copy.path());
+            copy
+        };
+        let once = copy(wreck.folder.path());
+        let end = content(&open(once.path()).await).await;
+        for call in ["pwrite64", "fdatasync", "fsync", "/rename.*", "/unlink.*", "/link.*", "write"] {
+            for when in 1.. {
+                let place = format!("{}, {call} {when}", wreck.name);
+                let state = copy(wreck.folder.path());
+                let mut struck = false;
+                for attempt in ["first", "second"] {
+                    let child = Child::test("kills::child_that_recovers").env("STATE_FOLDER", state.path());
+                    let told = child.inject(call, &format!("signal=SIGKILL:when={when}")).run();
+                    if !told.was_killed(&format!("{place}, {attempt}")) {
+                        break;
+                    }
+                    struck = true;
+                    assert_eq!(content(&reader(state.path()).await).await, end, "{place}, {attempt}: read");
+                }
+                assert_eq!(content(&open(state.path()).await).await, end, "{place}");
+                let holds = |name: &String| {
+                    let bytes = std::fs::read(state.path().join(name)).unwrap();
+                    bytes.windows(wreck.aside.len()).any(|part| part == wreck.aside)
+                };
+                let kept = names(state.path()).into_iter().filter(|name| name.contains(".journal.") && holds(name)).count();
+                assert!(kept > 0, "{place}: what was set aside is there: {:?}", names(state.path()));
+                if !struck {
+                    break;
+                }
+                killed += 1;
+                assert!(when < 40, "{place}: it ends");
+            }
+        }
+    }
+    assert!(killed > 12, "only {killed} were killed");
+}
