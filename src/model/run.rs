@@ -204,6 +204,12 @@ impl RunState {
         header.into_iter().chain(nodes).flatten().max()
     }
 
+    /// The same run at another version, with the stamps of its rows as they are.
+    #[cfg(feature = "file")]
+    pub(crate) fn at_version(&self, version: Version) -> Self {
+        Self { version, ..self.clone() }
+    }
+
     /// The same run with its version, and the stamps of the rows that `base` had not seen, moved to where they really are.
     pub(crate) fn restamped(&self, base: Version, actual: Version, created: bool) -> Self {
         let mut state = self.clone();

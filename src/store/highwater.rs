@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{StoreError, StoreErrorKind};
+use super::{StoreError, StoreErrorKind, folder};
 use crate::model::ProcessInfo;
+
+/// No number of ours comes near this; one that is higher was written by somebody else, and after it there would soon be none left.
+pub(super) const HIGHEST: u64 = 1 << 62;
 
 /// What the file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +51,7 @@ impl HighWaterFile {
         if file.metadata().map_err(fail)?.len() == 0 {
             file.sync_all().map_err(fail)?;
             if let Some(folder) = path.parent() {
-                let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-                File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)?;
+                folder::sync(folder).map_err(fail)?;
             }
         }
         Ok(Self { path: path.to_owned(), file })
@@ -78,10 +80,12 @@ impl HighWaterFile {
         self.file.lock().map_err(|error| StoreError::io(self.path.display(), error))
     }
 
-    /// Whether the path still leads to this file: a lock on one that was removed keeps nobody out.
+    /// Its device and its number: a lock on a file that is not at its path any more keeps nobody out.
     #[cfg(feature = "file")]
-    pub(super) fn is_in_place(&self) -> Result<bool, StoreError> {
-        is_at(&self.file, &self.path).map_err(|error| StoreError::io(self.path.display(), error))
+    pub(super) fn inode(&self) -> Result<(u64, u64), StoreError> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = self.file.metadata().map_err(|error| StoreError::io(self.path.display(), error))?;
+        Ok((metadata.dev(), metadata.ino()))
     }
 
     /// Gives the lock back.
@@ -100,15 +104,20 @@ impl HighWaterFile {
         if line.is_empty() {
             return Ok(HighWater::default());
         }
-        serde_json::from_str(line).map_err(|error| {
+        let wrong = |why: String| {
             StoreError::not_applied(
                 StoreErrorKind::Corrupt,
                 format!(
-                    "{}: it does not say how far tokens were given out ({error}); write {{\"token\":N,\"seq\":N}} into it with numbers higher than any in use",
+                    "{}: it does not say how far tokens were given out ({why}); write {{\"token\":N,\"seq\":N}} into it with numbers higher than any in use",
                     self.path.display()
                 ),
             )
-        })
+        };
+        let value: HighWater = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
+        if value.token.max(value.seq) > HIGHEST {
+            return Err(wrong(format!("{} is more than {HIGHEST}, the most it may be", value.token.max(value.seq))));
+        }
+        Ok(value)
     }
 
     /// Writes it in place and syncs. The text is padded to one length, so that one small write replaces all of it.

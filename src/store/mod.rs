@@ -29,6 +29,8 @@ pub(crate) mod decide;
 #[cfg(feature = "file")]
 pub mod file;
 #[cfg(any(feature = "file", feature = "sqlite"))]
+mod folder;
+#[cfg(any(feature = "file", feature = "sqlite"))]
 mod highwater;
 #[cfg(feature = "libsql")]
 pub mod libsql;

@@ -96,6 +96,8 @@ async fn bad_documents_are_refused_with_line_and_mend_and_are_not_touched() {
         (b"{\"nodes\":\n[]}", "line 2"),
         (b"{\"nodes\":{\n\n\"a\":7}}", "line 3, column 5"),
         (b"{\"nodes\":{\"\":{}}}", "empty"),
+        (b"{\"nodes\":{\"a\":{\"metadata\":{\"x\": NaN}}}}", "no numbers of JSON"),
+        (b"{\"nodes\":{\"a\":{\"metadata\":{\"x\":-Infinity}}}}", "no numbers of JSON"),
         (b"\xff\xfe{\0", "UTF-8"),
         (b"{\"nodes\":{},\"seeknal_state\":7}", "line 1"),
         (b"{\"nodes\":{},\"seeknal_state\":{}}", "format"),

@@ -27,7 +27,9 @@ mod faults;
 mod folder;
 mod journal;
 mod kills;
+mod odd;
 mod openings;
+mod restored;
 #[path = "../support/syncs.rs"]
 mod syncs;
 #[path = "../support/trace.rs"]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::document::{self, Shape};
 use super::document_write::{self, Generation};
+use super::lock::LockFile;
 use super::paths::{self, Identity, Paths};
 use super::recover::State;
 use super::writer::Op;
@@ -17,6 +18,10 @@ use crate::store::{StoreError, StoreErrorKind};
 pub(super) struct Expected {
     /// `None`: there should be none.
     pub(super) identity: Option<Identity>,
+    /// Whether the copy of the last one holds what this state does not.
+    pub(super) keeps_previous: bool,
+    /// The file that keeps other writers out.
+    pub(super) lock: LockFile,
 }
 
 /// A document that could not be written.
@@ -60,21 +65,21 @@ pub(super) fn put_document(
 ) -> Result<Identity, Failed> {
     check(paths, expected.identity)?;
     let bytes = document_write::write(ledger, generation, shape)?;
-    if expected.identity.is_none() {
-        set_previous_aside(paths)?;
+    if expected.identity.is_none() || expected.keeps_previous {
+        keep_previous(paths)?;
     }
-    // Through a symbolic link, the file that it names is replaced, not the link.
-    let place = paths.place();
-    let temporary = paths::temporary(&place);
+    let temporary = paths.temporary();
     let mode = paths.mode()?;
     let identity = paths::write_new(&temporary, &bytes, mode.as_ref())?;
-    let placed = check(paths, expected.identity).and_then(|()| paths::rename(&temporary, &place));
+    let placed = check(paths, expected.identity)
+        .and_then(|()| expected.lock.check(paths))
+        .and_then(|()| paths::rename(&temporary, &paths.document));
     if let Err(error) = placed {
         // The first fault is the one to tell; a leftover is swept at the next open.
         let _left_for_the_sweep = paths::remove(&temporary);
         return Err(error.into());
     }
-    paths::sync(paths::folder_of(&place)).map_err(|error| Failed { error, placed: Some(identity) })?;
+    paths.sync_folder().map_err(|error| Failed { error, placed: Some(identity) })?;
     if let Err(error) = keep_copy(paths, &bytes) {
         // The document itself is in place: a second copy that could not be made must not stop anybody.
         tracing::warn!(%error, "the document was written, but no copy of it could be kept");
@@ -93,22 +98,22 @@ fn keep_copy(paths: &Paths, document: &[u8]) -> Result<(), StoreError> {
     kept
 }
 
-/// Where the document is gone, the copy of the last one may be all that is left of it: it gets a name that nothing of ours writes to.
-fn set_previous_aside(paths: &Paths) -> Result<(), StoreError> {
+/// The copy of the last document may be all that is left of what it holds: it gets one more name, that nothing of ours writes to.
+fn keep_previous(paths: &Paths) -> Result<(), StoreError> {
     if paths.previous.symlink_metadata().is_err() {
         return Ok(());
     }
     let aside = Paths::aside(&paths.previous, "orphan", SystemClock.now());
-    paths::rename(&paths.previous, &aside)?;
+    // Not every file system has links. Renamed it is out of sight for a moment, should a crash come before the next copy.
+    if std::fs::hard_link(&paths.previous, &aside).is_err() {
+        paths::rename(&paths.previous, &aside)?;
+    }
     paths.sync_folder()
 }
 
 /// Brings the copy of the document up to date if a crash came between the two. A copy that is not of the document's direct predecessor is left:
-/// beside a restored backup it is the newer one. Answers with what could not be done.
-pub(super) fn refresh_copy(paths: &Paths, state: &State) -> Result<Option<String>, StoreError> {
-    if state.generation.is_none() {
-        return Ok(None);
-    }
+/// beside a restored backup it is the newer one, and what cannot be read may be. Answers with what could not be done.
+pub(super) fn refresh_copy(paths: &Paths, state: &mut State) -> Result<Option<String>, StoreError> {
     let Some((document, identity)) = paths::read(&paths.document)? else { return Ok(None) };
     if Some(identity) != state.document {
         // Somebody replaced it just now; the writer finds that out.
@@ -116,13 +121,22 @@ pub(super) fn refresh_copy(paths: &Paths, state: &State) -> Result<Option<String
     }
     if let Some((copy, _)) = paths::read(&paths.previous)? {
         if copy == document {
+            state.is_newest = true;
             return Ok(None);
         }
-        // One that cannot be read is no copy of anything.
-        let generation = document::read(&paths.previous, &copy, 0).map_or(state.follows.clone(), |copy| copy.generation);
-        if generation != state.follows {
+        let copy = document::read(&paths.previous, &copy, 0).ok();
+        state.is_newest = copy.as_ref().is_some_and(|copy| copy.ledger.seq().0 <= state.document_seq);
+        if state.generation.is_none() {
             return Ok(None);
         }
+        let is_predecessor = copy.is_some_and(|copy| copy.generation == state.follows);
+        if !is_predecessor {
+            state.keeps_previous = true;
+            return Ok(None);
+        }
+    }
+    if state.generation.is_none() {
+        return Ok(None);
     }
     // The document itself is sound: that it has no second copy must not stop anybody.
     let kept = keep_copy(paths, &document).and_then(|()| paths.sync_folder());

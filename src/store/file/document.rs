@@ -6,18 +6,19 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::kept;
-use super::node::{self, Dialect};
+use super::node::{self, Dialect, Place};
 use super::stamp;
 use super::text::{self, Members, Source, damaged, get, line_and_column, string};
 use crate::model::{
     CommitSeq, IntervalSet, LastSuccess, Ledger, NodeCoverage, NodeId, NodeState, NodeStatus, PartitionKey, RawJson, Retained,
-    RunHeader, RunId, RunState, RunStatus, Version,
+    RunHeader, RunId, RunState, RunStatus, Version, time,
 };
+use crate::store::highwater::HIGHEST;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The newest format that this version reads, and the one it writes.
@@ -166,6 +167,12 @@ fn oldest_stamp(nodes: &[(NodeId, NodeState)]) -> Option<DateTime<Utc>> {
     nodes.iter().flat_map(|(_, node)| [node.started_at, node.finished_at]).flatten().min()
 }
 
+/// A stamp so many microseconds later, if there is such a one.
+pub(super) fn moved(stamp: DateTime<Utc>, micros: i64) -> DateTime<Utc> {
+    let moved = stamp.checked_add_signed(TimeDelta::microseconds(micros));
+    moved.filter(|moved| time::is_storable(*moved)).unwrap_or(stamp)
+}
+
 /// The members that are written for a run of ours; what else an editor put there is kept.
 const OWN_TOP: &[&str] =
     &["run_id", "status", "started_at", "finished_at", "last_run", "config", "schema_version", "version", "seeknal_version"];
@@ -236,6 +243,16 @@ fn read_foreign(source: Source<'_>, members: &Members<'_>, nodes: Option<&str>, 
         state.version = version;
         groups.entry(run.unwrap_or_else(|| top_id.clone())).or_default().push((text.id, state));
     }
+    // Whatever stands there of other runs, the top level is about the one that was begun last.
+    let top_created = top.started_at.or_else(|| newest_stamp(groups.get(&top_id)?));
+    let others_created = |nodes: &[(NodeId, NodeState)]| {
+        let created = oldest_stamp(nodes).unwrap_or(DateTime::UNIX_EPOCH);
+        top_created.map_or(created, |top| created.min(moved(top, -1)))
+    };
+    let top_created = top_created.unwrap_or_else(|| {
+        let newest = groups.iter().filter(|(id, _)| **id != top_id).map(|(_, nodes)| others_created(nodes)).max();
+        newest.map_or(DateTime::UNIX_EPOCH, |newest| moved(newest, 1))
+    });
     let mut ledger = Ledger::new();
     for (id, nodes) in groups {
         let mut header = RunHeader::new(derived_status(nodes.iter().map(|(_, node)| node)), DateTime::UNIX_EPOCH);
@@ -245,10 +262,10 @@ fn read_foreign(source: Source<'_>, members: &Members<'_>, nodes: Option<&str>, 
             if let Some(status) = &top.status {
                 header.status = status.clone();
             }
-            header.created_at = top.started_at.or_else(|| newest_stamp(&nodes)).unwrap_or(DateTime::UNIX_EPOCH);
+            header.created_at = top_created;
             header.extra = if bare { None } else { kept::restore("true", &without_our_part(members)) };
         } else {
-            header.created_at = oldest_stamp(&nodes).unwrap_or(DateTime::UNIX_EPOCH);
+            header.created_at = others_created(&nodes);
         }
         header.version = version;
         ledger.restore_run(RunState::from_parts(id, header, version, version, nodes));
@@ -325,6 +342,13 @@ fn read_ours(source: Source<'_>, members: &Members<'_>, state: &str) -> Result<D
         runs.insert(id, run);
     }
     let order = read_our_nodes(source, members, &part, (top_id.as_ref(), edited), &mut runs)?;
+    let numbers = runs.values().flat_map(|run| {
+        let of_nodes = run.nodes.iter().map(|(_, node)| node.version);
+        [run.version, run.created, run.header.version].into_iter().chain(of_nodes)
+    });
+    if let Some(most) = numbers.map(|version| version.0).chain([last_seq]).max().filter(|most| *most > HIGHEST) {
+        return Err(source.error(state, format!("{most} is no sequence number or version of ours: they end at {HIGHEST}")));
+    }
     let mut ledger = Ledger::new();
     for (id, run) in runs {
         ledger.restore_run(RunState::from_parts(id, run.header, run.version, run.created, run.nodes));
@@ -434,6 +458,7 @@ fn read_our_nodes(
         None => HashMap::new(),
     };
     let texts = read_nodes(source, text::members(nodes).map_err(|error| source.parse_error(nodes, &error))?)?;
+    let dialect = shape_of(members, Vec::new()).dialect();
     let mut order = Vec::with_capacity(texts.len());
     for text in texts {
         order.push(text.id.clone());
@@ -444,13 +469,29 @@ fn read_our_nodes(
         if let Some(raw) = beside.get(text.id.as_str()) {
             let is_strange = |(key, _): &(std::borrow::Cow<'_, str>, &str)| !node::is_own_member(key);
             kept = (edited && text.members.iter().any(is_strange)).then_some("true");
+            let mut fields = Vec::new();
             for (field, raw) in text::members(raw).map_err(|error| source.parse_error(raw, &error))? {
                 let fail = |error| source.parse_error(raw, &error);
                 match &*field {
                     "run_id" => run = Some(serde_json::from_str(raw).map_err(fail)?),
                     "kept" => kept = Some(raw),
-                    field => node::set(&mut state, field, raw).map_err(fail)?,
+                    _ => fields.push((field, raw)),
                 }
+            }
+            let told = edited.then(|| state.clone());
+            let set = |state: &mut NodeState, (field, raw): &(std::borrow::Cow<'_, str>, &str)| {
+                node::set(state, field, raw).map_err(|error| source.parse_error(raw, &error))
+            };
+            fields.iter().try_for_each(|field| set(&mut state, field))?;
+            if let (Some(told), Some(top)) = (told, top_id) {
+                // What an editor wrote into the object counts, also where something else had been told beside it.
+                let mut as_it_was = state.clone();
+                as_it_was.extra = kept.and_then(|note| kept::restore(note, &text.members));
+                let place = Place { id: &text.id, run: run.as_ref().unwrap_or(top), top, dialect };
+                let was = node::as_told(&as_it_was, place).map_err(|error| source.parse_error(raw, &error))?;
+                fields.retain(|(field, _)| !node::differ(field, &was, &told));
+                state = told;
+                fields.iter().try_for_each(|field| set(&mut state, field))?;
             }
         }
         state.extra = kept.and_then(|note| kept::restore(note, &text.members));

@@ -207,6 +207,9 @@ pub(super) fn last_written(bytes: &[u8], offset: usize) -> Option<usize> {
     bytes.get(offset..)?.iter().rposition(|byte| *byte != 0).map(|at| offset + at)
 }
 
+/// A journal gets this length, of zeros, before its header is written.
+const SHORTEST: usize = 4096;
+
 /// A journal as it was read.
 #[derive(Debug)]
 pub(super) struct Stored {
@@ -223,12 +226,18 @@ impl Stored {
         let header = Header::from_bytes(&bytes);
         match &header {
             None => {
-                if let Some(at) = last_written(&bytes, HEADER_LEN.min(bytes.len())) {
+                let why = if let Some(at) = last_written(&bytes, HEADER_LEN.min(bytes.len())) {
+                    format!("its header is damaged, and there are records behind it (up to byte {at})")
+                } else if bytes.len() < SHORTEST && last_written(&bytes, 0).is_some() {
+                    format!("it was cut to {} bytes: nobody knows what was behind", bytes.len())
+                } else {
+                    String::new()
+                };
+                if !why.is_empty() {
                     return Err(StoreError::not_applied(
                         StoreErrorKind::Corrupt,
                         format!(
-                            "{}: its header is damaged, and there are records behind it (up to byte {at}); it was left as it is. \
-                             `seeknal state verify` explains, `seeknal state verify --repair` sets it aside",
+                            "{}: {why}; it was left as it is. `seeknal state verify` explains, `seeknal state verify --repair` sets it aside",
                             path.display()
                         ),
                     ));
@@ -437,7 +446,7 @@ impl Journal {
     fn make_space(&mut self, needed: u64) -> Result<(), StoreError> {
         let step = self.space.clamp(FIRST_STEP, LARGEST_STEP);
         let generous = needed.saturating_add(step).next_multiple_of(FIRST_STEP);
-        let least = needed.next_multiple_of(4096);
+        let least = needed.next_multiple_of(SHORTEST as u64);
         let mut grown = self.grow(generous);
         if grown.as_ref().is_err_and(|error| {
             matches!(

@@ -3,7 +3,9 @@
 //! The lock belongs to the open file, so that two openings in one process exclude each other as two processes do; it ends with the
 //! process, however that ends. The file is never renamed and never deleted.
 
+use std::io::ErrorKind;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,7 +24,23 @@ const ASKED_FOR: u32 = 20;
 #[derive(Debug)]
 pub(super) struct Lock {
     file: HighWaterFile,
+    place: LockFile,
     value: HighWater,
+}
+
+/// Which file was locked: its device and its number.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LockFile((u64, u64));
+
+impl LockFile {
+    /// Fails if this is not the file that lies there.
+    pub(super) fn check(self, paths: &Paths) -> Result<(), StoreError> {
+        match std::fs::metadata(&paths.lock) {
+            Ok(there) if (there.dev(), there.ino()) == self.0 => Ok(()),
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(StoreError::io(paths.lock.display(), error)),
+            _ => Err(taken_away(&paths.lock)),
+        }
+    }
 }
 
 impl Lock {
@@ -48,16 +66,20 @@ impl Lock {
         if !taken {
             return Err(busy(&paths.document, file.read().ok().and_then(|value| value.holder).as_ref()));
         }
-        if !file.is_in_place()? {
-            return Err(taken_away(&paths.lock));
-        }
+        let place = LockFile(file.inode()?);
+        place.check(paths)?;
         let value = file.read()?;
-        Ok(Self { file, value })
+        Ok(Self { file, place, value })
     }
 
     /// Fails if somebody took the lock's file away: then another writer may have made a new one.
     pub(super) fn check(&self, paths: &Paths) -> Result<(), StoreError> {
-        if self.file.is_in_place()? { Ok(()) } else { Err(taken_away(&paths.lock)) }
+        self.place.check(paths)
+    }
+
+    /// Which file it is, for whoever has to look without the lock itself.
+    pub(super) fn file(&self) -> LockFile {
+        self.place
     }
 
     /// The highest sequence number that may have been used.

@@ -175,6 +175,32 @@ impl<'a> ObjectWriter<'a> {
     }
 }
 
+/// The fields that a node's object tells, for a macro that takes them.
+macro_rules! told_fields {
+    ($use:ident $(, $more:ident)*) => {
+        $use!(
+            status,
+            attempt,
+            started_at,
+            finished_at,
+            duration_ms,
+            row_count,
+            fingerprint,
+            error,
+            watermarks,
+            metadata,
+            intervals,
+            partitions,
+            depends_on,
+            max_attempts,
+            attempts,
+            worker,
+            token
+            $(, $more)*
+        )
+    };
+}
+
 /// What of a node its object does not say: names of fields and their values as JSON text.
 pub(super) type Overrides = Vec<(&'static str, String)>;
 
@@ -540,26 +566,29 @@ fn unsaid(node: &NodeState, found: &Found, place: Place<'_>) -> serde_json::Resu
             })+
         };
     }
-    unless_same!(
-        status,
-        attempt,
-        started_at,
-        finished_at,
-        duration_ms,
-        row_count,
-        fingerprint,
-        error,
-        watermarks,
-        metadata,
-        intervals,
-        partitions,
-        depends_on,
-        max_attempts,
-        attempts,
-        worker,
-        token
-    );
+    told_fields!(unless_same);
     Ok(all)
+}
+
+/// What a node's object says of it, as it would be written.
+pub(super) fn as_told(node: &NodeState, place: Place<'_>) -> serde_json::Result<NodeState> {
+    let mut out = Vec::new();
+    write(&mut out, node, place)?;
+    let members = text::members(std::str::from_utf8(&out).unwrap_or("{}"))?;
+    Ok(read(&members).state)
+}
+
+/// Whether a field is not the same in two nodes.
+pub(super) fn differ(field: &str, a: &NodeState, b: &NodeState) -> bool {
+    macro_rules! compare {
+        ($($name:ident),+) => {
+            match field {
+                $(stringify!($name) => a.$name != b.$name,)+
+                _ => false,
+            }
+        };
+    }
+    told_fields!(compare)
 }
 
 /// Sets a field of a node from an override. Fields that are not known are passed over: another version may have written them.
@@ -572,25 +601,6 @@ pub(super) fn set(node: &mut NodeState, field: &str, raw: &str) -> serde_json::R
             }
         };
     }
-    read_field!(
-        status,
-        attempt,
-        started_at,
-        finished_at,
-        duration_ms,
-        row_count,
-        fingerprint,
-        error,
-        watermarks,
-        metadata,
-        intervals,
-        partitions,
-        depends_on,
-        max_attempts,
-        attempts,
-        worker,
-        token,
-        version
-    );
+    told_fields!(read_field, version);
     Ok(())
 }

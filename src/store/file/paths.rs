@@ -1,13 +1,13 @@
 //! Where the files of one state lie, and the small file operations that they share.
 
-use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::fs::{DirEntry, File, Metadata, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
-use crate::store::StoreError;
+use crate::store::{StoreError, folder};
 
 /// The name of the document; every other name begins with it.
 const DOCUMENT: &str = "run_state.json";
@@ -15,9 +15,10 @@ const DOCUMENT: &str = "run_state.json";
 /// The files of one state.
 #[derive(Debug, Clone)]
 pub(super) struct Paths {
-    /// The folder of all of them.
+    /// The folder that was named.
     pub(super) base: PathBuf,
-    /// `run_state.json`.
+    /// `run_state.json`. Where that is a symbolic link, the file that it leads to, and all others lie beside that: two links to one document are one
+    /// state, with one lock and one journal.
     pub(super) document: PathBuf,
     /// The journal that continues the document.
     pub(super) journal: PathBuf,
@@ -33,10 +34,15 @@ pub(super) struct Paths {
 
 impl Paths {
     pub(super) fn new(base: &Path) -> Self {
-        let beside = |end: &str| base.join(format!("{DOCUMENT}{end}"));
+        let document = behind_links(base);
+        let beside = |end: &str| {
+            let mut name = document.as_os_str().to_owned();
+            name.push(end);
+            PathBuf::from(name)
+        };
         Self {
             base: base.to_owned(),
-            document: beside(""),
+            document: document.clone(),
             journal: beside(".journal"),
             next: beside(".journal.next"),
             lock: beside(".lock"),
@@ -63,17 +69,7 @@ impl Paths {
 
     /// A name for an unfinished document, in the same folder, that nobody else uses.
     pub(super) fn temporary(&self) -> PathBuf {
-        temporary(&self.document)
-    }
-
-    /// Where the document really lies: where its symbolic link leads, if it is one.
-    pub(super) fn place(&self) -> PathBuf {
-        if let Ok(place) = std::fs::canonicalize(&self.document) {
-            let is_link = self.document.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
-            return if is_link { place } else { self.document.clone() };
-        }
-        // A link to a file that is not there yet.
-        std::fs::read_link(&self.document).map_or_else(|_| self.document.clone(), |target| self.base.join(target))
+        self.folder().join(format!("{}{}", unfinished_prefix(&self.document), uuid::Uuid::now_v7().simple()))
     }
 
     /// Who may read and write the document that is there; what is written of the same content gets the same.
@@ -87,36 +83,24 @@ impl Paths {
 
     /// Lets whoever may read the document read a new file beside it, and nobody else; and makes its name durable.
     pub(super) fn settle(&self, file: &Path) -> Result<(), StoreError> {
-        if let Some(mode) = self.mode()? {
+        if let Some(mut mode) = self.mode()? {
+            // Its owner writes it, also where nobody is to write the document by hand.
+            mode.set_mode(mode.mode() | 0o600);
             std::fs::set_permissions(file, mode).map_err(|error| StoreError::io(file.display(), error))?;
         }
         self.sync_folder()
     }
 
-    /// Where unfinished documents may lie, and what their names begin with. Whoever holds the lock may sweep them: also behind a link the name says
-    /// whose they are, because others may have theirs in the same folder.
-    fn unfinished_places(&self) -> Vec<(PathBuf, String)> {
-        let mut places = vec![self.document.clone()];
-        places.extend(Some(self.place()).filter(|place| *place != self.document));
-        places.iter().map(|place| (folder_of(place).to_owned(), unfinished_prefix(place))).collect()
-    }
-
     /// Removes unfinished documents that a crash left behind; only for the holder of the lock. Says how many.
     pub(super) fn sweep(&self) -> Result<usize, StoreError> {
+        let (folder, prefix) = (self.folder(), unfinished_prefix(&self.document));
+        let fail = |error| StoreError::io(folder.display(), error);
         let mut swept = 0;
-        for (folder, prefix) in self.unfinished_places() {
-            let fail = |error| StoreError::io(folder.display(), error);
-            let entries = match std::fs::read_dir(&folder) {
-                // Where a link leads to a folder that is not there, nothing is left.
-                Err(error) if error.kind() == ErrorKind::NotFound && folder != self.base => continue,
-                entries => entries.map_err(fail)?,
-            };
-            for entry in entries {
-                let entry = entry.map_err(fail)?;
-                if entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)) {
-                    remove(&entry.path())?;
-                    swept += 1;
-                }
+        for entry in std::fs::read_dir(folder).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            if is_unfinished(&entry, &prefix) {
+                remove(&entry.path())?;
+                swept += 1;
             }
         }
         Ok(swept)
@@ -124,31 +108,32 @@ impl Paths {
 
     /// Unfinished documents that lie about.
     pub(super) fn unfinished(&self) -> Vec<PathBuf> {
-        let mut all = Vec::new();
-        for (folder, prefix) in self.unfinished_places() {
-            let Ok(entries) = std::fs::read_dir(folder) else { continue };
-            let found = entries.filter_map(Result::ok);
-            let found = found.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)));
-            all.extend(found.map(|entry| entry.path()));
-        }
-        all
+        let prefix = unfinished_prefix(&self.document);
+        let entries = std::fs::read_dir(self.folder()).into_iter().flatten().filter_map(Result::ok);
+        entries.filter(|entry| is_unfinished(entry, &prefix)).map(|entry| entry.path()).collect()
+    }
+
+    /// Where all of them lie, but the oldest runner's.
+    fn folder(&self) -> &Path {
+        let folder = self.document.parent().unwrap_or(&self.document);
+        if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
     }
 
     /// Makes renames and new names in the folder durable.
     pub(super) fn sync_folder(&self) -> Result<(), StoreError> {
-        sync(&self.base)
+        let folder = self.folder();
+        folder::sync(folder).map_err(|error| StoreError::io(folder.display(), error))
     }
 }
 
-/// Makes renames and new names in a folder durable.
-pub(super) fn sync(folder: &Path) -> Result<(), StoreError> {
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| StoreError::io(folder.display(), error))
-}
-
-/// The folder that a path is in.
-pub(super) fn folder_of(path: &Path) -> &Path {
-    path.parent().unwrap_or(path)
+/// The document of a folder: where its symbolic link leads, if it is one.
+fn behind_links(base: &Path) -> PathBuf {
+    let named = base.join(DOCUMENT);
+    match std::fs::read_link(&named) {
+        // A link to a file that is not there yet has no other name.
+        Ok(target) => std::fs::canonicalize(&named).unwrap_or_else(|_| base.join(target)),
+        Err(_) => named,
+    }
 }
 
 /// What the names of unfinished copies of a document begin with.
@@ -156,9 +141,9 @@ fn unfinished_prefix(document: &Path) -> String {
     format!(".{}.tmp-", document.file_name().unwrap_or_default().to_string_lossy())
 }
 
-/// A name for an unfinished document, beside where it will lie, that nobody else uses.
-pub(super) fn temporary(document: &Path) -> PathBuf {
-    folder_of(document).join(format!("{}{}", unfinished_prefix(document), uuid::Uuid::now_v7().simple()))
+/// Whether this is an unfinished copy of a document; what is no plain file was made by somebody else.
+fn is_unfinished(entry: &DirEntry, prefix: &str) -> bool {
+    entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) && entry.file_type().is_ok_and(|kind| kind.is_file())
 }
 
 /// Which file it is and how it looked: whoever writes or replaces it changes this.
@@ -204,15 +189,15 @@ impl Identity {
 /// A file's bytes and which file they came from; `None` if there is none.
 pub(super) fn read(path: &Path) -> Result<Option<(Vec<u8>, Identity)>, StoreError> {
     let fail = |error| StoreError::io(path.display(), error);
-    let file = match File::open(path) {
-        Ok(file) => file,
+    // Asked by its name first: opening a pipe waits for a writer.
+    let opened = std::fs::metadata(path).and_then(|metadata| metadata.is_file().then(|| File::open(path)).transpose());
+    let file = match opened {
+        Ok(Some(file)) => file,
+        Ok(None) => return Err(fail(std::io::Error::other("it is not a plain file"))),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(fail(error)),
     };
     let metadata = file.metadata().map_err(fail)?;
-    if !metadata.is_file() {
-        return Err(fail(std::io::Error::other("it is not a plain file")));
-    }
     let mut bytes = Vec::new();
     // One byte more than there should be: a file that grew meanwhile is not cut in silence.
     bytes

@@ -1,5 +1,6 @@
 //! Reading without the lock, beside a live writer or after one: nothing is made, recovered or changed.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use super::lock::{self, Seen};
 use super::paths::{Identity, Paths};
 use super::record::Leases;
 use super::recover::{self, State};
-use crate::model::{Clock, LeaseRecord, Ledger, SystemClock};
+use crate::model::{Clock, LeaseRecord, Ledger, NodeId, NodeState, RunHeader, RunState, SystemClock, Version};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How often a state that is seen apart (a writer is checkpointing just now) is read again.
@@ -33,11 +34,18 @@ pub(super) struct View {
     pub(super) notices: Vec<String>,
 }
 
+#[derive(Debug, Default)]
+struct Last {
+    view: Option<Arc<View>>,
+    /// The files as they looked then; `None`: they may have changed since.
+    at: Option<Look>,
+}
+
 /// A reader that remembers what it read as long as the files stay as they are.
 #[derive(Debug)]
 pub(super) struct Reader {
     paths: Paths,
-    last: Mutex<Option<(Look, Arc<View>)>>,
+    last: Mutex<Last>,
     /// The files as they looked when their change was told last; `None`: they may have changed since.
     told: Mutex<Option<Look>>,
     /// How long reading took last.
@@ -46,7 +54,7 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(paths: Paths) -> Self {
-        Self { paths, last: Mutex::new(None), told: Mutex::new(None), took: Mutex::new(Duration::ZERO) }
+        Self { paths, last: Mutex::default(), told: Mutex::new(None), took: Mutex::new(Duration::ZERO) }
     }
 
     /// Whether the files changed since this was answered with yes, or since they were read first. Too much, never too little: files that changed just
@@ -68,15 +76,17 @@ impl Reader {
     pub(super) fn view(&self) -> Result<Arc<View>, StoreError> {
         let look = look(&self.paths)?;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, view)) = &*last
-            && *at == look
-        {
+        if let (Some(view), true) = (&last.view, last.at == Some(look)) {
             return Ok(Arc::clone(view));
         }
         let begun = Instant::now();
-        let view = Arc::new(load(&self.paths)?);
+        let mut view = load(&self.paths)?;
+        if let Some(before) = &last.view {
+            tell_apart(&before.ledger, &mut view.ledger);
+        }
+        let view = Arc::new(view);
         *self.took.lock().unwrap_or_else(PoisonError::into_inner) = begun.elapsed();
-        *last = is_settled(&look).then(|| (look, Arc::clone(&view)));
+        *last = Last { view: Some(Arc::clone(&view)), at: is_settled(&look).then_some(look) };
         Ok(view)
     }
 
@@ -90,6 +100,48 @@ impl Reader {
     pub(super) fn lock(&self) -> Result<Seen, StoreError> {
         lock::look(&self.paths.lock)
     }
+}
+
+/// Who follows goes by versions. Those of a document that somebody else wrote, or put back, say nothing: what is not as it was gets a higher one, and what
+/// is as it was keeps the one that it had.
+fn tell_apart(before: &Ledger, now: &mut Ledger) {
+    let mended: Vec<RunState> = now.runs().filter_map(|run| told_apart(before.run(run.id().as_str())?, run)).collect();
+    for run in mended {
+        now.restore_run(run);
+    }
+}
+
+/// The run with versions that tell what changed; `None` if they do already.
+fn told_apart(was: &RunState, run: &RunState) -> Option<RunState> {
+    let version = run.version().max(Version(was.version().0.saturating_add(1)));
+    let header = RunHeader { version: was.header().version, ..run.header().clone() };
+    let header_changed = header != *was.header();
+    let changed: HashSet<&NodeId> =
+        run.nodes().filter(|(id, node)| !was.node(id.as_str()).is_some_and(|was| is_same(was, node))).map(|(id, _)| id).collect();
+    if !header_changed && changed.is_empty() && run.node_count() == was.node_count() {
+        return (run.version() < was.version()).then(|| was.clone());
+    }
+    let tells = |row: Version| row > was.version();
+    let all_told = changed.iter().all(|id| run.node(id.as_str()).is_some_and(|node| tells(node.version)));
+    if tells(run.version()) && all_told && (!header_changed || tells(run.header().version)) {
+        return None;
+    }
+    let row = |changed: bool, row: Version| if changed && !tells(row) { version } else { row };
+    let mut header = run.header().clone();
+    header.version = row(header_changed, header.version);
+    let nodes = run.nodes().map(|(id, node)| {
+        let mut node = node.clone();
+        node.version = row(changed.contains(&id), node.version);
+        (id.clone(), node)
+    });
+    Some(RunState::from_parts(run.id().clone(), header, version, run.created_version(), nodes))
+}
+
+/// Whether a node says what it said; which version says so is another matter.
+fn is_same(was: &NodeState, now: &NodeState) -> bool {
+    let mut now = now.clone();
+    now.version = was.version;
+    now == *was
 }
 
 fn look(paths: &Paths) -> Result<Look, StoreError> {

@@ -12,14 +12,14 @@
 
 use std::path::PathBuf;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
 use super::document::{self, Document, Shape};
 use super::join;
 use super::journal::{HEADER_LEN, Header, Journal, Kind, Stored, frame_at, frame_behind, last_written, lines};
 use super::paths::{self, Identity, Paths};
 use super::record::{Leases, Record};
-use crate::model::{CommitSeq, Ledger, RunState};
+use crate::model::{CommitSeq, Ledger, RunState, Version};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Everything that lies there, as one state.
@@ -48,6 +48,28 @@ pub(super) struct State {
     pub(super) notices: Vec<String>,
     /// How many records were replayed.
     pub(super) replayed: usize,
+    /// The copy of the last document holds what this state does not: it is kept under another name before another copy takes its place.
+    pub(super) keeps_previous: bool,
+    /// Whether the copy of the last document says that there was no newer one.
+    pub(super) is_newest: bool,
+}
+
+impl State {
+    /// Numbers beyond those of the document were given out, and nothing says that it is the last one that was written: a backup was put back. Versions go
+    /// on behind all of them, so that none is used twice; no journal can continue the document then.
+    pub(super) fn skip_lost_versions(&mut self, highest_seq: u64) {
+        let is_whole = self.active.is_some() || self.pending.is_some() || self.document.is_none() || self.is_newest;
+        if is_whole || highest_seq <= self.document_seq {
+            return;
+        }
+        let version = Version(highest_seq.saturating_add(1));
+        let runs: Vec<RunState> = self.ledger.runs().map(|run| run.at_version(version.max(run.version()))).collect();
+        for run in runs {
+            self.ledger.restore_run(run);
+        }
+        self.ledger.raise_seq(CommitSeq(version.0));
+        self.generation = None;
+    }
 }
 
 /// The journal to go on with.
@@ -81,13 +103,16 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
     let mut notices = Vec::new();
     let name = paths.document.display();
     let document = document::read(&paths.document, &bytes, highest_seq)?;
+    let mut keeps_previous = false;
     let document = if document.is_ours {
         if document.generation.is_none() {
             notices.push(format!("{name} was edited since it was written; it is taken as it is now"));
         }
         document
     } else {
-        with_previous(paths, &bytes, document, highest_seq, &mut notices)?
+        let (joined, keeps) = with_previous(paths, &bytes, document, highest_seq, &mut notices)?;
+        keeps_previous = keeps;
+        joined
     };
     drop(bytes);
     let mut state = State {
@@ -104,6 +129,8 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
         leases: Leases::default(),
         notices,
         replayed: 0,
+        keeps_previous,
+        is_newest: false,
     };
     join_journals(&mut state, journal, next)?;
     state.ledger.raise_seq(CommitSeq(highest_seq));
@@ -170,18 +197,20 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
         leases: Leases::default(),
         notices,
         replayed: 0,
+        keeps_previous: false,
+        is_newest: false,
     })
 }
 
-/// A foreign document, with what the last one of ours knew beside it.
+/// A foreign document, with what the last one of ours knew beside it; and whether that one holds what this state does not.
 fn with_previous(
     paths: &Paths,
     bytes: &[u8],
     foreign: Document,
     highest_seq: u64,
     notices: &mut Vec<String>,
-) -> Result<Document, StoreError> {
-    let Some((previous, _)) = paths::read(&paths.previous)? else { return Ok(foreign) };
+) -> Result<(Document, bool), StoreError> {
+    let Some((previous, _)) = paths::read(&paths.previous)? else { return Ok((foreign, false)) };
     let name = paths.document.display();
     let both = document::read(&paths.previous, &previous, highest_seq)
         .and_then(|known| Ok((known, document::read_without_our_part(&paths.previous, &previous)?)));
@@ -189,12 +218,19 @@ fn with_previous(
         Ok(both) => both,
         Err(error) => {
             notices.push(format!(
-                "{name} was rewritten by another program, and history cannot be taken from the last document of ours: {error}"
+                "{name} was rewritten by another program, and history cannot be taken from the last document of ours: {error}. That one is kept \
+                 under another name when something is written"
             ));
-            return Ok(foreign);
+            return Ok((foreign, true));
         }
     };
     let foreign = document::read(&paths.document, bytes, highest_seq.max(previous.ledger.seq().0))?;
+    let newest = foreign.ledger.runs().next().map(RunState::id);
+    if let Some(known) = newest.and_then(|newest| previous.ledger.run(newest.as_str()))
+        && previous.ledger.runs().next().is_some_and(|last| last.id() != known.id())
+    {
+        return Ok((restored(paths, known, foreign, &previous.ledger, notices), true));
+    }
     let mut ledger = previous.ledger;
     let known = ledger.run_count();
     let newest = ledger.runs().next().map(|run| run.header().created_at);
@@ -211,13 +247,43 @@ fn with_previous(
         "{name} was rewritten by another program: it is opened as run(s) of its own, and {known} earlier run(s) and the coverage come from {}",
         paths.previous.display()
     ));
-    Ok(Document { ledger, ..foreign })
+    Ok((Document { ledger, ..foreign }, false))
+}
+
+/// A foreign document whose newest run is an old one of those that we knew: no program writes such a one, somebody put a backup back. It wins: what was
+/// begun after that run is no part of the state any more, and the run is as the backup tells it.
+fn restored(paths: &Paths, known: &RunState, foreign: Document, previous: &Ledger, notices: &mut Vec<String>) -> Document {
+    let mut ledger = Ledger::new();
+    for run in previous.runs().skip_while(|run| run.id() != known.id()).skip(1) {
+        ledger.restore_run(run.clone());
+    }
+    for (node, retained) in previous.retained() {
+        ledger.restore_retained(&node, &retained);
+    }
+    for run in foreign.ledger.runs() {
+        let mut header = run.header().clone();
+        if let Some(old) = previous.run(run.id().as_str()) {
+            header.created_at = old.header().created_at;
+        }
+        let nodes = run.nodes().map(|(id, node)| (id.clone(), node.clone()));
+        ledger.restore_run(RunState::from_parts(run.id().clone(), header, run.version(), run.created_version(), nodes));
+    }
+    ledger.raise_seq(foreign.ledger.seq());
+    notices.push(format!(
+        "{} is a backup that was put back: run {:?} is its newest, and {} run(s) had been begun since. It wins; what was known since is in {}, and is kept \
+         under another name when something is written",
+        paths.document.display(),
+        known.id().as_str(),
+        previous.runs().take_while(|run| run.id() != known.id()).count(),
+        paths.previous.display()
+    ));
+    Document { ledger, ..foreign }
 }
 
 /// A run, created after a moment.
 fn later_than(moment: DateTime<Utc>, run: &RunState) -> RunState {
     let mut header = run.header().clone();
-    header.created_at = header.created_at.max(moment + TimeDelta::microseconds(1));
+    header.created_at = header.created_at.max(document::moved(moment, 1));
     let nodes = run.nodes().map(|(id, node)| (id.clone(), node.clone()));
     RunState::from_parts(run.id().clone(), header, run.version(), run.created_version(), nodes)
 }

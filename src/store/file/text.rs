@@ -133,6 +133,12 @@ impl Source<'_> {
         let at = start + line_start + error.column().saturating_sub(1);
         let message = error.to_string();
         let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+        // Python's writer puts these there, though they are no JSON.
+        let near = self.text.as_bytes().get(at.saturating_sub(9)..self.text.len().min(at + 9)).unwrap_or_default();
+        let is_near = |word: &[u8]| near.windows(word.len()).any(|part| part == word);
+        if is_near(b"NaN") || is_near(b"Infinity") {
+            return self.at_offset(at, "NaN and Infinity are no numbers of JSON; write null there, or a text");
+        }
         self.at_offset(at, message)
     }
 

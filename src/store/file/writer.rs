@@ -27,7 +27,7 @@ use super::recover::{self, Pending};
 use super::spare::SpareJob;
 use crate::model::{Batch, BatchAnswer, Clock, Ledger, Outcome, ProcessInfo, SystemClock};
 use crate::store::pull::{BatchReply, Sources};
-use crate::store::{AnswerLog, BatchSource, LeaseBook, OpenReport, StoreError, StoreErrorKind, network};
+use crate::store::{AnswerLog, BatchSource, LeaseBook, OpenReport, StoreError, StoreErrorKind, folder, network};
 
 /// Where an answer goes.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -113,6 +113,8 @@ pub(super) struct Writer {
     last_look: Instant,
     last_checkpoint: Option<(Instant, Duration)>,
     retry: Option<(Instant, Duration)>,
+    /// The copy of the last document holds what this state does not.
+    keeps_previous: bool,
     /// How long the journal before this one became, and space that is ready for the next one.
     last_space: u64,
     spare: Option<SpareJob>,
@@ -153,13 +155,15 @@ impl Writer {
         sender: Sender<Op>,
         leases: Arc<LeaseBook>,
     ) -> Result<Opened, StoreError> {
-        std::fs::create_dir_all(&paths.base).map_err(|error| StoreError::io(paths.base.display(), error))?;
+        folder::make(&paths.base).map_err(|error| StoreError::io(paths.base.display(), error))?;
         let lock = Lock::acquire(&paths, process)?;
         let swept = paths.sweep()?;
         let mut state = recover::read(&paths, lock.seq())?;
         let tail = state.active.as_ref().map_or(state.document_seq, |active| active.tail);
+        let no_copy = checkpoint::refresh_copy(&paths, &mut state)?;
+        state.notices.extend(no_copy);
+        state.skip_lost_versions(lock.seq());
         let journal = recover::heal(&mut state, &paths, SystemClock.now())?;
-        state.notices.extend(checkpoint::refresh_copy(&paths, &state)?);
         let mut report = OpenReport::new();
         for notice in std::mem::take(&mut state.notices) {
             report.notice(notice);
@@ -200,6 +204,7 @@ impl Writer {
             last_look: now,
             last_checkpoint: None,
             retry: None,
+            keeps_previous: state.keeps_previous,
             last_space: 0,
             spare: None,
         };
@@ -340,7 +345,8 @@ impl Writer {
                 }
             }
         }
-        if work.seq() != before {
+        let is_applied = |outcome: &Outcome| matches!(outcome, Outcome::Applied(_));
+        if decided.iter().any(|(_, answer)| answer.outcomes.iter().any(is_applied)) {
             if let Err(error) = self.make_durable(&work, start, before.0.saturating_add(1)) {
                 return refuse_all(group, &error);
             }
@@ -458,6 +464,7 @@ impl Writer {
                 self.journal = None;
                 self.tail = ledger.seq().0;
                 self.broken = false;
+                self.keeps_previous = false;
                 self.pending = None;
                 self.retry = None;
                 self.last_checkpoint = Some((begun, begun.elapsed()));
@@ -475,7 +482,7 @@ impl Writer {
     }
 
     fn expected(&self) -> Expected {
-        Expected { identity: self.document.identity }
+        Expected { identity: self.document.identity, keeps_previous: self.keeps_previous, lock: self.lock.file() }
     }
 
     fn document_failed(&mut self, error: &StoreError, placed: Option<Identity>) {

@@ -33,7 +33,7 @@ use super::{answer, read, schema, write};
 use crate::model::{Batch, BatchAnswer, BatchId, Clock, ProcessInfo, SystemClock};
 use crate::store::highwater::{HighWater, HighWaterFile};
 use crate::store::pull::{BatchReply, Sources};
-use crate::store::{BatchSource, StoreError, StoreErrorKind};
+use crate::store::{BatchSource, StoreError, StoreErrorKind, folder};
 
 /// Batches that share one transaction at most.
 const SHARED: usize = 64;
@@ -129,8 +129,8 @@ impl Writer {
     /// Opens the database for writing, and makes it if it is not there.
     pub(super) fn open(at: Arc<Place>, foreign: Arc<Foreign>, process: &ProcessInfo) -> Result<Self, StoreError> {
         let db = &at.path;
-        if let Some(folder) = db.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(|error| StoreError::io(folder.display(), error))?;
+        if let Some(parent) = db.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            folder::make(parent).map_err(|error| StoreError::io(parent.display(), error))?;
         }
         // Looked at first, so that beside a database of somebody else no file of ours appears.
         open::check(db)?;

@@ -88,7 +88,10 @@ impl Writer {
         self.journal = Some(next);
         self.last_space = space;
         self.tail = self.ledger.seq().0;
-        self.lease_changes = self.lease_changes.wrapping_sub(1);
+        if !self.lease_note.is_empty() {
+            // They are noted in the new one too.
+            self.lease_changes = self.lease_changes.wrapping_sub(1);
+        }
         self.pending = Some(Pending { ledger: self.ledger.clone(), generation, follows });
         Ok(())
     }
@@ -97,6 +100,7 @@ impl Writer {
     pub(super) fn checkpoint_ended(&mut self, done: checkpoint::Done) {
         match done.result {
             Ok(identity) => {
+                self.keeps_previous = false;
                 if let Some(pending) = self.pending.take() {
                     self.document =
                         Known { identity: Some(identity), generation: Some(pending.generation), seq: pending.ledger.seq().0 };
@@ -139,8 +143,8 @@ impl Writer {
             self.job = None;
             self.checkpoint_ended(done);
         }
-        if self.poisoned.is_some() {
-            return;
+        if let Some(error) = self.poisoned.clone() {
+            return self.fail_waiting(&error);
         }
         let now = Instant::now();
         if now.duration_since(self.last_look) >= LOOK {

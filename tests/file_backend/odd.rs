@@ -1,0 +1,172 @@
+//! Odd things in the folder: numbers that are none of ours, files that are no files, links, folders that were not there.
+
+use super::trace::{Child, can_trace};
+use super::*;
+
+async fn refused(folder: &Path) -> String {
+    for read_only in [true, false] {
+        let opened = FileBackend::new(&options(folder).read_only(read_only)).initialize().await;
+        if read_only && opened.is_ok() {
+            continue;
+        }
+        return opened.unwrap_err().to_string();
+    }
+    unreachable!()
+}
+
+#[tokio::test]
+async fn numbers_that_would_soon_be_used_up_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.close().await.unwrap();
+    let sound = std::fs::read_to_string(document(folder.path())).unwrap();
+    let lock = folder.path().join("run_state.json.lock");
+    let held = std::fs::read(&lock).unwrap();
+    for key in ["last_seq", "run_version", "created_version"] {
+        let at = sound.find(&format!("\"{key}\": ")).unwrap() + key.len() + 4;
+        let end = at + sound[at..].find(|c: char| !c.is_ascii_digit()).unwrap();
+        let text = format!("{}{}{}", &sound[..at], u64::MAX - 1, &sound[end..]);
+        std::fs::write(document(folder.path()), &text).unwrap();
+        let told = refused(folder.path()).await;
+        assert!(told.contains("18446744073709551614") && told.contains("line "), "{key}: {told}");
+        assert_eq!(std::fs::read_to_string(document(folder.path())).unwrap(), text);
+    }
+    std::fs::write(document(folder.path()), &sound).unwrap();
+    std::fs::write(&lock, format!("{{\"token\":5,\"seq\":{}}}", u64::MAX)).unwrap();
+    let told = refused(folder.path()).await;
+    assert!(told.contains(".lock") && told.contains("18446744073709551615"), "{told}");
+    std::fs::write(&lock, held).unwrap();
+    set(&open(folder.path()).await, "run_1", "n", NodeUpdate::success(), 1).await;
+}
+
+#[tokio::test]
+async fn a_journal_that_was_cut_in_its_header_is_not_taken_for_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    set(&backend, "run_1", "n", NodeUpdate::success(), 1).await;
+    for length in [1, 300, 511] {
+        let crashed = tempfile::tempdir().unwrap();
+        copy_folder(folder.path(), crashed.path());
+        let cut = std::fs::read(journal(crashed.path())).unwrap()[..length].to_vec();
+        std::fs::write(journal(crashed.path()), &cut).unwrap();
+        let told = refused(crashed.path()).await;
+        assert!(told.contains(&format!("cut to {length} bytes")) && told.contains("--repair"), "{told}");
+        let report = reader_unopened(crashed.path()).verify().await.unwrap();
+        assert!(!report.is_sound(), "{length}");
+        assert_eq!(std::fs::read(journal(crashed.path())).unwrap(), cut, "it was left as it is");
+        repair(crashed.path(), at(0), false).unwrap();
+        open(crashed.path()).await.close().await.unwrap();
+        assert!(names(crashed.path()).iter().any(|name| name.contains(".journal.damaged-")), "{length}");
+    }
+    // Of a journal that was just being made there may be nothing but zeros.
+    let made = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), made.path());
+    std::fs::write(journal(made.path()), [0; 300]).unwrap();
+    open(made.path()).await.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn two_links_to_one_document_are_one_state() {
+    let (shared, one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for folder in [&one, &two] {
+        std::os::unix::fs::symlink(document(shared.path()), document(folder.path())).unwrap();
+    }
+    let first = open(one.path()).await;
+    create(&first, "run_1", 0).await;
+    for other in [two.path(), shared.path()] {
+        let error = FileBackend::new(&options(other)).initialize().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Busy, "{error}");
+        assert_eq!(all(&reader(other).await).await, all(&first).await, "and who reads sees what is in the journal");
+    }
+    // Killed, it is whole through the other link too.
+    let copy = tempfile::tempdir().unwrap();
+    copy_folder(shared.path(), copy.path());
+    assert_eq!(all(&open(copy.path()).await).await, all(&first).await);
+    first.close().await.unwrap();
+    let second = open(two.path()).await;
+    set(&second, "run_1", "n", NodeUpdate::success(), 1).await;
+    second.close().await.unwrap();
+    for folder in [&one, &two] {
+        assert!(document(folder.path()).symlink_metadata().unwrap().is_symlink());
+        assert_eq!(names(folder.path()), ["run_state.json"]);
+    }
+}
+
+#[tokio::test]
+async fn the_journal_of_a_document_that_is_not_to_be_written_by_hand_can_be_written() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.close().await.unwrap();
+    std::fs::set_permissions(document(folder.path()), std::fs::Permissions::from_mode(0o444)).unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_2", 1).await;
+    let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(journal(folder.path())), 0o644);
+    backend.close().await.unwrap();
+    assert_eq!(mode(document(folder.path())), 0o444);
+}
+
+#[tokio::test]
+async fn what_is_no_plain_file_is_refused_or_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join(".run_state.json.tmp-x")).unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.close().await.unwrap();
+    assert!(folder.path().join(".run_state.json.tmp-x").is_dir(), "a folder is none of ours");
+    let pipe = tempfile::tempdir().unwrap();
+    let made = std::process::Command::new("mkfifo").arg(document(pipe.path())).status().unwrap();
+    assert!(made.success());
+    let told = refused(pipe.path()).await;
+    assert!(told.contains("not a plain file"), "{told}");
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_cannot_come_any_more_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = Arc::new(open(folder.path()).await);
+    create(&backend, "run_1", 0).await;
+    let ask = || {
+        let backend = Arc::clone(&backend);
+        tokio::spawn(async move { backend.checkpoint().await })
+    };
+    let first = ask();
+    set(&backend, "run_1", "n", NodeUpdate::success(), 1).await;
+    let second = ask();
+    std::fs::remove_file(folder.path().join("run_state.json.lock")).unwrap();
+    let error = backend.commit(Arc::new(Batch::new(vec![entry(vec![])]))).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Poisoned);
+    let both = async { (first.await, second.await) };
+    let answered = tokio::time::timeout(std::time::Duration::from_secs(30), both).await;
+    assert!(answered.is_ok(), "both are told");
+}
+
+/// Opens, and so makes the folder.
+#[tokio::test]
+#[ignore = "it is run by another test, and watched"]
+async fn child_that_makes_its_folder() {
+    create(&open(&PathBuf::from(std::env::var_os("STATE_FOLDER").unwrap())).await, "run_1", 0).await;
+}
+
+#[test]
+fn the_names_of_folders_that_are_made_are_synced() {
+    if !can_trace() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    let (state, log) = (root.join("project").join("target"), root.join("log"));
+    let child = Child::test("odd::child_that_makes_its_folder").env("STATE_FOLDER", &state);
+    child.log("mkdir,fsync,fdatasync", &log).run().passed("traced");
+    let log = std::fs::read_to_string(&log).unwrap();
+    let place = |what: String| log.find(&what).unwrap_or_else(|| panic!("{what} is missing: {log}"));
+    let made = place(format!("mkdir(\"{}\"", state.display()));
+    for parent in [state.parent().unwrap(), &root] {
+        let synced = log[made..].find(&format!("<{}>)", parent.display()));
+        assert!(synced.is_some(), "{} is synced after it got a new name: {log}", parent.display());
+    }
+}
