@@ -29,9 +29,10 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
             (K::Input, "check the user and the password in database_url or SEEKNAL_DATABASE_PASSWORD, and pg_hba.conf")
         }
         SqlState::INVALID_CATALOG_NAME => (K::NotFound, "create the database, or check its name in database_url"),
-        SqlState::INSUFFICIENT_PRIVILEGE => {
-            (K::ReadOnly, "grant the role the right to write to the schema, or open it for reading only")
-        }
+        SqlState::INSUFFICIENT_PRIVILEGE => (
+            K::ReadOnly,
+            "grant the role what it lacks: for reading USAGE on the schema and SELECT on its tables and sequences; who writes owns the schema",
+        ),
         SqlState::READ_ONLY_SQL_TRANSACTION => {
             (K::ReadOnly, "the server is a standby or the role may only read; use the primary")
         }

@@ -62,13 +62,17 @@ fn refuse(why: impl fmt::Display) -> StoreError {
     StoreError::not_applied(StoreErrorKind::Input, format!("database_url: {why}"))
 }
 
-/// A setting from the options, else from the environment. Empty counts as not set.
-fn setting(options: &BackendOptions, option: &str, variable: &str) -> Result<Option<String>, StoreError> {
+/// A setting from the options, else from the environment, and the name of where it stands. Empty counts as not set.
+fn setting(
+    options: &BackendOptions,
+    option: &'static str,
+    variable: &'static str,
+) -> Result<Option<(String, &'static str)>, StoreError> {
     if let Some(value) = options.get(option).filter(|value| !value.is_empty()) {
-        return Ok(Some(value.to_owned()));
+        return Ok(Some((value.to_owned(), option)));
     }
     match std::env::var(variable) {
-        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+        Ok(value) => Ok(Some((value, variable)).filter(|(value, _)| !value.is_empty())),
         Err(std::env::VarError::NotPresent) => Ok(None),
         Err(std::env::VarError::NotUnicode(_)) => {
             Err(StoreError::not_applied(StoreErrorKind::Input, format!("{variable} is not UTF-8")))
@@ -129,7 +133,7 @@ impl Place {
                  postgres://user@host:5432/database?sslmode=verify-full and percent-encode special characters",
             )
         })?;
-        let mut ca_file = setting(options, "database_ca_file", "SEEKNAL_DATABASE_CA_FILE")?.map(PathBuf::from);
+        let mut ca_file = setting(options, "database_ca_file", "SEEKNAL_DATABASE_CA_FILE")?.map(|(path, _)| PathBuf::from(path));
         let mut mode = None;
         for (key, value) in ours {
             if key == "sslrootcert" {
@@ -158,6 +162,7 @@ impl Place {
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(refuse("it names no host"));
         }
+        refuse_parameters_in_names(&config)?;
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
         }
@@ -169,19 +174,20 @@ impl Place {
             config.keepalives_idle(KEEPALIVES_IDLE).keepalives_interval(KEEPALIVES_INTERVAL).keepalives_retries(3);
         }
         if config.get_password().is_none()
-            && let Some(password) = setting(options, "", "SEEKNAL_DATABASE_PASSWORD")?
+            && let Some((password, _)) = setting(options, "", "SEEKNAL_DATABASE_PASSWORD")?
         {
             config.password(password);
         }
         if config.get_application_name().is_none() {
             config.application_name("seeknal-state");
         }
-        let schema = setting(options, "database_schema", "SEEKNAL_DATABASE_SCHEMA")?.unwrap_or_else(|| SCHEMA.to_owned());
-        check_schema(&schema)?;
+        let (schema, from) = setting(options, "database_schema", "SEEKNAL_DATABASE_SCHEMA")?
+            .unwrap_or_else(|| (SCHEMA.to_owned(), "database_schema"));
+        check_schema(&schema, from)?;
         let flush_shards = match options.get("database_flush_shards") {
             None => FLUSH_SHARDS,
             Some(text) => text.parse().ok().filter(|count| (1..=64).contains(count)).ok_or_else(|| {
-                StoreError::not_applied(StoreErrorKind::Input, "database_flush_shards must be a number from 1 to 64")
+                StoreError::not_applied(StoreErrorKind::Input, "database_flush_shards: it must be a number from 1 to 64")
             })?,
         };
         let name = name(&config, &schema);
@@ -189,8 +195,23 @@ impl Place {
     }
 }
 
+/// Refuses what is meant for a parameter, and was taken for a part of a name: names are shown, and it may be a password.
+fn refuse_parameters_in_names(config: &Config) -> Result<(), StoreError> {
+    let odd = |name: &str| name.contains([';', '&', '=', '?']);
+    let hosts = config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(name) if odd(name)));
+    // Without a database's name the user's stands for it.
+    let shown = config.get_dbname().or(config.get_user());
+    if !hosts && !shown.is_some_and(odd) {
+        return Ok(());
+    }
+    Err(refuse(
+        "there is `;`, `&`, `=` or `?` in the name of the host or the database (it is not shown); parameters stand behind one `?`, with `&` between \
+         them, and the password before the host or in SEEKNAL_DATABASE_PASSWORD",
+    ))
+}
+
 /// The schema's name becomes part of statements: only what needs no thought.
-fn check_schema(schema: &str) -> Result<(), StoreError> {
+fn check_schema(schema: &str, from: &str) -> Result<(), StoreError> {
     let plain = schema.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if plain
         && (1..=63).contains(&schema.len())
@@ -201,7 +222,9 @@ fn check_schema(schema: &str) -> Result<(), StoreError> {
     }
     Err(StoreError::not_applied(
         StoreErrorKind::Input,
-        "database_schema must be 1 to 63 lower-case letters, digits and `_`, not begin with a digit, and not with pg_",
+        format!(
+            "{from}: a schema's name must be 1 to 63 lower-case letters, digits and `_`, not begin with a digit, and not with pg_"
+        ),
     ))
 }
 
@@ -270,6 +293,12 @@ mod tests {
             "postgres://u:pass@secret@host/db",
             "postgres://u:pass@secret@host/db?sslmode=disable",
             "postgres://u:p@se/cret@secret/db",
+            "postgres://u@host/db;password=secret",
+            "postgres://u@host/db&password=secret",
+            "postgres://u@host/db%3Fpassword=secret",
+            "postgres://u@host/db%3bsecret",
+            "postgres://u@host;password=secret/db",
+            "postgres://u;password=secret@host",
         ] {
             let error = place(url).unwrap_err();
             assert_eq!(error.kind(), StoreErrorKind::Input, "{url}");

@@ -2,6 +2,8 @@
 //!
 //! Ids compare byte by byte, as they do in memory. JSON is text: `jsonb` refuses `\u0000` and changes numbers.
 
+use tokio_postgres::Row;
+
 use super::connection::{Conn, Sql};
 use super::error::sql_error;
 use super::place::Place;
@@ -168,7 +170,9 @@ pub(super) async fn look(conn: &mut Conn, place: &Place) -> Result<Found, StoreE
     let tables = conn
         .ask(Sql::new(
             "the list of tables",
-            "SELECT c.relname::text, EXISTS (SELECT 1 FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'application') \
+            "SELECT c.relname::text, EXISTS (SELECT 1 FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'application'), \
+             has_schema_privilege(s.oid, 'USAGE'), CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(c.oid, 'SELECT') \
+             ELSE has_table_privilege(c.oid, 'SELECT') END \
              FROM pg_class AS c JOIN pg_namespace AS s ON s.oid = c.relnamespace \
              WHERE s.nspname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')",
             vec![Box::new(place.schema.as_str())],
@@ -192,6 +196,7 @@ pub(super) async fn look(conn: &mut Conn, place: &Place) -> Result<Found, StoreE
     if !ours {
         return Err(foreign());
     }
+    refuse_unreadable(&tables, place)?;
     let meta = conn.ask(Sql::new("table meta", "SELECT application, schema_version FROM meta WHERE id = 1", Vec::new())).await?;
     let row = meta.first().ok_or_else(foreign)?;
     if !row.try_get::<_, &str>(0).is_ok_and(|application| application == "seeknal-state") {
@@ -208,6 +213,37 @@ pub(super) async fn look(conn: &mut Conn, place: &Place) -> Result<Found, StoreE
         ));
     }
     Ok(Found::Version(version))
+}
+
+/// Says which right is missing: without `USAGE` the server says that there are no tables.
+fn refuse_unreadable(tables: &[Row], place: &Place) -> Result<(), StoreError> {
+    let has = |row: &Row, column| row.try_get::<_, bool>(column).unwrap_or(true);
+    let made_here = |name: &str| {
+        STEPS.iter().any(|step| [" TABLE ", " SEQUENCE "].iter().any(|kind| step.contains(&format!("CREATE{kind}{name} "))))
+    };
+    let (schema, name) = (&place.schema, &place.name);
+    let lacks = |right: String| {
+        StoreError::not_applied(
+            StoreErrorKind::ReadOnly,
+            format!("{name}: the role of database_url has not the right to read there; {right}, or name a role that has it"),
+        )
+    };
+    if tables.iter().any(|row| !has(row, 2)) {
+        return Err(lacks(format!("GRANT USAGE ON SCHEMA {schema}, and SELECT on its tables and sequences")));
+    }
+    let closed: Vec<&str> = tables
+        .iter()
+        .filter(|row| !has(row, 3))
+        .filter_map(|row| row.try_get::<_, &str>(0).ok())
+        .filter(|name| made_here(name))
+        .collect();
+    if closed.is_empty() {
+        return Ok(());
+    }
+    Err(lacks(format!(
+        "GRANT SELECT ON ALL TABLES and ALL SEQUENCES IN SCHEMA {schema} (it lacks that of {})",
+        closed.join(", ")
+    )))
 }
 
 /// Makes the tables of an empty schema, or brings those of an older version of ours forward, in one transaction that holds all others off.
