@@ -240,11 +240,16 @@ async fn a_settings_file_that_cannot_be_switched_stops_it_first() {
 }
 
 #[tokio::test]
-async fn without_state_only_the_settings_are_switched() {
+async fn without_state_nothing_is_switched_and_it_says_what_to_write() {
     let dir = tempfile::tempdir().unwrap();
+    let error = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap_err();
+    assert_eq!(error.kind(), ProjectErrorKind::NotFound, "{error}");
+    assert!(error.to_string().contains("`state_backend: database`"), "{error}");
+    assert!(tree(dir.path()).is_empty());
+    // Where the settings say it already there is nothing to refuse.
+    fs::write(dir.path().join("seeknal_project.yml"), "state_backend: database\n").unwrap();
     let report = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
-    assert!(report.moved.is_none());
-    assert_eq!(tree(dir.path()).keys().collect::<Vec<_>>(), ["seeknal_project.yml"]);
+    assert!(report.moved.is_none() && !report.switched && report.rollback.is_empty(), "{report:?}");
 }
 
 #[tokio::test]

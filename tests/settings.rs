@@ -4,9 +4,11 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
 use seeknal_state::project::{ProjectError, ProjectErrorKind, Settings, Source, Sourced, switch_backend};
+use seeknal_state::{MemoryBackend, StateBackendFactory};
 
 const FILE_NAME: &str = "seeknal_project.yml";
 const OTHER_FILE_NAME: &str = "seeknal_project.yaml";
@@ -59,14 +61,15 @@ fn the_file_is_searched_upwards_and_the_environment_wins() {
 #[test]
 fn our_own_keys() {
     let dir = project(
-        "seeknal_state:\n  target_path: out/state\n  lease_ttl_ms: 5000\n  idle_run_seconds: 7\n  options: {region: eu, size: 3, fast: true}\n",
+        "seeknal_state:\n  target_path: out/state\n  lease_ttl_ms: 5000\n  idle_run_seconds: 7\n  options: {database_schema: eu, database_flush_shards: 3, sqlite_allow_network_fs: true}\n",
     );
     let settings = Settings::load(dir.path(), &none).unwrap();
     assert_eq!(settings.target.value, dir.path().join("out/state"));
     assert_eq!(settings.lease_ttl.as_ref().unwrap().value, Duration::from_secs(5));
     assert_eq!(settings.idle_run.as_ref().unwrap().value, Duration::from_secs(7));
     let options = settings.backend_options(false);
-    assert_eq!((options.get("region"), options.get("size"), options.get("fast")), (Some("eu"), Some("3"), Some("true")));
+    let of = ["database_schema", "database_flush_shards", "sqlite_allow_network_fs"].map(|name| options.get(name));
+    assert_eq!(of, [Some("eu"), Some("3"), Some("true")]);
 }
 
 #[test]
@@ -84,7 +87,9 @@ fn bad_settings_name_file_line_and_mend() {
         ("\n \n", 1, vec!["empty"]),
         ("a: b: c\n", 1, vec!["YAML"]),
         ("ok: 1\nurl: \"postgres://u:hunter2", 2, vec!["YAML"]),
-        ("- list\n", 1, vec!["mapping"]),
+        ("- list\n", 1, vec!["it must be a mapping: `key: value` lines"]),
+        ("hunter2\n", 1, vec!["it must be a mapping"]),
+        ("---\n# why\n12\n", 3, vec!["it must be a mapping"]),
         ("a: 1\n---\nb: 2\n", 3, vec!["more than one"]),
         ("x: 1\nstate_backend: databse\n", 2, vec!["did you mean \"database\"", "memory"]),
         ("state_backend: oracle\n", 1, vec!["unknown state backend \"oracle\";", "known are"]),
@@ -102,6 +107,14 @@ fn bad_settings_name_file_line_and_mend() {
         ("seeknal_state:\n  target_path: ''\n", 2, vec!["empty"]),
         ("seeknal_state:\n  target_path: a\n  target_path: b\n", 3, vec!["second time"]),
         ("seeknal_state:\n  options: [a]\n", 2, vec!["a mapping of texts"]),
+        ("seeknal_state:\n  target_path: postgres://u:hunter2@h/d\n", 2, vec!["database_url"]),
+        ("seeknal_state:\n  options:\n    database_shema: a\n", 3, vec!["did you mean \"database_schema\"", "database_poll_ms"]),
+        ("seeknal_state:\n  options:\n    database_pasword: hunter2\n", 3, vec!["database_pasword", "known are"]),
+        ("seeknal_state:\n  options: {bogus: 1}\n", 2, vec!["bogus", "known are", "sqlite_allow_network_fs"]),
+        ("seeknal_state:\n  options:\n    sqlite_allow_network_fs: maybe\n", 3, vec!["true or false"]),
+        ("seeknal_state:\n  options:\n    database_flush_shards: 0\n", 3, vec!["1 to 64"]),
+        ("seeknal_state:\n  options:\n    database_poll_ms: 9\n", 3, vec!["10 to 60000"]),
+        ("seeknal_state:\n  options:\n    database_schema: a\n    database_schema: b\n", 4, vec!["second time"]),
     ] {
         let dir = project(text);
         let error = Settings::load(dir.path(), &none).unwrap_err();
@@ -135,6 +148,66 @@ fn a_bad_variable_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let error = Settings::load(dir.path(), &|name| (name == ENV_BACKEND).then(|| "fiel".into())).unwrap_err().to_string();
     assert!(error.contains(ENV_BACKEND) && error.contains("did you mean \"file\""), "{error}");
+}
+
+/// Makes a name known, for settings that name it.
+fn register(name: &str) {
+    StateBackendFactory::register(name, |_| Ok(Arc::new(MemoryBackend::new()) as _)).unwrap();
+}
+
+#[test]
+fn a_registered_backend_has_options_of_its_own_also_while_the_environment_names_another_one() {
+    register("own_options");
+    let dir = project("state_backend: own_options\nseeknal_state:\n  options: {region: eu}\n");
+    assert_eq!(Settings::load(dir.path(), &none).unwrap().options["region"], "eu");
+    let settings = Settings::load(dir.path(), &|name| (name == ENV_BACKEND).then(|| "file".into())).unwrap();
+    assert_eq!(settings.options["region"], "eu");
+}
+
+/// What is wrong with a URL is found when the backend is made: the error names where it came from, and repeats nothing of it.
+#[cfg(feature = "postgres")]
+#[test]
+fn an_error_about_the_database_names_its_source() {
+    let of = |text: &str, lookup: seeknal_state::project::Lookup<'_>| {
+        let dir = project(text);
+        let error = Settings::load(dir.path(), lookup).unwrap().backend(true).unwrap_err();
+        assert_eq!(error.kind(), ProjectErrorKind::Input, "{error}");
+        error.to_string().replace(&dir.path().display().to_string(), "")
+    };
+    let error = of("state_backend: database\ndatabase_url: postgres:///d\n", &none);
+    assert!(error.starts_with("/seeknal_project.yml:2: database_url: it names no host"), "{error}");
+    let error = of("state_backend: database\n", &|name| (name == ENV_URL).then(|| "postgres://u:s3cret@h:x/d".into()));
+    assert!(
+        error.starts_with("environment variable SEEKNAL_DATABASE_URL: database_url: ") && !error.contains("s3cret"),
+        "{error}"
+    );
+    let text = "state_backend: database\ndatabase_url: postgres://h/d\nseeknal_state:\n  options:\n    database_schema: Team-A\n";
+    let error = of(text, &none);
+    assert!(error.starts_with("/seeknal_project.yml:5: database_schema: "), "{error}");
+    let error = of("state_backend: database\ndatabase_url: postgres://u@h/d;password=S3kr3t\n", &none);
+    assert!(error.starts_with("/seeknal_project.yml:2: ") && !error.contains("S3kr3t"), "{error}");
+}
+
+#[test]
+fn a_file_that_says_nothing_sets_nothing() {
+    for text in ["---\n# mine\n", "%YAML 1.2\n---\n", "~\n", "null\n", "# only this\n", "--- # mine\n", "{}\n"] {
+        let dir = project(text);
+        let settings = Settings::load(dir.path(), &none).map_err(|error| error.to_string());
+        assert_eq!(settings.unwrap().backend.value, "file", "{text:?}");
+    }
+}
+
+#[test]
+fn what_is_no_file_is_no_settings_file_and_nobody_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE_NAME);
+    fs::create_dir(&path).unwrap();
+    let error = Settings::load(dir.path(), &none).unwrap_err();
+    assert!(error.kind() == ProjectErrorKind::Input && error.to_string().contains("it is a folder"), "{error}");
+    fs::remove_dir(&path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let error = Settings::load(dir.path(), &none).unwrap_err();
+    assert!(error.to_string().contains("no plain file"), "{error}");
 }
 
 fn switched(text: &str) -> Result<String, ProjectError> {
@@ -176,6 +249,14 @@ fn one_value_changes_and_nothing_else() {
         ("text: |\n  no newline at the end", "state_backend: database\ntext: |\n  no newline at the end"),
         ("text: |+\n  kept\n\n", "text: |+\n  kept\n\nstate_backend: database\n"),
         ("{a: 1}\n", "{state_backend: database, a: 1}\n"),
+        // Nothing at all, with notes.
+        ("# my notes\n# second\n{}\n", "# my notes\n# second\nstate_backend: database\n"),
+        ("# {} null ~\n{ } # end\n", "# {} null ~\nstate_backend: database # end\n"),
+        ("--- {}\n", "--- {state_backend: database}\n"),
+        ("# a\n~\n", "# a\nstate_backend: database\n"),
+        ("null # a\r\n", "state_backend: database # a\r\n"),
+        ("---\n# mine\n", "---\n# mine\nstate_backend: database\n"),
+        ("%YAML 1.2\n---\n", "%YAML 1.2\n---\nstate_backend: database\n"),
         (
             "base: &b {x: 1}\nuse:\n  <<: *b\na: !secret k\nd: .nan\nd: 2\n",
             "base: &b {x: 1}\nuse:\n  <<: *b\na: !secret k\nd: .nan\nd: 2\nstate_backend: database\n",
@@ -187,6 +268,9 @@ fn one_value_changes_and_nothing_else() {
 
 #[test]
 fn what_would_change_more_is_refused() {
+    // The note would be lost.
+    let noted = switched("state_backend: >- # why\n  file\nb: 1\n");
+    assert!(noted.as_ref().map_or_else(|error| error.to_string().contains("by hand"), |now| now.contains("# why")), "{noted:?}");
     for text in ["state_backend: &s file\nother: *s\n", "state_backend: [file]\n", "a: b: c\n", ""] {
         let outcome = switched(text);
         if text.contains("&s") {
@@ -237,7 +321,8 @@ fn keys_that_are_nearly_ours_are_refused_with_their_line() {
 
 #[test]
 fn options_of_a_registered_backend_are_not_shown() {
-    let dir = project("seeknal_state:\n  options: {password: s3cret}\n");
+    register("mine");
+    let dir = project("state_backend: mine\nseeknal_state:\n  options: {password: s3cret}\n");
     let settings = Settings::load(dir.path(), &none).unwrap();
     assert_eq!(settings.options["password"], "s3cret");
     let shown = format!("{settings:?}");

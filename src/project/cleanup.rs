@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use serde::Serialize;
 
 use super::ProjectError;
@@ -38,10 +38,11 @@ impl Rules {
             .and_then(chrono::Duration::try_days)
             .and_then(|age| now.checked_sub_signed(age))
             .filter(|cutoff| time::is_storable(time::to_micros(*cutoff)));
-        match cutoff {
-            Some(cutoff) => Ok(Self { cutoff, keep_last }),
-            None => Err(ProjectError::input(format!("--days {days}: that is before the year 1; give fewer days"))),
-        }
+        let Some(cutoff) = cutoff else {
+            let most = now.num_days_from_ce().saturating_sub(1);
+            return Err(ProjectError::input(format!("--days {days}: that is before the year 1; give at most {most}")));
+        };
+        Ok(Self { cutoff, keep_last })
     }
 
     /// The stamp before which a run must have ended.

@@ -1,5 +1,6 @@
 //! Errors of work on a project: what is wrong, where, and how to mend it.
 
+use std::error::Error as _;
 use std::fmt;
 use std::path::Path;
 
@@ -61,9 +62,20 @@ impl ProjectError {
         self.kind
     }
 
-    /// Whether there simply is no state yet.
+    /// The same fault, with the place that it came from in front.
+    pub(super) fn at(self, place: impl fmt::Display) -> Self {
+        Self { message: format!("{place}: {}", self.message), ..self }
+    }
+
+    /// What kind of fault of storage it came from.
+    pub(super) fn stored(&self) -> Option<StoreErrorKind> {
+        self.source.as_ref().map(StoreError::kind)
+    }
+
+    /// Whether there simply is no state yet. What the system or a driver did not find (a database, a file of certificates) is another matter: the state
+    /// was not reached, and may well be there.
     pub fn is_no_state(&self) -> bool {
-        self.source.as_ref().is_some_and(|error| error.kind() == StoreErrorKind::NotFound)
+        self.source.as_ref().is_some_and(|error| error.kind() == StoreErrorKind::NotFound && error.source().is_none())
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::copied::{Copied, content};
+use super::shown::counted;
 use super::{ProjectError, ProjectErrorKind};
 use crate::model::{
     Batch, Entry, Guard, Mutation, NodeId, Outcome, Refusal, Retained, RunId, RunImport, RunPart, RunQuery, RunReceipt, RunState,
@@ -31,7 +32,7 @@ const BATCH_COVERAGE: usize = 200;
 /// How often a batch with an unknown outcome is sent again. The same batch is applied once.
 const RESENDS: u32 = 5;
 /// How many ids are kept for a message.
-const NAMED: usize = 10;
+pub(super) const NAMED: usize = 10;
 
 /// How much there is of everything. Sums stop at their type's limit instead of wrapping.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -138,7 +139,7 @@ impl Plan {
 }
 
 /// Some of so many runs, for a message.
-fn named(some: &[RunId], all: u64) -> String {
+pub(super) fn named(some: &[RunId], all: u64) -> String {
     let mut names: Vec<String> = some.iter().map(|run| format!("{run:?}")).collect();
     let unnamed = all.saturating_sub(u64::try_from(names.len()).unwrap_or(u64::MAX));
     if unnamed > 0 {
@@ -245,7 +246,9 @@ pub(super) async fn copy_noting(
         if sent == 0 || error.kind() == ProjectErrorKind::Stopped {
             return error;
         }
-        error.after(format!("{sent} runs were copied to {} (start again to go on)", target.location()))
+        let runs = counted(u64::try_from(sent).unwrap_or(u64::MAX), "run");
+        let were = if sent == 1 { "was" } else { "were" };
+        error.after(format!("{runs} {were} copied to {} (start again to go on)", target.location()))
     })
 }
 

@@ -2,17 +2,21 @@
 //!
 //! Each job is a plan, which only reads, and its execution.
 
+mod again;
 pub mod cleanup;
 mod copied;
 mod error;
 mod exclusive;
 mod files;
 pub mod migrate;
+mod options;
 mod origin;
 pub mod relocate;
 mod settings;
 mod settings_file;
+pub(crate) mod shown;
 mod switch;
+mod there;
 mod verify;
 
 use std::path::Path;

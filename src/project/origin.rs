@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{ProjectError, Secret, Settings};
+use super::{ProjectError, Secret, Settings, there};
 use crate::store::{OpenReport, StateBackend, create_state_backend};
 
 /// The backends that settings name.
@@ -75,12 +75,17 @@ impl Origin {
     }
 
     fn backend(&self, settings: &Settings, read_only: bool) -> Result<Arc<dyn StateBackend>, ProjectError> {
-        let made = match self {
-            Self::Home(home) => return settings.named_backend(home.name(), read_only),
-            Self::Sqlite => create_state_backend("database", &settings.local_options(read_only)),
-            Self::Url(url) => create_state_backend("database", &settings.local_options(read_only).database_url(url.expose())),
-        };
-        Ok(made?)
+        match self {
+            Self::Home(home) => settings.named_backend(home.name(), read_only),
+            Self::Sqlite => Ok(create_state_backend("database", &settings.local_options(read_only))?),
+            Self::Url(url) => create_state_backend("database", &settings.local_options(read_only).database_url(url.expose()))
+                .map_err(|error| ProjectError::from(error).at("the place to move from")),
+        }
+    }
+
+    /// Where it is, also where nothing is yet.
+    pub(super) fn place(&self, settings: &Settings) -> Result<String, ProjectError> {
+        Ok(self.backend(settings, true)?.location())
     }
 
     /// Opens for reading; `None` if there is nothing yet.
@@ -95,6 +100,9 @@ impl Origin {
                 notices.extend(report.notices);
                 backend
             }));
+        }
+        if *self == Self::Sqlite {
+            there::database_file(&settings.target.value)?;
         }
         let backend = self.backend(settings, true)?;
         match backend.initialize().await.map_err(ProjectError::from) {

@@ -10,11 +10,13 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::again::Told;
 use super::copied::Copied;
 use super::exclusive::Exclusive;
 use super::files::with_suffix;
 use super::migrate::{self, Fate, Moved, Plan, go_on};
 pub use super::origin::{Home, Move, Origin};
+use super::shown::{counted, lossy, lossy_option, shell};
 use super::{ProjectError, ProjectErrorKind, Settings, Source, Switch, files};
 use crate::model::RunSummary;
 use crate::store::{KnownOpenings, MIGRATION, StateBackend};
@@ -60,11 +62,24 @@ pub struct Preview {
     /// What would move; `None` if there is no state yet.
     pub plan: Option<Plan>,
     /// The settings file that would be switched.
+    #[serde(serialize_with = "lossy")]
     pub settings_file: PathBuf,
     /// Whether the settings name the target already.
     pub settings_done: bool,
     /// What the operator should know.
     pub notices: Vec<String>,
+    #[serde(skip)]
+    told: Told,
+}
+
+impl Preview {
+    /// What a move would say of runs that both places have with other content.
+    ///
+    /// # Errors
+    /// [`ProjectErrorKind::Conflict`] that names them, and says what to do.
+    pub fn refuse_conflicts(&self) -> Result<(), ProjectError> {
+        self.plan.as_ref().map_or(Ok(()), |plan| self.told.refuse_conflicts(plan))
+    }
 }
 
 /// What a move did.
@@ -78,12 +93,17 @@ pub struct Report {
     /// What was copied and verified; `None` if there was no state to move.
     pub moved: Option<Moved>,
     /// The backup of the document.
+    #[serde(serialize_with = "lossy_option")]
     pub backup: Option<PathBuf>,
     /// The name under which an older backup was put aside.
+    #[serde(serialize_with = "lossy_option")]
     pub older_backup: Option<PathBuf>,
     /// The settings file that was switched.
+    #[serde(serialize_with = "lossy")]
     pub settings_file: PathBuf,
-    /// What takes it all back: shell commands, and the line for the settings file.
+    /// Whether it was switched just now; else it said so before.
+    pub switched: bool,
+    /// What takes it all back: shell commands, and the line for the settings file. Empty if nothing was moved and nothing switched.
     pub rollback: Vec<String>,
     /// What the operator should know.
     pub notices: Vec<String>,
@@ -102,33 +122,44 @@ pub struct Report {
 pub async fn preview(
     settings: &Settings,
     what: impl Into<Move>,
-    see: impl FnMut(&RunSummary, Fate) + Send,
+    mut see: impl FnMut(&RunSummary, Fate) + Send,
 ) -> Result<Preview, ProjectError> {
-    let Move { from, to } = what.into();
+    let what = what.into();
+    let (from, to) = (&what.from, what.to);
     let switch = Switch::plan(&settings.file_or_default(), to.name())?;
     let mut notices = overrides(settings, to);
     let source = from.open_existing(settings, &mut notices).await?;
     let target = Origin::from(to).open_existing(settings, &mut notices).await?;
-    let place = |origin: &Origin, open: &Option<Arc<dyn StateBackend>>| match open {
-        Some(backend) => backend.location(),
-        None => format!("{origin} backend (no state yet)"),
+    let place = |origin: &Origin, open: &Option<Arc<dyn StateBackend>>| {
+        let place = origin.place(settings)?;
+        Ok::<_, ProjectError>(if open.is_some() { place } else { format!("{place} ({origin} backend, no state yet)") })
     };
     refuse_same(source.as_deref(), target.as_deref())?;
+    let mut told = Told::new(settings, &what, from.place(settings)?, Origin::from(to).place(settings)?);
     let copied = target.as_ref().map(|target| Copied::load(&settings.target.value, &target.location()));
     let plan: Option<Plan> = match &source {
-        Some(source) => Some(migrate::plan_after(&**source, target.as_deref(), copied.as_ref(), see).await?),
+        Some(source) => {
+            let see = |run: &RunSummary, fate| {
+                if fate == Fate::Move {
+                    told.moves(&run.run_id);
+                }
+                see(run, fate);
+            };
+            Some(migrate::plan_after(&**source, target.as_deref(), copied.as_ref(), see).await?)
+        }
         None => None,
     };
-    if let (Some(plan), Some(target)) = (&plan, &target) {
-        notices.extend(plan.only_there(&target.location()));
+    if let Some(plan) = &plan {
+        notices.extend(told.notices(plan, target.is_some()));
     }
     let preview = Preview {
-        from: place(&from, &source),
-        to: place(&to.into(), &target),
+        from: place(from, &source)?,
+        to: place(&to.into(), &target)?,
         plan,
         settings_file: switch.path().to_owned(),
         settings_done: switch.is_done(),
         notices,
+        told,
     };
     for backend in [source, target].into_iter().flatten() {
         backend.close().await?;
@@ -162,6 +193,7 @@ pub async fn preview(
 /// ```
 ///
 /// # Errors
+/// [`ProjectErrorKind::NotFound`] if there is no state to move, and the settings do not name the target already;
 /// [`ProjectErrorKind::Conflict`] if another process writes the file or works on the database that is left, locks are held there, or the target
 /// has a run with other content; whatever reading and writing meet; and [`ProjectErrorKind::Partial`] instead of any of them, with what was done, once
 /// something was written (a backup, a part of the copy). The settings are not switched then, and the old backend is as it was.
@@ -177,13 +209,15 @@ pub async fn execute(
     let what = what.into();
     let to = what.to;
     let switch = Switch::plan(&settings.file_or_default(), to.name())?;
+    switch.check_folder()?;
     let mut report = Report {
-        from: what.from.to_string(),
-        to: to.name().to_owned(),
+        from: what.from.place(settings)?,
+        to: Origin::from(to).place(settings)?,
         moved: None,
         backup: None,
         older_backup: None,
         settings_file: switch.path().to_owned(),
+        switched: !switch.is_done(),
         rollback: Vec::new(),
         notices: overrides(settings, to),
         done: Vec::new(),
@@ -211,7 +245,11 @@ pub async fn execute(
         let stopped = error.kind() == ProjectErrorKind::Stopped;
         return Err(if stopped || report.done.is_empty() { error } else { error.after(report.done.join(", ")) });
     }
-    report.rollback.extend(what.from.settings_lines());
+    if report.switched || report.moved.as_ref().is_some_and(|moved| !moved.moved.is_empty()) {
+        report.rollback.extend(what.from.settings_lines());
+    } else {
+        report.rollback.clear();
+    }
     Ok(report)
 }
 
@@ -226,14 +264,18 @@ async fn move_state(
 ) -> Result<(), ProjectError> {
     let (from, to) = (&what.from, Origin::from(what.to));
     let file = Origin::Home(Home::File);
-    let Some(seen) = from.open_existing(settings, &mut Vec::new()).await? else { return Ok(()) };
+    let Some(seen) = from.open_existing(settings, &mut Vec::new()).await? else {
+        return if report.switched { Err(no_state(report, what.to)) } else { Ok(()) };
+    };
+    let mut told = Told::new(settings, what, report.from.clone(), report.to.clone());
     // A conflict that can be seen already is told before anything is written, even a backup.
-    if let Some(target) = to.open_existing(settings, &mut Vec::new()).await? {
-        refuse_same(Some(&*seen), Some(&*target))?;
+    let there = to.open_existing(settings, &mut Vec::new()).await?;
+    if let Some(target) = &there {
+        refuse_same(Some(&*seen), Some(&**target))?;
         let copied = Copied::load(&settings.target.value, &target.location());
-        let plan = migrate::plan_after(&*seen, Some(&*target), Some(&copied), |_, _| ()).await?;
+        let plan = migrate::plan_after(&*seen, Some(&**target), Some(&copied), |_, _| ()).await?;
         target.close().await?;
-        plan.refuse_conflicts(&target.location())?;
+        told.refuse_conflicts(&plan)?;
     }
     seen.close().await?;
     let source = from.open_writable(settings, &mut report.notices).await?;
@@ -252,6 +294,9 @@ async fn move_state(
     }
     go_on(observe(Step::Locked))?;
     let document = settings.target.value.join(DOCUMENT);
+    if *from == file || document.exists() {
+        refuse_no_file(&with_suffix(&document, BACKUP))?;
+    }
     files::sweep(&with_suffix(&document, BACKUP))?;
     files::sweep(&report.settings_file)?;
     if let Some(file) = if *from == file { Some(&source) } else { target.as_ref() } {
@@ -279,15 +324,21 @@ async fn move_state(
     report.to = target.location();
     go_on(observe(Step::TargetOpen))?;
     let mut copied = Copied::load(&settings.target.value, &target.location());
-    let plan = migrate::plan_after(&*source, Some(&*target), Some(&copied), |_, _| ()).await?;
-    plan.refuse_conflicts(&target.location())?;
+    let see = |run: &RunSummary, fate| {
+        if fate == Fate::Move {
+            told.moves(&run.run_id);
+        }
+    };
+    let plan = migrate::plan_after(&*source, Some(&*target), Some(&copied), see).await?;
+    told.refuse_conflicts(&plan)?;
     migrate::remove_stale(&*source, &*target, &copied).await?;
     // Whoever fences something of his own by tokens refuses lower ones.
     target.raise_tokens(source.highest_token().await?).await?;
-    report.notices.extend(plan.only_there(&target.location()));
+    report.notices.extend(told.notices(&plan, there.is_some()));
     let moved = migrate::copy_noting(&*source, &*target, Some(&mut copied), || observe(Step::BatchCopied)).await?;
     if !moved.is_empty() {
-        report.done.push(format!("{} runs were copied to {}", moved.runs, target.location()));
+        let were = if moved.runs == 1 { "was" } else { "were" };
+        report.done.push(format!("{} {were} copied to {}", counted(moved.runs, "run"), target.location()));
     }
     target.checkpoint().await?;
     go_on(observe(Step::Copied))?;
@@ -309,6 +360,31 @@ async fn move_state(
         ));
     }
     go_on(observe(Step::Verified))
+}
+
+/// Nothing moves, so nothing is switched: whoever means an empty state says so himself.
+fn no_state(report: &Report, to: Home) -> ProjectError {
+    ProjectError::new(
+        ProjectErrorKind::NotFound,
+        format!(
+            "{}: there is no state to move; the settings were not switched. If it should be there, check where the settings look for it. To begin anew in {},              write `state_backend: {}` into {}",
+            report.from,
+            report.to,
+            to.name(),
+            report.settings_file.display()
+        ),
+    )
+}
+
+/// Refuses what is in the place of the backup and is no file: it can be neither compared nor replaced.
+fn refuse_no_file(backup: &Path) -> Result<(), ProjectError> {
+    match std::fs::metadata(backup) {
+        Ok(found) if !found.is_file() => Err(ProjectError::new(
+            ProjectErrorKind::Failed,
+            format!("{}: it is no file, but the backup should be there; move it aside", backup.display()),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a move from a place to itself.
@@ -405,25 +481,4 @@ fn overrides(settings: &Settings, to: Home) -> Vec<String> {
         warnings.push(format!("the database is the one that the environment variable {name} names; it must stay set"));
     }
     warnings
-}
-
-/// A path as a shell takes it.
-fn shell(path: &Path) -> String {
-    let text = path.display().to_string();
-    if text.chars().all(|c| c.is_alphanumeric() || "/._-+=:@%,".contains(c)) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_are_printed_as_a_shell_takes_them() {
-        assert_eq!(shell(Path::new("target/run_state.json")), "target/run_state.json");
-        assert_eq!(shell(Path::new("/a b/it's")), "'/a b/it'\\''s'");
-    }
 }

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::options::{OPTIONS, is_built_in};
 use super::settings_file::{self, Found, KEYS, Value};
-use super::{ProjectError, ProjectErrorKind};
+use super::{ProjectError, ProjectErrorKind, there};
 use crate::store::{BackendOptions, OpenReport, StateBackend, StateBackendFactory, create_state_backend};
 
 /// The name of the settings file that is made where there is none.
@@ -16,15 +17,6 @@ pub(super) const FILE_NAME: &str = "seeknal_project.yml";
 const OTHER_FILE_NAME: &str = "seeknal_project.yaml";
 const ENV_BACKEND: &str = "SEEKNAL_STATE_BACKEND";
 const ENV_URL: &str = "SEEKNAL_DATABASE_URL";
-
-/// The files by which a file backend's state is known to be there, in the state's folder.
-const FILE_STATE: &[&str] = &[
-    "run_state.json",
-    "run_state.json.journal",
-    "run_state.json.journal.next",
-    "run_state.json.lock",
-    "state/execution_state.json",
-];
 
 /// How the environment is asked for a variable.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -107,7 +99,9 @@ impl fmt::Display for Secret {
 /// | `seeknal_state` | `target_path` | the state's folder, relative to the project's; `target` |
 /// | `seeknal_state` | `lease_ttl_ms` | life of a lock without renewal, milliseconds, 100 to 3,600,000; 30,000 |
 /// | `seeknal_state` | `idle_run_seconds` | a run without work leaves memory after this, seconds, 1 to 86,400; 60 |
-/// | `seeknal_state` | `options` | texts for a registered backend; none |
+/// | `seeknal_state` | `options` | texts for a server or a registered backend; none |
+///
+/// Options of the built-in backends are checked by name and value; a registered backend has its own.
 ///
 /// An unknown key under `seeknal_state` is an error, and so is one at the top level that is nearly one of ours; all other keys of the file belong to
 /// Seeknal. A variable that is empty counts as not set.
@@ -130,8 +124,10 @@ pub struct Settings {
     pub lease_ttl: Option<Sourced<Duration>>,
     /// After how long without work a run leaves memory; `None` leaves it to the coordinator (60 s).
     pub idle_run: Option<Sourced<Duration>>,
-    /// Options for a registered backend.
+    /// Options for a server or a registered backend.
     pub options: BTreeMap<String, String>,
+    /// Where each of them stands.
+    option_sources: BTreeMap<String, Source>,
 }
 
 impl fmt::Debug for Settings {
@@ -148,7 +144,7 @@ impl fmt::Debug for Settings {
             .field("lease_ttl", &self.lease_ttl)
             .field("idle_run", &self.idle_run)
             .field("options", &options)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -190,6 +186,7 @@ impl Settings {
             lease_ttl: None,
             idle_run: None,
             options: BTreeMap::new(),
+            option_sources: BTreeMap::new(),
         };
         if let Some(ours) = &parsed.ours {
             settings.read_ours(&reader, ours)?;
@@ -214,6 +211,10 @@ impl Settings {
             match name {
                 "target_path" => {
                     let text = reader.text(&full, &found)?;
+                    if text.value.contains("://") {
+                        // It may hold a password, and would be shown in every message.
+                        return Err(reader.at(line, format!("{full} names a folder; a URL belongs into database_url")));
+                    }
                     self.target = Sourced { value: under(&self.project, Path::new(&text.value)), source: text.source };
                 }
                 "lease_ttl_ms" => {
@@ -224,7 +225,16 @@ impl Settings {
                     let number = reader.number(&full, &found, 1..=86_400)?;
                     self.idle_run = Some(Sourced { value: Duration::from_secs(number.value), source: number.source });
                 }
-                "options" => self.options = reader.texts(&full, &found)?,
+                "options" => {
+                    for (name, text) in reader.texts(&full, &found)? {
+                        // Those of a registered backend are its own, also where the environment names another one for now.
+                        if is_built_in(&self.backend.value) && self.backend_in_file.as_deref().is_none_or(is_built_in) {
+                            reader.check_option(&full, &name, &text)?;
+                        }
+                        self.options.insert(name.clone(), text.value);
+                        self.option_sources.insert(name, text.source);
+                    }
+                }
                 unknown => {
                     let known: Vec<&str> = KEYS.iter().map(|(key, _)| *key).collect();
                     let hint = did_you_mean(unknown, known.iter().copied());
@@ -262,7 +272,19 @@ impl Settings {
 
     /// Makes a backend of this project by name; nothing is opened yet.
     pub(super) fn named_backend(&self, name: &str, read_only: bool) -> Result<Arc<dyn StateBackend>, ProjectError> {
-        Ok(create_state_backend(name, &self.backend_options(read_only))?)
+        create_state_backend(name, &self.backend_options(read_only)).map_err(|error| self.located(error.into()))
+    }
+
+    /// An error about a setting, with where that came from. Backends begin such an error with the setting's name.
+    fn located(&self, error: ProjectError) -> ProjectError {
+        let message = error.to_string();
+        let mut sources: Vec<(&str, &Source)> =
+            self.option_sources.iter().map(|(name, source)| (name.as_str(), source)).collect();
+        sources.extend(self.database_url.iter().map(|url| ("database_url", &url.source)));
+        match sources.into_iter().find(|(name, _)| message.starts_with(name)) {
+            Some((_, source)) => error.at(source),
+            None => error,
+        }
     }
 
     /// Makes and opens the project's backend.
@@ -294,9 +316,13 @@ impl Settings {
         &self,
         name: &str,
     ) -> Result<Option<(Arc<dyn StateBackend>, OpenReport)>, ProjectError> {
-        // To read a folder without a document is no error: such a state is empty. Here it matters that there is none.
-        if name == "file" && !FILE_STATE.iter().any(|name| self.target.value.join(name).symlink_metadata().is_ok()) {
-            return Ok(None);
+        match name {
+            // To read a folder without a document is no error: such a state is empty. Here it matters that there is none.
+            "file" if !there::file_state(&self.target.value)? => return Ok(None),
+            "database" if self.database_url.is_none() => {
+                there::database_file(&self.target.value)?;
+            }
+            _ => {}
         }
         let backend = self.named_backend(name, true)?;
         match backend.initialize().await.map_err(ProjectError::from) {
@@ -320,7 +346,14 @@ fn under(folder: &Path, path: &Path) -> PathBuf {
 /// The project's folder and its settings file.
 fn find(path: &Path) -> Result<(PathBuf, Option<PathBuf>), ProjectError> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    // So that what is printed can be typed again: a leading hyphen is taken for an option.
+    let path = &if path.as_os_str().as_encoded_bytes().starts_with(b"-") { Path::new(".").join(path) } else { path.to_owned() };
     let kind = std::fs::metadata(path).map_err(|error| match error.kind() {
+        // A URL in the wrong place may hold a password.
+        _ if path.to_string_lossy().contains("://") => ProjectError::new(
+            ProjectErrorKind::NotFound,
+            "--project-path: this is a URL (it is not shown), and there is no such folder; give the project's folder, a URL belongs into database_url",
+        ),
         std::io::ErrorKind::NotFound => ProjectError::new(
             ProjectErrorKind::NotFound,
             format!("{}: there is no such folder; give the project's folder with --project-path", path.display()),
@@ -456,22 +489,39 @@ impl Reader {
         }
     }
 
-    fn texts(&self, key: &str, found: &Found) -> Result<BTreeMap<String, String>, ProjectError> {
+    fn texts(&self, key: &str, found: &Found) -> Result<BTreeMap<String, Sourced<String>>, ProjectError> {
         let Value::Map(members) = &found.value else { return Err(self.wrong(key, found, "a mapping of texts")) };
         let mut texts = BTreeMap::new();
         for (name, value) in members {
+            let line = name.referenced.line();
             let text = match &value.value {
                 Value::Text(text) => text.clone(),
                 Value::Int(number) => number.to_string(),
                 Value::Float(number) => number.to_string(),
                 Value::Bool(flag) => flag.to_string(),
                 other => {
-                    let line = name.referenced.line();
                     return Err(self.at(line, format!("{key}.{} is {}; write a text", name.value, other.kind())));
                 }
             };
-            texts.insert(name.value.clone(), text);
+            let source = Source::File { path: self.file.clone(), line };
+            if texts.insert(name.value.clone(), Sourced { value: text, source }).is_some() {
+                return Err(self.at(line, format!("{key}.{} is given a second time; remove one of them", name.value)));
+            }
         }
         Ok(texts)
+    }
+
+    /// Refuses an option that no built-in backend knows. The value may be a secret: it is not shown.
+    fn check_option(&self, key: &str, name: &str, text: &Sourced<String>) -> Result<(), ProjectError> {
+        let Source::File { line, .. } = text.source else { return Ok(()) };
+        let Some(option) = OPTIONS.iter().find(|option| option.name == name) else {
+            let known: Vec<&str> = OPTIONS.iter().map(|option| option.name).collect();
+            let hint = did_you_mean(name, known.iter().copied());
+            return Err(self.at(line, format!("{key} has no {name:?}{hint}; known are: {}", known.join(", "))));
+        };
+        if (option.fits)(&text.value) {
+            return Ok(());
+        }
+        Err(self.at(line, format!("{key}.{name} makes no sense; write {}, or remove the line", option.wanted)))
     }
 }

@@ -22,7 +22,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("target_path", "the folder that holds run_state.json and state.db, relative to the project's folder; default: target"),
     ("lease_ttl_ms", "how long a lock lives without renewal, in milliseconds, 100 to 3600000; default: 30000"),
     ("idle_run_seconds", "after how long without work a run is put out of memory, in seconds, 1 to 86400; default: 60"),
-    ("options", "a mapping of texts for a registered backend; default: none"),
+    ("options", "a mapping of texts for a server or a registered backend; default: none"),
 ];
 
 /// One value, as far as settings need to know it.
@@ -130,6 +130,14 @@ pub(super) struct Parsed {
     twice: Option<(String, u64)>,
     /// A key that looks like one of ours but is not, the one that it looks like, and its line.
     near: Option<(String, &'static str, u64)>,
+    /// It is a list or a single value.
+    is_no_mapping: bool,
+}
+
+impl Parsed {
+    fn no_mapping() -> Self {
+        Self { is_no_mapping: true, ..Self::default() }
+    }
 }
 
 impl<'de> Deserialize<'de> for Parsed {
@@ -141,7 +149,33 @@ impl<'de> Deserialize<'de> for Parsed {
                 f.write_str("a mapping of settings")
             }
             fn visit_unit<E>(self) -> Result<Parsed, E> {
+                // `null`, or comments only: nothing is set.
                 Ok(Parsed::default())
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Parsed, E> {
+                Ok(Parsed::no_mapping())
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Parsed, E> {
+                Ok(Parsed::no_mapping())
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<Parsed, E> {
+                Ok(Parsed::no_mapping())
+            }
+            fn visit_i128<E>(self, _: i128) -> Result<Parsed, E> {
+                Ok(Parsed::no_mapping())
+            }
+            fn visit_u128<E>(self, _: u128) -> Result<Parsed, E> {
+                Ok(Parsed::no_mapping())
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Parsed, E> {
+                Ok(Parsed::no_mapping())
+            }
+            fn visit_str<E>(self, _: &str) -> Result<Parsed, E> {
+                Ok(Parsed::no_mapping())
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Parsed, A::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Parsed::no_mapping())
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed, A::Error> {
                 let mut parsed = Parsed::default();
@@ -171,7 +205,7 @@ impl<'de> Deserialize<'de> for Parsed {
                 Ok(parsed)
             }
         }
-        deserializer.deserialize_map(TopLevel)
+        deserializer.deserialize_any(TopLevel)
     }
 }
 
@@ -186,6 +220,15 @@ fn near_miss(key: &str) -> Option<&'static str> {
 
 /// Reads the text of a file of settings.
 pub(super) fn read_text(path: &Path) -> Result<String, ProjectError> {
+    // Asked by its name first: opening a pipe waits for a writer.
+    let kind = std::fs::metadata(path).map_err(|error| ProjectError::io(path, error))?;
+    if !kind.is_file() {
+        let what = if kind.is_dir() { "a folder" } else { "no plain file" };
+        return Err(ProjectError::input(format!(
+            "{}: it is {what}, but the settings should be there; move it aside",
+            path.display()
+        )));
+    }
     let file = File::open(path).map_err(|error| ProjectError::io(path, error))?;
     let mut bytes = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|error| ProjectError::io(path, error))?;
@@ -210,12 +253,17 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Parsed, ProjectError> {
             path.display()
         )));
     }
-    let parsed: Parsed = read_yaml(text).map_err(|(line, message)| {
+    let parsed: Spanned<Parsed> = read_yaml(text).map_err(|(line, message)| {
         ProjectError::input(format!(
             "{}:{line}: it cannot be read as settings ({message}); correct the YAML there",
             path.display()
         ))
     })?;
+    let (line, parsed) = (parsed.referenced.line(), parsed.value);
+    if parsed.is_no_mapping {
+        // The value itself is not shown: it may be a secret.
+        return Err(ProjectError::input(format!("{}:{line}: it must be a mapping: `key: value` lines", path.display())));
+    }
     if let Some((key, ours, line)) = &parsed.near {
         return Err(ProjectError::input(format!(
             "{}:{line}: there is no key {key:?}; did you mean {ours}? Write it so, or remove the line",

@@ -24,7 +24,7 @@ impl Switch {
     /// something else with it (the value carries an anchor that is used elsewhere): then the message says what to write by hand.
     pub fn plan(path: &Path, backend: &str) -> Result<Self, ProjectError> {
         let line = format!("state_backend: {backend}");
-        if !path.exists() {
+        if path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
             return Ok(Self { path: path.to_owned(), backend: backend.to_owned(), before: None, after: format!("{line}\n") });
         }
         let text = read_text(path)?;
@@ -51,6 +51,21 @@ impl Switch {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Refuses a folder in which the file cannot be replaced: that should be known before anything else is done.
+    ///
+    /// # Errors
+    /// What the system will refuse.
+    pub(super) fn check_folder(&self) -> Result<(), ProjectError> {
+        if self.is_done() {
+            return Ok(());
+        }
+        // As replacing it does: where the file is a link, its target is replaced.
+        let path = std::fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        let folder = files::folder_of(&path);
+        let may = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+        rustix::fs::access(folder, may).map_err(|error| ProjectError::io(folder, error.into()))
     }
 
     /// Does it, atomically and durably. A file that was edited since is looked at anew.
@@ -97,8 +112,12 @@ fn candidates(text: &str, parsed: &Parsed, backend: &str) -> Vec<String> {
         return all;
     }
     let Some(first) = parsed.first_key else {
-        // Comments only, or an empty mapping `{}`.
-        return vec![joined(text, &line, end), format!("{line}{end}")];
+        // Comments only, or an empty mapping `{}`, or `null`.
+        let mut all = vec![joined(text, &line, end)];
+        for (head, tail) in without_nothing(text) {
+            all.extend([format!("{head}{line}{tail}"), format!("{head}{{{line}}}{tail}")]);
+        }
+        return all;
     };
     let start_of_line = text.get(..first).and_then(|head| head.rfind('\n')).map_or(0, |newline| newline + 1);
     let indent = text.get(start_of_line..first).unwrap_or_default().trim_start_matches('\u{feff}');
@@ -119,13 +138,37 @@ fn candidates(text: &str, parsed: &Parsed, backend: &str) -> Vec<String> {
     all
 }
 
+/// What is around every place of a text that may be an empty mapping, or null.
+fn without_nothing(text: &str) -> Vec<(&str, &str)> {
+    let mut places = Vec::new();
+    for (start, brace) in text.match_indices('{') {
+        let tail = text.get(start + brace.len()..).unwrap_or_default().trim_start();
+        places.extend(text.get(..start).zip(tail.strip_prefix('}')));
+    }
+    for null in ["~", "null", "Null", "NULL"] {
+        places.extend(text.match_indices(null).filter_map(|(start, _)| text.get(..start).zip(text.get(start + null.len()..))));
+    }
+    places
+}
+
+/// The comments of a text, and what looks like one.
+fn comments(text: &str) -> Vec<&str> {
+    let is_comment =
+        |line: &str, at: usize| line.get(..at).is_some_and(|head| head.is_empty() || head.ends_with([' ', '\t', '\u{feff}']));
+    let in_line = |line| -> Option<&str> {
+        let (at, _) = str::match_indices(line, '#').find(|(at, _)| is_comment(line, *at))?;
+        line.get(at..).map(str::trim_end)
+    };
+    text.lines().filter_map(in_line).collect()
+}
+
 /// A line behind the last one.
 fn joined(text: &str, line: &str, end: &str) -> String {
     let gap = if text.is_empty() || text.ends_with('\n') { "" } else { end };
     format!("{text}{gap}{line}{end}")
 }
 
-/// Whether the new text says the new backend, and everything else as before.
+/// Whether the new text says the new backend, and everything else as before, comments too.
 fn changes_only_backend(path: &Path, before: &str, after: &str, backend: &str) -> bool {
     let says = settings_file::parse(path, after)
         .ok()
@@ -139,5 +182,5 @@ fn changes_only_backend(path: &Path, before: &str, after: &str, backend: &str) -
         value.as_object_mut()?.remove("state_backend");
         Some(value)
     };
-    says && rest(before).is_some() && rest(before) == rest(after)
+    says && comments(before) == comments(after) && rest(before).is_some() && rest(before) == rest(after)
 }

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use chrono::{DateTime, Utc};
 
-use super::files;
-use super::{ProjectError, ProjectErrorKind, Settings};
-use crate::store::VerifyReport;
+use super::{ProjectError, Settings, files, there};
+use crate::store::{StoreErrorKind, VerifyReport};
 
 /// Checks the project's storage from end to end; only reads, also beside a live writer. `None` if there is no state yet.
 ///
 /// # Errors
-/// Whatever reading meets. Damage is no error here but a problem in the report, also when the state does not open for it.
+/// Whatever reading meets; [`ProjectErrorKind::Integrity`](super::ProjectErrorKind) for a state of a newer version or of another program: that is no damage. Damage is no error
+/// here but a problem in the report, also when the state does not open for it.
 ///
 /// # Cancel safety
 /// Only reads: may be dropped at any time.
@@ -19,7 +19,7 @@ pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, Project
     let (backend, opened) = match settings.open_existing().await {
         Ok(Some(opened)) => opened,
         Ok(None) => return Ok(None),
-        Err(error) if error.kind() == ProjectErrorKind::Integrity => {
+        Err(error) if error.stored() == Some(StoreErrorKind::Corrupt) => {
             let mut report = VerifyReport::new();
             report.problems.push(error.to_string());
             return Ok(Some(report));
@@ -43,14 +43,17 @@ pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, Project
 /// A process that has the same `state.db` open must not call this: copying the file would take SQLite's locks from it.
 ///
 /// # Errors
-/// [`ProjectErrorKind::Conflict`] while a writer has the file open; [`ProjectErrorKind::Integrity`] if the document is beyond repair, or would need
-/// `use_previous`; whatever reading meets.
+/// [`ProjectErrorKind::Conflict`](super::ProjectErrorKind) while a writer has the file open; [`ProjectErrorKind::Integrity`](super::ProjectErrorKind) if the document is beyond repair, or would need
+/// `use_previous`, and for a state of a newer version or of another program, of which no copy is made; whatever reading meets.
 ///
 /// # Cancel safety
 /// Dropping it leaves every file whole; start again to go on.
 pub async fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool) -> Result<Vec<String>, ProjectError> {
     #[cfg(feature = "file")]
     if settings.backend.value == "file" {
+        if !there::file_state(&settings.target.value)? {
+            return Ok(Vec::new());
+        }
         return match crate::store::file::repair(&settings.target.value, now, use_previous).map_err(ProjectError::from) {
             Err(error) if error.is_no_state() => Ok(Vec::new()),
             repaired => repaired,

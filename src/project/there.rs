@@ -1,0 +1,101 @@
+//! Whether a state's files are there at all. "Not there" is said only where the system says so: what it refuses to look at may well be there.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use super::files::with_suffix;
+use super::{ProjectError, ProjectErrorKind, Settings};
+
+const DOCUMENT: &str = "run_state.json";
+const DATABASE: &str = "state.db";
+
+/// What the file backend keeps beside its document, and what shows a state that has no document yet.
+const BESIDE_DOCUMENT: &[&str] = &[".journal", ".journal.next", ".lock"];
+
+/// The map of the oldest runner.
+const BARE: &str = "state/execution_state.json";
+
+fn refuse(path: &Path, why: &str) -> ProjectError {
+    ProjectError::new(ProjectErrorKind::Failed, format!("{}: {why}", path.display()))
+}
+
+/// Whether there is a name, wherever it leads.
+fn is_named(path: &Path) -> Result<bool, ProjectError> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(ProjectError::io(path, error)),
+    }
+}
+
+/// Whether there is something. A link that leads nowhere is an error: what it led to may be on a disk that is not mounted.
+fn is_there(path: &Path) -> Result<bool, ProjectError> {
+    match std::fs::metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(ProjectError::io(path, error)),
+        Err(_) if is_named(path)? => {
+            Err(refuse(path, "it is a symbolic link that leads nowhere; mend the link (is a disk not mounted?), or remove it"))
+        }
+        Err(_) => Ok(false),
+    }
+}
+
+/// Whether the folder is there. What stands in its place, or in the place of one above it, is an error.
+fn is_folder(folder: &Path) -> Result<bool, ProjectError> {
+    let named = folder.ancestors().filter(|path| !path.as_os_str().is_empty());
+    for (above, path) in named.enumerate() {
+        match std::fs::metadata(path) {
+            Ok(found) if found.is_dir() => return Ok(above == 0),
+            Ok(_) => {
+                return Err(refuse(
+                    path,
+                    "it is no folder, but the state's folder should be there; move it aside, or name another folder (`target_path`)",
+                ));
+            }
+            // What is in the way is told when it is its turn.
+            Err(error) if error.kind() == ErrorKind::NotADirectory => {}
+            Err(_) => {
+                is_there(path)?;
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Whether the file backend has a state in this folder.
+pub(super) fn file_state(folder: &Path) -> Result<bool, ProjectError> {
+    if !is_folder(folder)? {
+        return Ok(false);
+    }
+    let named = folder.join(DOCUMENT);
+    // A state whose document is a link lies where that leads, from its first write on: the document comes later.
+    let document = std::fs::read_link(&named).map_or_else(|_| named.clone(), |leads_to| folder.join(leads_to));
+    for end in BESIDE_DOCUMENT {
+        if is_named(&with_suffix(&document, end))? {
+            return Ok(true);
+        }
+    }
+    Ok(is_there(&named)? || is_there(&folder.join(BARE))?)
+}
+
+/// Whether `state.db` is in this folder.
+pub(super) fn database_file(folder: &Path) -> Result<bool, ProjectError> {
+    Ok(is_folder(folder)? && is_there(&folder.join(DATABASE))?)
+}
+
+impl Settings {
+    /// Where there is no state: what lies in the state's folder instead, and how it is used. Only a hint, so that what cannot be looked at is nothing.
+    pub(crate) fn elsewhere(&self) -> Option<String> {
+        let (document, database) = (self.target.value.join(DOCUMENT), self.target.value.join(DATABASE));
+        let is_file = || file_state(&self.target.value).unwrap_or(false);
+        let is_database = || std::fs::metadata(&database).is_ok_and(|found| found.len() > 0);
+        let (place, mend) = match (self.backend.value.as_str(), &self.database_url) {
+            ("file", _) if is_database() => (&database, "state_backend: database?"),
+            ("database", None) if is_file() => (&document, "state_backend: file?"),
+            ("database", Some(_)) if is_database() => (&database, "`seeknal migrate-state --backend database --from sqlite`?"),
+            ("database", Some(_)) if is_file() => (&document, "`seeknal migrate-state --backend database`?"),
+            _ => return None,
+        };
+        Some(format!("{} is there: {mend}", place.display()))
+    }
+}
