@@ -203,8 +203,20 @@ async fn cleanup_deletes_old_runs_and_keeps_what_they_completed() {
         backend.close().await.unwrap();
     }
     let dir = project("file").await;
-    for (arguments, code) in [("--days 99999999999", 1), ("--days -1", 2), ("--days soon", 2), ("", 2)] {
-        assert_eq!(run(dir.path(), &format!("state cleanup {arguments}")).0, code, "{arguments}");
+    for (arguments, code, words) in [
+        ("--days 99999999999", 1, "give at most 7"),
+        ("--days -1", 2, "write a whole number of days"),
+        ("--days 30d", 2, "write a whole number of days"),
+        ("--days 99999999999999999999999", 2, "write a whole number of days"),
+        ("--days 1 --keep-last -1", 2, "write a whole number"),
+        ("", 2, "--days"),
+    ] {
+        let (code_of, _, err) = run(dir.path(), &format!("state cleanup {arguments}"));
+        assert!(code_of == code && err.contains(words), "{arguments}: {code_of} {err}");
+    }
+    for arguments in ["state unlock abc", "state runs --limit 0", "state runs --limit many"] {
+        let (code, _, err) = run(dir.path(), arguments);
+        assert!(code == 2 && err.contains("a whole number"), "{arguments}: {err}");
     }
 }
 

@@ -95,6 +95,7 @@ pub(super) enum StateCommand {
     /// Take a lock away from its holder, by the token that `state locks` shows (database only: a file's locks end with their process)
     Unlock {
         /// The lock's token
+        #[arg(value_parser = token)]
         token: u64,
     },
     /// Check what is stored from end to end
@@ -116,7 +117,7 @@ pub(super) struct RunsArgs {
     #[arg(long, value_name = "STATUS", value_parser = |text: &str| Ok::<_, std::convert::Infallible>(RunStatus::parse(text)))]
     pub(super) status: Vec<RunStatus>,
     /// At most this many
-    #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "all", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "all", allow_negative_numbers = true, value_parser = at_least_one)]
     pub(super) limit: u64,
     /// All of them
     #[arg(long)]
@@ -129,14 +130,32 @@ pub(super) struct RunsArgs {
 #[derive(Debug, Args)]
 pub(super) struct CleanupArgs {
     /// Delete runs that ended more than this many days ago
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = days)]
     pub(super) days: u64,
     /// Only show what would go
     #[arg(long)]
     pub(super) dry_run: bool,
     /// Keep the newest ended runs, however old
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = 0, allow_negative_numbers = true, value_parser = count)]
     pub(super) keep_last: u64,
+}
+
+// What a number may be, in words: the parser's own say what is wrong, and not what is right.
+
+fn days(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "write a whole number of days, 0 or more, without a unit".to_owned())
+}
+
+fn token(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "a token is a whole number; `seeknal state locks` shows them".to_owned())
+}
+
+fn count(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("write a whole number from 0 to {}", u64::MAX))
+}
+
+fn at_least_one(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| format!("write a whole number from 1 to {}", u64::MAX))
 }
 
 #[cfg(test)]

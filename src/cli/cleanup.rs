@@ -54,7 +54,7 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
         let mut runs = table(&["run", "status", "ended", "nodes"]);
         for run in &plan.delete {
             runs.add_row([
-                run.run_id.to_string(),
+                one_line(run.run_id.as_str()),
                 one_line(run.status.as_str()),
                 time::format(run.ended_at),
                 run.nodes.to_string(),

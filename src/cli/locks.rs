@@ -86,7 +86,7 @@ pub(super) async fn list(settings: &Settings, out: &mut Output) -> Result<(), Cl
         for lease in &leases {
             locks.add_row([
                 lease.token.to_string(),
-                lease.key.to_string(),
+                one_line(&lease.key.to_string()),
                 one_line(&lease.owner.name),
                 format!("pid {} on {}", lease.owner.process.pid, one_line(&lease.owner.process.host)),
                 lease.purpose.as_deref().map_or_else(super::output::dash, one_line),

@@ -67,10 +67,7 @@ async fn preview(settings: &Settings, what: Move, options: &MigrateArgs, out: &m
     } else {
         print_preview(&preview, &seen, to, out)?;
     }
-    match &preview.plan {
-        Some(plan) => Ok(plan.refuse_conflicts(&preview.to)?),
-        None => Ok(()),
-    }
+    Ok(preview.refuse_conflicts()?)
 }
 
 fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output) -> Result<(), CliError> {
@@ -86,7 +83,12 @@ fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output
                         Fate::Equal => "is there already",
                         Fate::Differs => "DIFFERS",
                     };
-                    runs.add_row([run.run_id.to_string(), one_line(run.status.as_str()), run.nodes.to_string(), what.to_owned()]);
+                    runs.add_row([
+                        one_line(run.run_id.as_str()),
+                        one_line(run.status.as_str()),
+                        run.nodes.to_string(),
+                        what.to_owned(),
+                    ]);
                 }
                 out.table(&runs)?;
             }
@@ -98,6 +100,14 @@ fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output
     }
     if preview.settings_done {
         out.line(format!("{} says state_backend: {} already", preview.settings_file.display(), to.name()))?;
+    } else if preview.plan.is_none() {
+        out.line("Without a state to move the settings are not switched either.")?;
+        return out.line(format!(
+            "To begin anew in {}, write `state_backend: {}` into {}",
+            preview.to,
+            to.name(),
+            preview.settings_file.display()
+        ));
     } else {
         out.line(format!("Would then set state_backend: {} in {}", to.name(), preview.settings_file.display()))?;
     }
@@ -128,8 +138,14 @@ async fn execute(settings: &Settings, what: Move, out: &mut Output) -> Result<()
     if let Some(older) = &report.older_backup {
         out.line(format!("An older backup is now: {}", older.display()))?;
     }
-    out.line(format!("{} now says state_backend: {}", report.settings_file.display(), to.name()))?;
-    out.line(format!("To take it back (`state_backend` is the line for {}):", report.settings_file.display()))?;
+    if report.switched {
+        out.line(format!("{} now says state_backend: {}", report.settings_file.display(), to.name()))?;
+    } else {
+        out.line(format!("{} said state_backend: {} already", report.settings_file.display(), to.name()))?;
+    }
+    if !report.rollback.is_empty() {
+        out.line(format!("To take it back (`state_backend` is the line for {}):", report.settings_file.display()))?;
+    }
     for line in &report.rollback {
         out.line(line)?;
     }

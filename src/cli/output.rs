@@ -1,5 +1,6 @@
 //! Printing: tables for people, JSON for programs, notes and errors on stderr. Colours end where the terminal does.
 
+use std::borrow::Cow;
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 
@@ -11,6 +12,8 @@ use super::args::Format;
 use super::exit::CliError;
 use crate::model::time;
 use crate::project::Settings;
+pub(super) use crate::project::shown::counted;
+use crate::project::shown::steers;
 use crate::store::StateBackend;
 use crate::store::moving::refuse_moving;
 
@@ -31,7 +34,7 @@ impl Output {
 
     /// One line for people.
     pub(super) fn line(&mut self, line: impl AsRef<str>) -> Result<(), CliError> {
-        Ok(writeln!(self.writer, "{}", line.as_ref())?)
+        Ok(writeln!(self.writer, "{}", harmless(line.as_ref()))?)
     }
 
     /// A table for people, without trailing blanks.
@@ -44,8 +47,9 @@ impl Output {
 
     /// The command's one JSON value.
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), CliError> {
-        serde_json::to_writer_pretty(&mut self.writer, value).map_err(io::Error::from)?;
-        Ok(writeln!(self.writer)?)
+        // Made whole first: half a value is none.
+        let text = serde_json::to_string_pretty(value).map_err(io::Error::from)?;
+        Ok(writeln!(self.writer, "{text}")?)
     }
 
     /// A JSON array that is written element by element, so that it may be longer than memory.
@@ -99,7 +103,20 @@ pub(super) fn error(text: &str) {
 
 /// Text from outside, on one line and without what would steer a terminal.
 pub(super) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_whitespace() || c.is_control() { ' ' } else { c }).collect()
+    let spaced: String = text.chars().map(|c| if c.is_whitespace() || c.is_control() { ' ' } else { c }).collect();
+    harmless(&spaced).into_owned()
+}
+
+/// The same text with what would steer a terminal, or turn the rest of the line around, written as an escape.
+fn harmless(text: &str) -> Cow<'_, str> {
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if steers(c) { shown.extend(c.escape_unicode()) } else { shown.push(c) }
+    }
+    Cow::Owned(shown)
 }
 
 /// A stamp or a dash.
@@ -121,11 +138,6 @@ pub(super) fn duration(ms: Option<u64>) -> String {
         60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
         _ => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
     }
-}
-
-/// `1 run`, `2 runs`.
-pub(super) fn counted(count: u64, one: &str) -> String {
-    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
 }
 
 /// How long between two stamps, in milliseconds.
@@ -156,7 +168,9 @@ pub(super) async fn open_for_writing(settings: &Settings) -> Result<Option<Arc<d
 
 /// What is said where there is no state.
 pub(super) fn no_state(settings: &Settings) -> String {
-    format!("There is no state yet in {} ({} backend).", settings.target.value.display(), settings.backend.value)
+    let place = settings.backend(true).map_or_else(|_| settings.target.value.display().to_string(), |backend| backend.location());
+    let hint = settings.elsewhere().map(|hint| format!(" {hint}")).unwrap_or_default();
+    format!("There is no state yet in {place} ({} backend).{hint}", settings.backend.value)
 }
 
 #[cfg(test)]
@@ -167,7 +181,7 @@ mod tests {
     fn durations_and_lines() {
         let shown: Vec<String> = [0, 999, 1500, 61_000, 3_660_000].map(|ms| duration(Some(ms))).into();
         assert_eq!(shown, ["0ms", "999ms", "1.5s", "1m01s", "1h01m"]);
-        assert_eq!((counted(1, "run"), counted(0, "run")), ("1 run".to_owned(), "0 runs".to_owned()));
-        assert_eq!(one_line("a\nb\u{1b}[31m"), "a b [31m");
+        assert_eq!(one_line("a\nb\u{1b}[31m\u{202e}"), "a b [31m\\u{202e}");
+        assert_eq!(harmless("日本 \u{1b}[31m\u{2066}x"), "日本 \\u{1b}[31m\\u{2066}x");
     }
 }

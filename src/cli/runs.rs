@@ -100,7 +100,7 @@ impl<'a> Printer<'a> {
             Self::Table(table, _) => {
                 let nodes: Vec<String> = row.nodes.iter().map(|(status, count)| one_line(&format!("{count} {status}"))).collect();
                 table.add_row([
-                    row.run_id.to_string(),
+                    one_line(row.run_id.as_str()),
                     one_line(row.status.as_str()),
                     row.started_at.clone().unwrap_or_else(dash),
                     duration(row.duration_ms),

@@ -131,7 +131,7 @@ pub(super) async fn run(settings: &Settings, run: &RunId, out: &mut Output) -> R
     let mut nodes = table(&["node", "status", "attempt", "started", "took", "rows", "intervals", "partitions", "error"]);
     for (id, node) in state.nodes() {
         nodes.add_row([
-            id.to_string(),
+            one_line(id.as_str()),
             one_line(node.status.as_str()),
             node.attempt.to_string(),
             stamp(node.started_at),

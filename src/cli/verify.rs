@@ -35,7 +35,13 @@ pub(super) async fn run(settings: &Settings, repair: bool, use_previous: bool, o
     if verified.sound {
         return if out.is_json() { Ok(()) } else { out.line("The state is sound.") };
     }
-    let mend = if repair { "restore a backup" } else { "`seeknal state verify --repair` keeps a copy and repairs what it can" };
+    let mend = if verified.problems.iter().any(|problem| problem.contains("--repair")) {
+        "what mends it is said above"
+    } else if repair {
+        "restore a backup"
+    } else {
+        "`seeknal state verify --repair` keeps a copy and repairs what it can"
+    };
     let problems = counted(u64::try_from(verified.problems.len()).unwrap_or(u64::MAX), "problem");
     Err(CliError::new(ProjectErrorKind::Integrity, format!("{problems} in the stored state; {mend}")))
 }

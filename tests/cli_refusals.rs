@@ -1,0 +1,224 @@
+//! What the command refuses, hides and escapes, and what it says of a move that is done already.
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod projects;
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::Command;
+
+use projects::{GUIDE, open, project, put, tree};
+use seeknal_state::model::{Mutation, NewRun, time};
+use serde_json::Value;
+
+fn command(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_seeknal"));
+    command.current_dir(dir).env_remove("SEEKNAL_STATE_BACKEND").env_remove("SEEKNAL_DATABASE_URL");
+    command
+}
+
+fn told(command: &mut Command) -> (i32, String, String) {
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn run(dir: &Path, arguments: &str) -> (i32, String, String) {
+    told(command(dir).args(arguments.split_whitespace()))
+}
+
+const PREVIEW: &str = "migrate-state --backend database";
+const EXECUTE: &str = "migrate-state --backend database --no-dry-run";
+
+/// A project that was moved to its database.
+async fn moved() -> tempfile::TempDir {
+    let dir = project("file").await;
+    assert_eq!(run(dir.path(), EXECUTE).0, 0);
+    dir
+}
+
+/// Nobody is told to move the state in use aside, or to delete what is in it.
+fn assert_harmless(text: &str) {
+    for harm in ["-wal", "Move target/state.db", "delete these runs", "delete them there"] {
+        assert!(!text.contains(harm), "{harm}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_finished_move_is_told_to_be_one_whatever_went_on_since() {
+    let dir = moved().await;
+    let (code, out, err) = run(dir.path(), EXECUTE);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("says state_backend: database already: target/state.db is the state in use"), "{err}");
+    assert!(err.contains("target/run_state.json is what was left behind"), "{err}");
+    assert!(out.contains("said state_backend: database already") && !out.contains("To take it back"), "{out}");
+
+    // New work there.
+    let database = open("database", &dir.path().join("target")).await;
+    let at = time::parse("2024-03-01").unwrap();
+    put(&database, "new", vec![Mutation::Create { run: NewRun::running(), at }]).await;
+    database.close().await.unwrap();
+    for arguments in [PREVIEW, EXECUTE] {
+        let (code, out, err) = run(dir.path(), arguments);
+        assert!(code == 0 && err.contains("\"new\"") && err.contains("work went on there"), "{err}");
+        assert_harmless(&format!("{out}{err}"));
+    }
+
+    // What was cleaned up there would come back: that is said before.
+    assert_eq!(run(dir.path(), "state cleanup --days 30").0, 0);
+    for arguments in [PREVIEW, EXECUTE] {
+        let (code, out, err) = run(dir.path(), arguments);
+        assert!(code == 0 && err.contains("3 runs that target/state.db lacks") && err.contains("\"run_1\""), "{err}");
+        assert!(err.contains("deleted there since"), "{err}");
+        assert_harmless(&format!("{out}{err}"));
+    }
+
+    // An old run that went on there.
+    let database = open("database", &dir.path().join("target")).await;
+    let partition = "dt=later".parse().unwrap();
+    put(&database, "run_1", vec![Mutation::AddPartition { node: "load".parse().unwrap(), partition }]).await;
+    database.close().await.unwrap();
+    for arguments in [PREVIEW, EXECUTE] {
+        let (code, out, err) = run(dir.path(), arguments);
+        assert!(code == 4 && err.contains("error: seeknal_project.yml:1 says state_backend: database already"), "{err}");
+        assert!(err.contains("other content for: \"run_1\""), "{err}");
+        assert_harmless(&format!("{out}{err}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_preview_names_where_the_state_would_go() {
+    let dir = project("file").await;
+    let (_, out, _) = run(dir.path(), PREVIEW);
+    assert!(out.starts_with("From target/run_state.json to target/state.db (database backend, no state yet)\n"), "{out}");
+    let url = "database_url: postgres://u:S3kr3t@127.0.0.1:1/d\n";
+    fs::write(dir.path().join("seeknal_project.yml"), url).unwrap();
+    let (_, out, err) = run(dir.path(), PREVIEW);
+    assert!(
+        err.contains("postgres://127.0.0.1:1/d (schema seeknal_state)") && !format!("{out}{err}").contains("S3kr3t"),
+        "{err}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_newer_or_another_program_wrote_is_neither_copied_nor_called_damaged() {
+    // Two numbers in the header of a database: `user_version` and `application_id`.
+    for (at, why) in [(60, "newer"), (68, "another program")] {
+        let dir = project("database").await;
+        let database = dir.path().join("target/state.db");
+        let mut bytes = fs::read(&database).unwrap();
+        bytes[at..at + 4].copy_from_slice(&1234_u32.to_be_bytes());
+        fs::write(&database, bytes).unwrap();
+        let before = tree(dir.path());
+        let mut said = Vec::new();
+        for arguments in ["state verify", "state verify --repair"] {
+            let (code, out, err) = run(dir.path(), arguments);
+            assert!(code == 5 && out.is_empty() && err.lines().count() == 1, "{why}, {arguments}: {code} {out}{err}");
+            assert!(!err.contains("backup"), "{err}");
+            said.push(err);
+        }
+        assert_eq!(said[0], said[1], "{why}");
+        let names = |tree: &std::collections::BTreeMap<String, Vec<u8>>| tree.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&tree(dir.path())), names(&before), "{why}: no copy");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_document_does_not_contradict_itself() {
+    for previous in [true, false] {
+        let dir = project("file").await;
+        fs::write(dir.path().join("target/run_state.json"), "{\"run_id\": \"x\", \"nodes\": {").unwrap();
+        if !previous {
+            fs::remove_file(dir.path().join("target/run_state.json.prev")).unwrap();
+        }
+        let (code, out, err) = run(dir.path(), "state verify");
+        assert!(code == 5 && out.contains("--repair") && !err.contains("--repair") && err.contains("said above"), "{out}{err}");
+    }
+}
+
+#[test]
+fn a_url_in_the_wrong_place_is_not_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, out, err) = run(dir.path(), "state runs --project-path postgres://u:S3kr3t@h/d");
+    assert!(code == 3 && err.contains("database_url") && !format!("{out}{err}").contains("S3kr3t"), "{err}");
+    for url in ["postgres://u@127.0.0.1:1/d;password=S3kr3t", "postgres://u@127.0.0.1:1/d%3Fpassword=S3kr3t"] {
+        fs::write(dir.path().join("seeknal_project.yml"), format!("state_backend: database\ndatabase_url: {url}\n")).unwrap();
+        let (code, out, err) = run(dir.path(), "state runs");
+        assert!(code == 1 && err.contains("seeknal_project.yml:2: database_url: "), "{code} {err}");
+        assert!(!format!("{out}{err}").contains("S3kr3t"), "{err}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_the_way_is_found_before_anything_is_copied() {
+    let dir = project("file").await;
+    fs::create_dir(dir.path().join("target/run_state.json.bak")).unwrap();
+    let before = tree(dir.path());
+    let (code, _, err) = run(dir.path(), EXECUTE);
+    assert!(code == 1 && err.contains("run_state.json.bak") && err.contains("move it aside"), "{code} {err}");
+    assert_eq!(tree(dir.path()).keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+}
+
+/// A project in a folder of this name, with the guide's state in it.
+fn named(parent: &Path, name: &OsStr) -> OsString {
+    let folder = parent.join(name);
+    fs::create_dir_all(folder.join("target")).unwrap();
+    fs::write(folder.join("target/run_state.json"), GUIDE).unwrap();
+    name.to_owned()
+}
+
+#[test]
+fn paths_that_are_no_text_or_look_like_options_are_printed_so_that_they_can_be_typed_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = named(dir.path(), OsStr::from_bytes(b"caf\xe9 x"));
+    let (code, out, err) =
+        told(command(dir.path()).args(["-o", "json"]).args(EXECUTE.split(' ')).arg("--project-path").arg(&name));
+    assert_eq!(code, 0, "{err}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert!(report["backup"].as_str().unwrap().ends_with("run_state.json.bak"), "{report}");
+    for name in [&b"caf\xe9 y"[..], b"-dash", b"it's", "\u{202e}evil".as_bytes()] {
+        let name = named(dir.path(), OsStr::from_bytes(name));
+        let mut option = OsString::from("--project-path=");
+        option.push(&name);
+        let (code, out, err) = told(command(dir.path()).args(EXECUTE.split(' ')).arg(option));
+        assert_eq!(code, 0, "{err}");
+        assert!(!out.contains('\u{202e}'), "{out:?}");
+        // The rollback as it is printed, in the shell that it is printed for.
+        let line = out.lines().find(|line| line.starts_with("cp ")).unwrap();
+        let document = dir.path().join(&name).join("target/run_state.json");
+        fs::write(&document, "changed").unwrap();
+        assert!(Command::new("bash").args(["-c", line]).current_dir(dir.path()).status().unwrap().success(), "{line}");
+        assert_eq!(fs::read_to_string(document).unwrap(), GUIDE, "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_turn_no_line_around() {
+    for backend in ["file", "database"] {
+        let dir = project(backend).await;
+        let state = seeknal_state::project::open(dir.path()).await.unwrap();
+        let id = "a\u{202e}b\u{2066}";
+        state.create_run(id, NewRun::running()).await.unwrap();
+        state.set_node_state(id, id, seeknal_state::NodeUpdate::running()).await.unwrap();
+        state.close().await.unwrap();
+        for arguments in [
+            &["state", "runs"][..],
+            &["state", "show", id],
+            &["migrate-state", "--backend", "file"],
+            &["migrate-state", "--backend", "database"],
+        ] {
+            let (_, out, err) = told(command(dir.path()).args(arguments));
+            let shown = format!("{out}{err}");
+            assert!(!shown.contains(['\u{202e}', '\u{2066}']), "{arguments:?}: {shown:?}");
+        }
+        let (_, out, _) = run(dir.path(), "state runs");
+        assert!(out.contains("a\\u{202e}b\\u{2066}"), "{out}");
+        // A program gets it as it is.
+        let (_, out, _) = run(dir.path(), "state runs --prefix a -o json");
+        let runs: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(runs[0]["run_id"], id);
+    }
+}
