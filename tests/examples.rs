@@ -239,6 +239,9 @@ fn parallel_executors_refuses_what_makes_no_sense() {
         (["--backend", "databse"], "file, database"),
         (["--executors", "0"], "at least one executor"),
         (["--nodes", "many"], "--nodes"),
+        (["--executors", "99999999"], "10000 at most"),
+        (["--nodes", "99999999999999999999"], "100000 at most"),
+        (["--runs", "10001"], "10000 at most"),
     ] {
         let (output, text) = run("parallel_executors", &arguments);
         assert_eq!(output.status.code(), Some(2), "{text}");

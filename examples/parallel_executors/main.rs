@@ -45,16 +45,16 @@ struct Options {
     #[arg(long, value_name = "URL", conflicts_with = "backend")]
     database_url: Option<DatabaseUrl>,
     /// How many new runs
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_most::<10_000>)]
     runs: usize,
     /// How many nodes a run has; a state that brings nodes of its own runs those
-    #[arg(long, value_name = "N", default_value_t = 200)]
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = at_most::<100_000>)]
     nodes: usize,
     /// How many executors work at once
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = executors)]
     executors: usize,
     /// How long an attempt takes at most, in milliseconds
-    #[arg(long, value_name = "MAX", default_value_t = 5)]
+    #[arg(long, value_name = "MAX", default_value_t = 5, value_parser = clap::value_parser!(u64).range(..=3_600_000))]
     work_ms: u64,
     /// What decides the pipeline, the durations and the failures
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -104,12 +104,16 @@ impl Backend {
     }
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("at least one executor is needed".to_owned()),
-        Ok(executors) => Ok(executors),
-        Err(error) => Err(format!("{error}")),
+fn executors(text: &str) -> Result<usize, String> {
+    match at_most::<10_000>(text)? {
+        0 => Err("at least one executor is needed".to_owned()),
+        executors => Ok(executors),
     }
+}
+
+/// More than that is a slip of the finger, and would only fill the memory.
+fn at_most<const MOST: usize>(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number <= MOST).ok_or_else(|| format!("write a whole number, {MOST} at most"))
 }
 
 /// Why the job ends early.
