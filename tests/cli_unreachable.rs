@@ -110,6 +110,10 @@ async fn what_is_in_the_folders_place_is_told() {
         }
         symlink("../not-mounted", target.join(name)).unwrap();
         all_fail(&program, dir.path(), backend, "a symbolic link that leads nowhere");
+        // Neither is what nobody can read as a file.
+        fs::remove_file(target.join(name)).unwrap();
+        assert!(Command::new("mkfifo").arg(target.join(name)).status().unwrap().success());
+        all_fail(&program, dir.path(), backend, "plain file");
         // Where it leads somewhere it is the state.
         fs::remove_file(target.join(name)).unwrap();
         symlink(format!("../{name}"), target.join(name)).unwrap();

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use chrono::Datelike;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::model::{RunId, RunStatus};
+use crate::model::{Clock, RunId, RunStatus, SystemClock};
 use crate::project::Secret;
 
 const CODES: &str = "\
@@ -143,11 +144,12 @@ pub(super) struct CleanupArgs {
 // What a number may be, in words: the parser's own say what is wrong, and not what is right.
 
 fn days(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| "write a whole number of days, 0 or more, without a unit".to_owned())
+    let most = SystemClock.now().num_days_from_ce().saturating_sub(1);
+    text.parse().map_err(|_| format!("write a whole number of days, from 0 to {most}, without a unit"))
 }
 
 fn token(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| "a token is a whole number; `seeknal state locks` shows them".to_owned())
+    text.parse().map_err(|_| format!("a token is a whole number, {} at most; `seeknal state locks` shows them", u64::MAX))
 }
 
 fn count(text: &str) -> Result<u64, String> {

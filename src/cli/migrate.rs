@@ -101,17 +101,18 @@ fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output
     if preview.settings_done {
         out.line(format!("{} says state_backend: {} already", preview.settings_file.display(), to.name()))?;
     } else if preview.plan.is_none() {
-        out.line("Without a state to move the settings are not switched either.")?;
+        let (to, file) = (to.name(), preview.settings_file.display());
         return out.line(format!(
-            "To begin anew in {}, write `state_backend: {}` into {}",
-            preview.to,
-            to.name(),
-            preview.settings_file.display()
+            "Without one the settings are not switched: to begin anew there, write `state_backend: {to}` into {file}"
         ));
     } else {
         out.line(format!("Would then set state_backend: {} in {}", to.name(), preview.settings_file.display()))?;
     }
-    out.line("Nothing was changed. To do it: --no-dry-run")
+    match &preview.plan {
+        Some(plan) if preview.settings_done && plan.moves.is_empty() => out.line("Nothing is left to do."),
+        None if preview.settings_done => out.line("Nothing is left to do."),
+        _ => out.line("Nothing was changed. To do it: --no-dry-run"),
+    }
 }
 
 async fn execute(settings: &Settings, what: Move, out: &mut Output) -> Result<(), CliError> {

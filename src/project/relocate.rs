@@ -367,7 +367,8 @@ fn no_state(report: &Report, to: Home) -> ProjectError {
     ProjectError::new(
         ProjectErrorKind::NotFound,
         format!(
-            "{}: there is no state to move; the settings were not switched. If it should be there, check where the settings look for it. To begin anew in {},              write `state_backend: {}` into {}",
+            "{}: there is no state to move; the settings were not switched. If it should be there, check where the settings look for it. To begin anew in {}, \
+             write `state_backend: {}` into {}",
             report.from,
             report.to,
             to.name(),

@@ -3,8 +3,10 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
+#[cfg(feature = "cli")]
+use super::Settings;
 use super::files::with_suffix;
-use super::{ProjectError, ProjectErrorKind, Settings};
+use super::{ProjectError, ProjectErrorKind};
 
 const DOCUMENT: &str = "run_state.json";
 const DATABASE: &str = "state.db";
@@ -80,9 +82,20 @@ pub(super) fn file_state(folder: &Path) -> Result<bool, ProjectError> {
 
 /// Whether `state.db` is in this folder.
 pub(super) fn database_file(folder: &Path) -> Result<bool, ProjectError> {
-    Ok(is_folder(folder)? && is_there(&folder.join(DATABASE))?)
+    let database = folder.join(DATABASE);
+    if !is_folder(folder)? || !is_there(&database)? {
+        return Ok(false);
+    }
+    match std::fs::metadata(&database) {
+        // An empty one that nobody can write would be taken for none.
+        Ok(found) if !found.is_file() => {
+            Err(refuse(&database, "it is no plain file, but the database should be there; move it aside"))
+        }
+        _ => Ok(true),
+    }
 }
 
+#[cfg(feature = "cli")]
 impl Settings {
     /// Where there is no state: what lies in the state's folder instead, and how it is used. Only a hint, so that what cannot be looked at is nothing.
     pub(crate) fn elsewhere(&self) -> Option<String> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use chrono::{DateTime, Utc};
 
-use super::{ProjectError, Settings, files, there};
+use super::{ProjectError, Settings, files};
 use crate::store::{StoreErrorKind, VerifyReport};
 
 /// Checks the project's storage from end to end; only reads, also beside a live writer. `None` if there is no state yet.
@@ -51,7 +51,7 @@ pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, Project
 pub async fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool) -> Result<Vec<String>, ProjectError> {
     #[cfg(feature = "file")]
     if settings.backend.value == "file" {
-        if !there::file_state(&settings.target.value)? {
+        if !super::there::file_state(&settings.target.value)? {
             return Ok(Vec::new());
         }
         return match crate::store::file::repair(&settings.target.value, now, use_previous).map_err(ProjectError::from) {
