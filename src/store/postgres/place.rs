@@ -198,7 +198,11 @@ impl Place {
 /// Refuses what is meant for a parameter, and was taken for a part of a name: names are shown, and it may be a password.
 fn refuse_parameters_in_names(config: &Config) -> Result<(), StoreError> {
     let odd = |name: &str| name.contains([';', '&', '=', '?']);
-    let hosts = config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(name) if odd(name)));
+    let hosts = config.get_hosts().iter().any(|host| match host {
+        Host::Tcp(name) => odd(name),
+        #[cfg(unix)]
+        Host::Unix(path) => odd(&path.to_string_lossy()),
+    });
     // Without a database's name the user's stands for it.
     let shown = config.get_dbname().or(config.get_user());
     if !hosts && !shown.is_some_and(odd) {
@@ -299,6 +303,7 @@ mod tests {
             "postgres://u@host/db%3bsecret",
             "postgres://u@host;password=secret/db",
             "postgres://u;password=secret@host",
+            "postgres://u@%2Ftmp%2Fsocket;password=secret/db",
         ] {
             let error = place(url).unwrap_err();
             assert_eq!(error.kind(), StoreErrorKind::Input, "{url}");
