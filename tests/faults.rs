@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use seeknal_state::{
-    BackendOptions, ClaimFilter, Clock, Coordinator, Durability, Error, Event, FencingToken, MemoryBackend, NewRun, NodeId,
+    BackendOptions, ClaimFilter, Clock, Coordinator, Durability, Error, Event, FencingToken, MemoryBackend, NewRun, Next, NodeId,
     NodeStatus, NodeUpdate, RunId, StateBackend, SystemClock, Version, create_state_backend,
 };
 use support::{Lie, LyingBackend};
@@ -530,5 +530,69 @@ fn a_panic_that_takes_the_runtime_down_stays_a_panic() {
         });
         let payload = unwound.unwrap_err();
         assert_eq!(payload.downcast_ref(), Some(&"the embedder's own fault"));
+    }
+}
+
+/// The next node of a run, done at once; or what else was told.
+async fn next_done(state: &Coordinator) -> String {
+    let filter = ClaimFilter::new().owner("w").wait(Duration::from_secs(20));
+    match state.claim_next("r", filter).await.unwrap() {
+        Next::Claimed(claim) => {
+            let node = claim.node_id().to_string();
+            claim.complete(NodeUpdate::new()).await.unwrap();
+            node
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+/// Asks for work while a deferred write is on its way, so that who keeps an eye on the run has seen it.
+async fn look_for_work(state: &Coordinator) {
+    let filter = ClaimFilter::new().owner("w").wait(Duration::ZERO);
+    assert!(!matches!(state.claim_next("r", filter).await.unwrap(), Next::Claimed(_)));
+}
+
+#[tokio::test]
+async fn work_is_found_behind_a_deferred_write_that_was_lost() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    backend.close_gate();
+    backend.tell([Lie::Full]);
+    let deferred = state.with_durability(Durability::Deferred);
+    deferred.set_node_state("r", "x", NodeUpdate::success()).await.unwrap();
+    look_for_work(&state).await;
+    backend.open_gate();
+    state.flush().await.unwrap_err();
+    // It takes the version that the lost one was seen under.
+    state.set_node_state("r", "y", NodeUpdate::pending()).await.unwrap();
+    assert_eq!(next_done(&state).await, "y");
+}
+
+#[tokio::test]
+async fn work_is_found_behind_a_deferred_write_that_somebody_overtook() {
+    for waits in [false, true] {
+        let backend = LyingBackend::new(true);
+        let state = open(&backend).await;
+        state.set_node_state("r", "x", NodeUpdate::success()).await.unwrap();
+        backend.close_gate();
+        let deferred = state.with_durability(Durability::Deferred);
+        for rows in 1..4 {
+            deferred.set_node_state("r", "x", NodeUpdate::success().row_count(rows)).await.unwrap();
+        }
+        look_for_work(&state).await;
+        // Another process writes the same row, and one that is work, under a version that a deferred write was seen under.
+        let rows = [("x", NodeUpdate::success().row_count(9)), ("y", NodeUpdate::pending())];
+        backend.write_all_as_another("r", &rows).await;
+        let asking = waits.then(|| {
+            let state = state.clone();
+            tokio::spawn(async move { next_done(&state).await })
+        });
+        backend.open_gate();
+        state.flush().await.unwrap();
+        let found = match asking {
+            Some(asking) => asking.await.unwrap(),
+            None => next_done(&state).await,
+        };
+        assert!(found == "y", "waits: {waits}, found {found}");
     }
 }

@@ -290,6 +290,10 @@ impl Surroundings for Directory {
         self.events.has_subscribers() || self.boards.any()
     }
 
+    fn taken_back(&self, run: &RunId) {
+        self.boards.forget(run);
+    }
+
     fn moved(&self, change: &ChangeSeed) {
         self.boards.changed(change);
     }

@@ -38,6 +38,8 @@ pub(crate) trait Surroundings: Send + Sync + fmt::Debug + 'static {
     fn wants_changes(&self) -> bool;
     /// Something was committed; nobody can see it yet.
     fn moved(&self, change: &ChangeSeed);
+    /// Deferred writes that were seen did not come to be as they were seen; their versions name other states now.
+    fn taken_back(&self, run: &RunId);
     /// Something was committed, and can be seen.
     fn changed(&self, change: ChangeSeed);
     /// Deferred writes were lost.
@@ -133,6 +135,8 @@ pub(super) struct State {
     fresh_hold: Option<oneshot::Sender<HoldGrant>>,
     /// The version that storage was seen to have; compared when nothing is on its way, because own entries move it too.
     found: Option<Found>,
+    /// Whether deferred writes that were seen did not come to be as they were seen, and readers are still to be shown what is.
+    takes_back: bool,
 }
 
 #[cfg_attr(seeknal_ractor_async_trait, ractor::async_trait)]
@@ -156,6 +160,7 @@ impl Actor for RunActor {
             overtaken: Vec::new(),
             fresh_hold: None,
             found: None,
+            takes_back: false,
         })
     }
 
@@ -392,9 +397,14 @@ impl State {
         self.cell.set_unsettled(self.mode != Mode::Ready || !self.chain.is_settled() || !self.again.is_empty());
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let durable = self.chain.committed().map_or(Version::NONE, RunState::version);
         self.cell.publish(self.chain.visible(), durable);
+        if self.takes_back {
+            self.takes_back = self.mode != Mode::Ready;
+            self.cell.take_back();
+            self.context.surroundings.taken_back(self.cell.id());
+        }
     }
 
     fn recover(&mut self, reload: bool) {

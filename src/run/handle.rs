@@ -1,7 +1,7 @@
 //! The doors of a run: its cell, which readers use without asking anybody, and its actor's handle.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwapOption;
 use ractor::{Actor, ActorCell, ActorId, ActorRef, MessagingErr};
@@ -25,6 +25,8 @@ pub(crate) struct RunCell {
     deferred_runs: Arc<AtomicUsize>,
     /// Whether anything is on its way that the snapshot does not show yet.
     unsettled: AtomicBool,
+    /// How often deferred writes that readers had seen did not come to be as they were seen: their versions then name other states.
+    taken_back: AtomicU64,
 }
 
 impl RunCell {
@@ -36,6 +38,7 @@ impl RunCell {
             deferred: AtomicBool::new(false),
             deferred_runs,
             unsettled: AtomicBool::new(false),
+            taken_back: AtomicU64::new(0),
         };
         cell.publish(state, state.map_or(Version::NONE, RunState::version));
         cell
@@ -58,6 +61,15 @@ impl RunCell {
     /// The version that is in storage as far as it was published here; `None` if there is no such run. Does not count as a use.
     pub(crate) fn durable_version(&self) -> Option<Version> {
         self.snapshot.load().as_ref().map(|snapshot| snapshot.durable_version())
+    }
+
+    /// Grows after a snapshot was published that takes back what an earlier one showed: whoever keeps something by versions begins anew.
+    pub(crate) fn taken_back(&self) -> u64 {
+        self.taken_back.load(Ordering::Acquire)
+    }
+
+    pub(super) fn take_back(&self) {
+        self.taken_back.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(super) fn touch(&self) {

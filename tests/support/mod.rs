@@ -287,11 +287,20 @@ impl LyingBackend {
 
     /// What another process does: writes a row of a run, on whatever version it is.
     pub(crate) async fn write_as_another(&self, run: &str, node: &str, update: NodeUpdate) {
+        self.write_all_as_another(run, &[(node, update)]).await;
+    }
+
+    /// As [`write_as_another`](Self::write_as_another), some rows in one commit.
+    pub(crate) async fn write_all_as_another(&self, run: &str, rows: &[(&str, NodeUpdate)]) {
         let run = RunId::new(run).unwrap();
         let now = self.inner.load_run(&run).await.unwrap().unwrap();
-        let mutation = Mutation::SetNode { node: NodeId::new(node).unwrap(), update: Box::new(update), at: SystemClock.now() };
+        let set = |(node, update): &(&str, NodeUpdate)| Mutation::SetNode {
+            node: NodeId::new(*node).unwrap(),
+            update: Box::new(update.clone()),
+            at: SystemClock.now(),
+        };
         let (base, expect) = (now.version(), now.version());
-        let parts = vec![RunPart { run, base, expect, guards: vec![], mutations: vec![mutation], after: None }];
+        let parts = vec![RunPart { run, base, expect, guards: vec![], mutations: rows.iter().map(set).collect(), after: None }];
         let answer = self.inner.commit(Arc::new(Batch::new(vec![Entry { parts, ..Entry::default() }]))).await.unwrap();
         assert!(matches!(answer.outcomes.as_slice(), [Outcome::Applied(_)]), "{answer:?}");
     }

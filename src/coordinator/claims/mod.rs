@@ -216,8 +216,15 @@ impl Coordinator {
             if engine.is_closed() {
                 return Err(Error::Closed);
             }
+            let taken_back = || engine.directory.get(run.as_str()).map(|handle| handle.cell().taken_back());
+            let before = taken_back();
             let snapshot = engine.snapshot(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
             let board = engine.directory.boards.of(&snapshot, &filter.done, engine.backend.process().as_ref());
+            // A board goes by versions. That of a deferred write which was taken back meanwhile would hide who takes its number.
+            if snapshot.version() != snapshot.durable_version() && taken_back() != before {
+                engine.directory.boards.forget(&run);
+                continue;
+            }
             if snapshot.header().status.is_ended() {
                 // Others may have opened it again.
                 if engine.follow_up(&run).await? {

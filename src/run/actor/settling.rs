@@ -20,6 +20,7 @@ impl State {
             // A deferred write that is settled before it was acknowledged is answered like any other.
             let was_deferred = ack.is_none();
             let ack = ack.or_else(|| self.deferred.remove(&ticket));
+            self.takes_back |= was_deferred && !matches!(settlement, Settlement::Applied(_));
             match settlement {
                 Settlement::Applied(receipt) => {
                     let (progress, frees_locks) = self.chain.applied(ticket, receipt.runs.first());
@@ -35,6 +36,7 @@ impl State {
                         }
                         Progress::Overtaken => {
                             // With its permit: whoever waits until all are answered waits for this one too.
+                            self.takes_back |= was_deferred;
                             self.overtaken.extend(ack.map(|ack| (ack, Committed::durable(receipt), permit)));
                             self.recover(true);
                         }
