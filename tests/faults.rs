@@ -596,3 +596,63 @@ async fn work_is_found_behind_a_deferred_write_that_somebody_overtook() {
         assert!(found == "y", "waits: {waits}, found {found}");
     }
 }
+
+#[tokio::test]
+async fn what_storage_cannot_take_fails_alone() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    for run in 0..20 {
+        state.create_run(format!("r{run}"), NewRun::running()).await.unwrap();
+    }
+    *backend.unwritable.lock().unwrap() = Some(NodeId::new("huge").unwrap());
+    let before = backend.commits.load(Ordering::SeqCst);
+    backend.close_gate();
+    let mut writes = tokio::task::JoinSet::new();
+    for run in 0..20 {
+        for node in ["huge", "n"].into_iter().skip(usize::from(run % 7 != 3)) {
+            let state = state.clone();
+            writes.spawn(async move { (run, node, state.set_node_state(format!("r{run}"), node, NodeUpdate::success()).await) });
+        }
+    }
+    backend.arrived(before + 1).await;
+    backend.open_gate();
+    while let Some(write) = writes.join_next().await {
+        match write.unwrap() {
+            (run, "huge", told) => {
+                let error = told.unwrap_err();
+                let told = error.to_string();
+                assert!(told.contains("huge is too large") && !error.is_unknown_outcome(), "r{run}: {told}");
+            }
+            (run, node, told) => {
+                told.unwrap_or_else(|error| panic!("r{run}, {node}: {error}"));
+                let run = state.get_run(format!("r{run}")).await.unwrap().unwrap();
+                assert!(run.node("n").is_some() && run.node("huge").is_none());
+            }
+        }
+    }
+    state.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_goes_is_told_to_who_began_to_listen_meanwhile() {
+    let backend = LyingBackend::new(true);
+    let state = open(&backend).await;
+    for node in ["a", "b"] {
+        state.set_node_state("r", node, NodeUpdate::running()).await.unwrap();
+    }
+    let before = backend.commits.load(Ordering::SeqCst);
+    backend.close_gate();
+    let going = tokio::spawn({
+        let state = state.clone();
+        async move { state.delete_node("r", "b").await }
+    });
+    backend.arrived(before + 1).await;
+    let mut events = state.subscribe();
+    look_for_work(&state).await;
+    backend.open_gate();
+    going.await.unwrap().unwrap();
+    let Event::Changed(change) = events.next().await.unwrap() else { panic!("nothing was lost") };
+    assert_eq!(change.nodes, [NodeId::new("b").unwrap()]);
+    state.set_node_state("r", "a", NodeUpdate::success()).await.unwrap();
+    assert_eq!(next_done(&state).await, "Drained { blocked: 0 }", "nobody waits for what is gone");
+}

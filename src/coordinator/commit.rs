@@ -18,7 +18,7 @@ use crate::run::{
 };
 
 /// How often a transaction over several runs is tried while others change what it touches.
-const MAX_ATTEMPTS: u32 = 32;
+const MAX_ATTEMPTS: u32 = 512;
 
 /// What a committed transaction became.
 #[derive(Debug, Clone, PartialEq, Eq)]

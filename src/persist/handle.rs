@@ -88,6 +88,13 @@ impl<S: Sink> Persist<S> {
         settled.await.unwrap_or_else(|_| Err(StoreError::closed()))
     }
 
+    /// The actor of a run has learned that an earlier chain is broken, and sends nothing more of it.
+    pub(crate) fn begun(&self, run: &RunId, chain: u64) {
+        if let Some(shard) = self.shard(Some(run)) {
+            shard.begun(run, chain);
+        }
+    }
+
     /// The coordinator is about to close.
     pub(crate) fn wind_up(&self) {
         for lane in &*self.lanes {

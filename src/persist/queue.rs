@@ -82,27 +82,31 @@ pub(super) struct FlushQueue<S, B> {
     /// About how many bytes wait.
     bytes: usize,
     broken: HashMap<RunId, u64>,
+    /// What came back with a batch that failed for one of its entries; it goes before all that waits.
+    apart: VecDeque<Item<S, B>>,
+    /// How many entries of it go in one batch.
+    piece: usize,
 }
 
 impl<S, B> FlushQueue<S, B> {
     pub(super) fn new() -> Self {
-        Self { waiting: VecDeque::new(), bytes: 0, broken: HashMap::new() }
+        Self { waiting: VecDeque::new(), bytes: 0, broken: HashMap::new(), apart: VecDeque::new(), piece: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.waiting.is_empty() && self.apart.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.apart.len()
     }
 
     /// Whether an entry waits; if none does, the barriers are done.
     pub(super) fn holds_entries(&mut self) -> Result<(), Vec<B>> {
-        if self.waiting.iter().any(|item| matches!(item, Item::Entry(_))) {
+        if self.apart.iter().chain(&self.waiting).any(|item| matches!(item, Item::Entry(_))) {
             return Ok(());
         }
-        let barriers = self.waiting.drain(..).filter_map(|item| match item {
+        let barriers = self.apart.drain(..).chain(self.waiting.drain(..)).filter_map(|item| match item {
             Item::Barrier(barrier) => Some(barrier),
             Item::Entry(_) => None,
         });
@@ -143,6 +147,9 @@ impl<S, B> FlushQueue<S, B> {
 
     /// What makes the next batch: everything that waits, in order, up to the limits of a batch.
     pub(super) fn take(&mut self) -> Option<VecDeque<Item<S, B>>> {
+        if !self.apart.is_empty() {
+            return Some(self.take_piece());
+        }
         if self.waiting.is_empty() {
             return None;
         }
@@ -168,12 +175,43 @@ impl<S, B> FlushQueue<S, B> {
         Some(taken)
     }
 
+    /// Puts the entries of a batch back that failed, with nothing written, for what one of them is: they are sent in ever smaller batches, so that the
+    /// fault is told to that one alone.
+    pub(super) fn put_apart(&mut self, entries: &[Entry], flight: Flight<S, B>) {
+        self.piece = (entries.len() / 2).max(1);
+        let back = |((sink, chain), entry): ((S, u64), &Entry)| {
+            // Their bytes are not counted a second time: together they made one batch.
+            Item::Entry(Submission { entry: entry.clone(), weight: 0, chain, sink })
+        };
+        let mut back: VecDeque<Item<S, B>> = flight.sinks.into_iter().zip(entries).map(back).collect();
+        back.extend(flight.barriers.into_iter().map(Item::Barrier));
+        back.append(&mut self.apart);
+        self.apart = back;
+    }
+
+    fn take_piece(&mut self) -> VecDeque<Item<S, B>> {
+        let (mut taken, mut entries) = (VecDeque::new(), 0);
+        while let Some(next) = self.apart.pop_front() {
+            if matches!(next, Item::Entry(_)) {
+                if entries == self.piece {
+                    self.apart.push_front(next);
+                    break;
+                }
+                entries += 1;
+            }
+            taken.push_back(next);
+        }
+        // If this piece is sound the next one may be longer; if not, it is halved.
+        self.piece = self.piece.saturating_mul(2);
+        taken
+    }
+
     /// Takes out everything that waits and answers it with a fault; barriers are the caller's to answer.
     pub(super) fn reject_waiting(&mut self, error: &StoreError) -> (Vec<(S, Settlement)>, Vec<B>) {
         let mut rejected = Vec::new();
         let mut barriers = Vec::new();
         self.bytes = 0;
-        for item in self.waiting.drain(..) {
+        for item in self.apart.drain(..).chain(self.waiting.drain(..)) {
             match item {
                 Item::Entry(submission) => rejected.push((submission.sink, Settlement::NotApplied(error.clone()))),
                 Item::Barrier(barrier) => barriers.push(barrier),
@@ -240,9 +278,23 @@ impl<S, B> FlushQueue<S, B> {
         }
     }
 
+    /// The actor of a run has learned of a break and begun this chain: nothing of an earlier one comes any more.
+    pub(super) fn begun(&mut self, run: &RunId, chain: u64) {
+        if self.broken.get(run).is_some_and(|broken| *broken < chain) {
+            self.broken.remove(run);
+        }
+    }
+
     fn take_broken(&mut self, settled: &mut Vec<(S, Settlement)>) {
-        let mut kept = VecDeque::with_capacity(self.waiting.len());
-        for item in std::mem::take(&mut self.waiting) {
+        let apart = std::mem::take(&mut self.apart);
+        self.apart = self.without_broken(apart, settled);
+        let waiting = std::mem::take(&mut self.waiting);
+        self.waiting = self.without_broken(waiting, settled);
+    }
+
+    fn without_broken(&mut self, items: VecDeque<Item<S, B>>, settled: &mut Vec<(S, Settlement)>) -> VecDeque<Item<S, B>> {
+        let mut kept = VecDeque::with_capacity(items.len());
+        for item in items {
             match item {
                 Item::Entry(submission) if self.stands_on_broken(&submission) => {
                     self.bytes = self.bytes.saturating_sub(submission.weight);
@@ -251,7 +303,7 @@ impl<S, B> FlushQueue<S, B> {
                 item => kept.push_back(item),
             }
         }
-        self.waiting = kept;
+        kept
     }
 }
 
@@ -323,6 +375,63 @@ mod tests {
         let error = StoreError::not_applied(StoreErrorKind::Full, "full");
         assert_eq!(names(&queue.failed(&entries, flight.sinks, &error)), [(1, "not applied"), (2, "recheck")]);
         assert_eq!(queue.len(), 1);
+    }
+
+    #[test]
+    fn what_is_broken_is_forgotten_when_its_run_begins_anew() {
+        let mut queue: FlushQueue<u32, ()> = FlushQueue::new();
+        for number in 0..100 {
+            let run = format!("r{number}");
+            assert!(queue.push(submission(&run, 1, number)).is_none());
+            let (entries, flight) = Flight::of(queue.take().unwrap());
+            let refused = Refusal::RunNotFound { run: RunId::new(&run).unwrap() };
+            queue.answered(&entries, flight.sinks, BatchAnswer { outcomes: vec![Outcome::Refused(refused)] });
+            assert_eq!(names(&[queue.push(submission(&run, 1, number)).unwrap()]), [(number, "recheck")]);
+            queue.begun(&RunId::new(&run).unwrap(), 2);
+            assert!(queue.broken.is_empty(), "nothing of the old chain comes any more");
+        }
+    }
+
+    #[test]
+    fn a_batch_that_failed_for_one_of_its_entries_is_sent_in_ever_smaller_ones() {
+        for (guilty, others) in (0..20).flat_map(|guilty| [(guilty, 0), (guilty, 7)]) {
+            let mut queue: FlushQueue<u32, u32> = FlushQueue::new();
+            for sink in 0..20 {
+                // The last three stand on the guilty one.
+                let run = if sink == guilty || sink > 16 { "guilty".to_owned() } else { format!("r{sink}") };
+                assert!(queue.push(submission(&run, 1, sink)).is_none());
+            }
+            queue.push_barrier(1);
+            let (mut sent, mut told, mut batches) = (Vec::new(), Vec::new(), 0);
+            while let Some(items) = queue.take() {
+                let (entries, flight) = Flight::of(items);
+                batches += 1;
+                assert!(batches < 20, "it ends soon");
+                if entries.is_empty() {
+                    assert_eq!(flight.barriers, [1]);
+                    continue;
+                }
+                if batches == 1 {
+                    for sink in 100..100 + others {
+                        assert!(queue.push(submission(&format!("late{sink}"), 1, sink)).is_none());
+                    }
+                }
+                let is_guilty = |(sink, _): &(u32, u64)| *sink == guilty;
+                if !flight.sinks.iter().any(is_guilty) {
+                    assert!(flight.barriers.is_empty() || sent.len() + told.len() + flight.sinks.len() >= 20, "a barrier waits");
+                    sent.extend(flight.sinks.iter().map(|(sink, _)| *sink));
+                } else if entries.len() > 1 {
+                    queue.put_apart(&entries, flight);
+                } else {
+                    let error = StoreError::not_applied(StoreErrorKind::Input, "too large");
+                    told.extend(names(&queue.failed(&entries, flight.sinks, &error)));
+                }
+            }
+            let behind = (17..20).filter(|sink| *sink > guilty).map(|sink| (sink, "recheck"));
+            assert_eq!(told, [(guilty, "not applied")].into_iter().chain(behind).collect::<Vec<_>>());
+            let sound = (0..20).filter(|sink| *sink != guilty && (*sink <= 16 || *sink < guilty));
+            assert_eq!(sent, sound.chain(100..100 + others).collect::<Vec<_>>(), "in their order");
+        }
     }
 
     #[test]

@@ -189,6 +189,11 @@ impl<S: Sink> Shard<S> {
         line.stuck.clone().filter(|_| line.stuck_runs.contains(run))
     }
 
+    /// As [`FlushQueue::begun`].
+    pub(super) fn begun(&self, run: &RunId, chain: u64) {
+        self.line().queue.begun(run, chain);
+    }
+
     /// Somebody has to pull: the backend's own writer, or a task.
     fn wake(self: &Arc<Self>) {
         if !self.wake.get().is_some_and(|wake| wake()) {
@@ -425,6 +430,11 @@ impl<S: Sink> BatchSource for Shard<S> {
                 line.stuck = None;
                 line.queue.answered(&current.batch.entries, sinks, answer)
             }
+            Err(error) if is_of_one(&error, &current) => {
+                tracing::debug!(%error, entries = current.batch.entries.len(), "a flush failed for one of its entries; they are sent apart");
+                let barriers = std::mem::take(&mut current.flight.barriers);
+                return self.line().queue.put_apart(&current.batch.entries, Flight { sinks, barriers });
+            }
             Err(error) if current.unknown_since.is_none() && !error.is_unknown_outcome() => {
                 self.stats.failed_flushes.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, entries = current.batch.entries.len(), "a flush failed; nothing of it was written");
@@ -447,6 +457,14 @@ impl<S: Sink> BatchSource for Shard<S> {
         drop(span);
         self.deliver(News { settled, barriers: flight.barriers, barred: None, batch: Some(batch) });
     }
+}
+
+/// Whether a batch failed, with nothing written, for what one of several entries is: a value that storage cannot take, a row that it cannot read.
+fn is_of_one<S>(error: &StoreError, current: &Current<S>) -> bool {
+    current.unknown_since.is_none()
+        && !error.is_unknown_outcome()
+        && current.batch.entries.len() > 1
+        && matches!(error.kind(), StoreErrorKind::Input | StoreErrorKind::Corrupt)
 }
 
 /// Whether everything was applied, at the first try: then there is nothing to decide.

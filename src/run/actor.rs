@@ -24,7 +24,7 @@ use crate::persist::{Persist, Submission};
 use crate::store::{StateBackend, StoreError};
 
 /// How often an op is checked again before its caller is told that the run is contended.
-const MAX_ATTEMPTS: u32 = 32;
+const MAX_ATTEMPTS: u32 = 512;
 /// How often loading a run is tried before its actor gives up and ends.
 const LOAD_ATTEMPTS: u32 = 5;
 

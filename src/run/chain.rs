@@ -138,7 +138,8 @@ impl Chain {
     pub(super) fn decide(&mut self, op: &mut Op, note: bool) -> Result<(u64, Entry), Refusal> {
         let base = self.committed.as_ref().map_or(Version::NONE, RunState::version);
         let (barrier, deferred) = (op.is_barrier(), op.is_deferred());
-        let touched = note.then(|| touched(&op.mutations));
+        // A node that is gone says nothing afterwards: who begins to listen meanwhile is told of it by this alone.
+        let touched = (note || op.mutations.iter().any(Mutation::deletes_node)).then(|| touched(&op.mutations));
         let frees_locks = op.mutations.iter().any(Mutation::frees_locks);
         let planned = plan(&self.id, base, self.tip.as_ref(), std::mem::take(&mut op.mutations), std::mem::take(&mut op.guards));
         let Planned { part, after } = planned.map_err(|refused| {

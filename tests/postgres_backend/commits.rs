@@ -1,5 +1,7 @@
 //! Commits: what lies in the tables, races between openings, batches that are sent again.
 
+use seeknal_state::Coordinator;
+
 use super::*;
 
 #[tokio::test]
@@ -198,4 +200,92 @@ async fn verify_names_what_was_damaged_by_hand() {
     let problems = backend.verify().await.unwrap().problems.join("\n");
     assert!(problems.contains("run r, node nobody") && problems.contains("column metadata"), "{problems}");
     assert_eq!(backend.load_run(&run_id("r")).await.unwrap_err().kind(), StoreErrorKind::Corrupt);
+}
+
+#[tokio::test]
+async fn ids_that_are_too_long_for_the_server_are_refused_by_name_and_alone() {
+    let store = store!();
+    let state = Coordinator::open(store.open().await).await.unwrap();
+    // Nothing in them repeats: the server stores what repeats shorter.
+    let long = |seed: u64| -> String {
+        let mut dice = seed;
+        let mut next = || {
+            dice ^= dice << 13;
+            dice ^= dice >> 7;
+            dice ^= dice << 17;
+            char::from(b'a' + u8::try_from(dice % 26).unwrap())
+        };
+        (0..1024).map(|_| next()).collect()
+    };
+    let (run, node, partition) = (long(1), long(2), long(3));
+    state.create_run(&run, NewRun::running()).await.unwrap();
+    for other in 0..20 {
+        state.create_run(format!("r{other}"), NewRun::running()).await.unwrap();
+    }
+    let mut writes = tokio::task::JoinSet::new();
+    for other in 0..20 {
+        let state = state.clone();
+        writes.spawn(async move { state.set_node_state(format!("r{other}"), "n", NodeUpdate::success()).await });
+    }
+    let error = state.add_completed_partition(&run, &node, &partition).await.unwrap_err();
+    let told = error.to_string();
+    assert!(told.contains("2,600 bytes") && !error.is_unknown_outcome(), "{told}");
+    while let Some(write) = writes.join_next().await {
+        write.unwrap().unwrap();
+    }
+    state.set_node_state(&run, &node, NodeUpdate::success()).await.unwrap();
+    state.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_with_an_order_of_its_own_knows_no_deadlocks() {
+    let store = store!();
+    let name = format!("ordered_{}", store.schema);
+    store.cluster.sql(&format!(
+        "CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en-US' LOCALE 'C'"
+    ));
+    let order =
+        store.cluster.sql("SELECT string_agg(k, ',' ORDER BY k COLLATE \"en-US-x-icu\") FROM unnest(ARRAY['B', 'a']) AS k");
+    assert_eq!(order, "a,B", "there the runs of this test lie the other way round than by their bytes");
+    let options = store.options().database_url(store.cluster.url("").replace("/tests", &format!("/{name}")));
+    let open = async || Coordinator::open(create_state_backend("database", &options).unwrap()).await.unwrap();
+    let state = open().await;
+    for run in ["a", "B"] {
+        state.create_run(run, NewRun::running()).await.unwrap();
+        for node in ["n0", "n1", "n2", "n3"] {
+            state.set_node_state(run, node, NodeUpdate::running()).await.unwrap();
+        }
+    }
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..4_u64 {
+        let state = open().await;
+        clients.spawn(async move {
+            for row in 0..40 {
+                let mut tx = state.transaction();
+                for run in ["a", "B"] {
+                    let node = format!("n{client}");
+                    if client % 2 == 1 {
+                        // No plain change: its runs are locked before they are written.
+                        tx.delete_node(run, &node);
+                    }
+                    tx.set_node_state(run, &node, NodeUpdate::running().row_count(row));
+                }
+                tx.commit().await.unwrap();
+            }
+            state.close().await.unwrap();
+        });
+    }
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    state.close().await.unwrap();
+    let deadlocks = || {
+        store.cluster.sql(&format!("SELECT pg_stat_clear_snapshot(), deadlocks FROM pg_stat_database WHERE datname = '{name}'"))
+    };
+    // A backend that has ended has told its figures.
+    until("the figures are there", async || {
+        store.cluster.sql(&format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}'")) == "0"
+    })
+    .await;
+    assert_eq!(deadlocks().trim_start_matches('|'), "0");
 }

@@ -146,6 +146,21 @@ async fn schemas_of_others_and_of_newer_versions_are_left_alone() {
 }
 
 #[tokio::test]
+async fn who_has_it_open_writes_nothing_under_a_newer_schema() {
+    let store = store!();
+    let backend = store.open().await;
+    change(&backend, "r", vec![create(0)]).await;
+    store.sql("UPDATE meta SET schema_version = 99");
+    let tip = load(&backend, "r").await;
+    let write = entry(part_on(Some(&tip), tip.version(), "r", Vec::new(), vec![set("n", NodeUpdate::success())]));
+    let error = backend.commit(Arc::new(Batch::new(vec![write]))).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::NewerFormat, false), "{error}");
+    assert_eq!(store.sql("SELECT count(*) FROM node_states"), "0");
+    store.sql("UPDATE meta SET schema_version = 2");
+    change(&backend, "r", vec![set("n", NodeUpdate::success())]).await;
+}
+
+#[tokio::test]
 async fn many_may_make_the_tables_at_once() {
     let store = Arc::new(store!());
     let opening: Vec<_> = (0..6)

@@ -225,6 +225,8 @@ pub(crate) struct LyingBackend {
     pub(crate) loading: tokio::sync::RwLock<()>,
     /// Whether loads fail, for good.
     pub(crate) unreadable: AtomicBool,
+    /// A node that storage cannot take: a batch that writes it fails whole.
+    pub(crate) unwritable: Mutex<Option<NodeId>>,
     /// A run that somebody deletes, keeping its coverage, as soon as it was read what outlives runs.
     pub(crate) doomed: Mutex<Option<RunId>>,
     /// Another process committed, if this is told.
@@ -261,6 +263,7 @@ impl LyingBackend {
             loads: AtomicUsize::new(0),
             loading: tokio::sync::RwLock::default(),
             unreadable: AtomicBool::new(false),
+            unwritable: Mutex::default(),
             doomed: Mutex::default(),
             foreign: Notify::new(),
             following: Mutex::default(),
@@ -328,6 +331,12 @@ impl StateBackend for LyingBackend {
             self.sent.lock().unwrap().push(batch.id);
             if self.gated.load(Ordering::SeqCst) {
                 self.gate.acquire().await.unwrap().forget();
+            }
+            if let Some(node) = &*self.unwritable.lock().unwrap() {
+                let mut mutations = batch.entries.iter().flat_map(|entry| &entry.parts).flat_map(|part| &part.mutations);
+                if mutations.any(|mutation| mutation.node() == Some(node)) {
+                    return Err(StoreError::not_applied(StoreErrorKind::Input, format!("{node} is too large")));
+                }
             }
             let lie = self.lies.lock().unwrap().pop_front();
             match lie {

@@ -14,7 +14,7 @@ use crate::store::StoreError;
 impl State {
     pub(super) fn settled(&mut self, outcomes: Outcomes) {
         let (mut acks, mut refused, mut news) = (Vec::new(), Vec::new(), Vec::new());
-        let mut moved = false;
+        let (mut moved, chain) = (false, self.chain.number());
         for (sink, settlement) in outcomes.take() {
             let RunSink { ticket, order, ack, attempts, hasty, permit, .. } = sink;
             // A deferred write that is settled before it was acknowledged is answered like any other.
@@ -65,6 +65,9 @@ impl State {
                     self.recover(true);
                 }
             }
+        }
+        if self.chain.number() != chain {
+            self.context.persist.begun(self.cell.id(), self.chain.number());
         }
         if self.chain.is_settled() && self.mode != Mode::Ready {
             // What was deferred and came back is not on its way: readers see what is committed until it is again.

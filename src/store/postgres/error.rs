@@ -53,6 +53,10 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
         SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_COLUMN | SqlState::INVALID_SCHEMA_NAME => {
             (K::Foreign, "the tables are not there any more, or not as this version made them; open the state anew")
         }
+        _ if state.code().starts_with("54") || state.code().starts_with("22") => (
+            K::Input,
+            "the server takes no such value; make it shorter (of a run, a node and a partition the ids together are at most 2,600 bytes there)",
+        ),
         SqlState::IO_ERROR => (K::Io, "check the server's disk and its log"),
         // The server waited too long for us inside a transaction, which it took back.
         _ if state.code() == "25P03" => {

@@ -203,15 +203,7 @@ pub(super) async fn look(conn: &mut Conn, place: &Place) -> Result<Found, StoreE
         return Err(foreign());
     }
     let version = row.try_get::<_, i32>(1).map_err(|error| sql_error("table meta", error))?;
-    if !(1..=SCHEMA_VERSION).contains(&version) {
-        return Err(StoreError::not_applied(
-            StoreErrorKind::NewerFormat,
-            format!(
-                "{} has schema version {version}, this build knows {SCHEMA_VERSION}; use the newer seeknal, nothing was changed",
-                place.name
-            ),
-        ));
-    }
+    check_version(place, version)?;
     Ok(Found::Version(version))
 }
 
@@ -244,6 +236,20 @@ fn refuse_unreadable(tables: &[Row], place: &Place) -> Result<(), StoreError> {
         "GRANT SELECT ON ALL TABLES and ALL SEQUENCES IN SCHEMA {schema} (it lacks that of {})",
         closed.join(", ")
     )))
+}
+
+/// Refuses tables that a newer version made, also where it made them while this one had them open.
+pub(super) fn check_version(place: &Place, version: i32) -> Result<(), StoreError> {
+    if (1..=SCHEMA_VERSION).contains(&version) {
+        return Ok(());
+    }
+    Err(StoreError::not_applied(
+        StoreErrorKind::NewerFormat,
+        format!(
+            "{} has schema version {version}, this build knows {SCHEMA_VERSION}; use the newer seeknal, nothing was changed",
+            place.name
+        ),
+    ))
 }
 
 /// Makes the tables of an empty schema, or brings those of an older version of ours forward, in one transaction that holds all others off.
