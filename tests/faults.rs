@@ -507,6 +507,30 @@ async fn an_end_of_a_claim_that_nobody_knows_of_is_not_told_a_second_time() {
     assert_eq!(stored.node("n").unwrap().status, NodeStatus::Success);
 }
 
+/// The claim of a node that may be tried once, of which nobody knows for longer than anybody waits.
+#[tokio::test]
+async fn a_claim_that_nobody_knows_of_is_taken_back_when_it_is_known() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    state.set_node_state("r", "n", NodeUpdate::pending().max_attempts(1)).await.unwrap();
+    backend.tell(std::iter::repeat_n(Lie::AnswerLost, 10_000));
+    let ask = |owner| state.claim_next("r", ClaimFilter::new().owner(owner).wait(Duration::from_secs(60)));
+    let error = ask("gone").await.unwrap_err();
+    assert!(error.is_unknown_outcome(), "{error}");
+    backend.lies.lock().unwrap().clear();
+    let claim = loop {
+        match ask("next").await {
+            Ok(Next::Claimed(claim)) => break claim,
+            // As long as the batch is not settled.
+            Err(error) if error.is_retryable() => tokio::time::sleep(Duration::from_millis(100)).await,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(claim.attempt(), 1, "an attempt that nobody made does not count");
+    claim.complete(NodeUpdate::new()).await.unwrap();
+    assert!(state.list_locks().await.unwrap().is_empty());
+}
+
 /// The runtime is dropped by a thread that unwinds, wherever the work under way is then: the embedder is told of his panic, and not of anything of ours.
 #[test]
 fn a_panic_that_takes_the_runtime_down_stays_a_panic() {

@@ -245,7 +245,7 @@ impl Engine {
         }
     }
 
-    async fn fresh(&self, run: &RunId) -> Result<Option<Snapshot>, Error> {
+    pub(super) async fn fresh(&self, run: &RunId) -> Result<Option<Snapshot>, Error> {
         if !self.backend.is_shared() {
             return self.snapshot(run).await;
         }

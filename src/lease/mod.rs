@@ -36,6 +36,7 @@ pub use error::{LeaseError, LostReason};
 pub use guard::Lease;
 pub(crate) use handle::LeaseHandle;
 pub use options::LockOptions;
+pub(crate) use place::Place;
 
 /// What the lock manager needs of those who write: the way of entries to the storage, and the flush of a run before its lock goes on.
 pub(crate) trait LeaseStoreDoor: Send + Sync + 'static {

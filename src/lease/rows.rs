@@ -1,6 +1,5 @@
 //! What the lock manager asks of the storage, in tasks that answer it by message.
 
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,10 +82,17 @@ impl Context {
 /// Reserves the next block of tokens.
 pub(super) fn reserve(context: &Arc<Context>, manager: &ActorRef<Message>, count: u64) {
     let (context, manager) = (Arc::clone(context), manager.clone());
+    let asked = tokio::spawn(async move { context.backend.reserve_tokens(count).await });
     tokio::spawn(async move {
-        let block: Result<Range<u64>, StoreError> = context.backend.reserve_tokens(count).await;
-        let _manager_gone = manager.send_message(Message::Tokens(block));
+        let _manager_gone = manager.send_message(Message::Tokens(answered(asked.await)));
     });
+}
+
+/// What storage answered; a panic of its code is an answer too: somebody waits for one.
+fn answered<T>(asked: Result<Result<T, StoreError>, tokio::task::JoinError>) -> Result<T, StoreError> {
+    asked.unwrap_or_else(|panicked| {
+        Err(StoreError::not_applied(StoreErrorKind::Io, "the storage's own code panicked").with_source(panicked))
+    })
 }
 
 /// What is asked for where leases are rows.
@@ -130,9 +136,9 @@ pub(super) fn attempt(context: &Arc<Context>, manager: &ActorRef<Message>, attem
 /// Looks which leases are held.
 pub(super) fn look(context: &Arc<Context>, manager: &ActorRef<Message>) {
     let (context, manager) = (Arc::clone(context), manager.clone());
+    let asked = tokio::spawn(async move { context.backend.list_leases().await });
     tokio::spawn(async move {
-        let found = context.backend.list_leases().await;
-        let _manager_gone = manager.send_message(Message::Looked(found));
+        let _manager_gone = manager.send_message(Message::Looked(answered(asked.await)));
     });
 }
 

@@ -320,3 +320,28 @@ async fn what_may_only_be_read_is_read_and_says_so() {
     }
     allow(0o755);
 }
+
+#[tokio::test]
+async fn what_many_short_openings_left_behind_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.db");
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0)]).await;
+    backend.close().await.unwrap();
+    raw(&path)
+        .execute_batch(
+            "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000) \
+             INSERT INTO batches (id, at, answers) SELECT unhex(printf('%032x', i)), '2020-01-01T00:00:00.000000Z', x'00' FROM n; \
+             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000) \
+             INSERT INTO tombstones (run_id, version, deleted_at) SELECT 'gone' || i, i, '2020-01-01T00:00:00.000000Z' FROM n",
+        )
+        .unwrap();
+    let backend = open(&path).await;
+    for row in 0..6 {
+        change(&backend, "r", vec![set("n", NodeUpdate::success().row_count(row))]).await;
+    }
+    backend.close().await.unwrap();
+    let count = |sql: &str| raw(&path).query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM batches WHERE at < '2021'"), 0);
+    assert_eq!(count("SELECT count(*) FROM tombstones"), 0);
+}

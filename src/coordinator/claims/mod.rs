@@ -8,7 +8,7 @@ mod filter;
 mod guard;
 mod look;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -22,15 +22,19 @@ use self::board::Picked;
 use super::write::{ids, node_change};
 use super::{Coordinator, Engine};
 use crate::error::Error;
-use crate::lease::{LeaseError, LockOptions};
+use crate::lease::{LeaseError, LockOptions, Place};
 use crate::model::{
     Fence, Guard, IntoNodeId, IntoRunId, LeaseKey, NodeId, NodeState, NodeStatus, NodeUpdate, Pick, RunId, RunStatus, Snapshot,
     Taking, Version, updated,
 };
 use crate::run::Op;
+use crate::store::StoreErrorKind;
 
 /// How often `claim_node` looks again when it meets others.
 const TRIES: u32 = 8;
+
+/// How long to wait before it is asked again what became of a claim.
+const RETRACT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What there was to do.
 #[derive(Debug)]
@@ -398,7 +402,8 @@ impl Coordinator {
             Err(Error::Conflict(_) | Error::Locked(_) | Error::Contended { .. }) => return Ok(Tried::Taken),
             Err(error) => {
                 if error.is_unknown_outcome() {
-                    place.orphaned().await;
+                    let begun = (!given_up).then(|| updated(&seen, &update, at, seen.version));
+                    drop(tokio::spawn(retract(Arc::downgrade(engine), run, node, begun, place)));
                 }
                 return Err(error);
             }
@@ -409,8 +414,8 @@ impl Coordinator {
             // The run ended: nothing was gained, and nothing is wrong.
             Err(LeaseError::RunEnded { .. }) => return Ok(Tried::Taken),
             Err(error) => {
-                if !given_up {
-                    self.unclaim(&run, &node, committed.runs.first().map(|run| run.after)).await;
+                if let (false, Some(claimed)) = (given_up, committed.runs.first()) {
+                    engine.unclaim(&run, &node, claimed.after).await;
                 }
                 return match error {
                     // This process was asleep for longer than the lease lasts, or storage was.
@@ -436,17 +441,40 @@ impl Coordinator {
         }
         Ok(Tried::Claimed(Claim::new(self.clone(), run, node, state, lease, committed.into())))
     }
+}
 
+/// Nobody knows whether a claim was committed, and its asker was told so. As soon as it is known, what was committed is taken back: an attempt that nobody
+/// made does not count. Until then nobody else of this process gets the node.
+async fn retract(engine: Weak<Engine>, run: RunId, node: NodeId, begun: Option<NodeState>, place: Place) {
+    while let Some(engine) = engine.upgrade().filter(|engine| !engine.is_closed()) {
+        let Err(error) = engine.context.persist.barrier(&run).await else { break };
+        if matches!(error.kind(), StoreErrorKind::Closed | StoreErrorKind::Poisoned) {
+            break;
+        }
+        drop(engine);
+        tokio::time::sleep(RETRACT_PAUSE).await;
+    }
+    if let (Some(begun), Some(engine)) = (begun, engine.upgrade())
+        && let Ok(Some(now)) = engine.fresh(&run).await
+        && let Some(found) = now.node(node.as_str())
+        && (&found.status, &found.worker, found.attempt, found.started_at)
+            == (&begun.status, &begun.worker, begun.attempt, begun.started_at)
+    {
+        engine.unclaim(&run, &node, found.version).await;
+    }
+    place.orphaned().await;
+}
+
+impl Engine {
     /// Gives a node back whose lease is gone already, unless somebody else was faster.
-    async fn unclaim(&self, run: &RunId, node: &NodeId, claimed: Option<Version>) {
-        let Some(version) = claimed else { return };
+    async fn unclaim(&self, run: &RunId, node: &NodeId, claimed: Version) {
         let op = Op {
             mutations: vec![node_change(node.clone(), NodeUpdate::pending().unbegun())],
-            guards: vec![Guard::NodeVersion { node: node.clone(), version }],
+            guards: vec![Guard::NodeVersion { node: node.clone(), version: claimed }],
             unheard: true,
             ..Op::default()
         };
-        if let Err(error) = self.engine().commit_one(run.clone(), op, false).await {
+        if let Err(error) = self.commit_one(run.clone(), op, false).await {
             tracing::debug!(%run, %node, %error, "a claim that came too late was not given back");
         }
     }

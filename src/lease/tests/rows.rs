@@ -62,6 +62,20 @@ async fn waiters_of_one_process_are_served_in_order_before_storage_is_asked() {
 }
 
 #[tokio::test]
+async fn a_storage_that_panics_when_it_is_looked_at_keeps_nobody_waiting() {
+    let rows = Rows::new();
+    let (here, there) = (open(&rows).await, open(&rows.another()).await);
+    let held = get(&here, LockOptions::new()).await;
+    rows.shared.listings_panic.store(3, Ordering::SeqCst);
+    let answer = tokio::time::timeout(ms(30_000), there.acquire(whole("r"), LockOptions::new(), ms(300))).await;
+    assert!(answer.expect("the wait ends in time").unwrap().is_none());
+    let mut waiting = pin!(there.acquire(whole("r"), LockOptions::new(), LONG));
+    assert!(tokio::time::timeout(ms(300), &mut waiting).await.is_err());
+    drop(held);
+    assert!(waiting.await.unwrap().is_some());
+}
+
+#[tokio::test]
 async fn a_dead_holder_is_taken_over_after_its_own_ttl() {
     let rows = Rows::new();
     let dead = open(&rows).await;

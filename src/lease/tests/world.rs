@@ -112,6 +112,8 @@ pub(super) struct Shared {
     pub(super) lose_answer: AtomicBool,
     /// Renewals fail.
     pub(super) renewals_fail: AtomicBool,
+    /// How many of the next listings panic.
+    pub(super) listings_panic: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -130,6 +132,7 @@ impl Rows {
             renewals_asked: AtomicUsize::new(0),
             lose_answer: AtomicBool::new(false),
             renewals_fail: AtomicBool::new(false),
+            listings_panic: AtomicUsize::new(0),
         };
         Self { shared: Arc::new(shared), process: ProcessInfo::current(SystemClock.now()) }
     }
@@ -229,6 +232,10 @@ impl StateBackend for Rows {
     }
 
     fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
-        Box::pin(async { Ok(self.held()) })
+        Box::pin(async {
+            let left = self.shared.listings_panic.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            assert!(left.is_err(), "the storage's own fault");
+            Ok(self.held())
+        })
     }
 }

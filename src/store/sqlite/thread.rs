@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::changes::Company;
@@ -46,6 +46,9 @@ const ANSWERS_AT_ONCE: usize = 256;
 
 /// Transactions between two looks for answers and tombstones that dead openings left.
 const SWEEP_EVERY: u64 = 4096;
+
+/// How many of them one transaction removes; the next ones remove the rest.
+const SWEPT_AT_ONCE: u16 = 512;
 
 /// How long the answers of other openings, and tombstones, are kept.
 const KEPT_DAYS: i64 = 1;
@@ -121,6 +124,8 @@ pub(super) struct Writer {
     held_up: bool,
     /// Whether the rest of a checkpoint is to be done.
     rest_due: bool,
+    /// Whether there is more that nobody will ask for any more.
+    sweep_due: bool,
     /// As long as it lives, others see this opening alive.
     owner: Owner,
 }
@@ -159,6 +164,7 @@ impl Writer {
             wal_length: 0,
             held_up: false,
             rest_due: false,
+            sweep_due: false,
             owner,
         })
     }
@@ -445,13 +451,17 @@ impl Writer {
                     .map_err(fail)?;
             }
         }
-        if self.commits.is_multiple_of(SWEEP_EVERY) {
+        self.sweep_due |= self.commits.is_multiple_of(SWEEP_EVERY);
+        if self.sweep_due {
             let old = Stamp::of(now.checked_sub_signed(chrono::Duration::days(KEPT_DAYS)).unwrap_or(now));
+            self.sweep_due = false;
             for sql in [
-                "DELETE FROM batches WHERE id IN (SELECT id FROM (SELECT id, at FROM batches ORDER BY id LIMIT 512) WHERE at < ?1)",
-                "DELETE FROM tombstones WHERE run_id IN (SELECT run_id FROM tombstones WHERE deleted_at < ?1 LIMIT 512)",
+                "DELETE FROM batches WHERE id IN (SELECT id FROM (SELECT id, at FROM batches ORDER BY id LIMIT ?2) WHERE at < ?1)",
+                "DELETE FROM tombstones WHERE run_id IN (SELECT run_id FROM tombstones WHERE deleted_at < ?1 LIMIT ?2)",
             ] {
-                self.conn.execute(sql, [old]).map_err(fail)?;
+                // Openings that are short leave more behind than one that comes after them removes at once.
+                self.sweep_due |=
+                    self.conn.execute(sql, params![old, SWEPT_AT_ONCE]).map_err(fail)? == usize::from(SWEPT_AT_ONCE);
             }
         }
         Ok(())
