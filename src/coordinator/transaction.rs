@@ -139,7 +139,8 @@ impl Transaction {
         })
     }
 
-    /// The run must be at exactly this version.
+    /// The run must be at exactly this version. One beyond a snapshot's [`durable_version`](crate::Snapshot::durable_version) is not certain yet: if the
+    /// deferred write that was seen under it is lost, another commit may get it.
     pub fn expect_version(&mut self, run: impl IntoRunId, version: Version) -> &mut Self {
         self.expect(|| Ok((run.into_run_id()?, Guard::RunVersion(version))))
     }
@@ -166,7 +167,8 @@ impl Transaction {
         self.expect(|| Ok((run.into_run_id()?, Guard::NodeAbsent { node: node.into_node_id()? })))
     }
 
-    /// The node must have been changed last at this version of the run ([`Version::NONE`]: it must not be there).
+    /// The node must have been changed last at this version of the run ([`Version::NONE`]: it must not be there); of which versions are certain see
+    /// [`expect_version`](Self::expect_version).
     pub fn expect_node_version(&mut self, run: impl IntoRunId, node: impl IntoNodeId, version: Version) -> &mut Self {
         self.expect(|| Ok((run.into_run_id()?, Guard::NodeVersion { node: node.into_node_id()?, version })))
     }

@@ -137,6 +137,8 @@ pub(super) struct State {
     found: Option<Found>,
     /// Whether deferred writes that were seen did not come to be as they were seen, and readers are still to be shown what is.
     takes_back: bool,
+    /// Whether the run is to be loaded once more when the load that is under way, or who holds it, is done.
+    reload_again: bool,
 }
 
 #[cfg_attr(seeknal_ractor_async_trait, ractor::async_trait)]
@@ -161,6 +163,7 @@ impl Actor for RunActor {
             fresh_hold: None,
             found: None,
             takes_back: false,
+            reload_again: false,
         })
     }
 
@@ -172,12 +175,15 @@ impl Actor for RunActor {
             Msg::Settled(outcomes) => state.settled(outcomes),
             Msg::Release(release) => state.released(release),
             Msg::Loaded(loaded) => state.loaded(loaded),
-            Msg::Reload => {
-                if state.mode == Mode::Ready {
+            Msg::Reload => match state.mode {
+                Mode::Ready | Mode::Recovering { loading: false, .. } => {
                     state.recover(true);
                     state.go_on();
                 }
-            }
+                // What is being loaded may be older than what is to be seen.
+                Mode::Recovering { loading: true, .. } | Mode::Held => state.reload_again = true,
+                Mode::Retired => {}
+            },
             Msg::Follow(found) => {
                 state.found = Some(Found(found));
                 state.go_on();
@@ -309,6 +315,9 @@ impl State {
                 self.publish();
             }
             Release::Reload => self.recover(true),
+        }
+        if std::mem::take(&mut self.reload_again) {
+            self.recover(true);
         }
         self.go_on();
     }

@@ -145,6 +145,9 @@ impl State {
                 let news = self.net_change(state.as_ref());
                 self.chain.reload(state);
                 self.mode = Mode::Ready;
+                if std::mem::take(&mut self.reload_again) {
+                    self.recover(true);
+                }
                 // Who holds the run holds it before anything else is on its way.
                 let refused = if self.fresh_hold.is_none() { self.decide_again() } else { Vec::new() };
                 self.publish();
@@ -157,7 +160,9 @@ impl State {
                 for (ack, error) in refused {
                     self.give_up(ack, error);
                 }
-                if let Some(reply) = self.fresh_hold.take() {
+                if self.mode == Mode::Ready
+                    && let Some(reply) = self.fresh_hold.take()
+                {
                     self.hold(reply);
                 }
                 self.go_on();
