@@ -242,3 +242,38 @@ async fn a_server_whose_state_was_brought_back_is_written_to_as_it_is() {
     assert_eq!((rows(&stored, "n"), stored.version()), (1, before.version().next()), "applied once, and told so");
     state.close().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_is_too_large_for_the_server_fails_alone() {
+    let Some(server) = Sqld::start() else { return };
+    let state = open(&server).await;
+    state.create_run("big", NewRun::running()).await.unwrap();
+    for run in 0..10 {
+        state.create_run(format!("r{run}"), NewRun::running()).await.unwrap();
+    }
+    let (stop, told) = tokio::sync::watch::channel(false);
+    let mut others = tokio::task::JoinSet::new();
+    for run in 0..10 {
+        let (state, told) = (state.clone(), told.clone());
+        others.spawn(async move {
+            let mut rows = 0;
+            while !*told.borrow() {
+                rows += 1;
+                state.set_node_state(format!("r{run}"), "n", NodeUpdate::running().row_count(rows)).await.unwrap();
+            }
+            (run, rows)
+        });
+    }
+    let large = NodeUpdate::failed("x".repeat(6_000_000));
+    for _ in 0..3 {
+        let error = state.set_node_state("big", "n", large.clone()).await.unwrap_err();
+        assert!(error.to_string().contains("smaller") && !error.is_unknown_outcome(), "{error}");
+    }
+    stop.send_replace(true);
+    while let Some(other) = others.join_next().await {
+        let (run, rows) = other.unwrap();
+        assert_eq!(state.get_node_state(format!("r{run}"), "n").await.unwrap().unwrap().row_count, Some(rows));
+    }
+    assert!(state.get_node_state("big", "n").await.unwrap().is_none());
+    state.close().await.unwrap();
+}
