@@ -345,3 +345,20 @@ async fn what_many_short_openings_left_behind_goes() {
     assert_eq!(count("SELECT count(*) FROM batches WHERE at < '2021'"), 0);
     assert_eq!(count("SELECT count(*) FROM tombstones"), 0);
 }
+
+#[tokio::test]
+async fn unfinished_files_of_openings_are_swept_when_they_are_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.db");
+    open(&path).await.close().await.unwrap();
+    let owners = folder.path().join("state.db.owners");
+    let (old, fresh) = (owners.join("1-old.new"), owners.join("2-fresh.new"));
+    for file in [&old, &fresh] {
+        std::fs::write(file, "").unwrap();
+    }
+    let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    std::fs::File::options().write(true).open(&old).unwrap().set_modified(hour_ago).unwrap();
+    open(&path).await.close().await.unwrap();
+    assert!(!old.exists(), "a crash left it behind");
+    assert!(fresh.exists(), "somebody may be making it");
+}

@@ -9,6 +9,7 @@ use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::DateTime;
 use rusqlite::Connection;
@@ -188,7 +189,21 @@ pub(super) fn sweep(conn: &Connection, db: &Path, own: &ProcessInfo) -> Result<(
         let Some(path) = file(db, &dead.process.id) else { continue };
         let _left_behind = std::fs::remove_file(path).is_err();
     }
+    for unfinished in unfinished(db) {
+        let _left_behind = std::fs::remove_file(unfinished).is_err();
+    }
     Ok(())
+}
+
+/// Files of openings that ended before theirs had its name. One that is being made at this moment is younger than that.
+fn unfinished(db: &Path) -> Vec<PathBuf> {
+    const MADE_LONG_AGO: Duration = Duration::from_secs(60);
+    let entries = std::fs::read_dir(folder(db)).into_iter().flatten().filter_map(Result::ok);
+    let is_old = |path: &Path| {
+        let modified = path.symlink_metadata().ok().filter(std::fs::Metadata::is_file).and_then(|file| file.modified().ok());
+        modified.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > MADE_LONG_AGO)
+    };
+    entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "new") && is_old(path)).collect()
 }
 
 /// The file of an opening; `None` for an id that is none.
