@@ -658,6 +658,29 @@ async fn what_storage_cannot_take_fails_alone() {
 }
 
 #[tokio::test]
+async fn where_everything_fails_nothing_is_sent_apart_for_long() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    *backend.unwritable.lock().unwrap() = Some(NodeId::new("huge").unwrap());
+    let before = backend.commits.load(Ordering::SeqCst);
+    backend.close_gate();
+    let mut writes = tokio::task::JoinSet::new();
+    for _ in 0..500 {
+        let state = state.clone();
+        writes.spawn(async move { state.set_node_state("r", "huge", NodeUpdate::success()).await });
+    }
+    backend.arrived(before + 1).await;
+    backend.open_gate();
+    while let Some(write) = writes.join_next().await {
+        assert!(!write.unwrap().unwrap_err().is_unknown_outcome());
+    }
+    let flushes = backend.commits.load(Ordering::SeqCst) - before;
+    assert!(flushes < 100, "{flushes} flushes for what all of them refuse");
+    // And when the fault is over, one in many is told alone again.
+    state.set_node_state("r", "n", NodeUpdate::success()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_node_that_goes_is_told_to_who_began_to_listen_meanwhile() {
     let backend = LyingBackend::new(true);
     let state = open(&backend).await;

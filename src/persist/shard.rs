@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,8 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 /// Pauses between attempts to settle an unknown outcome.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// After so many batches in a row of which nothing was written, those that fail for one entry are not sent apart any more.
+const MOST_FAILURES: u32 = 4;
 /// So few outcomes are told by whoever flushed, one hop earlier; more are the actor's work, while the next batch is being flushed.
 const TOLD_AT_ONCE: usize = 1;
 
@@ -92,6 +94,8 @@ pub(super) struct Shard<S: Sink> {
     current: Mutex<Option<Current<S>>>,
     /// Batches whose outcomes are on their way to the actor: what comes later must not overtake them.
     untold: AtomicUsize,
+    /// How many batches in a row failed with nothing written: where it is not one entry in many, sending them apart helps nobody.
+    failures: AtomicU32,
 }
 
 impl<S: Sink> fmt::Debug for Shard<S> {
@@ -121,6 +125,7 @@ impl<S: Sink> Shard<S> {
             }),
             current: Mutex::new(None),
             untold: AtomicUsize::new(0),
+            failures: AtomicU32::new(0),
         })
     }
 
@@ -423,6 +428,9 @@ impl<S: Sink> BatchSource for Shard<S> {
         let took = current.sent.elapsed();
         self.stats.flushed(current.batch.entries.len(), took);
         let sinks = std::mem::take(&mut current.flight.sinks);
+        if answer.is_ok() {
+            self.failures.store(0, Ordering::Relaxed);
+        }
         let settled = match answer {
             Ok(answer) if is_plain(&answer, &current) => applied(sinks, answer),
             Ok(answer) => {
@@ -430,7 +438,7 @@ impl<S: Sink> BatchSource for Shard<S> {
                 line.stuck = None;
                 line.queue.answered(&current.batch.entries, sinks, answer)
             }
-            Err(error) if is_of_one(&error, &current) => {
+            Err(error) if is_of_one(&error, &current) && self.failures.load(Ordering::Relaxed) < MOST_FAILURES => {
                 tracing::debug!(%error, entries = current.batch.entries.len(), "a flush failed for one of its entries; they are sent apart");
                 let barriers = std::mem::take(&mut current.flight.barriers);
                 return self.line().queue.put_apart(&current.batch.entries, Flight { sinks, barriers });
@@ -438,6 +446,7 @@ impl<S: Sink> BatchSource for Shard<S> {
             Err(error) if current.unknown_since.is_none() && !error.is_unknown_outcome() => {
                 self.stats.failed_flushes.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, entries = current.batch.entries.len(), "a flush failed; nothing of it was written");
+                self.failures.fetch_add(1, Ordering::Relaxed);
                 self.line().queue.failed(&current.batch.entries, sinks, &error)
             }
             Err(error) => {
@@ -461,10 +470,7 @@ impl<S: Sink> BatchSource for Shard<S> {
 
 /// Whether a batch failed, with nothing written, for what one of several entries is: a value that storage cannot take, a row that it cannot read.
 fn is_of_one<S>(error: &StoreError, current: &Current<S>) -> bool {
-    current.unknown_since.is_none()
-        && !error.is_unknown_outcome()
-        && current.batch.entries.len() > 1
-        && matches!(error.kind(), StoreErrorKind::Input | StoreErrorKind::Corrupt)
+    current.unknown_since.is_none() && !error.is_unknown_outcome() && error.is_of_one_entry() && current.batch.entries.len() > 1
 }
 
 /// Whether everything was applied, at the first try: then there is nothing to decide.

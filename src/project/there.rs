@@ -70,10 +70,8 @@ pub(super) fn file_state(folder: &Path) -> Result<bool, ProjectError> {
         return Ok(false);
     }
     let named = folder.join(DOCUMENT);
-    // A state whose document is a link lies where that leads, from its first write on: the document comes later.
-    let document = std::fs::read_link(&named).map_or_else(|_| named.clone(), |leads_to| folder.join(leads_to));
     for end in BESIDE_DOCUMENT {
-        if is_named(&with_suffix(&document, end))? {
+        if is_named(&with_suffix(&named, end))? {
             return Ok(true);
         }
     }

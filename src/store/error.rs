@@ -46,6 +46,7 @@ pub struct StoreError {
 struct Inner {
     kind: StoreErrorKind,
     unknown: bool,
+    of_one: bool,
     message: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -53,12 +54,12 @@ struct Inner {
 impl StoreError {
     /// A fault after which nothing of what was asked has happened. The message names the place and the mend.
     pub fn not_applied(kind: StoreErrorKind, message: impl Into<String>) -> Self {
-        Self { inner: Arc::new(Inner { kind, unknown: false, message: message.into(), source: None }) }
+        Self { inner: Arc::new(Inner { kind, unknown: false, of_one: false, message: message.into(), source: None }) }
     }
 
     /// A fault after which nobody knows whether it has happened.
     pub fn unknown(kind: StoreErrorKind, message: impl Into<String>) -> Self {
-        Self { inner: Arc::new(Inner { kind, unknown: true, message: message.into(), source: None }) }
+        Self { inner: Arc::new(Inner { kind, unknown: true, of_one: false, message: message.into(), source: None }) }
     }
 
     /// A fault of the operating system at a place; nothing has happened. Says what usually mends it.
@@ -72,7 +73,7 @@ impl StoreError {
             _ => (StoreErrorKind::Io, "check the disk and the system's log"),
         };
         let message = format!("{place}: {error}; {mend}");
-        Self { inner: Arc::new(Inner { kind, unknown: false, message, source: Some(Box::new(error)) }) }
+        Self { inner: Arc::new(Inner { kind, unknown: false, of_one: false, message, source: Some(Box::new(error)) }) }
     }
 
     /// A backend was asked for something that it cannot do.
@@ -87,17 +88,44 @@ impl StoreError {
 
     /// The same fault with the error that it came from.
     pub fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
+        let Inner { kind, unknown, of_one, message, .. } = &*self.inner;
+        let (kind, unknown, of_one) = (*kind, *unknown, *of_one);
+        Self { inner: Arc::new(Inner { kind, unknown, of_one, message: message.clone(), source: Some(Box::new(source)) }) }
+    }
+
+    /// The same fault of a batch, which lies in what one of its entries is or touches (a value that is too large, a row that cannot be read): sent without
+    /// that one, the others may well be written. A backend that says so is sent the entries again in smaller batches, so that only the guilty one is told.
+    #[must_use]
+    pub fn of_one_entry(self) -> Self {
         let Inner { kind, unknown, message, .. } = &*self.inner;
+        let (kind, unknown) = (*kind, *unknown);
         Self {
-            inner: Arc::new(Inner { kind: *kind, unknown: *unknown, message: message.clone(), source: Some(Box::new(source)) }),
+            inner: Arc::new(Inner {
+                kind,
+                unknown,
+                of_one: true,
+                message: message.clone(),
+                source: Some(Box::new(self.clone())),
+            }),
         }
+    }
+
+    /// Whether a batch failed for one of its entries; see [`of_one_entry`](Self::of_one_entry).
+    pub fn is_of_one_entry(&self) -> bool {
+        self.inner.of_one
     }
 
     /// The same fault, after which nobody knows whether it has happened.
     pub fn into_unknown(self) -> Self {
         let Inner { kind, message, .. } = &*self.inner;
         Self {
-            inner: Arc::new(Inner { kind: *kind, unknown: true, message: message.clone(), source: Some(Box::new(self.clone())) }),
+            inner: Arc::new(Inner {
+                kind: *kind,
+                unknown: true,
+                of_one: false,
+                message: message.clone(),
+                source: Some(Box::new(self.clone())),
+            }),
         }
     }
 

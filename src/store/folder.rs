@@ -1,7 +1,7 @@
 //! Folders whose names survive a power cut.
 
 use std::fs::File;
-use std::io::Result;
+use std::io::{ErrorKind, Result};
 use std::path::Path;
 
 /// Makes renames and new names in a folder durable.
@@ -13,7 +13,11 @@ pub(super) fn sync(folder: &Path) -> Result<()> {
 pub(super) fn make(folder: &Path) -> Result<()> {
     let missing: Vec<&Path> = folder.ancestors().take_while(|folder| !named(folder).exists()).collect();
     std::fs::create_dir_all(named(folder))?;
-    missing.iter().rev().filter_map(|made| made.parent()).try_for_each(sync)
+    missing.iter().rev().filter_map(|made| made.parent()).try_for_each(|parent| match sync(parent) {
+        // One that may be written but not read cannot be opened, and so not be synced.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        synced => synced,
+    })
 }
 
 /// The empty path means the working folder.

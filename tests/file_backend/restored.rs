@@ -168,3 +168,75 @@ async fn what_an_editor_writes_over_a_value_that_was_not_known_counts() {
         assert_eq!(json(&document(folder.path()))["nodes"]["n"]["row_count"], 500, "{time}");
     }
 }
+
+#[tokio::test]
+async fn a_program_that_goes_on_with_an_older_run_puts_no_backup_back() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(SEEKNAL, document(folder.path())).unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_mine", 2_000_000_000 - 1_704_888_000).await;
+    set(&backend, "run_mine", "mine", NodeUpdate::success(), 1).await;
+    backend.close().await.unwrap();
+    let mut theirs = json(Path::new(SEEKNAL));
+    theirs["last_run"] = "2033-01-01T00:00:00".into();
+    theirs["nodes"]["source.raw_customers"]["row_count"] = 4711.into();
+    std::fs::write(document(folder.path()), theirs.to_string()).unwrap();
+    let (backend, notices) = open_told(folder.path()).await;
+    assert!(backend.load_run(&run_id("run_mine")).await.unwrap().is_some(), "{notices:?}");
+    let (run, state) = backend.latest_node(&node_id("source.raw_customers")).await.unwrap().unwrap();
+    assert_eq!(state.row_count, Some(4711), "of {run}");
+}
+
+#[tokio::test]
+async fn runs_before_the_one_that_is_put_back_keep_what_only_we_knew() {
+    let folder = tempfile::tempdir().unwrap();
+    let theirs = r#"{"run_id": "run_2", "started_at": "2024-01-10T12:00:00Z", "status": "success", "nodes": {
+        "a": {"run_id": "run_1", "status": "success", "finished_at": "2024-01-09T12:00:00Z"},
+        "b": {"run_id": "run_2", "status": "success", "finished_at": "2024-01-10T12:30:00Z"}}}"#;
+    std::fs::write(document(folder.path()), theirs).unwrap();
+    let backend = open(folder.path()).await;
+    set(&backend, "run_1", "z", NodeUpdate::success(), 1).await;
+    create(&backend, "run_3", 4000).await;
+    backend.close().await.unwrap();
+    std::fs::write(document(folder.path()), theirs).unwrap();
+    let backend = open(folder.path()).await;
+    assert!(backend.load_run(&run_id("run_3")).await.unwrap().is_none());
+    let first = backend.load_run(&run_id("run_1")).await.unwrap().unwrap();
+    assert_eq!(first.nodes().map(|(id, _)| id.to_string()).collect::<Vec<_>>(), ["a", "z"]);
+}
+
+#[tokio::test]
+async fn what_is_kept_is_kept_once_however_often_the_document_cannot_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.close().await.unwrap();
+    std::fs::remove_file(document(folder.path())).unwrap();
+    let backend = open(folder.path()).await;
+    // In the document's place lies what no document can replace.
+    std::fs::create_dir_all(document(folder.path()).join("in the way")).unwrap();
+    for _ in 0..5 {
+        let entry = entry(vec![part("run_2", Version::NONE, vec![Mutation::Create { run: NewRun::running(), at: at(1) }])]);
+        backend.commit(Arc::new(Batch::new(vec![entry]))).await.unwrap_err();
+    }
+    drop(backend);
+    assert!(orphans(folder.path()).len() <= 1, "{:?}", names(folder.path()));
+}
+
+#[tokio::test]
+async fn no_version_is_used_twice_beside_a_journal_that_is_set_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.checkpoint().await.unwrap();
+    let lost = set(&backend, "run_1", "lost", NodeUpdate::success(), 1).await;
+    let crashed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), crashed.path());
+    let mut edited = json(&document(crashed.path()));
+    edited["status"] = "failed".into();
+    std::fs::write(document(crashed.path()), edited.to_string()).unwrap();
+    let (backend, notices) = open_told(crashed.path()).await;
+    assert!(notices.iter().any(|notice| notice.contains(".orphan-")), "{notices:?}");
+    let next = set(&backend, "run_1", "next", NodeUpdate::success(), 2).await;
+    assert!(next.runs[0].before > lost.runs[0].after, "{next:?}");
+}

@@ -335,7 +335,7 @@ impl StateBackend for LyingBackend {
             if let Some(node) = &*self.unwritable.lock().unwrap() {
                 let mut mutations = batch.entries.iter().flat_map(|entry| &entry.parts).flat_map(|part| &part.mutations);
                 if mutations.any(|mutation| mutation.node() == Some(node)) {
-                    return Err(StoreError::not_applied(StoreErrorKind::Input, format!("{node} is too large")));
+                    return Err(StoreError::not_applied(StoreErrorKind::Input, format!("{node} is too large")).of_one_entry());
                 }
             }
             let lie = self.lies.lock().unwrap().pop_front();

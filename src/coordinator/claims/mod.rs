@@ -454,7 +454,9 @@ async fn retract(engine: Weak<Engine>, run: RunId, node: NodeId, begun: Option<N
         drop(engine);
         tokio::time::sleep(RETRACT_PAUSE).await;
     }
-    if let (Some(begun), Some(engine)) = (begun, engine.upgrade())
+    let engine = engine.upgrade();
+    let _closing_waits = engine.as_ref().map(WaitedFor::new);
+    if let (Some(begun), Some(engine)) = (begun, &engine)
         && let Ok(Some(now)) = engine.fresh(&run).await
         && let Some(found) = now.node(node.as_str())
         && (&found.status, &found.worker, found.attempt, found.started_at)

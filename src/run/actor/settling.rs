@@ -145,11 +145,11 @@ impl State {
                 let news = self.net_change(state.as_ref());
                 self.chain.reload(state);
                 self.mode = Mode::Ready;
+                // Who holds the run holds it before anything else is on its way.
+                let refused = if self.fresh_hold.is_none() { self.decide_again() } else { Vec::new() };
                 if std::mem::take(&mut self.reload_again) {
                     self.recover(true);
                 }
-                // Who holds the run holds it before anything else is on its way.
-                let refused = if self.fresh_hold.is_none() { self.decide_again() } else { Vec::new() };
                 self.publish();
                 if let Some(change) = news {
                     self.context.surroundings.changed(change);

@@ -65,21 +65,22 @@ pub(super) fn put_document(
 ) -> Result<Identity, Failed> {
     check(paths, expected.identity)?;
     let bytes = document_write::write(ledger, generation, shape)?;
-    if expected.identity.is_none() || expected.keeps_previous {
-        keep_previous(paths)?;
-    }
-    let temporary = paths.temporary();
+    // Through a symbolic link, the file that it names is replaced, not the link.
+    let place = paths.place();
+    let temporary = paths::temporary(&place);
     let mode = paths.mode()?;
     let identity = paths::write_new(&temporary, &bytes, mode.as_ref())?;
-    let placed = check(paths, expected.identity)
+    let keeps = expected.identity.is_none() || expected.keeps_previous;
+    let placed = if keeps { keep_previous(paths) } else { Ok(()) }
+        .and_then(|()| check(paths, expected.identity))
         .and_then(|()| expected.lock.check(paths))
-        .and_then(|()| paths::rename(&temporary, &paths.document));
+        .and_then(|()| paths::rename(&temporary, &place));
     if let Err(error) = placed {
         // The first fault is the one to tell; a leftover is swept at the next open.
         let _left_for_the_sweep = paths::remove(&temporary);
         return Err(error.into());
     }
-    paths.sync_folder().map_err(|error| Failed { error, placed: Some(identity) })?;
+    paths::sync(paths::folder_of(&place)).map_err(|error| Failed { error, placed: Some(identity) })?;
     if let Err(error) = keep_copy(paths, &bytes) {
         // The document itself is in place: a second copy that could not be made must not stop anybody.
         tracing::warn!(%error, "the document was written, but no copy of it could be kept");
@@ -100,8 +101,11 @@ fn keep_copy(paths: &Paths, document: &[u8]) -> Result<(), StoreError> {
 
 /// The copy of the last document may be all that is left of what it holds: it gets one more name, that nothing of ours writes to.
 fn keep_previous(paths: &Paths) -> Result<(), StoreError> {
-    if paths.previous.symlink_metadata().is_err() {
-        return Ok(());
+    use std::os::unix::fs::MetadataExt;
+    // What has two names was kept before, and the document could not be written then.
+    match paths.previous.symlink_metadata() {
+        Ok(previous) if previous.nlink() == 1 => {}
+        _ => return Ok(()),
     }
     let aside = Paths::aside(&paths.previous, "orphan", SystemClock.now());
     // Not every file system has links. Renamed it is out of sight for a moment, should a crash come before the next copy.
@@ -111,8 +115,8 @@ fn keep_previous(paths: &Paths) -> Result<(), StoreError> {
     paths.sync_folder()
 }
 
-/// Brings the copy of the document up to date if a crash came between the two. A copy that is not of the document's direct predecessor is left:
-/// beside a restored backup it is the newer one, and what cannot be read may be. Answers with what could not be done.
+/// Brings the copy of the document up to date if a crash came between the two. A copy that is newer than the document is left, beside a restored backup it
+/// is; and one that is not as it was written, which may be. Answers with what could not be done.
 pub(super) fn refresh_copy(paths: &Paths, state: &mut State) -> Result<Option<String>, StoreError> {
     let Some((document, identity)) = paths::read(&paths.document)? else { return Ok(None) };
     if Some(identity) != state.document {
@@ -124,13 +128,9 @@ pub(super) fn refresh_copy(paths: &Paths, state: &mut State) -> Result<Option<St
             state.is_newest = true;
             return Ok(None);
         }
-        let copy = document::read(&paths.previous, &copy, 0).ok();
-        state.is_newest = copy.as_ref().is_some_and(|copy| copy.ledger.seq().0 <= state.document_seq);
-        if state.generation.is_none() {
-            return Ok(None);
-        }
-        let is_predecessor = copy.is_some_and(|copy| copy.generation == state.follows);
-        if !is_predecessor {
+        let copy = document::read(&paths.previous, &copy, 0).ok().filter(|copy| copy.generation.is_some());
+        state.is_newest = copy.is_some_and(|copy| copy.ledger.seq().0 <= state.document_seq);
+        if !state.is_newest && state.generation.is_some() {
             state.keeps_previous = true;
             return Ok(None);
         }

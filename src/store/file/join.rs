@@ -38,6 +38,13 @@ pub(super) fn run(old: &RunState, new: &RunState, was: &Ledger) -> RunState {
     RunState::from_parts(old.id().clone(), header, new.version(), old.created_version(), nodes)
 }
 
+/// Whether a foreign run says, word for word, what it said when it came; what we made of it since is beside that.
+pub(super) fn is_as_it_came(now: &RunState, known: &RunState) -> bool {
+    let came = |id: &NodeId| known.node(id.as_str()).and_then(|node| node.extra.as_ref());
+    is_as_it_was(now.header().extra.as_ref(), known.header().extra.as_ref())
+        && now.nodes().all(|(id, node)| came(id).is_some_and(|came| is_as_it_was(node.extra.as_ref(), Some(came))))
+}
+
 /// `changed`: all nodes, if some of them were changed.
 fn join_header(
     old: &RunHeader,

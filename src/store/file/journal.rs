@@ -132,6 +132,7 @@ pub(super) fn finish_frame(
             StoreErrorKind::Input,
             format!("a batch of {payload} bytes is too large for the journal; write it in parts"),
         )
+        .of_one_entry()
     })?;
     if let Some(frame) = buffer.get_mut(start..) {
         let (head, payload) = frame.split_at_mut(FRAME_HEAD);

@@ -25,6 +25,8 @@ const ASKED_FOR: u32 = 20;
 pub(super) struct Lock {
     file: HighWaterFile,
     place: LockFile,
+    /// The lock of whoever opens the document where its symbolic link leads: two links to one document exclude each other by it.
+    behind_link: Option<HighWaterFile>,
     value: HighWater,
 }
 
@@ -47,29 +49,31 @@ impl Lock {
     /// Takes the lock and writes down who has it.
     pub(super) fn acquire(paths: &Paths, process: &ProcessInfo) -> Result<Self, StoreError> {
         let mut lock = Self::acquire_unnamed(paths)?;
-        lock.value.holder = Some(process.clone());
-        lock.file.write(&lock.value)?;
+        let value = HighWater { holder: Some(process.clone()), ..lock.value.clone() };
+        lock.put(value)?;
         Ok(lock)
     }
 
     /// Takes the lock and changes nothing.
     pub(super) fn acquire_unnamed(paths: &Paths) -> Result<Self, StoreError> {
         let mut file = HighWaterFile::open(&paths.lock)?;
-        let mut taken = file.try_lock()?;
-        for _ in 0..ASKED_FOR {
-            if taken {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-            taken = file.try_lock()?;
-        }
-        if !taken {
+        if !try_lock(&file)? {
             return Err(busy(&paths.document, file.read().ok().and_then(|value| value.holder).as_ref()));
         }
         let place = LockFile(file.inode()?);
         place.check(paths)?;
-        let value = file.read()?;
-        Ok(Self { file, place, value })
+        let mut value = file.read()?;
+        let mut behind_link = None;
+        if let Some(path) = paths.lock_behind_link() {
+            let mut other = HighWaterFile::open(&path)?;
+            if !try_lock(&other)? {
+                return Err(busy(&paths.document, other.read().ok().and_then(|value| value.holder).as_ref()));
+            }
+            let known = other.read()?;
+            (value.token, value.seq) = (value.token.max(known.token), value.seq.max(known.seq));
+            behind_link = Some(other);
+        }
+        Ok(Self { file, place, behind_link, value })
     }
 
     /// Fails if somebody took the lock's file away: then another writer may have made a new one.
@@ -109,15 +113,30 @@ impl Lock {
     pub(super) fn release(mut self, seq: Option<u64>) -> Result<(), StoreError> {
         let seq = seq.unwrap_or(self.value.seq);
         let written = self.put(HighWater { seq, holder: None, ..self.value.clone() });
+        self.behind_link.map_or(Ok(()), |other| other.unlock())?;
         self.file.unlock()?;
         written
     }
 
     fn put(&mut self, value: HighWater) -> Result<(), StoreError> {
         self.file.write(&value)?;
+        if let Some(other) = &mut self.behind_link {
+            other.write(&value)?;
+        }
         self.value = value;
         Ok(())
     }
+}
+
+/// Takes it, although somebody may just be asking whether it is held.
+fn try_lock(file: &HighWaterFile) -> Result<bool, StoreError> {
+    for _ in 0..ASKED_FOR {
+        if file.try_lock()? {
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    file.try_lock()
 }
 
 /// What can be seen of the lock without taking it.

@@ -15,10 +15,9 @@ const DOCUMENT: &str = "run_state.json";
 /// The files of one state.
 #[derive(Debug, Clone)]
 pub(super) struct Paths {
-    /// The folder that was named.
+    /// The folder of all of them.
     pub(super) base: PathBuf,
-    /// `run_state.json`. Where that is a symbolic link, the file that it leads to, and all others lie beside that: two links to one document are one
-    /// state, with one lock and one journal.
+    /// `run_state.json`.
     pub(super) document: PathBuf,
     /// The journal that continues the document.
     pub(super) journal: PathBuf,
@@ -34,15 +33,10 @@ pub(super) struct Paths {
 
 impl Paths {
     pub(super) fn new(base: &Path) -> Self {
-        let document = behind_links(base);
-        let beside = |end: &str| {
-            let mut name = document.as_os_str().to_owned();
-            name.push(end);
-            PathBuf::from(name)
-        };
+        let beside = |end: &str| base.join(format!("{DOCUMENT}{end}"));
         Self {
             base: base.to_owned(),
-            document: document.clone(),
+            document: beside(""),
             journal: beside(".journal"),
             next: beside(".journal.next"),
             lock: beside(".lock"),
@@ -69,7 +63,25 @@ impl Paths {
 
     /// A name for an unfinished document, in the same folder, that nobody else uses.
     pub(super) fn temporary(&self) -> PathBuf {
-        self.folder().join(format!("{}{}", unfinished_prefix(&self.document), uuid::Uuid::now_v7().simple()))
+        temporary(&self.document)
+    }
+
+    /// Where the document really lies: where its symbolic link leads, if it is one.
+    pub(super) fn place(&self) -> PathBuf {
+        if let Ok(place) = std::fs::canonicalize(&self.document) {
+            let is_link = self.document.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+            return if is_link { place } else { self.document.clone() };
+        }
+        // A link to a file that is not there yet.
+        std::fs::read_link(&self.document).map_or_else(|_| self.document.clone(), |target| self.base.join(target))
+    }
+
+    /// The lock of whoever opens the document where its symbolic link leads; `None` if it is none.
+    pub(super) fn lock_behind_link(&self) -> Option<PathBuf> {
+        let place = self.place();
+        let mut name = place.as_os_str().to_owned();
+        name.push(".lock");
+        (place != self.document).then(|| PathBuf::from(name))
     }
 
     /// Who may read and write the document that is there; what is written of the same content gets the same.
@@ -91,16 +103,30 @@ impl Paths {
         self.sync_folder()
     }
 
+    /// Where unfinished documents may lie, and what their names begin with. Whoever holds the lock may sweep them: also behind a link the name says
+    /// whose they are, because others may have theirs in the same folder.
+    fn unfinished_places(&self) -> Vec<(PathBuf, String)> {
+        let mut places = vec![self.document.clone()];
+        places.extend(Some(self.place()).filter(|place| *place != self.document));
+        places.iter().map(|place| (folder_of(place).to_owned(), unfinished_prefix(place))).collect()
+    }
+
     /// Removes unfinished documents that a crash left behind; only for the holder of the lock. Says how many.
     pub(super) fn sweep(&self) -> Result<usize, StoreError> {
-        let (folder, prefix) = (self.folder(), unfinished_prefix(&self.document));
-        let fail = |error| StoreError::io(folder.display(), error);
         let mut swept = 0;
-        for entry in std::fs::read_dir(folder).map_err(fail)? {
-            let entry = entry.map_err(fail)?;
-            if is_unfinished(&entry, &prefix) {
-                remove(&entry.path())?;
-                swept += 1;
+        for (folder, prefix) in self.unfinished_places() {
+            let fail = |error| StoreError::io(folder.display(), error);
+            let entries = match std::fs::read_dir(&folder) {
+                // Where a link leads to a folder that is not there, nothing is left.
+                Err(error) if error.kind() == ErrorKind::NotFound && folder != self.base => continue,
+                entries => entries.map_err(fail)?,
+            };
+            for entry in entries {
+                let entry = entry.map_err(fail)?;
+                if is_unfinished(&entry, &prefix) {
+                    remove(&entry.path())?;
+                    swept += 1;
+                }
             }
         }
         Ok(swept)
@@ -108,32 +134,28 @@ impl Paths {
 
     /// Unfinished documents that lie about.
     pub(super) fn unfinished(&self) -> Vec<PathBuf> {
-        let prefix = unfinished_prefix(&self.document);
-        let entries = std::fs::read_dir(self.folder()).into_iter().flatten().filter_map(Result::ok);
-        entries.filter(|entry| is_unfinished(entry, &prefix)).map(|entry| entry.path()).collect()
-    }
-
-    /// Where all of them lie, but the oldest runner's.
-    fn folder(&self) -> &Path {
-        let folder = self.document.parent().unwrap_or(&self.document);
-        if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
+        let mut all = Vec::new();
+        for (folder, prefix) in self.unfinished_places() {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+            all.extend(entries.filter(|entry| is_unfinished(entry, &prefix)).map(|entry| entry.path()));
+        }
+        all
     }
 
     /// Makes renames and new names in the folder durable.
     pub(super) fn sync_folder(&self) -> Result<(), StoreError> {
-        let folder = self.folder();
-        folder::sync(folder).map_err(|error| StoreError::io(folder.display(), error))
+        sync(&self.base)
     }
 }
 
-/// The document of a folder: where its symbolic link leads, if it is one.
-fn behind_links(base: &Path) -> PathBuf {
-    let named = base.join(DOCUMENT);
-    match std::fs::read_link(&named) {
-        // A link to a file that is not there yet has no other name.
-        Ok(target) => std::fs::canonicalize(&named).unwrap_or_else(|_| base.join(target)),
-        Err(_) => named,
-    }
+/// Makes renames and new names in a folder durable.
+pub(super) fn sync(folder: &Path) -> Result<(), StoreError> {
+    folder::sync(folder).map_err(|error| StoreError::io(folder.display(), error))
+}
+
+/// The folder that a path is in.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
 }
 
 /// What the names of unfinished copies of a document begin with.
@@ -144,6 +166,11 @@ fn unfinished_prefix(document: &Path) -> String {
 /// Whether this is an unfinished copy of a document; what is no plain file was made by somebody else.
 fn is_unfinished(entry: &DirEntry, prefix: &str) -> bool {
     entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) && entry.file_type().is_ok_and(|kind| kind.is_file())
+}
+
+/// A name for an unfinished document, beside where it will lie, that nobody else uses.
+pub(super) fn temporary(document: &Path) -> PathBuf {
+    folder_of(document).join(format!("{}{}", unfinished_prefix(document), uuid::Uuid::now_v7().simple()))
 }
 
 /// Which file it is and how it looked: whoever writes or replaces it changes this.

@@ -139,6 +139,9 @@ fn told_apart(was: &RunState, run: &RunState) -> Option<RunState> {
 
 /// Whether a node says what it said; which version says so is another matter.
 fn is_same(was: &NodeState, now: &NodeState) -> bool {
+    if was.version == now.version {
+        return was == now;
+    }
     let mut now = now.clone();
     now.version = was.version;
     now == *was

@@ -19,7 +19,7 @@ use super::join;
 use super::journal::{HEADER_LEN, Header, Journal, Kind, Stored, frame_at, frame_behind, last_written, lines};
 use super::paths::{self, Identity, Paths};
 use super::record::{Leases, Record};
-use crate::model::{CommitSeq, Ledger, RunState, Version};
+use crate::model::{CommitSeq, Ledger, RunId, RunState, Version};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Everything that lies there, as one state.
@@ -58,7 +58,9 @@ impl State {
     /// Numbers beyond those of the document were given out, and nothing says that it is the last one that was written: a backup was put back. Versions go
     /// on behind all of them, so that none is used twice; no journal can continue the document then.
     pub(super) fn skip_lost_versions(&mut self, highest_seq: u64) {
-        let is_whole = self.active.is_some() || self.pending.is_some() || self.document.is_none() || self.is_newest;
+        // A journal that is set aside holds what came after the document, whatever the copy says.
+        let is_newest = self.is_newest && self.strangers.is_empty();
+        let is_whole = self.active.is_some() || self.pending.is_some() || self.document.is_none() || is_newest;
         if is_whole || highest_seq <= self.document_seq {
             return;
         }
@@ -225,11 +227,13 @@ fn with_previous(
         }
     };
     let foreign = document::read(&paths.document, bytes, highest_seq.max(previous.ledger.seq().0))?;
-    let newest = foreign.ledger.runs().next().map(RunState::id);
-    if let Some(known) = newest.and_then(|newest| previous.ledger.run(newest.as_str()))
-        && previous.ledger.runs().next().is_some_and(|last| last.id() != known.id())
-    {
-        return Ok((restored(paths, known, foreign, &previous.ledger, notices), true));
+    let newest = foreign.ledger.runs().next();
+    let known = newest.and_then(|newest| Some((newest, previous.ledger.run(newest.id().as_str())?)));
+    let put_back = known.filter(|(newest, known)| {
+        previous.ledger.runs().next().is_some_and(|last| last.id() != known.id()) && join::is_as_it_came(newest, known)
+    });
+    if let Some(known) = put_back.map(|(_, known)| known.id().clone()) {
+        return Ok((restored(paths, &known, foreign, &previous.ledger, &was, notices), true));
     }
     let mut ledger = previous.ledger;
     let known = ledger.run_count();
@@ -250,11 +254,18 @@ fn with_previous(
     Ok((Document { ledger, ..foreign }, false))
 }
 
-/// A foreign document whose newest run is an old one of those that we knew: no program writes such a one, somebody put a backup back. It wins: what was
+/// A foreign document whose newest run is an old one of those that we knew, word for word as it came then: somebody put a backup back. It wins: what was
 /// begun after that run is no part of the state any more, and the run is as the backup tells it.
-fn restored(paths: &Paths, known: &RunState, foreign: Document, previous: &Ledger, notices: &mut Vec<String>) -> Document {
+fn restored(
+    paths: &Paths,
+    known: &RunId,
+    foreign: Document,
+    previous: &Ledger,
+    was: &Ledger,
+    notices: &mut Vec<String>,
+) -> Document {
     let mut ledger = Ledger::new();
-    for run in previous.runs().skip_while(|run| run.id() != known.id()).skip(1) {
+    for run in previous.runs().skip_while(|run| run.id() != known).skip(1) {
         ledger.restore_run(run.clone());
     }
     for (node, retained) in previous.retained() {
@@ -263,6 +274,10 @@ fn restored(paths: &Paths, known: &RunState, foreign: Document, previous: &Ledge
     for run in foreign.ledger.runs() {
         let mut header = run.header().clone();
         if let Some(old) = previous.run(run.id().as_str()) {
+            if old.id() != known {
+                ledger.restore_run(join::run(old, run, was));
+                continue;
+            }
             header.created_at = old.header().created_at;
         }
         let nodes = run.nodes().map(|(id, node)| (id.clone(), node.clone()));
@@ -273,8 +288,8 @@ fn restored(paths: &Paths, known: &RunState, foreign: Document, previous: &Ledge
         "{} is a backup that was put back: run {:?} is its newest, and {} run(s) had been begun since. It wins; what was known since is in {}, and is kept \
          under another name when something is written",
         paths.document.display(),
-        known.id().as_str(),
-        previous.runs().take_while(|run| run.id() != known.id()).count(),
+        known.as_str(),
+        previous.runs().take_while(|run| run.id() != known).count(),
         paths.previous.display()
     ));
     Document { ledger, ..foreign }

@@ -159,7 +159,8 @@ fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mu
     };
     document::read(&paths.previous, &bytes, lock.seq())?;
     let aside = Paths::aside(&paths.document, "damaged", now);
-    let temporary = paths.temporary();
+    let place = paths.place();
+    let temporary = paths::temporary(&place);
     paths::write_new(&temporary, &bytes, paths.mode()?.as_ref())?;
     // The damaged one keeps its name until another stands in its place: a folder without a document would be read as empty.
     let was = if paths.document.exists() {
@@ -168,7 +169,8 @@ fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mu
     } else {
         "it is missing".to_owned()
     };
-    paths::rename(&temporary, &paths.document)?;
+    paths::rename(&temporary, &place)?;
+    paths::sync(paths::folder_of(&place))?;
     paths.sync_folder()?;
     done.push(format!("{}: {was}; {} takes its place", paths.document.display(), paths.previous.display()));
     Ok(())

@@ -379,7 +379,8 @@ impl Writer {
                 return Err(StoreError::not_applied(
                     StoreErrorKind::Input,
                     format!("an entry cannot be written as JSON: {error}"),
-                ));
+                )
+                .of_one_entry());
             }
             self.buffer.push(b'\n');
         }

@@ -118,7 +118,8 @@ impl Fault {
             Class::Refused => (StoreErrorKind::Io, "check that it is a libSQL server, and its log"),
         };
         let message = format!("{place}: {}; {mend}", self.message);
-        if self.is_certain() { StoreError::not_applied(kind, message) } else { StoreError::unknown(kind, message) }
+        let error = if self.is_certain() { StoreError::not_applied(kind, message) } else { StoreError::unknown(kind, message) };
+        if self.class == Class::TooLarge { error.of_one_entry() } else { error }
     }
 }
 
@@ -155,4 +156,5 @@ pub(super) fn corrupt(place: impl fmt::Display, why: impl fmt::Display) -> Store
         StoreErrorKind::Corrupt,
         format!("{place}: {why}; it was left as it is, mend the row with SQL or bring a backup back"),
     )
+    .of_one_entry()
 }

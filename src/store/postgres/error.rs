@@ -53,7 +53,7 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
         SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_COLUMN | SqlState::INVALID_SCHEMA_NAME => {
             (K::Foreign, "the tables are not there any more, or not as this version made them; open the state anew")
         }
-        _ if state.code().starts_with("54") || state.code().starts_with("22") => (
+        _ if is_of_value(state) => (
             K::Input,
             "the server takes no such value; make it shorter (of a run, a node and a partition the ids together are at most 2,600 bytes there)",
         ),
@@ -67,6 +67,11 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
         }
         _ => (K::Io, "check the server's log"),
     }
+}
+
+/// Whether the server takes a value for impossible, or for too long.
+fn is_of_value(state: &SqlState) -> bool {
+    state.code().starts_with("54") || state.code().starts_with("22")
 }
 
 /// Whether what protects the connection is refused, on this side or on the other: trying again does not help.
@@ -112,7 +117,8 @@ fn words(error: &Error) -> String {
 /// A fault of PostgreSQL at a place; nothing has happened.
 pub(super) fn sql_error(place: impl fmt::Display, error: Error) -> StoreError {
     let (kind, mend) = classify(&error);
-    StoreError::not_applied(kind, format!("{place}: {}; {mend}", words(&error))).with_source(error)
+    let fault = StoreError::not_applied(kind, format!("{place}: {}; {mend}", words(&error)));
+    if error.code().is_some_and(is_of_value) { fault.of_one_entry() } else { fault }.with_source(error)
 }
 
 /// A stored value that cannot be read.
@@ -121,6 +127,7 @@ pub(super) fn corrupt(place: impl fmt::Display, why: impl fmt::Display) -> Store
         StoreErrorKind::Corrupt,
         format!("{place}: {why}; it was left as it is, mend the row with SQL or bring a backup back"),
     )
+    .of_one_entry()
 }
 
 /// Whether a transaction that was not committed may go through when it is tried again: it met others, or the connection is gone.

@@ -21,6 +21,7 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
             ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => {
                 (StoreErrorKind::Corrupt, "it was left as it is; `seeknal state verify` says more, a backup brings it back")
             }
+            ErrorCode::TooBig => (StoreErrorKind::Input, "a value is larger than the database takes; make it smaller"),
             _ => (StoreErrorKind::Io, "check the disk and the system's log"),
         },
         Error::FromSqlConversionFailure(..)
@@ -37,7 +38,19 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
 /// A fault of SQLite at a place; nothing has happened.
 pub(super) fn sql_error(place: impl fmt::Display, error: Error) -> StoreError {
     let (kind, mend) = classify(&error);
-    StoreError::not_applied(kind, format!("{place}: {error}; {mend}")).with_source(error)
+    let fault = StoreError::not_applied(kind, format!("{place}: {error}; {mend}"));
+    if is_of_value(&error) { fault.of_one_entry() } else { fault }.with_source(error)
+}
+
+/// Whether the error lies in a single value, stored or to be stored.
+fn is_of_value(error: &Error) -> bool {
+    match error {
+        Error::FromSqlConversionFailure(..)
+        | Error::IntegralValueOutOfRange(..)
+        | Error::Utf8Error(..)
+        | Error::InvalidColumnType(..) => true,
+        _ => error.sqlite_error_code() == Some(ErrorCode::TooBig),
+    }
 }
 
 /// A stored value that cannot be read.
@@ -46,6 +59,7 @@ pub(super) fn corrupt(place: impl fmt::Display, why: impl fmt::Display) -> Store
         StoreErrorKind::Corrupt,
         format!("{place}: {why}; it was left as it is, mend the row with SQL or bring a backup back"),
     )
+    .of_one_entry()
 }
 
 /// Whether the error tells of the system's failure to write or sync, after which nobody knows what the disk has.
