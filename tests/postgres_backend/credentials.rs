@@ -13,13 +13,14 @@ fn contents(store: &Store) -> String {
     tables.lines().map(rows).collect::<Vec<_>>().join("\n")
 }
 
+/// Before a change of rights: the server refuses two such changes of one database at once.
+const ONE_AT_A_TIME: &str = "SELECT FROM pg_advisory_xact_lock(4711)";
+
 async fn tried(host: &str, query: &str, encrypted: bool) {
     let store = store!();
     let expired = format!("expired_{}", store.schema);
     store.cluster.sql(&format!("CREATE ROLE {expired} LOGIN PASSWORD '{}' VALID UNTIL '2000-01-01'", server::PASSWORD));
     // What it could do if it were not: the refusal is not for want of rights.
-    // The server refuses two such changes of one database at once.
-    const ONE_AT_A_TIME: &str = "SELECT FROM pg_advisory_xact_lock(4711)";
     store.cluster.sql(&format!("{ONE_AT_A_TIME}; GRANT ALL ON DATABASE tests TO {expired}"));
     let with = |user: &str, password: &str| {
         let options = store.options().database_url(store.cluster.url_of(user, password, host, query));
