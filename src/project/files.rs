@@ -92,11 +92,14 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), ProjectError> {
     })
 }
 
-/// An empty file for those who may read another one, if it is not there yet.
+/// An empty file for those who may read another one, if it is not there yet. Its owner writes it, whatever he may do with the other one.
 pub(super) fn make_like(model: &Path, path: &Path) -> Result<(), ProjectError> {
+    use std::os::unix::fs::PermissionsExt;
     let Ok(model) = fs::metadata(model) else { return Ok(()) };
+    let mut mode = model.permissions();
+    mode.set_mode(mode.mode() | 0o600);
     match OpenOptions::new().write(true).create_new(true).open(path) {
-        Ok(file) => file.set_permissions(model.permissions()).map_err(|error| ProjectError::io(path, error)),
+        Ok(file) => file.set_permissions(mode).map_err(|error| ProjectError::io(path, error)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(ProjectError::io(path, error)),
     }
@@ -195,5 +198,16 @@ mod tests {
         assert!(same_content(&a, &b).unwrap());
         fs::write(&b, format!("{long}y")).unwrap();
         assert!(!same_content(&a, &b).unwrap());
+    }
+
+    #[test]
+    fn what_is_made_like_a_read_only_file_can_be_written_by_its_owner() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let (model, made) = (folder.path().join("model"), folder.path().join("made"));
+        fs::write(&model, "").unwrap();
+        fs::set_permissions(&model, fs::Permissions::from_mode(0o440)).unwrap();
+        make_like(&model, &made).unwrap();
+        assert_eq!(fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o640);
     }
 }

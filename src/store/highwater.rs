@@ -96,10 +96,12 @@ impl HighWaterFile {
     /// What the file says; an empty one says zero.
     pub(super) fn read(&mut self) -> Result<HighWater, StoreError> {
         let fail = |error| StoreError::io(self.path.display(), error);
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         self.file.seek(SeekFrom::Start(0)).map_err(fail)?;
         // The file is a line of a few hundred bytes; whatever is longer is not ours.
-        (&self.file).take(64 * 1024).read_to_string(&mut text).map_err(fail)?;
+        (&self.file).take(64 * 1024).read_to_end(&mut bytes).map_err(fail)?;
+        // What is no text is no line of ours either, and is told as such.
+        let text = String::from_utf8_lossy(&bytes);
         let line = text.trim_end_matches(['\0', ' ', '\n']);
         if line.is_empty() {
             return Ok(HighWater::default());

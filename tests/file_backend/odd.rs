@@ -36,6 +36,9 @@ async fn numbers_that_would_soon_be_used_up_are_refused() {
     std::fs::write(&lock, format!("{{\"token\":5,\"seq\":{}}}", u64::MAX)).unwrap();
     let told = refused(folder.path()).await;
     assert!(told.contains(".lock") && told.contains("18446744073709551615"), "{told}");
+    std::fs::write(&lock, b"\xff\xfe\x80").unwrap();
+    let error = FileBackend::new(&options(folder.path())).initialize().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
     std::fs::write(&lock, held).unwrap();
     set(&open(folder.path()).await, "run_1", "n", NodeUpdate::success(), 1).await;
 }

@@ -71,7 +71,8 @@ async fn no_version_is_used_twice_after_a_backup_was_put_back() {
     backend.close().await.unwrap();
     let newer = std::fs::read_to_string(document(folder.path())).unwrap();
     std::fs::write(document(folder.path()), &backup).unwrap();
-    let backend = open(folder.path()).await;
+    let (backend, notices) = open_told(folder.path()).await;
+    assert!(notices.iter().any(|notice| notice.contains("put back")), "{notices:?}");
     let seen = version(&backend, "run_1").await;
     assert!(seen > lost.runs[0].after, "{seen} is not that of another state");
     let next = set(&backend, "run_1", "next", NodeUpdate::success(), 2).await;

@@ -64,6 +64,13 @@ impl State {
         if is_whole || highest_seq <= self.document_seq {
             return;
         }
+        if self.keeps_previous {
+            self.notices.push(
+                "the document is older than the last one of ours: a backup that was put back wins, versions go on behind all that were given out, and the \
+                 newer document is kept under another name when something is written"
+                    .to_owned(),
+            );
+        }
         let version = Version(highest_seq.saturating_add(1));
         let runs: Vec<RunState> = self.ledger.runs().map(|run| run.at_version(version.max(run.version()))).collect();
         for run in runs {
