@@ -211,3 +211,28 @@ fn the_names_of_folders_that_are_made_are_synced() {
         assert!(synced.is_some(), "{} is synced after it got a new name: {log}", parent.display());
     }
 }
+
+#[tokio::test]
+async fn tokens_rise_also_where_the_lock_file_was_emptied_or_removed() {
+    for emptied in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = open(folder.path()).await;
+        create(&backend, "run_1", 0).await;
+        let tokens = backend.reserve_tokens(1000).await.unwrap();
+        backend.close().await.unwrap();
+        let lock = folder.path().join("run_state.json.lock");
+        if emptied {
+            std::fs::write(&lock, [0; 512]).unwrap();
+        } else {
+            std::fs::remove_file(&lock).unwrap();
+        }
+        let (backend, notices) = open_told(folder.path()).await;
+        assert!(notices.iter().any(|notice| notice.contains("tokens go on behind")), "{notices:?}");
+        assert!(backend.reserve_tokens(1).await.unwrap().start >= tokens.end);
+        set(&backend, "run_1", "n", NodeUpdate::success(), 1).await;
+        backend.close().await.unwrap();
+        let (backend, notices) = open_told(folder.path()).await;
+        assert_eq!(notices, Vec::<String>::new(), "once");
+        backend.close().await.unwrap();
+    }
+}

@@ -11,11 +11,14 @@ use std::time::Duration;
 
 use super::paths::Paths;
 use crate::model::ProcessInfo;
-use crate::store::highwater::{HighWater, HighWaterFile};
+use crate::store::highwater::{HIGHEST, HighWater, HighWaterFile};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How many sequence numbers are reserved with one sync: hours of writing at full speed.
 const SEQ_BLOCK: u64 = 10_000_000;
+
+/// How many tokens are passed over where it is not known which ones were given out.
+const SKIPPED_TOKENS: u64 = 1 << 32;
 
 /// Somebody who only asks whether the lock is held has it for an instant: it is tried so often, 5 ms apart.
 const ASKED_FOR: u32 = 20;
@@ -89,6 +92,18 @@ impl Lock {
     /// The highest sequence number that may have been used.
     pub(super) fn seq(&self) -> u64 {
         self.value.seq
+    }
+
+    /// A file that knows less than the document does was emptied, or the document came here without it: nobody knows how far tokens were given out. They go
+    /// on far behind. Answers with what an operator should know.
+    pub(super) fn make_up_for(&mut self, told_seq: Option<u64>, paths: &Paths) -> Result<Option<String>, StoreError> {
+        let Some(seq) = told_seq.filter(|seq| *seq > self.value.seq) else { return Ok(None) };
+        let token = self.value.token.saturating_add(SKIPPED_TOKENS).min(HIGHEST);
+        self.put(HighWater { token, seq, ..self.value.clone() })?;
+        Ok(Some(format!(
+            "{} did not know how far numbers were given out (it was emptied or removed, or the document was brought from elsewhere): tokens go on behind {token}",
+            paths.lock.display()
+        )))
     }
 
     /// Makes sure that sequence numbers up to this one may be used; synced before it returns.

@@ -52,6 +52,8 @@ pub(super) struct State {
     pub(super) keeps_previous: bool,
     /// Whether the copy of the last document says that there was no newer one.
     pub(super) is_newest: bool,
+    /// The last sequence number that a document of ours tells.
+    pub(super) told_seq: Option<u64>,
 }
 
 impl State {
@@ -112,6 +114,7 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
     let mut notices = Vec::new();
     let name = paths.document.display();
     let document = document::read(&paths.document, &bytes, highest_seq)?;
+    let told_seq = document.is_ours.then(|| document.ledger.seq().0);
     let mut keeps_previous = false;
     let document = if document.is_ours {
         if document.generation.is_none() {
@@ -140,6 +143,7 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
         replayed: 0,
         keeps_previous,
         is_newest: false,
+        told_seq,
     };
     join_journals(&mut state, journal, next)?;
     state.ledger.raise_seq(CommitSeq(highest_seq));
@@ -208,6 +212,7 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
         replayed: 0,
         keeps_previous: false,
         is_newest: false,
+        told_seq: None,
     })
 }
 

@@ -156,9 +156,10 @@ impl Writer {
         leases: Arc<LeaseBook>,
     ) -> Result<Opened, StoreError> {
         folder::make(&paths.base).map_err(|error| StoreError::io(paths.base.display(), error))?;
-        let lock = Lock::acquire(&paths, process)?;
+        let mut lock = Lock::acquire(&paths, process)?;
         let swept = paths.sweep()?;
         let mut state = recover::read(&paths, lock.seq())?;
+        state.notices.extend(lock.make_up_for(state.told_seq, &paths)?);
         let tail = state.active.as_ref().map_or(state.document_seq, |active| active.tail);
         let no_copy = checkpoint::refresh_copy(&paths, &mut state)?;
         state.notices.extend(no_copy);
