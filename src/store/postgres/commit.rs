@@ -1,7 +1,7 @@
 //! One batch, one transaction.
 //!
 //! ```text
-//! ──► BEGIN ─ the schema's mutex ─ the batch's id (a known one waits for its first sending) ─ mutexes of names ─ run rows FOR UPDATE, in order ─ leases ─ numbers
+//! ──► BEGIN ─ the batch's id (a known one waits for its first sending) ─ mutexes of names ─ run rows FOR UPDATE, in order ─ leases ─ numbers
 //!  ◄── heads                                                                                                                    (1)
 //! ──► nodes and headers that somebody else may have changed                                                  only if there are any (2)
 //!     decide
@@ -51,8 +51,6 @@ const MUTEXES: u64 = 256;
 
 const BEGIN: &str = "BEGIN";
 const COMMIT: &str = "COMMIT";
-/// As long as it is held nobody changes the tables; taken before anything of them is locked, as who changes them does.
-const HOLD_SCHEMA: &str = "SELECT pg_advisory_xact_lock_shared($1)";
 const KEEP_ID: &str = "INSERT INTO batches (id, at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING \
      RETURNING (SELECT schema_version FROM meta WHERE id = 1)";
 const ANSWER: &str = "UPDATE batches SET answers = $2 WHERE id = $1";
@@ -142,7 +140,6 @@ pub(super) async fn raise_tokens(shared: &Shared, beyond: u64) -> Result<(), Sto
 pub(super) async fn warm_up(conn: &mut Conn) -> Result<(), StoreError> {
     let texts = [
         BEGIN,
-        HOLD_SCHEMA,
         KEEP_ID,
         MOVING,
         LOCK_MUTEXES,
@@ -269,7 +266,6 @@ async fn lock(shared: &Shared, conn: &mut Conn, id: Uuid, wanted: &Wanted) -> Re
     };
     let mut statements = vec![
         Sql::plain(BEGIN),
-        Sql::new("the mutex of the schema", HOLD_SCHEMA, vec![Box::new(schema_mutex(schema))]),
         Sql::new("table batches", KEEP_ID, vec![Box::new(id)]),
         // Before anything is locked: whoever moves the state is not held up, and waits for nobody who does not see it.
         Sql::new("table locks", MOVING, vec![Box::new(MIGRATION), Box::new(&*shared.process.id)]),
@@ -278,7 +274,7 @@ async fn lock(shared: &Shared, conn: &mut Conn, id: Uuid, wanted: &Wanted) -> Re
     ];
     if !mutexes.is_empty() {
         let mutexes: Vec<i64> = mutexes.into_iter().collect();
-        statements.insert(4, Sql::new("the mutexes of runs", LOCK_MUTEXES, vec![Box::new(mutexes)]));
+        statements.insert(3, Sql::new("the mutexes of runs", LOCK_MUTEXES, vec![Box::new(mutexes)]));
     }
     let heads_at = statements.len().saturating_sub(2);
     if wanted.tokens > 0 {
@@ -288,7 +284,7 @@ async fn lock(shared: &Shared, conn: &mut Conn, id: Uuid, wanted: &Wanted) -> Re
     let leases_at = lease_statements(&mut statements, &wanted.leases);
     let answers = conn.send(&statements).await.map_err(|failed| failed.error)?;
     let rows = |index: usize| answers.get(index).map_or(&[][..], Vec::as_slice);
-    let Some(kept) = rows(2).first() else { return Ok(None) };
+    let Some(kept) = rows(1).first() else { return Ok(None) };
     schema::check_version(&shared.pool.place, Fields::new(kept, "table meta").get(0)?)?;
     let mut heads: BTreeMap<RunId, Option<Head>> = wanted.runs.iter().map(|run| (run.clone(), None)).collect();
     for row in rows(heads_at) {
@@ -302,7 +298,7 @@ async fn lock(shared: &Shared, conn: &mut Conn, id: Uuid, wanted: &Wanted) -> Re
         let fields = Fields::new(row, "table locks");
         leases.push(LeaseRow { record: fields.lease(1)?, valid: fields.get(0)? });
     }
-    let moving = rows(3).first().map(|row| Fields::new(row, "table locks").lease(0)).transpose()?;
+    let moving = rows(2).first().map(|row| Fields::new(row, "table locks").lease(0)).transpose()?;
     Ok(Some(Rows {
         moving,
         own: shared.own.of(&wanted.runs).into_iter().collect(),
