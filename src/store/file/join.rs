@@ -5,12 +5,119 @@
 
 use std::collections::BTreeMap;
 
-use super::document::derived_status;
+use chrono::{DateTime, Utc};
+
+use super::document::{self, Document, derived_status};
+use super::paths::{self, Paths};
 use super::text::{self, Members, get};
-use crate::model::{Ledger, NodeId, NodeState, NodeStatus, RawJson, RunHeader, RunState};
+use crate::model::{Ledger, NodeId, NodeState, NodeStatus, RawJson, RunHeader, RunId, RunState};
+use crate::store::StoreError;
+
+/// A foreign document, with what the last one of ours knew beside it; and whether that one holds what this state does not.
+pub(super) fn with_previous(
+    paths: &Paths,
+    bytes: &[u8],
+    foreign: Document,
+    highest_seq: u64,
+    notices: &mut Vec<String>,
+) -> Result<(Document, bool), StoreError> {
+    let Some((previous, _)) = paths::read(&paths.previous)? else { return Ok((foreign, false)) };
+    let name = paths.document.display();
+    let read = document::read(&paths.previous, &previous, highest_seq)
+        .and_then(|known| Ok((known, document::read_without_our_part(&paths.previous, &previous)?)));
+    let (previous, was) = match read {
+        Ok(read) => read,
+        Err(error) => {
+            notices.push(format!(
+                "{name} was rewritten by another program, and history cannot be taken from the last document of ours: {error}. That one is kept \
+                 under another name when something is written"
+            ));
+            return Ok((foreign, true));
+        }
+    };
+    let foreign = document::read(&paths.document, bytes, highest_seq.max(previous.ledger.seq().0))?;
+    let newest = foreign.ledger.runs().next();
+    let known = newest.and_then(|newest| Some((newest, previous.ledger.run(newest.id().as_str())?)));
+    let put_back = known.filter(|(newest, known)| {
+        previous.ledger.runs().next().is_some_and(|last| last.id() != known.id()) && is_as_it_came(newest, known)
+    });
+    if let Some(known) = put_back.map(|(_, known)| known.id().clone()) {
+        return Ok((restored(paths, &known, foreign, &previous.ledger, &was, notices), true));
+    }
+    let mut ledger = previous.ledger;
+    let known = ledger.run_count();
+    let newest = ledger.runs().next().map(|run| run.header().created_at);
+    for new in foreign.ledger.runs() {
+        let joined = match ledger.run(new.id().as_str()) {
+            Some(old) => both(old, new, &was),
+            // It was written after all that was known, whatever its clock or its time zone say.
+            None => newest.map_or_else(|| new.clone(), |newest| later_than(newest, new)),
+        };
+        ledger.restore_run(joined);
+    }
+    ledger.raise_seq(foreign.ledger.seq());
+    notices.push(format!(
+        "{name} was rewritten by another program: it is opened as run(s) of its own, and {known} earlier run(s) and the coverage come from {}",
+        paths.previous.display()
+    ));
+    Ok((Document { ledger, ..foreign }, false))
+}
+
+/// A foreign document whose newest run is an old one of those that we knew, word for word as it came then: somebody put a backup back. It wins: what was
+/// begun after that run is no part of the state any more, and the run is as the backup tells it.
+fn restored(
+    paths: &Paths,
+    known: &RunId,
+    foreign: Document,
+    previous: &Ledger,
+    was: &Ledger,
+    notices: &mut Vec<String>,
+) -> Document {
+    let mut ledger = Ledger::new();
+    for run in previous.runs().skip_while(|run| run.id() != known).skip(1) {
+        ledger.restore_run(run.clone());
+    }
+    for (node, retained) in previous.retained() {
+        ledger.restore_retained(&node, &retained);
+    }
+    for run in foreign.ledger.runs() {
+        let mut header = run.header().clone();
+        if let Some(old) = previous.run(run.id().as_str()) {
+            if old.id() != known {
+                ledger.restore_run(both(old, run, was));
+                continue;
+            }
+            header.created_at = old.header().created_at;
+        }
+        ledger.restore_run(under(header, run));
+    }
+    ledger.raise_seq(foreign.ledger.seq());
+    notices.push(format!(
+        "{} is a backup that was put back: run {:?} is its newest, and {} run(s) had been begun since. It wins; what was known since is in {}, and is kept \
+         under another name when something is written",
+        paths.document.display(),
+        known.as_str(),
+        previous.runs().take_while(|run| run.id() != known).count(),
+        paths.previous.display()
+    ));
+    Document { ledger, ..foreign }
+}
+
+/// A run, created after a moment.
+fn later_than(moment: DateTime<Utc>, run: &RunState) -> RunState {
+    let mut header = run.header().clone();
+    header.created_at = header.created_at.max(document::moved(moment, 1));
+    under(header, run)
+}
+
+/// A run under another header.
+fn under(header: RunHeader, run: &RunState) -> RunState {
+    let nodes = run.nodes().map(|(id, node)| (id.clone(), node.clone()));
+    RunState::from_parts(run.id().clone(), header, run.version(), run.created_version(), nodes)
+}
 
 /// A run that both know.
-pub(super) fn run(old: &RunState, new: &RunState, was: &Ledger) -> RunState {
+fn both(old: &RunState, new: &RunState, was: &Ledger) -> RunState {
     let was_run = was.run(old.id().as_str());
     let mut nodes: BTreeMap<NodeId, NodeState> = old.nodes().map(|(id, node)| (id.clone(), node.clone())).collect();
     let mut changed = false;
@@ -39,7 +146,7 @@ pub(super) fn run(old: &RunState, new: &RunState, was: &Ledger) -> RunState {
 }
 
 /// Whether a foreign run says, word for word, what it said when it came; what we made of it since is beside that.
-pub(super) fn is_as_it_came(now: &RunState, known: &RunState) -> bool {
+fn is_as_it_came(now: &RunState, known: &RunState) -> bool {
     let came = |id: &NodeId| known.node(id.as_str()).and_then(|node| node.extra.as_ref());
     is_as_it_was(now.header().extra.as_ref(), known.header().extra.as_ref())
         && now.nodes().all(|(id, node)| came(id).is_some_and(|came| is_as_it_was(node.extra.as_ref(), Some(came))))

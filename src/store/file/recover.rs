@@ -14,12 +14,12 @@ use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 
-use super::document::{self, Document, Shape};
+use super::document::{self, Shape};
 use super::join;
 use super::journal::{HEADER_LEN, Header, Journal, Kind, Stored, frame_at, frame_behind, last_written, lines};
 use super::paths::{self, Identity, Paths};
 use super::record::{Leases, Record};
-use crate::model::{CommitSeq, Ledger, RunId, RunState, Version};
+use crate::model::{CommitSeq, Ledger, RunState, Version};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Everything that lies there, as one state.
@@ -122,7 +122,7 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
         }
         document
     } else {
-        let (joined, keeps) = with_previous(paths, &bytes, document, highest_seq, &mut notices)?;
+        let (joined, keeps) = join::with_previous(paths, &bytes, document, highest_seq, &mut notices)?;
         keeps_previous = keeps;
         joined
     };
@@ -214,105 +214,6 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
         is_newest: false,
         told_seq: None,
     })
-}
-
-/// A foreign document, with what the last one of ours knew beside it; and whether that one holds what this state does not.
-fn with_previous(
-    paths: &Paths,
-    bytes: &[u8],
-    foreign: Document,
-    highest_seq: u64,
-    notices: &mut Vec<String>,
-) -> Result<(Document, bool), StoreError> {
-    let Some((previous, _)) = paths::read(&paths.previous)? else { return Ok((foreign, false)) };
-    let name = paths.document.display();
-    let both = document::read(&paths.previous, &previous, highest_seq)
-        .and_then(|known| Ok((known, document::read_without_our_part(&paths.previous, &previous)?)));
-    let (previous, was) = match both {
-        Ok(both) => both,
-        Err(error) => {
-            notices.push(format!(
-                "{name} was rewritten by another program, and history cannot be taken from the last document of ours: {error}. That one is kept \
-                 under another name when something is written"
-            ));
-            return Ok((foreign, true));
-        }
-    };
-    let foreign = document::read(&paths.document, bytes, highest_seq.max(previous.ledger.seq().0))?;
-    let newest = foreign.ledger.runs().next();
-    let known = newest.and_then(|newest| Some((newest, previous.ledger.run(newest.id().as_str())?)));
-    let put_back = known.filter(|(newest, known)| {
-        previous.ledger.runs().next().is_some_and(|last| last.id() != known.id()) && join::is_as_it_came(newest, known)
-    });
-    if let Some(known) = put_back.map(|(_, known)| known.id().clone()) {
-        return Ok((restored(paths, &known, foreign, &previous.ledger, &was, notices), true));
-    }
-    let mut ledger = previous.ledger;
-    let known = ledger.run_count();
-    let newest = ledger.runs().next().map(|run| run.header().created_at);
-    for run in foreign.ledger.runs() {
-        let joined = match ledger.run(run.id().as_str()) {
-            Some(old) => join::run(old, run, &was),
-            // It was written after all that was known, whatever its clock or its time zone say.
-            None => newest.map_or_else(|| run.clone(), |newest| later_than(newest, run)),
-        };
-        ledger.restore_run(joined);
-    }
-    ledger.raise_seq(foreign.ledger.seq());
-    notices.push(format!(
-        "{name} was rewritten by another program: it is opened as run(s) of its own, and {known} earlier run(s) and the coverage come from {}",
-        paths.previous.display()
-    ));
-    Ok((Document { ledger, ..foreign }, false))
-}
-
-/// A foreign document whose newest run is an old one of those that we knew, word for word as it came then: somebody put a backup back. It wins: what was
-/// begun after that run is no part of the state any more, and the run is as the backup tells it.
-fn restored(
-    paths: &Paths,
-    known: &RunId,
-    foreign: Document,
-    previous: &Ledger,
-    was: &Ledger,
-    notices: &mut Vec<String>,
-) -> Document {
-    let mut ledger = Ledger::new();
-    for run in previous.runs().skip_while(|run| run.id() != known).skip(1) {
-        ledger.restore_run(run.clone());
-    }
-    for (node, retained) in previous.retained() {
-        ledger.restore_retained(&node, &retained);
-    }
-    for run in foreign.ledger.runs() {
-        let mut header = run.header().clone();
-        if let Some(old) = previous.run(run.id().as_str()) {
-            if old.id() != known {
-                ledger.restore_run(join::run(old, run, was));
-                continue;
-            }
-            header.created_at = old.header().created_at;
-        }
-        let nodes = run.nodes().map(|(id, node)| (id.clone(), node.clone()));
-        ledger.restore_run(RunState::from_parts(run.id().clone(), header, run.version(), run.created_version(), nodes));
-    }
-    ledger.raise_seq(foreign.ledger.seq());
-    notices.push(format!(
-        "{} is a backup that was put back: run {:?} is its newest, and {} run(s) had been begun since. It wins; what was known since is in {}, and is kept \
-         under another name when something is written",
-        paths.document.display(),
-        known.as_str(),
-        previous.runs().take_while(|run| run.id() != known).count(),
-        paths.previous.display()
-    ));
-    Document { ledger, ..foreign }
-}
-
-/// A run, created after a moment.
-fn later_than(moment: DateTime<Utc>, run: &RunState) -> RunState {
-    let mut header = run.header().clone();
-    header.created_at = header.created_at.max(document::moved(moment, 1));
-    let nodes = run.nodes().map(|(id, node)| (id.clone(), node.clone()));
-    RunState::from_parts(run.id().clone(), header, run.version(), run.created_version(), nodes)
 }
 
 /// Finds out what the journals are to the document, and replays those that continue it.
