@@ -43,7 +43,7 @@ pub enum Error {
     #[error("{0}; `seeknal state locks` lists who holds what")]
     Locked(Refusal),
     /// The run is worked on by a process that lives.
-    #[error("run {run:?} is worked on by {worker}; it can be resumed when that process is gone")]
+    #[error("run {run:?} is worked on by {worker}; it can be resumed when that process is gone (see `seeknal state locks`)")]
     RunInUse {
         /// The run.
         run: RunId,
@@ -80,9 +80,19 @@ impl Error {
         }
     }
 
-    /// Whether somebody else was first: a guard, an existing run, a lock.
+    /// Whether somebody else was first: a guard, an existing run, a lock; or the caller's own other lock is in the way.
     pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Conflict(_) | Self::Contended { .. } | Self::RunExists(_) | Self::Locked(_) | Self::RunInUse { .. })
+        use crate::lease::LeaseError as L;
+        match self {
+            Self::Conflict(_)
+            | Self::Contended { .. }
+            | Self::RunExists(_)
+            | Self::Locked(_)
+            | Self::RunInUse { .. }
+            | Self::Lease(L::Reentrant { .. } | L::Deadlock { .. }) => true,
+            Self::Lease(L::Refused(refusal)) => Self::from(refusal.clone()).is_conflict(),
+            _ => false,
+        }
     }
 
     /// Whether something that was asked for is not there.
@@ -99,14 +109,19 @@ impl Error {
     pub fn is_unknown_outcome(&self) -> bool {
         match self {
             Self::Unknown(_) => true,
-            Self::Store(error) => error.is_unknown_outcome(),
+            Self::Store(error) | Self::Lease(crate::lease::LeaseError::Store(error)) => error.is_unknown_outcome(),
             _ => false,
         }
     }
 
     /// Whether a lease is lost under which the call was made.
     pub fn is_lease_lost(&self) -> bool {
-        matches!(self, Self::LeaseLost(_))
+        use crate::lease::LeaseError as L;
+        match self {
+            Self::LeaseLost(_) | Self::Lease(L::Lost { .. }) => true,
+            Self::Lease(L::Refused(refusal)) => matches!(refusal, Refusal::Fenced { .. } | Refusal::LeaseGone { .. }),
+            _ => false,
+        }
     }
 }
 

@@ -124,6 +124,119 @@ async fn a_damaged_database_is_copied_and_left_as_it_is() {
     assert_eq!(fs::read(copy).unwrap(), bytes);
 }
 
+/// Pages of a table, values of a row: what is damaged is listed, and the rest is looked at as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_damage_of_a_database_is_a_line_of_the_report() {
+    let dir = project("database").await;
+    let path = dir.path().join("target/state.db");
+    let sound = fs::read(&path).unwrap();
+    let sqlite = rusqlite::Connection::open(&path).unwrap();
+    let page = |table: &str| -> u32 {
+        sqlite.query_row("SELECT rootpage FROM sqlite_master WHERE name = ?1", [table], |row| row.get(0)).unwrap()
+    };
+    let (nodes, intervals) = (page("node_states"), page("completed_intervals"));
+    drop(sqlite);
+    for (root, kind) in [(nodes, 0x33_u8), (intervals, 0x00)] {
+        let mut bytes = sound.clone();
+        bytes[(root as usize - 1) * 1024] = kind;
+        fs::write(&path, &bytes).unwrap();
+        let (code, out, err) = run(dir.path(), "state verify --repair");
+        assert_eq!(code, 5, "{out}{err}");
+        assert!(out.contains("PROBLEM: the database is damaged"), "{out}");
+        assert!(out.contains("checked: every value of"), "the check goes on: {out}");
+        assert!(out.contains("state.db.damaged-"), "a copy is kept: {out}");
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
+    fs::write(&path, &sound).unwrap();
+    let sqlite = rusqlite::Connection::open(&path).unwrap();
+    let changed = sqlite.execute("UPDATE node_states SET status = CAST(x'ff41' AS TEXT), attempt = 'many'", []).unwrap();
+    drop(sqlite);
+    assert!(changed > 1);
+    let (code, out, err) = run(dir.path(), "state verify");
+    assert_eq!(code, 5, "{out}{err}");
+    let named = out.lines().filter(|line| line.starts_with("PROBLEM: ") && line.contains("node_states")).count();
+    assert!(named >= changed, "every row is named, {named} of {changed}: {out}");
+}
+
+/// A database that is gone is not "no state yet", as long as the file beside it knows better.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_was_removed_or_emptied_is_missed() {
+    let dir = project("database").await;
+    let path = dir.path().join("target/state.db");
+    for suffix in ["-wal", "-shm"] {
+        let _there_or_not = fs::remove_file(dir.path().join(format!("target/state.db{suffix}")));
+    }
+    for emptied in [true, false] {
+        if emptied {
+            fs::write(&path, "").unwrap();
+        } else {
+            fs::remove_file(&path).unwrap();
+        }
+        for arguments in ["state runs", "state verify", "migrate-state --backend file --no-dry-run"] {
+            let (_, out, err) = run(dir.path(), arguments);
+            let told = format!("{out}{err}");
+            assert!(told.contains("state.db.lock tells of one"), "{arguments}: {told}");
+            assert!(!told.contains("sound"), "{arguments}: {told}");
+        }
+        let settings = fs::read_to_string(dir.path().join("seeknal_project.yml")).unwrap();
+        assert!(settings.contains("database"), "nothing is switched: {settings}");
+    }
+    // Whoever goes on with an empty one is told once.
+    let backend = create_state_backend("database", &BackendOptions::new().base_path(dir.path().join("target"))).unwrap();
+    let report = backend.initialize().await.unwrap();
+    assert!(report.notices[0].contains("removed or emptied"), "{:?}", report.notices);
+    backend.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_file_beside_a_database_is_repaired() {
+    let dir = project("database").await;
+    let lock = dir.path().join("target/state.db.lock");
+    fs::write(&lock, b"\xff{\"token\":7").unwrap();
+    let (code, out, err) = run(dir.path(), "state verify");
+    assert_eq!(code, 5, "{out}{err}");
+    assert!(out.contains("PROBLEM: target/state.db.lock") && out.contains("--repair"), "{out}");
+    let (code, out, err) = run(dir.path(), "state verify --repair");
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains("state.db.lock.damaged-") && !out.contains("state.db.damaged-"), "{out}");
+    let backend = create_state_backend("database", &BackendOptions::new().base_path(dir.path().join("target"))).unwrap();
+    backend.initialize().await.unwrap();
+    assert!(backend.highest_token().await.unwrap() >= 1 << 40);
+    backend.close().await.unwrap();
+    assert_eq!(json(dir.path(), "state verify --repair")["repaired"], Value::Array(Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_meant_is_wrong_usage() {
+    let dir = project("file").await;
+    let before = tree(dir.path());
+    for arguments in [
+        "state cleanup --days 99999999",
+        "state cleanup --days -1",
+        "migrate-state --backend database --from bogus",
+        "migrate-state --backend file --from file",
+        "migrate-state --backend database --from database",
+        "migrate-state --backend elsewhere",
+    ] {
+        let (code, out, err) = run(dir.path(), arguments);
+        assert_eq!((code, &*out), (2, ""), "{arguments}: {err}");
+    }
+    assert_eq!(tree(dir.path()), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_in_the_way_is_named_and_no_disk_is_blamed() {
+    for name in ["run_state.json", "run_state.json.journal", "run_state.json.lock"] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("target").join(name)).unwrap();
+        for arguments in ["state runs", "state verify"] {
+            let (code, out, err) = run(dir.path(), arguments);
+            assert!(code != 0 && format!("{out}{err}").contains("move it aside"), "{name}: {arguments}: {code} {out}{err}");
+            assert!(!err.contains("check the disk"), "{name}: {arguments}: {err}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_document_says_how_the_previous_one_comes_back() {
     let dir = project("file").await;

@@ -146,7 +146,7 @@ async fn locks_are_taken_twice_renewed_and_say_what_for(store: Store) {
     let second = state.acquire(key.clone(), options, Duration::ZERO).await.unwrap().unwrap();
     assert_eq!(first.token(), second.token());
     let plain = state.acquire(key.clone(), LockOptions::new().owner("task"), Duration::ZERO).await.unwrap_err();
-    assert!(matches!(plain, Error::Lease(_)), "{plain}");
+    assert!(matches!(plain, Error::Lease(_)) && plain.is_conflict() && !plain.is_lease_lost(), "{plain}");
     let listed = state.list_locks().await.unwrap();
     assert_eq!(listed.len(), 1);
     assert_eq!((listed[0].purpose.as_deref(), &*listed[0].owner.name), (Some("backfill"), "task"));
@@ -158,6 +158,13 @@ async fn locks_are_taken_twice_renewed_and_say_what_for(store: Store) {
     }
     assert!(second.remaining() > Duration::from_secs(30));
     state.force_unlock(second.token()).await.unwrap();
+    let lost = Error::from(second.renew().await.unwrap_err());
+    assert!(lost.is_lease_lost() && !lost.is_conflict() && !lost.is_unknown_outcome(), "{lost}");
+    let nobody_knows = seeknal_state::StoreError::unknown(seeknal_state::StoreErrorKind::Io, "the answer is lost");
+    assert!(
+        Error::from(seeknal_state::LeaseError::from(nobody_knows)).is_unknown_outcome(),
+        "also where a grant's answer is lost"
+    );
     let gone = second.renew().await.unwrap_err();
     assert!(matches!(gone, seeknal_state::LeaseError::Lost { reason: seeknal_state::LostReason::Forced, .. }), "{gone}");
     state.close().await.unwrap();
@@ -206,6 +213,14 @@ on_every_backend!(
     locks_are_taken_twice_renewed_and_say_what_for,
     ids_that_cannot_be_are_refused_and_odd_ones_are_kept,
 );
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_beyond_its_limit_is_refused_before_room_is_taken_for_it() {
+    let store = Store::of("memory");
+    let error = Coordinator::builder().event_backlog(1 << 40).open(store.backend()).await.unwrap_err();
+    assert!(matches!(error, Error::Input(_)) && error.to_string().contains("event_backlog"), "{error}");
+    Coordinator::builder().event_backlog(1 << 20).open(store.backend()).await.unwrap().close().await.unwrap();
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_that_lags_is_told_how_much_it_missed() {

@@ -145,7 +145,8 @@ pub(super) struct CleanupArgs {
 
 fn days(text: &str) -> Result<u64, String> {
     let most = SystemClock.now().num_days_from_ce().saturating_sub(1);
-    text.parse().map_err(|_| format!("write a whole number of days, from 0 to {most}, without a unit"))
+    let wrong = || format!("write a whole number of days, from 0 to {most} (it is before the year 1 otherwise), without a unit");
+    text.parse().ok().filter(|days| i64::try_from(*days).is_ok_and(|days| days <= i64::from(most))).ok_or_else(wrong)
 }
 
 fn token(text: &str) -> Result<u64, String> {

@@ -8,6 +8,7 @@ use crate::project::{ProjectError, ProjectErrorKind};
 use crate::store::StoreError;
 
 pub(super) const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
 const EXIT_NOT_FOUND: u8 = 3;
 const EXIT_CONFLICT: u8 = 4;
 const EXIT_INTEGRITY: u8 = 5;
@@ -18,6 +19,8 @@ const EXIT_PARTIAL: u8 = 6;
 pub(super) enum CliError {
     Project(ProjectError),
     Output(io::Error),
+    /// The command line asks for what cannot be meant.
+    Usage(String),
 }
 
 impl CliError {
@@ -32,6 +35,7 @@ impl CliError {
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::Output(_) => EXIT_FAILED,
+            Self::Usage(_) => EXIT_USAGE,
             Self::Project(error) => match error.kind() {
                 ProjectErrorKind::NotFound => EXIT_NOT_FOUND,
                 ProjectErrorKind::Conflict => EXIT_CONFLICT,
@@ -48,6 +52,7 @@ impl fmt::Display for CliError {
         match self {
             Self::Project(error) => error.fmt(f),
             Self::Output(error) => write!(f, "the output cannot be written: {error}"),
+            Self::Usage(why) => f.write_str(why),
         }
     }
 }

@@ -45,7 +45,15 @@ pub(super) async fn run(settings: &Settings, options: &MigrateArgs, out: &mut Ou
         Target::Database => Home::Database,
     };
     let what = match &options.from {
-        Some(from) => Move::new(Origin::parse(from.expose())?, to),
+        Some(from) => match Origin::parse(from.expose()).map_err(|error| CliError::Usage(format!("--from: {error}")))? {
+            Origin::Home(from) if from == to => {
+                let to = to.name();
+                return Err(CliError::Usage(format!(
+                    "--from {to} --backend {to}: that is the same place; say where the state comes from"
+                )));
+            }
+            from => Move::new(from, to),
+        },
         None => to.into(),
     };
     if options.no_dry_run { execute(settings, what, out).await } else { preview(settings, what, options, out).await }

@@ -28,6 +28,9 @@ pub(crate) struct Limits {
     pub(crate) lease_ttl: Duration,
 }
 
+/// How many events a subscriber may lag behind at most: the room for them is taken when the store is opened.
+const LONGEST_BACKLOG: usize = 1 << 20;
+
 /// Settings for opening a store.
 ///
 /// ```
@@ -110,7 +113,7 @@ impl CoordinatorBuilder {
         self
     }
 
-    /// How many events a subscriber may lag behind before it misses the oldest ones. Default 4,096.
+    /// How many events a subscriber may lag behind before it misses the oldest ones: 1 to 1,048,576, for which room is taken at once. Default 4,096.
     pub fn event_backlog(mut self, events: usize) -> Self {
         self.limits.event_backlog = events;
         self
@@ -125,7 +128,7 @@ impl CoordinatorBuilder {
     /// Opens the store.
     ///
     /// # Errors
-    /// [`Error::Input`] if a limit is zero; [`Error::Store`] if the storage cannot be opened.
+    /// [`Error::Input`] if a limit is zero, or the backlog of events too long; [`Error::Store`] if the storage cannot be opened.
     ///
     /// # Cancel safety
     /// Dropping the future closes what was opened so far.
@@ -140,6 +143,13 @@ impl CoordinatorBuilder {
         ];
         if let Some((name, _)) = bounds.iter().find(|(_, bound)| *bound == 0) {
             return Err(InputError::new(*name, "it is zero; give it at least 1").into());
+        }
+        if limits.event_backlog > LONGEST_BACKLOG {
+            return Err(InputError::new(
+                "event_backlog",
+                format!("it is more than {LONGEST_BACKLOG}; room for all of it is taken at once"),
+            )
+            .into());
         }
         if limits.idle_after < Duration::from_millis(1) {
             return Err(InputError::new("idle_after", "it is shorter than 1 ms").into());

@@ -44,7 +44,7 @@ impl LeaseStoreDoor for Doors {
                 Ok(Err(NotCommitted::Store(error))) => Err(DoorError::Store(error)),
                 Ok(Err(NotCommitted::Recheck)) => Err(DoorError::Store(StoreError::not_applied(
                     StoreErrorKind::Busy,
-                    "the lease met an entry that was refused; ask again",
+                    "the lease met an entry that was refused; ask again (`seeknal state locks` lists who holds what)",
                 ))),
                 Err(_) => Err(DoorError::Store(StoreError::closed())),
             }

@@ -264,7 +264,7 @@ impl Manager {
                 let too_late = matches!(self.store, Store::Rows { .. }) && now >= start.saturating_add(trusted(ttl));
                 if too_late {
                     let message = format!(
-                        "the storage took longer to grant the lock on {} than the lock would last ({ttl:?}); ask for a longer ttl",
+                        "the storage took longer to grant the lock on {} than the lock would last ({ttl:?}); ask for a longer ttl (`seeknal state locks` lists who works there)",
                         pending.key
                     );
                     pending.answer(Err(StoreError::not_applied(StoreErrorKind::Busy, message).into()));

@@ -265,7 +265,7 @@ async fn move_state(
     let (from, to) = (&what.from, Origin::from(what.to));
     let file = Origin::Home(Home::File);
     let Some(seen) = from.open_existing(settings, &mut Vec::new()).await? else {
-        return if report.switched { Err(no_state(report, what.to)) } else { Ok(()) };
+        return if report.switched { Err(no_state(settings, report, what.to)) } else { Ok(()) };
     };
     let mut told = Told::new(settings, what, report.from.clone(), report.to.clone());
     // A conflict that can be seen already is told before anything is written, even a backup.
@@ -363,11 +363,12 @@ async fn move_state(
 }
 
 /// Nothing moves, so nothing is switched: whoever means an empty state says so himself.
-fn no_state(report: &Report, to: Home) -> ProjectError {
+fn no_state(settings: &Settings, report: &Report, to: Home) -> ProjectError {
+    let lost = settings.lost().map(|lost| format!("{lost}. ")).unwrap_or_default();
     ProjectError::new(
         ProjectErrorKind::NotFound,
         format!(
-            "{}: there is no state to move; the settings were not switched. If it should be there, check where the settings look for it. To begin anew in {}, \
+            "{}: there is no state to move; the settings were not switched. {lost}If it should be there, check where the settings look for it. To begin anew in {}, \
              write `state_backend: {}` into {}",
             report.from,
             report.to,

@@ -3,10 +3,8 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-#[cfg(feature = "cli")]
-use super::Settings;
 use super::files::with_suffix;
-use super::{ProjectError, ProjectErrorKind};
+use super::{ProjectError, ProjectErrorKind, Settings};
 
 const DOCUMENT: &str = "run_state.json";
 const DATABASE: &str = "state.db";
@@ -93,6 +91,23 @@ pub(super) fn database_file(folder: &Path) -> Result<bool, ProjectError> {
     }
 }
 
+impl Settings {
+    /// Where the settings name a `state.db` that is not there, or has nothing in it: that there was one, as the file beside it tells.
+    pub(super) fn lost(&self) -> Option<String> {
+        let database = self.target.value.join(DATABASE);
+        if self.backend.value != "database"
+            || self.database_url.is_some()
+            || std::fs::metadata(&database).is_ok_and(|found| found.len() > 0)
+        {
+            return None;
+        }
+        #[cfg(feature = "sqlite")]
+        return crate::store::sqlite::lost(&database);
+        #[cfg(not(feature = "sqlite"))]
+        None
+    }
+}
+
 #[cfg(feature = "cli")]
 impl Settings {
     /// Where there is no state: what lies in the state's folder instead, and how it is used. Only a hint, so that what cannot be looked at is nothing.
@@ -100,6 +115,9 @@ impl Settings {
         let (document, database) = (self.target.value.join(DOCUMENT), self.target.value.join(DATABASE));
         let is_file = || file_state(&self.target.value).unwrap_or(false);
         let is_database = || std::fs::metadata(&database).is_ok_and(|found| found.len() > 0);
+        if let Some(lost) = self.lost() {
+            return Some(lost);
+        }
         let (place, mend) = match (self.backend.value.as_str(), &self.database_url) {
             ("file", _) if is_database() => (&database, "state_backend: database?"),
             ("database", None) if is_file() => (&document, "state_backend: file?"),

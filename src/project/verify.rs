@@ -1,13 +1,14 @@
 //! Checking a project's storage, and repairing what can be repaired.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
 use super::{ProjectError, Settings, files};
 use crate::store::{StoreErrorKind, VerifyReport};
 
-/// Checks the project's storage from end to end; only reads, also beside a live writer. `None` if there is no state yet.
+/// Checks the project's storage from end to end; only reads, also beside a live writer. `None` if there is no state yet; a `state.db` that was removed
+/// or emptied, as the file beside it tells, is a problem in the report.
 ///
 /// # Errors
 /// Whatever reading meets; [`ProjectErrorKind::Integrity`](super::ProjectErrorKind) for a state of a newer version or of another program: that is no damage. Damage is no error
@@ -18,7 +19,13 @@ use crate::store::{StoreErrorKind, VerifyReport};
 pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, ProjectError> {
     let (backend, opened) = match settings.open_existing().await {
         Ok(Some(opened)) => opened,
-        Ok(None) => return Ok(None),
+        Ok(None) => {
+            return Ok(settings.lost().map(|lost| {
+                let mut report = VerifyReport::new();
+                report.problems.push(lost);
+                report
+            }));
+        }
         Err(error) if error.stored() == Some(StoreErrorKind::Corrupt) => {
             let mut report = VerifyReport::new();
             report.problems.push(error.to_string());
@@ -26,7 +33,14 @@ pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, Project
         }
         Err(error) => return Err(error),
     };
-    let mut report = backend.verify().await?;
+    let mut report = match backend.verify().await {
+        Err(error) if error.kind() == StoreErrorKind::Corrupt => {
+            let mut report = VerifyReport::new();
+            report.problems.push(error.to_string());
+            report
+        }
+        verified => verified?,
+    };
     for notice in opened.notices {
         if !report.checked.contains(&notice) {
             report.checked.push(notice);
@@ -37,8 +51,8 @@ pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, Project
 }
 
 /// Repairs what can be repaired, and says what it did. A copy of every file that is changed is kept beside it. `use_previous` allows to bring back the
-/// previous, older document where the present one cannot be read. A sound state is left as it is. Nothing repairs a database: of a damaged
-/// `state.db` a copy is kept, and the answer says what can be done.
+/// previous, older document where the present one cannot be read. A sound state is left as it is. A file beside the state that does not say any more how far
+/// fencing tokens were given out is written anew, far behind those. Nothing repairs a database: of a damaged `state.db` a copy is kept, and the answer says what can be done.
 ///
 /// A process that has the same `state.db` open must not call this: copying the file would take SQLite's locks from it.
 ///
@@ -61,12 +75,20 @@ pub async fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool)
     }
     #[cfg(not(feature = "file"))]
     let _ = use_previous;
+    let database =
+        (settings.backend.value == "database" && settings.database_url.is_none()).then(|| settings.target.value.join("state.db"));
+    let mut done = Vec::new();
+    #[cfg(feature = "sqlite")]
+    if let Some(database) = &database {
+        done.extend(crate::store::sqlite::mend_sidecar(database, |file| aside(file, now))?);
+    }
     match verify(settings).await? {
         Some(report) if !report.is_sound() => {}
-        _ => return Ok(Vec::new()),
+        _ => return Ok(done),
     }
-    if settings.backend.value == "database" && settings.database_url.is_none() {
-        return keep_database(&settings.target.value.join("state.db"), now);
+    if let Some(database) = database.as_ref().filter(|_| settings.lost().is_none()) {
+        done.push(keep_database(database, now)?);
+        return Ok(done);
     }
     Ok(vec![format!(
         "nothing: what the {} backend stores cannot be repaired from here; restore a backup",
@@ -74,18 +96,23 @@ pub async fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool)
     )])
 }
 
+/// Where a copy of what is damaged is kept.
+fn aside(file: &Path, now: DateTime<Utc>) -> PathBuf {
+    files::with_suffix(file, &format!(".damaged-{}", now.format("%Y%m%dT%H%M%S%.6fZ")))
+}
+
 /// Keeps a copy of a damaged database, for whatever is tried next.
-fn keep_database(database: &Path, now: DateTime<Utc>) -> Result<Vec<String>, ProjectError> {
-    let aside = files::with_suffix(database, &format!(".damaged-{}", now.format("%Y%m%dT%H%M%S%.6fZ")));
+fn keep_database(database: &Path, now: DateTime<Utc>) -> Result<String, ProjectError> {
+    let aside = aside(database, now);
     files::copy(database, &aside)?;
     let wal = files::with_suffix(database, "-wal");
     if wal.exists() {
         files::copy(&wal, &files::with_suffix(&aside, "-wal"))?;
     }
     let (from, kept) = (database.display(), aside.display());
-    Ok(vec![format!(
+    Ok(format!(
         "{from}: it is left as it is, and a copy is kept as {kept}. Restore a backup; or read out what can be read with SQLite's own tool \
          (`sqlite3 {kept} .recover | sqlite3 recovered.db`), look at it, and put it in its place; or go back to the file from before the \
          move (run_state.json.bak, with `state_backend: file`)"
-    )])
+    ))
 }

@@ -70,6 +70,12 @@ impl StoreError {
             K::PermissionDenied => (StoreErrorKind::ReadOnly, "check the permissions of the file and its folder"),
             K::ReadOnlyFilesystem => (StoreErrorKind::ReadOnly, "the file system is mounted read-only"),
             K::NotFound => (StoreErrorKind::NotFound, "check the path"),
+            K::IsADirectory => {
+                (StoreErrorKind::Input, "a folder lies where a file should be; move it aside, or name another place")
+            }
+            K::NotADirectory => {
+                (StoreErrorKind::Input, "a file lies where a folder should be; move it aside, or name another place")
+            }
             _ => (StoreErrorKind::Io, "check the disk and the system's log"),
         };
         let message = format!("{place}: {error}; {mend}");

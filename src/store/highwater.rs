@@ -12,6 +12,17 @@ use crate::model::ProcessInfo;
 /// No number of ours comes near this; one that is higher was written by somebody else, and after it there would soon be none left.
 pub(super) const HIGHEST: u64 = 1 << 62;
 
+/// How many tokens are passed over where it is not known which ones were given out.
+#[cfg(any(feature = "file", feature = "project"))]
+pub(super) const SKIPPED_TOKENS: u64 = 1 << 32;
+
+/// Where tokens go on at least when a file is damaged: behind what hundreds of such skips have given out.
+#[cfg(any(feature = "file", feature = "project"))]
+const BEYOND_DAMAGE: u64 = 1 << 40;
+
+/// The text is padded to this length, so that one small write replaces all of it.
+const LENGTH: usize = 512;
+
 /// What the file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -58,7 +69,6 @@ impl HighWaterFile {
     }
 
     /// What the file says, without opening it for writing.
-    #[cfg(feature = "file")]
     pub(super) fn peek(path: &Path) -> Result<HighWater, StoreError> {
         let file = File::open(path).map_err(|error| StoreError::io(path.display(), error))?;
         Self { path: path.to_owned(), file }.read()
@@ -93,13 +103,18 @@ impl HighWaterFile {
         self.file.unlock().map_err(|error| StoreError::io(self.path.display(), error))
     }
 
-    /// What the file says; an empty one says zero.
-    pub(super) fn read(&mut self) -> Result<HighWater, StoreError> {
+    fn bytes(&mut self) -> Result<Vec<u8>, StoreError> {
         let fail = |error| StoreError::io(self.path.display(), error);
         let mut bytes = Vec::new();
         self.file.seek(SeekFrom::Start(0)).map_err(fail)?;
         // The file is a line of a few hundred bytes; whatever is longer is not ours.
         (&self.file).take(64 * 1024).read_to_end(&mut bytes).map_err(fail)?;
+        Ok(bytes)
+    }
+
+    /// What the file says; an empty one says zero.
+    pub(super) fn read(&mut self) -> Result<HighWater, StoreError> {
+        let bytes = self.bytes()?;
         // What is no text is no line of ours either, and is told as such.
         let text = String::from_utf8_lossy(&bytes);
         let line = text.trim_end_matches(['\0', ' ', '\n']);
@@ -110,7 +125,8 @@ impl HighWaterFile {
             StoreError::not_applied(
                 StoreErrorKind::Corrupt,
                 format!(
-                    "{}: it does not say how far tokens were given out ({why}); write {{\"token\":N,\"seq\":N}} into it with numbers higher than any in use",
+                    "{}: it does not say how far tokens were given out ({why}); `seeknal state verify --repair` keeps a copy and goes on far behind \
+                     any in use, or write {{\"token\":N,\"seq\":N}} into it with numbers higher than those",
                     self.path.display()
                 ),
             )
@@ -122,9 +138,36 @@ impl HighWaterFile {
         Ok(value)
     }
 
-    /// Writes it in place and syncs. The text is padded to one length, so that one small write replaces all of it.
+    /// Puts a file right that cannot be read, and says what was done: a copy of it is kept, and numbers go on far behind whatever can still be told from it.
+    /// Only for the holder of the lock.
+    #[cfg(any(feature = "file", feature = "project"))]
+    pub(super) fn mend(&mut self, aside: &Path) -> Result<Option<String>, StoreError> {
+        match self.read() {
+            Err(error) if error.kind() == StoreErrorKind::Corrupt => {}
+            read => return read.map(|_| None),
+        }
+        let keep = || {
+            std::fs::copy(&self.path, aside)?;
+            File::open(aside)?.sync_all()?;
+            folder::sync(aside.parent().unwrap_or(aside))
+        };
+        keep().map_err(|error| StoreError::io(aside.display(), error))?;
+        let bytes = self.bytes()?;
+        let text = String::from_utf8_lossy(&bytes);
+        let token = told(&text, "\"token\":").saturating_add(SKIPPED_TOKENS).max(BEYOND_DAMAGE);
+        // First the line: a file that is empty for a moment would tell of no token at all.
+        self.write(&HighWater { token, seq: told(&text, "\"seq\":"), holder: None })?;
+        let cut = self.file.set_len(LENGTH as u64).and_then(|()| self.file.sync_all());
+        cut.map_err(|error| StoreError::io(self.path.display(), error))?;
+        Ok(Some(format!(
+            "{}: it did not say how far tokens were given out; they go on behind {token}, and what it said is kept as {}",
+            self.path.display(),
+            aside.display()
+        )))
+    }
+
+    /// Writes it in place and syncs.
     pub(super) fn write(&mut self, value: &HighWater) -> Result<(), StoreError> {
-        const LENGTH: usize = 512;
         let fail = |error| StoreError::io(self.path.display(), error);
         let mut line = serde_json::to_string(value).map_err(|error| fail(error.into()))?;
         while line.len() + 1 < LENGTH {
@@ -134,5 +177,33 @@ impl HighWaterFile {
         self.file.seek(SeekFrom::Start(0)).map_err(fail)?;
         self.file.write_all(line.as_bytes()).map_err(fail)?;
         self.file.sync_all().map_err(fail)
+    }
+}
+
+/// The number behind a name in what is left of a damaged line; 0 where there is none, or none that can be right.
+#[cfg(any(feature = "file", feature = "project"))]
+fn told(text: &str, name: &str) -> u64 {
+    let digits = text.split(name).nth(1).unwrap_or_default();
+    let end = digits.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(digits.len());
+    digits.get(..end).and_then(|digits| digits.parse().ok()).filter(|number| *number < HIGHEST / 2).unwrap_or(0)
+}
+
+#[cfg(all(test, any(feature = "file", feature = "project")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_a_damaged_line() {
+        let name = "\"token\":";
+        for (text, number) in [
+            ("", 0),
+            ("{\"token\":", 0),
+            ("{\"token\":12", 12),
+            ("{\"token\":12,\"seq\":\u{fffd}", 12),
+            ("{\"token\":99999999999999999999,", 0),
+            ("{\"token\":4611686018427387903,", 0),
+        ] {
+            assert_eq!(told(text, name), number, "{text}");
+        }
     }
 }

@@ -148,6 +148,19 @@ impl VerifyReport {
     pub fn is_sound(&self) -> bool {
         self.problems.is_empty()
     }
+
+    /// Takes what was found: damage is told in the report, and the check goes on; any other failure ends it.
+    #[cfg(any(feature = "sqlite", feature = "libsql", feature = "postgres"))]
+    pub(crate) fn take<T>(&mut self, found: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+        match found {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.kind() == StoreErrorKind::Corrupt => {
+                self.problems.push(error.to_string());
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// A place where state comes to rest.

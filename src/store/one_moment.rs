@@ -28,7 +28,11 @@ pub(super) async fn reload_runs<B: StateBackend + ?Sized>(
         }
         before = after;
     }
-    let what = format!("{}: {} runs change faster than they can be read together; try again", backend.location(), ids.len());
+    let what = format!(
+        "{}: {} runs change faster than they can be read together; see who writes with `seeknal state locks`, and try again",
+        backend.location(),
+        ids.len()
+    );
     Err(StoreError::not_applied(StoreErrorKind::Busy, what))
 }
 

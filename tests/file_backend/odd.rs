@@ -71,6 +71,69 @@ async fn a_journal_that_was_cut_in_its_header_is_not_taken_for_empty() {
 }
 
 #[tokio::test]
+async fn a_lost_journal_is_told_and_no_version_comes_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.close().await.unwrap();
+    let backend = open(folder.path()).await;
+    set(&backend, "run_1", "n", NodeUpdate::success(), 1).await;
+    let used = backend.load_run(&run_id("run_1")).await.unwrap().unwrap().version();
+    for emptied in [None, Some(&[0_u8; 4096][..]), Some(&[])] {
+        let crashed = tempfile::tempdir().unwrap();
+        copy_folder(folder.path(), crashed.path());
+        match emptied {
+            None => std::fs::remove_file(journal(crashed.path())).unwrap(),
+            Some(bytes) => std::fs::write(journal(crashed.path()), bytes).unwrap(),
+        }
+        let told = "did not close the state, and its journal is missing or empty";
+        let report = reader_unopened(crashed.path()).verify().await.unwrap();
+        assert!(report.checked.iter().any(|line| line.contains(told)), "{:?}", report.checked);
+        let (backend, notices) = open_told(crashed.path()).await;
+        assert!(notices.iter().any(|notice| notice.contains(told)), "{notices:?}");
+        let run = backend.load_run(&run_id("run_1")).await.unwrap().unwrap();
+        assert!(run.node("n").is_none() && run.version() > used, "{} after {used}", run.version());
+        // Once told, it is over.
+        backend.close().await.unwrap();
+        let (_, notices) = open_told(crashed.path()).await;
+        assert!(!notices.iter().any(|notice| notice.contains(told)), "{notices:?}");
+    }
+    // A writer that is killed leaves its journal, and nothing of this is said.
+    let crashed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), crashed.path());
+    let (_, notices) = open_told(crashed.path()).await;
+    assert!(notices.is_empty(), "{notices:?}");
+}
+
+#[tokio::test]
+async fn a_damaged_lock_file_is_repaired_and_tokens_go_on_far_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.close().await.unwrap();
+    let lock = folder.path().join("run_state.json.lock");
+    let sound = std::fs::read_to_string(&lock).unwrap();
+    let damaged = [sound.replacen("\"seq\"", "\"se", 1), "}".repeat(2000), format!("{{\"token\":{}", 1_u64 << 50)];
+    for (damaged, least) in damaged.iter().zip([1_u64 << 40, 1 << 40, 1 << 50]) {
+        std::fs::write(&lock, damaged).unwrap();
+        let report = reader_unopened(folder.path()).verify().await.unwrap();
+        assert!(report.problems.iter().any(|problem| problem.contains("--repair")), "{:?}", report.problems);
+        assert!(refused(folder.path()).await.contains("--repair"));
+        let done = repair(folder.path(), at(0), false).unwrap();
+        assert!(done.len() == 1 && done[0].contains("tokens") && done[0].contains(".lock.damaged-"), "{done:?}");
+        assert!(names(folder.path()).iter().any(|name| {
+            name.starts_with("run_state.json.lock.damaged-")
+                && std::fs::read_to_string(folder.path().join(name)).unwrap() == *damaged
+        }));
+        assert!(reader_unopened(folder.path()).verify().await.unwrap().is_sound());
+        let backend = open(folder.path()).await;
+        assert!(backend.highest_token().await.unwrap() >= least);
+        backend.close().await.unwrap();
+        assert_eq!(repair(folder.path(), at(0), false).unwrap(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
 async fn two_links_to_one_document_have_one_writer() {
     let (shared, one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for folder in [&one, &two] {
@@ -163,7 +226,7 @@ async fn what_is_no_plain_file_is_refused_or_left_alone() {
     let made = std::process::Command::new("mkfifo").arg(document(pipe.path())).status().unwrap();
     assert!(made.success());
     let told = refused(pipe.path()).await;
-    assert!(told.contains("not a plain file"), "{told}");
+    assert!(told.contains("no plain file"), "{told}");
 }
 
 #[tokio::test]

@@ -9,16 +9,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use super::paths::Paths;
 use crate::model::ProcessInfo;
-use crate::store::highwater::{HIGHEST, HighWater, HighWaterFile};
+use crate::store::highwater::{HIGHEST, HighWater, HighWaterFile, SKIPPED_TOKENS};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How many sequence numbers are reserved with one sync: hours of writing at full speed.
 const SEQ_BLOCK: u64 = 10_000_000;
-
-/// How many tokens are passed over where it is not known which ones were given out.
-const SKIPPED_TOKENS: u64 = 1 << 32;
 
 /// Somebody who only asks whether the lock is held has it for an instant: it is tried so often, 5 ms apart.
 const ASKED_FOR: u32 = 20;
@@ -31,6 +30,8 @@ pub(super) struct Lock {
     /// The lock of whoever opens the document where its symbolic link leads: two links to one document exclude each other by it.
     behind_link: Option<HighWaterFile>,
     value: HighWater,
+    /// Who had it last and did not give it back.
+    left: Option<ProcessInfo>,
 }
 
 /// Which file was locked: its device and its number.
@@ -76,7 +77,25 @@ impl Lock {
             (value.token, value.seq) = (value.token.max(known.token), value.seq.max(known.seq));
             behind_link = Some(other);
         }
-        Ok(Self { file, place, behind_link, value })
+        let left = value.holder.clone();
+        Ok(Self { file, place, behind_link, value, left })
+    }
+
+    /// Puts a lock's file right that cannot be read, and says so. Nobody may have the state open for writing.
+    pub(super) fn mend(paths: &Paths, now: DateTime<Utc>) -> Result<Vec<String>, StoreError> {
+        let mut done = Vec::new();
+        for path in std::iter::once(paths.lock.clone()).chain(paths.lock_behind_link()) {
+            if !path.exists() {
+                continue;
+            }
+            let mut file = HighWaterFile::open(&path)?;
+            if !try_lock(&file)? {
+                return Err(busy(&paths.document, file.read().ok().and_then(|value| value.holder).as_ref()));
+            }
+            done.extend(file.mend(&Paths::aside(&path, "damaged", now))?);
+            file.unlock()?;
+        }
+        Ok(done)
     }
 
     /// Fails if somebody took the lock's file away: then another writer may have made a new one.
@@ -87,6 +106,11 @@ impl Lock {
     /// Which file it is, for whoever has to look without the lock itself.
     pub(super) fn file(&self) -> LockFile {
         self.place
+    }
+
+    /// The writer before, if it ended without giving the lock back.
+    pub(super) fn left(&self) -> Option<&ProcessInfo> {
+        self.left.as_ref()
     }
 
     /// The highest sequence number that may have been used.

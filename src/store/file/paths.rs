@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
-use crate::store::{StoreError, folder};
+use crate::store::{StoreError, StoreErrorKind, folder};
 
 /// The name of the document; every other name begins with it.
 const DOCUMENT: &str = "run_state.json";
@@ -220,7 +220,10 @@ pub(super) fn read(path: &Path) -> Result<Option<(Vec<u8>, Identity)>, StoreErro
     let opened = std::fs::metadata(path).and_then(|metadata| metadata.is_file().then(|| File::open(path)).transpose());
     let file = match opened {
         Ok(Some(file)) => file,
-        Ok(None) => return Err(fail(std::io::Error::other("it is not a plain file"))),
+        Ok(None) => {
+            let why = format!("{}: it is no plain file, but a file should be there; move it aside", path.display());
+            return Err(StoreError::not_applied(StoreErrorKind::Input, why));
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(fail(error)),
     };

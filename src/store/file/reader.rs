@@ -189,6 +189,8 @@ fn load(paths: &Paths) -> Result<View, StoreError> {
             paths.document.display()
         ));
     }
+    let lost = state.lost_journal(seen.value.holder.as_ref().filter(|_| !seen.held));
+    state.notices.extend(lost);
     if let (Some((from, to)), false) = (state.active.as_ref().and_then(|active| active.torn), seen.held) {
         state.notices.push(format!(
             "the last record of the journal is torn ({} bytes at byte {from}); it was never acknowledged, and is cut when the state is opened for writing",

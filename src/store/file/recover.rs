@@ -19,7 +19,7 @@ use super::join;
 use super::journal::{HEADER_LEN, Header, Journal, Kind, Stored, frame_at, frame_behind, last_written, lines};
 use super::paths::{self, Identity, Paths};
 use super::record::{Leases, Record};
-use crate::model::{CommitSeq, Ledger, RunState, Version};
+use crate::model::{CommitSeq, Ledger, ProcessInfo, RunState, Version};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Everything that lies there, as one state.
@@ -57,11 +57,24 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Says that the journal of the last writer, which did not end cleanly, is not there: as long as it had the state open there was one.
+    pub(super) fn lost_journal(&self, left: Option<&ProcessInfo>) -> Option<String> {
+        let left = left.filter(|_| {
+            self.told_seq.is_some() && self.active.is_none() && self.pending.is_none() && self.strangers.is_empty()
+        })?;
+        Some(format!(
+            "{left} did not close the state, and its journal is missing or empty: if it was not ended while it opened the state, what it wrote after the \
+             document was last written is lost. Versions go on behind all that were given out"
+        ))
+    }
+
     /// Numbers beyond those of the document were given out, and nothing says that it is the last one that was written: a backup was put back. Versions go
     /// on behind all of them, so that none is used twice; no journal can continue the document then.
-    pub(super) fn skip_lost_versions(&mut self, highest_seq: u64) {
-        // A journal that is set aside holds what came after the document, whatever the copy says.
-        let is_newest = self.is_newest && self.strangers.is_empty();
+    pub(super) fn skip_lost_versions(&mut self, highest_seq: u64, left: Option<&ProcessInfo>) {
+        let lost = self.lost_journal(left);
+        // A journal that is set aside, or is not there any more, holds what came after the document, whatever the copy says.
+        let is_newest = self.is_newest && self.strangers.is_empty() && lost.is_none();
+        self.notices.extend(lost);
         let is_whole = self.active.is_some() || self.pending.is_some() || self.document.is_none() || is_newest;
         if is_whole || highest_seq <= self.document_seq {
             return;

@@ -16,9 +16,12 @@ use crate::store::{StoreError, StoreErrorKind, VerifyReport};
 pub(super) fn verify(paths: &Paths) -> Result<VerifyReport, StoreError> {
     let mut report = VerifyReport::new();
     let mut held = false;
+    // The last sequence number of the document and its journal, if the document is ours.
+    let mut known = None;
     match read_settled(paths) {
         Ok((state, seen)) => {
             held = seen.held;
+            known = state.told_seq.map(|seq| state.active.as_ref().map_or(seq, |active| active.tail.max(seq)));
             report.checked.push(format!("{}: token {}, sequence {}", paths.lock.display(), seen.value.token, seen.value.seq));
             let runs = state.ledger.run_count();
             let nodes: usize = state.ledger.runs().map(crate::model::RunState::node_count).sum();
@@ -44,13 +47,23 @@ pub(super) fn verify(paths: &Paths) -> Result<VerifyReport, StoreError> {
                     ));
                 }
             }
+            report.checked.extend(state.lost_journal(seen.value.holder.as_ref().filter(|_| !held)));
             report.checked.extend(state.notices);
         }
         Err(error) => report.problems.push(error.to_string()),
     }
     if let Some((bytes, _)) = paths::read(&paths.previous)? {
         match document::read(&paths.previous, &bytes, 0) {
-            Ok(previous) => report.checked.push(format!("{}: {} run(s)", paths.previous.display(), previous.ledger.run_count())),
+            Ok(previous) => {
+                report.checked.push(format!("{}: {} run(s)", paths.previous.display(), previous.ledger.run_count()));
+                if previous.generation.is_some() && !held && known.is_some_and(|known| known < previous.ledger.seq().0) {
+                    report.checked.push(format!(
+                        "{} is newer than the document: a backup was put back, and is what counts; the newer one is kept under another name when \
+                         something is written",
+                        paths.previous.display()
+                    ));
+                }
+            }
             Err(error) => report.problems.push(error.to_string()),
         }
     }
@@ -78,7 +91,8 @@ fn check_versions(ledger: &crate::model::Ledger, report: &mut VerifyReport) {
 }
 
 /// Puts a damaged state right, and says what was done, line by line. A copy of every file that is changed is kept beside it as
-/// `<file>.damaged-<UTC>`. A journal is cut at its first bad frame; a journal that cannot be joined at all is set aside. A document that
+/// `<file>.damaged-<UTC>`. A journal is cut at its first bad frame; a journal that cannot be joined at all is set aside. A lock file that
+/// cannot be read is written anew, with tokens far behind those that were given out. A document that
 /// cannot be read is replaced by the previous one only if `use_previous` says so: it is older, and a journal that continued the damaged
 /// one is set aside with what it holds. A sound state is left as it is.
 ///
@@ -93,29 +107,35 @@ pub fn repair(base: &Path, now: DateTime<Utc>, use_previous: bool) -> Result<Vec
             format!("{}: there is no such folder; check the path", base.display()),
         ));
     }
+    let mut done = Lock::mend(&paths, now)?;
     let lock = Lock::acquire_unnamed(&paths)?;
-    let done = repair_locked(&paths, &lock, now, use_previous);
+    let repaired = repair_locked(&paths, &lock, now, use_previous, &mut done);
     let released = lock.release(None);
-    let done = done?;
+    repaired?;
     released?;
     Ok(done)
 }
 
-fn repair_locked(paths: &Paths, lock: &Lock, now: DateTime<Utc>, use_previous: bool) -> Result<Vec<String>, StoreError> {
-    let mut done = Vec::new();
+fn repair_locked(
+    paths: &Paths,
+    lock: &Lock,
+    now: DateTime<Utc>,
+    use_previous: bool,
+    done: &mut Vec<String>,
+) -> Result<(), StoreError> {
     match paths::read(&paths.document)? {
         Some((bytes, _)) => {
             if let Err(error) = document::read(&paths.document, &bytes, lock.seq()) {
                 if error.kind() != StoreErrorKind::Corrupt || !use_previous {
                     return Err(error);
                 }
-                bring_back_previous(paths, lock, now, &mut done)?;
+                bring_back_previous(paths, lock, now, done)?;
             }
         }
         // Before any journal is judged: with it they may be whole.
         None if paths.previous.exists() && !paths.bare.exists() => {
             if use_previous {
-                bring_back_previous(paths, lock, now, &mut done)?;
+                bring_back_previous(paths, lock, now, done)?;
             } else {
                 recover::read(paths, lock.seq())?;
             }
@@ -123,7 +143,7 @@ fn repair_locked(paths: &Paths, lock: &Lock, now: DateTime<Utc>, use_previous: b
         None => {}
     }
     for journal in [&paths.journal, &paths.next] {
-        mend_journal(paths, journal, now, &mut done)?;
+        mend_journal(paths, journal, now, done)?;
     }
     // What is still wrong is no torn frame: a journal that does not fit. It is set aside whole.
     if let Err(error) = recover::read(paths, lock.seq()) {
@@ -143,7 +163,7 @@ fn repair_locked(paths: &Paths, lock: &Lock, now: DateTime<Utc>, use_previous: b
         paths.sync_folder()?;
         recover::read(paths, lock.seq())?;
     }
-    Ok(done)
+    Ok(())
 }
 
 fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mut Vec<String>) -> Result<(), StoreError> {

@@ -163,7 +163,7 @@ impl Writer {
         let tail = state.active.as_ref().map_or(state.document_seq, |active| active.tail);
         let no_copy = checkpoint::refresh_copy(&paths, &mut state)?;
         state.notices.extend(no_copy);
-        state.skip_lost_versions(lock.seq());
+        state.skip_lost_versions(lock.seq(), lock.left());
         let journal = recover::heal(&mut state, &paths, SystemClock.now())?;
         let mut report = OpenReport::new();
         for notice in std::mem::take(&mut state.notices) {

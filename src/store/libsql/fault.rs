@@ -108,7 +108,10 @@ impl Fault {
             }
             Class::ReadOnly => (StoreErrorKind::ReadOnly, "use a token that may write"),
             Class::Lost | Class::AtCommit => (StoreErrorKind::Unavailable, "the connection or the server failed in the middle"),
-            Class::Busy => (StoreErrorKind::Busy, "another process is writing, or the server is at its limits; try again"),
+            Class::Busy => (
+                StoreErrorKind::Busy,
+                "another process is writing (see who with `seeknal state locks`), or the server is at its limits; try again",
+            ),
             Class::TooLarge => (StoreErrorKind::Input, "the server takes values of up to 5 MB; make it smaller"),
             Class::AnswerTooLarge => (StoreErrorKind::Io, "a single row is beyond what the server answers with"),
             Class::Full => (StoreErrorKind::Full, "free some space on the server; nothing is lost"),

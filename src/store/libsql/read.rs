@@ -86,7 +86,10 @@ pub(super) async fn run(client: &Client, id: &RunId) -> Result<Option<RunState>,
     }
     Err(StoreError::not_applied(
         StoreErrorKind::Busy,
-        format!("{}: run {id:?} changes faster than it can be read; try again", client.place()),
+        format!(
+            "{}: run {id:?} changes faster than it can be read; see who writes with `seeknal state locks`, and try again",
+            client.place()
+        ),
     ))
 }
 

@@ -8,7 +8,7 @@ use super::schema;
 use super::send::{self, Ask};
 use super::{fault::Class, lease};
 use crate::model::RunQuery;
-use crate::store::{StoreError, StoreErrorKind, VerifyReport};
+use crate::store::{StoreError, VerifyReport};
 
 /// Problems named at most of one kind; the rest is counted.
 const NAMED: usize = 20;
@@ -112,24 +112,19 @@ async fn values(client: &Client, report: &mut VerifyReport) -> Result<(usize, us
             row.text(0)?.clone_into(&mut after);
             match row.run_id(0) {
                 Err(error) => report.problems.push(error.to_string()),
-                Ok(id) => match read::run(client, &id).await {
-                    Ok(state) => nodes = nodes.saturating_add(state.map_or(0, |state| state.node_count())),
-                    Err(error) if error.kind() == StoreErrorKind::Corrupt => report.problems.push(error.to_string()),
-                    Err(error) => return Err(error),
-                },
+                Ok(id) => {
+                    let state = report.take(read::run(client, &id).await)?.flatten();
+                    nodes = nodes.saturating_add(state.map_or(0, |state| state.node_count()));
+                }
             }
         }
         if page.len() == 0 {
             break;
         }
     }
-    for problem in [
-        read::seq(client).await.err(),
-        lease::list(client).await.err(),
-        read_nodes::retained(client).await.err(),
-        read::list(client, &RunQuery::default().limit(1)).await.err(),
-    ] {
-        report.problems.extend(problem.map(|error| error.to_string()));
-    }
+    report.take(read::seq(client).await)?;
+    report.take(lease::list(client).await)?;
+    report.take(read_nodes::retained(client).await)?;
+    report.take(read::list(client, &RunQuery::default().limit(1)).await)?;
     Ok((runs, nodes))
 }

@@ -105,7 +105,11 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
                 let slow = |error: fn(StoreErrorKind, String) -> StoreError| {
                     error(
                         StoreErrorKind::Busy,
-                        format!("{}: a commit took longer than {} s", shared.pool.place.name, TOTAL.as_secs()),
+                        format!(
+                            "{}: a commit took longer than {} s; see who works there with `seeknal state locks`",
+                            shared.pool.place.name,
+                            TOTAL.as_secs()
+                        ),
                     )
                 };
                 return Err(slow(if decided.load(Ordering::Acquire) { StoreError::unknown } else { StoreError::not_applied }));

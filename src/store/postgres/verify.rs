@@ -91,15 +91,13 @@ async fn values(pool: &Pool, report: &mut VerifyReport) -> Result<(usize, usize)
         let id = RunId::new(Fields::new(row, "table runs").text(0)?);
         match id.map_err(|error| error.to_string()) {
             Err(problem) => report.problems.push(format!("table runs: {problem}")),
-            Ok(id) => match read::run(pool, &id).await {
-                Ok(state) => nodes = nodes.saturating_add(state.map_or(0, |state| state.node_count())),
-                Err(error) if error.kind() == crate::store::StoreErrorKind::Corrupt => report.problems.push(error.to_string()),
-                Err(error) => return Err(error),
-            },
+            Ok(id) => {
+                let state = report.take(read::run(pool, &id).await)?.flatten();
+                nodes = nodes.saturating_add(state.map_or(0, |state| state.node_count()));
+            }
         }
     }
-    for problem in [read::leases(pool).await.err(), read::retained(pool).await.err()] {
-        report.problems.extend(problem.map(|error| error.to_string()));
-    }
+    report.take(read::leases(pool).await)?;
+    report.take(read::retained(pool).await)?;
     Ok((runs, nodes))
 }

@@ -31,6 +31,8 @@ mod write;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
+#[cfg(feature = "project")]
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -41,6 +43,8 @@ use self::follow::{Follower, Foreign};
 use self::owners::Deaths;
 use self::place::Place;
 use self::thread::{Job, Writer};
+#[cfg(feature = "project")]
+use super::highwater::HighWaterFile;
 use super::{
     BackendOptions, BatchSource, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend,
     StoreError, StoreErrorKind, VerifyReport, Wake,
@@ -49,6 +53,26 @@ use crate::model::{
     Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage,
     RunQuery, RunState, SystemClock, Version,
 };
+
+/// Where there is no database, or one with nothing in it: that there was one, as the file beside it tells.
+#[cfg(feature = "project")]
+pub(crate) fn lost(db: &Path) -> Option<String> {
+    open::known(db).ok().flatten().and_then(|known| open::lost(db, &known))
+}
+
+/// Puts the file beside a database right that tells how far numbers were given out, if it cannot be read; says what was done.
+#[cfg(feature = "project")]
+pub(crate) fn mend_sidecar(db: &Path, aside: impl FnOnce(&Path) -> PathBuf) -> Result<Option<String>, StoreError> {
+    let path = open::beside(db, ".lock");
+    if open::known(db).is_ok() {
+        return Ok(None);
+    }
+    let mut file = HighWaterFile::open(&path)?;
+    file.lock()?;
+    let mended = file.mend(&aside(&path));
+    file.unlock()?;
+    mended
+}
 
 /// Idle connections that are kept for readers.
 const READERS: usize = 4;
@@ -69,6 +93,8 @@ struct Opened {
     process: ProcessInfo,
     /// None: this opening only reads.
     writer: Option<mpsc::UnboundedSender<Job>>,
+    /// What an operator should know.
+    notice: Option<String>,
 }
 
 /// What readers on other threads need.
@@ -145,10 +171,11 @@ impl SqliteBackend {
             blocking(move || {
                 let path = &shared.at.path;
                 if open::check(path)? == open::Found::Nothing {
-                    return Err(StoreError::not_applied(
-                        StoreErrorKind::NotFound,
-                        format!("{}: there is no state yet; open it for writing once, or check the path", path.display()),
-                    ));
+                    let lost = open::known(path)?.and_then(|known| open::lost(path, &known));
+                    let why = lost.unwrap_or_else(|| {
+                        format!("{}: there is no state yet; open it for writing once, or check the path", path.display())
+                    });
+                    return Err(StoreError::not_applied(StoreErrorKind::NotFound, why));
                 }
                 let (conn, lasting) = open::open_reader(path)?;
                 open::recheck(&conn, &shared.at.name)?;
@@ -160,7 +187,7 @@ impl SqliteBackend {
                 Ok(())
             })
             .await?;
-            return Ok(Opened { process, writer: None });
+            return Ok(Opened { process, writer: None, notice: None });
         }
         let (sender, jobs) = mpsc::unbounded_channel();
         let (reply, opened) = oneshot::channel();
@@ -171,15 +198,15 @@ impl SqliteBackend {
                 Err(error) => {
                     let _asker_gone = reply.send(Err(error)).is_err();
                 }
-                Ok(writer) => {
+                Ok((writer, notice)) => {
                     // Who asked and went away left no sender behind: the work ends at once.
-                    let _asker_gone = reply.send(Ok(())).is_err();
+                    let _asker_gone = reply.send(Ok(notice)).is_err();
                     writer.work(jobs);
                 }
             })
             .map_err(|error| StoreError::io("starting the writer thread", error))?;
-        opened.await.unwrap_or_else(|_| Err(broken()))?;
-        Ok(Opened { process, writer: Some(sender) })
+        let notice = opened.await.unwrap_or_else(|_| Err(broken()))?;
+        Ok(Opened { process, writer: Some(sender), notice })
     }
 
     fn opened(&self) -> Result<&Opened, StoreError> {
@@ -229,8 +256,10 @@ impl StateBackend for SqliteBackend {
 
     fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
         Box::pin(async move {
-            self.opened.get_or_try_init(|| self.open()).await?;
-            Ok(OpenReport::new())
+            let opened = self.opened.get_or_try_init(|| self.open()).await?;
+            let mut report = OpenReport::new();
+            opened.notice.iter().for_each(|notice| report.notice(notice.clone()));
+            Ok(report)
         })
     }
 
@@ -364,7 +393,8 @@ impl StateBackend for SqliteBackend {
     }
 
     fn verify(&self) -> BoxFuture<'_, Result<VerifyReport, StoreError>> {
-        self.ask(verify::verify)
+        let path = self.shared.at.path.clone();
+        self.ask(move |conn| verify::verify(conn, &path))
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::error::{is_damage, is_unwritable, sql_error};
 use super::schema::{self, APPLICATION_ID, PAGE_SIZE};
 use super::{boot, owners, turn};
-use crate::store::highwater::HighWaterFile;
+use crate::store::highwater::{HighWater, HighWaterFile};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How long a statement waits for another process's transaction.
@@ -38,6 +38,28 @@ pub(super) fn beside(db: &Path, suffix: &str) -> PathBuf {
     let mut name = db.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
+}
+
+/// What the file beside a database knows of numbers that were given out; `None` if there is none.
+pub(super) fn known(db: &Path) -> Result<Option<HighWater>, StoreError> {
+    let sidecar = beside(db, ".lock");
+    match sidecar.try_exists() {
+        Ok(false) => Ok(None),
+        Ok(true) => HighWaterFile::peek(&sidecar).map(Some),
+        Err(error) => Err(StoreError::io(sidecar.display(), error)),
+    }
+}
+
+/// Where a database has nothing: that the file beside it tells of one that had.
+pub(super) fn lost(db: &Path, known: &HighWater) -> Option<String> {
+    (known.seq > 0).then(|| {
+        format!(
+            "{} is new or empty, but {} tells of one that commits were written to: it was removed or emptied. Unless that was on purpose, bring a \
+             backup of it back",
+            db.display(),
+            beside(db, ".lock").display()
+        )
+    })
 }
 
 fn length(path: &Path) -> Result<Option<u64>, StoreError> {

@@ -131,8 +131,12 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Opens the database for writing, and makes it if it is not there.
-    pub(super) fn open(at: Arc<Place>, foreign: Arc<Foreign>, process: &ProcessInfo) -> Result<Self, StoreError> {
+    /// Opens the database for writing, and makes it if it is not there. Answers also with what an operator should know.
+    pub(super) fn open(
+        at: Arc<Place>,
+        foreign: Arc<Foreign>,
+        process: &ProcessInfo,
+    ) -> Result<(Self, Option<String>), StoreError> {
         let db = &at.path;
         if let Some(parent) = db.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             folder::make(parent).map_err(|error| StoreError::io(parent.display(), error))?;
@@ -143,12 +147,13 @@ impl Writer {
         let conn = open::open_writer(db, &sidecar)?;
         let owner = Owner::register(db, process)?;
         open::sweep(&conn, db, process);
-        let reserved = raise(&conn, &mut sidecar, &at.name)?;
+        let (reserved, was) = raise(&conn, &mut sidecar, &at.name)?;
         at.opened();
         let (seq, _) = read::counters(&conn)?;
         foreign.sent(seq);
         let checkpointer = Checkpointer::new(db);
-        Ok(Self {
+        let notice = (was == 0).then(|| open::lost(db, &reserved)).flatten();
+        let writer = Self {
             conn,
             at,
             foreign,
@@ -166,7 +171,8 @@ impl Writer {
             rest_due: false,
             sweep_due: false,
             owner,
-        })
+        };
+        Ok((writer, notice))
     }
 
     /// Works until it is told to close, or nobody is left who could ask.
@@ -468,8 +474,9 @@ impl Writer {
     }
 }
 
-/// Raises the counters to what the file beside the database knows: they were given out, even if this copy of the database is older.
-fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<HighWater, StoreError> {
+/// Raises the counters to what the file beside the database knows: they were given out, even if this copy of the database is older. Answers with what the
+/// file knows, and the commit sequence that the database had.
+fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<(HighWater, u64), StoreError> {
     let fail = |error| sql_error(place, error);
     // First the database, then the file: the order in which the writer takes them.
     conn.execute_batch("BEGIN IMMEDIATE").map_err(fail)?;
@@ -483,7 +490,7 @@ fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<
             write::counters(conn, seq.max(known.seq), token.max(known.token))?;
         }
         conn.execute_batch("COMMIT").map_err(fail)?;
-        Ok(known)
+        Ok((known, seq))
     })();
     if raised.is_err() && !conn.is_autocommit() {
         let _stays_inside = conn.execute_batch("ROLLBACK").is_err();

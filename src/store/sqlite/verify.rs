@@ -1,13 +1,17 @@
 //! Checks the database from end to end, reading only, and names every row that makes no sense.
 
-use rusqlite::Connection;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, params_from_iter};
 
 use super::error::sql_error;
-use super::{lease, read, schema};
-use crate::model::{RunId, RunQuery};
+use super::{lease, open, read, schema};
+use crate::model::{NodeId, RunId, RunQuery};
 use crate::store::{StoreError, VerifyReport};
 
-/// Problems named at most of one kind; the rest is counted.
+/// Problems named at most of one kind, and of one run; the rest is counted.
 const NAMED: usize = 20;
 
 /// Questions that must find nothing: what they look for, and the rows that are wrong, as text.
@@ -59,32 +63,29 @@ const ORPHANS: &[(&str, &str)] = &[
 ];
 
 /// Checks everything. The caller holds a read transaction.
-pub(super) fn verify(conn: &Connection) -> Result<VerifyReport, StoreError> {
+pub(super) fn verify(conn: &Connection, db: &Path) -> Result<VerifyReport, StoreError> {
     let mut report = VerifyReport::new();
-    let fail = |error| sql_error("the database", error);
-
-    let mut found: Vec<String> = Vec::new();
-    let mut statement = conn.prepare("PRAGMA integrity_check").map_err(fail)?;
-    let mut rows = statement.query([]).map_err(fail)?;
-    while let Some(row) = rows.next().map_err(fail)? {
-        let line: String = row.get(0).map_err(fail)?;
-        if line != "ok" {
-            found.push(line);
-        }
+    if let Some(known) = report.take(open::known(db))?.flatten() {
+        report.checked.push(format!("{}: token {}, sequence {}", open::beside(db, ".lock").display(), known.token, known.seq));
     }
+    let found = texts(conn, "PRAGMA integrity_check", &[], &mut report)?;
     report.checked.push("every page and index (integrity_check)".to_owned());
-    note(&mut report, "the database is damaged", found);
-    report.checked.push(format!("schema version {}", schema::schema_version(conn).map_err(fail)?));
+    note(&mut report, "the database is damaged", found.into_iter().filter(|line| line != "ok").collect());
+    let version = schema::schema_version(conn).map_err(|error| sql_error("the database", error));
+    if let Some(version) = report.take(version)? {
+        report.checked.push(format!("schema version {version}"));
+    }
 
     for (what, sql) in ORPHANS {
-        let mut statement = conn.prepare(sql).map_err(fail)?;
-        let found = statement.query_map([], |row| row.get(0)).and_then(Iterator::collect).map_err(fail)?;
+        let found = texts(conn, sql, &[], &mut report)?;
         note(&mut report, what, found);
     }
     report.checked.push("that rows belong together".to_owned());
 
     let (runs, nodes) = values(conn, &mut report)?;
     report.checked.push(format!("every value of {runs} runs and {nodes} nodes"));
+    let mut seen = BTreeSet::new();
+    report.problems.retain(|problem| seen.insert(problem.clone()));
     Ok(report)
 }
 
@@ -96,30 +97,65 @@ fn note(report: &mut VerifyReport, what: &str, found: Vec<String>) {
     }
 }
 
-/// Reads every value as readers do.
+/// The first column of what a statement finds, up to where damage ends it; that is told in the report. Bytes that are no text are shown as such.
+fn texts(conn: &Connection, sql: &str, keys: &[&str], report: &mut VerifyReport) -> Result<Vec<String>, StoreError> {
+    let mut found = Vec::new();
+    let ended = (|| {
+        let mut statement = conn.prepare(sql)?;
+        let mut rows = statement.query(params_from_iter(keys))?;
+        while let Some(row) = rows.next()? {
+            found.push(match row.get_ref(0)? {
+                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+                ValueRef::Null => String::new(),
+                ValueRef::Integer(number) => number.to_string(),
+                ValueRef::Real(number) => number.to_string(),
+            });
+        }
+        Ok(())
+    })();
+    report.take(ended.map_err(|error| sql_error("the database", error)))?;
+    Ok(found)
+}
+
+/// Reads every value as readers do. Where a run does not read, every node of it is looked at by itself.
 fn values(conn: &Connection, report: &mut VerifyReport) -> Result<(usize, usize), StoreError> {
-    let fail = |error| sql_error("table runs", error);
-    let (mut runs, mut nodes) = (0_usize, 0_usize);
-    let mut statement = conn.prepare("SELECT run_id FROM runs").map_err(fail)?;
-    let mut rows = statement.query([]).map_err(fail)?;
-    while let Some(row) = rows.next().map_err(fail)? {
-        runs = runs.saturating_add(1);
-        let text: String = row.get(0).map_err(fail)?;
-        match RunId::new(&text).map_err(|error| error.to_string()) {
-            Err(problem) => report.problems.push(format!("table runs: {problem}")),
-            Ok(id) => match read::run(conn, &id) {
-                Ok(state) => nodes = nodes.saturating_add(state.map_or(0, |state| state.node_count())),
-                Err(error) => report.problems.push(error.to_string()),
-            },
+    let ids = texts(conn, "SELECT run_id FROM runs", &[], report)?;
+    let mut nodes = 0_usize;
+    for text in &ids {
+        let Ok(run) = RunId::new(text.as_str()) else {
+            report.problems.push(format!("table runs: {text:?} is no id of a run"));
+            continue;
+        };
+        match read::run(conn, &run) {
+            Ok(state) => nodes = nodes.saturating_add(state.map_or(0, |state| state.node_count())),
+            Err(error) => nodes = nodes.saturating_add(nodes_of(conn, &run, error, report)?),
         }
     }
-    for problem in [
-        read::counters(conn).err(),
-        lease::running(conn).err(),
-        read::retained(conn).err(),
-        read::list(conn, &RunQuery::default().limit(1)).err(),
-    ] {
-        report.problems.extend(problem.map(|error| error.to_string()));
+    report.take(read::counters(conn))?;
+    report.take(lease::running(conn))?;
+    report.take(read::retained(conn))?;
+    report.take(read::list(conn, &RunQuery::default().limit(1)))?;
+    Ok((ids.len(), nodes))
+}
+
+/// Looks at a run that does not read; answers how many of its nodes do.
+fn nodes_of(conn: &Connection, run: &RunId, whole: StoreError, report: &mut VerifyReport) -> Result<usize, StoreError> {
+    let mut found = VerifyReport::new();
+    let mut nodes = 0_usize;
+    found.take(read::run_row(conn, run))?;
+    for text in texts(conn, "SELECT node_id FROM node_states WHERE run_id = ?1", &[run.as_str()], &mut found)? {
+        match NodeId::new(text.as_str()) {
+            Ok(node) => nodes += usize::from(found.take(read::node(conn, run, &node))?.is_some()),
+            Err(_) => found.problems.push(format!("table node_states: run {run:?}: {text:?} is no id of a node")),
+        }
     }
-    Ok((runs, nodes))
+    if found.is_sound() {
+        found.take(Err::<(), _>(whole))?;
+    }
+    let more = found.problems.len().saturating_sub(NAMED);
+    report.problems.extend(found.problems.into_iter().take(NAMED));
+    if more > 0 {
+        report.problems.push(format!("run {run:?}: and {more} more"));
+    }
+    Ok(nodes)
 }
