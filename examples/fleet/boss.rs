@@ -69,7 +69,7 @@ struct Fleet<'o> {
 pub(crate) async fn run(options: &Options, url: Option<&str>) -> Result<bool, Failure> {
     let fresh = if options.project_path.is_none() { Some(tempfile::tempdir()?) } else { None };
     let project = options.project_path.as_deref().or_else(|| fresh.as_ref().map(tempfile::TempDir::path));
-    let target = project.unwrap_or(Path::new(".")).join("target");
+    let target = super::options::target(project.unwrap_or(Path::new(".")))?;
     let acks = options.ack_log_dir.clone().unwrap_or_else(|| target.join("acks"));
     std::fs::create_dir_all(&target)?;
     std::fs::create_dir_all(&acks)?;

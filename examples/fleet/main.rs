@@ -23,6 +23,8 @@ mod check;
 #[path = "../parallel_executors/dag.rs"]
 #[allow(dead_code, reason = "only the graph is needed here")]
 mod dag;
+#[path = "../parallel_executors/options.rs"]
+mod options;
 mod progress;
 mod worker;
 
@@ -34,18 +36,20 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use seeknal_state::{BackendOptions, StateBackend, StoreError, create_state_backend};
 
+use self::options::DatabaseUrl;
+
 /// Where a worker finds the URL of its database: not among its arguments, which everybody on the machine can read.
 const URL_VARIABLE: &str = "SEEKNAL_FLEET_DATABASE_URL";
 
 /// Drains a run with many processes, some of which are killed or stopped, and checks that every node was done exactly once.
 #[derive(Debug, Parser)]
 struct Options {
-    /// The project's folder; the state is in its folder `target` [default: a fresh folder]
-    #[arg(long, value_name = "DIR")]
+    /// The project's folder; the state is in its folder `target`, or in the one that its settings name (with `--features project`) [default: a fresh folder]
+    #[arg(long, value_name = "DIR", value_parser = options::place)]
     project_path: Option<PathBuf>,
     /// A database server instead of `target/state.db`; give one with a password in the variable SEEKNAL_FLEET_DATABASE_URL instead
     #[arg(long, value_name = "URL")]
-    database_url: Option<String>,
+    database_url: Option<DatabaseUrl>,
     /// How many worker processes
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
     workers: usize,
@@ -59,7 +63,7 @@ struct Options {
     #[arg(long, value_name = "P", default_value_t = 0.25, value_parser = share)]
     pause_share: f64,
     /// Where every worker writes its ack log [default: target/acks of the project]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = options::place)]
     ack_log_dir: Option<PathBuf>,
     /// Print nothing but the summary
     #[arg(long)]
@@ -153,8 +157,8 @@ fn backend(target: &Path, url: Option<&str>) -> Result<Arc<dyn StateBackend>, St
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let options = Options::parse();
-    let url = options.database_url.clone().or_else(|| std::env::var(URL_VARIABLE).ok());
+    let options: Options = options::parse();
+    let url = options.database_url.clone().map(|url| url.0).or_else(|| std::env::var(URL_VARIABLE).ok());
     let done = match &options.role {
         Some(Role::Worker { target, run, name, ack_log, work }) => {
             worker::run(backend(target, url.as_deref()), run, name, ack_log, work).await.map(|()| true)

@@ -1,7 +1,7 @@
 //! The job from end to end: open, take over, begin, work, close, read back, compare.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Days, Utc};
@@ -26,7 +26,7 @@ use crate::{Failure, Options, report};
 /// Does the whole job; `false` if what is on disk is not what the executors were told.
 pub(crate) async fn run(options: &Options) -> Result<bool, Failure> {
     let project = project(options)?;
-    let target = target(&project)?;
+    let target = super::options::target(&project)?;
     std::fs::create_dir_all(&target)?;
     let open = || async {
         let mut at = BackendOptions::new().base_path(&target);
@@ -107,26 +107,6 @@ fn project(options: &Options) -> Result<PathBuf, Failure> {
         Some(path) => path.clone(),
         None => tempfile::Builder::new().prefix("seeknal-").tempdir()?.keep(),
     })
-}
-
-/// The state's folder: the one that the project's settings name (`seeknal_state.target_path`), else `target`.
-fn target(project: &Path) -> Result<PathBuf, Failure> {
-    #[cfg(feature = "project")]
-    if project.is_dir() {
-        return Ok(seeknal_state::project::Settings::load(project, &|_| None)
-            .map_err(|error| Failure::Told(error.to_string()))?
-            .target
-            .value);
-    }
-    #[cfg(not(feature = "project"))]
-    for name in ["seeknal_project.yml", "seeknal_project.yaml"] {
-        let file = project.join(name);
-        if std::fs::read_to_string(&file).is_ok_and(|text| text.contains("target_path")) {
-            let message = format!("{}: it names the state's folder; add `--features project` to follow it", file.display());
-            return Err(Failure::Told(message));
-        }
-    }
-    Ok(project.join("target"))
 }
 
 /// Runs that a living process works on: they may change while we look.

@@ -24,19 +24,21 @@ mod dag;
 mod executor;
 mod job;
 mod marks;
+mod options;
 mod report;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, ValueEnum};
+
+use self::options::DatabaseUrl;
 
 /// Runs a pipeline with many executors on one state, and checks that everything they were told is on disk.
 #[derive(Debug, Parser)]
 struct Options {
     /// The project's folder; the state is in its folder `target`, or in the one that its settings name (with `--features project`) [default: a fresh folder]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = options::place)]
     project_path: Option<PathBuf>,
     /// Where the state is kept: `target/run_state.json` or `target/state.db`
     #[arg(long, value_enum, default_value_t = Backend::File)]
@@ -60,7 +62,7 @@ struct Options {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// A file that gets one JSON line for every acknowledged write
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = options::place)]
     ack_log: Option<PathBuf>,
 }
 
@@ -68,24 +70,6 @@ struct Options {
 enum Backend {
     File,
     Database,
-}
-
-/// A URL that may hold a token: it is never printed.
-#[derive(Clone)]
-struct DatabaseUrl(String);
-
-impl std::str::FromStr for DatabaseUrl {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl std::fmt::Debug for DatabaseUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("(not shown)")
-    }
 }
 
 impl Options {
@@ -143,16 +127,7 @@ impl Failure {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let options = Options::try_parse().unwrap_or_else(|mut error| {
-        // A URL may hold a token: what was given in its place is not shown.
-        if matches!(error.get(ContextKind::InvalidValue), Some(ContextValue::String(text)) if text.contains([':', '@', '/'])) {
-            error.insert(ContextKind::InvalidValue, ContextValue::String("(not shown)".to_owned()));
-        }
-        if matches!(error.get(ContextKind::InvalidArg), Some(ContextValue::String(text)) if text.contains([':', '@', '/'])) {
-            error.insert(ContextKind::InvalidArg, ContextValue::String("(not shown)".to_owned()));
-        }
-        error.exit()
-    });
+    let options: Options = options::parse();
     match job::run(&options).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

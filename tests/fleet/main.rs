@@ -164,10 +164,17 @@ fn a_fleet_that_nobody_harms_notes_every_end() {
 #[test]
 fn what_makes_no_sense_is_refused() {
     for (arguments, said) in [
-        (["--workers", "0"], "at least 1"),
-        (["--pause-share", "1.5"], "0 to 1"),
-        (["--ttl-ms", "5"], "100"),
-        (["--database-url", "mysql://u:secret@h/d"], "unknown scheme"),
+        (&["--workers", "0"][..], "at least 1"),
+        (&["--pause-share", "1.5"], "0 to 1"),
+        (&["--ttl-ms", "5"], "100"),
+        (&["--database-url", "mysql://u:secret@h/d"], "unknown scheme"),
+        (&["postgres://u:secret@h/d"], "not shown"),
+        (&["--workers", "libsql://secret@h"], "not shown"),
+        (&["--seed", "libsql://secret@h"], "not shown"),
+        (&["--pause-share", "libsql://secret@h"], "not shown"),
+        (&["--libsql://secret@h"], "not shown"),
+        (&["--project-path", "postgres://u:secret@h/d"], "belongs into --database-url"),
+        (&["--ack-log-dir", "postgres://u:secret@h/d"], "belongs into --database-url"),
     ] {
         let output = Command::new(binaries::example("fleet")).args(arguments).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
