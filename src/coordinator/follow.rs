@@ -10,7 +10,7 @@
 //! An actor compares with what it knows when nothing of its own is on its way, so that own commits make nobody load. What the backend says is a
 //! hint: at the latest every five seconds the versions are asked for without one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use crate::error::Error;
-use crate::model::{RunFilter, RunId, RunQuery, Version};
+use crate::model::{RunId, Version};
 use crate::store::{ForeignCommits, StateBackend, StoreError, StoreErrorKind};
 
 /// How long the backend may say nothing before the versions are asked for all the same.
@@ -38,9 +38,15 @@ const SHORTEST_REST: Duration = Duration::from_millis(25);
 const LONGEST_REST: Duration = Duration::from_millis(200);
 /// How soon a run is looked at again that was just being loaded.
 const STARTING: Duration = Duration::from_millis(20);
-/// Where the backend does not say which runs changed: how many of the newest runs are looked through for those that are not resident, and how often.
-const NEWEST: usize = 64;
+/// Where the backend does not say which runs changed: how many of the newest runs are looked through for those that are not resident, and how often at most;
+/// looking takes a small part of the time at most.
+const NEWEST: usize = 100_000;
 const LOOK_THROUGH: Duration = Duration::from_millis(250);
+const LOOKING_SHARE: u32 = 10;
+/// So many of the newest are compared in every round.
+const CLOSELY: usize = 64;
+/// Runs that are not found any more are asked for by name, so many at once.
+const MISSED: usize = 1_000;
 
 /// How fresh the snapshots are, where other processes write too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -146,6 +152,8 @@ pub(super) fn start(engine: &Arc<Engine>) {
         starting: BTreeSet::new(),
         looked: None,
         look_due: None,
+        look_pause: LOOK_THROUGH,
+        known: HashMap::new(),
     };
     let task = tokio::spawn(follower.work());
     *engine.following.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
@@ -160,6 +168,9 @@ struct Follower {
     looked: Option<Instant>,
     /// When they are to be looked through again.
     look_due: Option<Instant>,
+    look_pause: Duration,
+    /// Up to which versions subscribers know runs that nobody remembers otherwise.
+    known: HashMap<RunId, Version>,
 }
 
 /// Why a round begins.
@@ -248,7 +259,7 @@ impl Follower {
         let listens = engine.events.has_subscribers();
         if !listens {
             directory.forget_told();
-            (self.looked, self.look_due) = (None, None);
+            (self.looked, self.look_due, self.known) = (None, None, HashMap::new());
         }
         let again = std::mem::take(&mut self.starting);
         self.starting.extend(directory.starting());
@@ -270,8 +281,9 @@ impl Follower {
             }
         }
         for ((run, known), found) in remembered.iter().zip(versions.iter().skip(resident.len())) {
-            if *found != Some(*known) {
-                self.load(engine, run, *known).await?;
+            if *found != Some(*known) && !self.load(engine, run, *known).await? {
+                // It is remembered, and looked at again when there may be room.
+                self.look_due = self.look_due.or(Some(started + LOOK_THROUGH));
             }
         }
         if listens {
@@ -279,10 +291,15 @@ impl Follower {
                 Some(runs) => {
                     let seen: BTreeSet<&RunId> = asked.iter().collect();
                     for run in runs.iter().filter(|run| !seen.contains(run)) {
-                        self.load(engine, run, Version::NONE).await?;
+                        let known = self.known.remove(run).unwrap_or(Version::NONE);
+                        if !self.load(engine, run, known).await? {
+                            // Later, when there is room.
+                            self.known.insert(run.clone(), known);
+                            self.look_due = self.look_due.or(Some(started + LOOK_THROUGH));
+                        }
                     }
                 }
-                None => self.look_due = self.look_due.or(Some(self.looked.map_or(started, |looked| looked + LOOK_THROUGH))),
+                None => self.look_due = self.look_due.or(Some(self.looked.map_or(started, |looked| looked + self.look_pause))),
             }
             if self.looked.is_none() || self.look_due.is_some_and(|due| due <= Instant::now()) {
                 self.look_through(engine).await?;
@@ -298,26 +315,46 @@ impl Follower {
     async fn look_through(&mut self, engine: &Arc<Engine>) -> Result<(), StoreError> {
         let first = self.looked.is_none();
         let began = Instant::now();
-        let page = patiently(self.backend.list_runs(&RunQuery::new(RunFilter::all()).limit(NEWEST))).await?;
-        let known: BTreeSet<RunId> = engine.directory.remembered().into_iter().map(|(run, _)| run).collect();
-        for summary in page.runs {
-            if known.contains(&summary.run_id) || engine.directory.get(summary.run_id.as_str()).is_some() {
-                continue;
+        let found = patiently(self.backend.newest_versions(NEWEST)).await?;
+        self.look_pause = (began.elapsed() * LOOKING_SHARE).max(LOOK_THROUGH);
+        // What is remembered counts: it is as new as what subscribers were told.
+        let mut missed = std::mem::take(&mut self.known);
+        missed.extend(engine.directory.remembered());
+        let mut left_out = false;
+        for (place, (run, version)) in found.into_iter().enumerate() {
+            let before = missed.remove(&run);
+            if first && place < CLOSELY {
+                engine.directory.remember(&run, version);
             }
-            if first {
-                engine.directory.remember(&summary.run_id, summary.version);
+            let resident = engine.directory.get(run.as_str()).is_some();
+            if resident || first || before == Some(version) || self.load(engine, &run, before.unwrap_or(Version::NONE)).await? {
+                self.known.insert(run, version);
             } else {
-                self.load(engine, &summary.run_id, Version::NONE).await?;
+                left_out = true;
+                self.known.extend(before.map(|before| (run, before)));
             }
         }
-        (self.looked, self.look_due) = (Some(began), None);
+        // Deleted, or no more among the newest.
+        let missed: Vec<(RunId, Version)> = missed.into_iter().collect();
+        for some in missed.chunks(MISSED) {
+            let ids: Vec<RunId> = some.iter().map(|(run, _)| run.clone()).collect();
+            let there = patiently(self.backend.run_versions(&ids)).await?;
+            for ((run, before), _) in some.iter().zip(there).filter(|(_, there)| there.is_none()) {
+                if !self.load(engine, run, *before).await? {
+                    left_out = true;
+                    self.known.insert(run.clone(), *before);
+                }
+            }
+        }
+        (self.looked, self.look_due) = (Some(began), left_out.then(|| Instant::now() + self.look_pause));
         Ok(())
     }
 
-    async fn load(&self, engine: &Arc<Engine>, run: &RunId, known: Version) -> Result<(), StoreError> {
+    /// Makes a run resident that others changed, so that subscribers are told. `false`: there is no room for it now.
+    async fn load(&self, engine: &Arc<Engine>, run: &RunId, known: Version) -> Result<bool, StoreError> {
         if engine.directory.len() >= engine.limits.resident_runs {
-            // Nobody here works on it; the bound on memory counts for more than being told.
-            return Ok(());
+            // Nobody here works on it; the bound on memory counts for more than being told at once.
+            return Ok(false);
         }
         let load = async {
             engine.directory.follow(run, known).await.map_err(|error| match error {
@@ -325,7 +362,7 @@ impl Follower {
                 _ => StoreError::closed(),
             })
         };
-        patiently(load).await
+        patiently(load).await.map(|()| true)
     }
 }
 

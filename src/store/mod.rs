@@ -304,6 +304,16 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
         })
     }
 
+    /// The versions of the newest runs that are in storage now, `most` at most; a backend may answer fewer than there are. A coordinator that subscribers
+    /// listen to asks for them when others committed and [`others_committed`](Self::others_committed) did not say what. The default asks
+    /// [`list_runs`](Self::list_runs) for 1,000.
+    fn newest_versions(&self, most: usize) -> BoxFuture<'_, Result<Vec<(RunId, Version)>, StoreError>> {
+        Box::pin(async move {
+            let page = self.list_runs(&RunQuery::default().limit(most.min(1_000))).await?;
+            Ok(page.runs.into_iter().map(|run| (run.run_id, run.version)).collect())
+        })
+    }
+
     /// Waits until another opening may have committed since the last answer, or since this opening began. What it answers may be too much, never
     /// too little. A backend that is not shared waits for ever, which is the default; a shared one whose coordinators are to follow others overrides it.
     ///

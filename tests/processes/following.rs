@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use seeknal_state::{ChangeStream, Event, NewRun, NodeId, NodeUpdate, OnDelete, RunUpdate};
+use seeknal_state::{ChangeStream, Coordinator, Event, NewRun, NodeId, NodeUpdate, OnDelete, RunUpdate};
 
 use super::peer::Peer;
 use super::support::{self, Store};
@@ -14,6 +14,7 @@ on_every_database!(
     a_fresh_read_sees_at_once_what_was_acknowledged_elsewhere,
     runs_that_others_delete_and_make_again_are_seen,
     a_subscriber_hears_of_runs_that_nobody_here_asked_for,
+    a_subscriber_hears_of_every_run_however_few_may_be_resident,
     after_every_burst_of_both_both_show_the_same,
     an_own_commit_does_not_hide_the_one_before_it,
 );
@@ -141,6 +142,42 @@ async fn a_subscriber_hears_of_runs_that_nobody_here_asked_for(store: Store) {
     assert_eq!(moved.nodes.iter().map(NodeId::as_str).collect::<Vec<_>>(), ["n"]);
     there.delete_run("new", OnDelete::KeepCoverage).await.unwrap();
     assert!(event(&mut changes, |change| change.run.as_str() == "new").await.deleted);
+    here.close().await.unwrap();
+    there.close().await.unwrap();
+}
+
+/// Also of old ones among many, of deleted ones, and of more than there is room for at a time.
+async fn a_subscriber_hears_of_every_run_however_few_may_be_resident(store: Store) {
+    let builder = Coordinator::builder().max_resident_runs(8).idle_after(Duration::from_millis(20));
+    let (here, there) = (builder.open(store.backend()).await.unwrap(), store.open().await);
+    let run = |number: usize| format!("run_{number:03}");
+    let mut tx = there.transaction();
+    for number in 0..90 {
+        tx.create_run(run(number).as_str(), NewRun::running());
+    }
+    tx.commit().await.unwrap();
+    let mut changes = here.subscribe();
+    let listening = here.stats().follow_rounds;
+    until("the runs were looked through", async || here.stats().follow_rounds > listening).await;
+    let changed: Vec<usize> = (0..90).step_by(3).collect();
+    let mut expected = std::collections::BTreeMap::new();
+    for number in &changed {
+        let commit = there.set_node_state(run(*number).as_str(), "n", NodeUpdate::success()).await.unwrap();
+        expected.insert(run(*number), commit.version());
+    }
+    there.delete_run(run(1).as_str(), OnDelete::KeepCoverage).await.unwrap();
+    let mut deleted = false;
+    while !expected.is_empty() || !deleted {
+        let change = event(&mut changes, |_| true).await;
+        if change.run.as_str() == run(1) {
+            assert!(change.deleted, "{change:?}");
+            deleted = true;
+            continue;
+        }
+        let version = expected.remove(change.run.as_str()).unwrap_or_else(|| panic!("{change:?} is told, and did not happen"));
+        assert_eq!((change.before.next(), change.after), (version, version), "the net change, from what was known");
+        assert_eq!(change.nodes.iter().map(NodeId::as_str).collect::<Vec<_>>(), ["n"]);
+    }
     here.close().await.unwrap();
     there.close().await.unwrap();
 }

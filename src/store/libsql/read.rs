@@ -327,6 +327,14 @@ pub(super) async fn versions(client: &Client, runs: &[RunId]) -> Result<Vec<Opti
     Ok(runs.iter().map(|run| found.get(run).copied()).collect())
 }
 
+/// The versions of the newest runs.
+pub(super) async fn newest_versions(client: &Client, most: usize) -> Result<Vec<(RunId, Version)>, StoreError> {
+    let sql = "SELECT run_id, version FROM runs ORDER BY created_at DESC, run_id DESC LIMIT ?1";
+    let question = Stmt::ask("runs", sql, vec![u64::try_from(most).unwrap_or(u64::MAX).to_string().into()]);
+    let tables = ask(client, &[question]).await?;
+    nth(client, &tables, 0)?.rows().map(|row| Ok((row.run_id(0)?, row.version(1)?))).collect()
+}
+
 /// One page of runs.
 pub(super) async fn list(client: &Client, query: &RunQuery) -> Result<RunPage, StoreError> {
     // One more than asked for: whether there is a next page.

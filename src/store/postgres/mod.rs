@@ -359,6 +359,11 @@ impl StateBackend for PostgresBackend {
         self.ask(|shared| async move { Ok(read::versions(&shared.pool, std::slice::from_ref(&run)).await?.pop().flatten()) })
     }
 
+    fn newest_versions(&self, most: usize) -> BoxFuture<'_, Result<Vec<(RunId, Version)>, StoreError>> {
+        // Changed runs are named by the server; this is what is known of others at the beginning.
+        self.ask(move |shared| async move { read::newest_versions(&shared.pool, most.min(1_000)).await })
+    }
+
     fn run_versions<'a>(&'a self, runs: &'a [RunId]) -> BoxFuture<'a, Result<Vec<Option<Version>>, StoreError>> {
         let runs = runs.to_vec();
         self.ask(|shared| async move { read::versions(&shared.pool, &runs).await })

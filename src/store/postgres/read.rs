@@ -225,6 +225,19 @@ pub(super) async fn versions(pool: &Pool, runs: &[RunId]) -> Result<Vec<Option<V
     Ok(runs.iter().map(|run| found.get(run.as_str()).copied()).collect())
 }
 
+/// The versions of the newest runs.
+pub(super) async fn newest_versions(pool: &Pool, most: usize) -> Result<Vec<(RunId, Version)>, StoreError> {
+    let sql = "SELECT run_id, version FROM runs ORDER BY created_at DESC, run_id DESC LIMIT $1";
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    let answers = pool.read(vec![Sql::new("table runs", sql, vec![Box::new(most)])]).await?;
+    let mut found = Vec::new();
+    for row in answers.iter().flatten() {
+        let fields = Fields::new(row, At::table("runs"));
+        found.push((RunId::new(fields.text(0)?).map_err(|error| fields.bad(0, error))?, fields.version(1)?));
+    }
+    Ok(found)
+}
+
 /// The fencing token that was given out last, or one that was not.
 pub(super) async fn highest_token(pool: &Pool) -> Result<u64, StoreError> {
     const PLACE: &str = "the fencing tokens";

@@ -327,6 +327,10 @@ impl StateBackend for SqliteBackend {
         self.ask(move |conn| runs.iter().map(|run| read::run_version(conn, run)).collect())
     }
 
+    fn newest_versions(&self, most: usize) -> BoxFuture<'_, Result<Vec<(RunId, Version)>, StoreError>> {
+        self.ask(move |conn| read::newest_versions(conn, most))
+    }
+
     fn reload_run<'a>(&'a self, have: &'a RunState) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
         let have = have.clone();
         self.ask(move |conn| reload::run(conn, &have))

@@ -201,6 +201,21 @@ pub(super) fn run_version(conn: &Connection, run: &RunId) -> Result<Option<Versi
     Fields::new(row, place).version(0).map(Some)
 }
 
+/// The versions of the newest runs.
+pub(super) fn newest_versions(conn: &Connection, most: usize) -> Result<Vec<(RunId, Version)>, StoreError> {
+    let place = At::table("runs");
+    let fail = |error| sql_error(place, error);
+    let sql = "SELECT run_id, version FROM runs ORDER BY created_at DESC, run_id DESC LIMIT ?1";
+    let mut statement = conn.prepare_cached(sql).map_err(fail)?;
+    let mut rows = statement.query([i64::try_from(most).unwrap_or(i64::MAX)]).map_err(fail)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().map_err(fail)? {
+        let fields = Fields::new(row, place);
+        found.push((RunId::new(fields.text(0)?).map_err(|error| fields.bad(0, error))?, fields.version(1)?));
+    }
+    Ok(found)
+}
+
 /// One page of runs. The caller holds a transaction.
 pub(super) fn list(conn: &Connection, query: &RunQuery) -> Result<RunPage, StoreError> {
     let place = At::table("runs");
