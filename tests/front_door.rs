@@ -4,11 +4,13 @@
 #[macro_use]
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart, Version, apply_all, time};
 use seeknal_state::{
     Coordinator, Durability, Error, Event, Interval, LockOptions, NewRun, NodeId, NodeStatus, NodeUpdate, OnDelete, PartitionKey,
-    RunStatus, RunUpdate, StreamError,
+    RunId, RunQuery, RunStatus, RunUpdate, StreamError,
 };
 use support::{LyingBackend, Store};
 
@@ -305,6 +307,62 @@ async fn resident_runs_are_bounded_and_those_that_sleep_are_read_again() {
         }
         state.close().await.unwrap();
     }
+}
+
+/// A bound is one also where nothing is swept for an hour.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_runs_than_may_be_resident_are_sent_to_sleep_at_once() {
+    let store = Store::of("memory");
+    let builder = Coordinator::builder().max_resident_runs(40).idle_after(Duration::from_secs(3600));
+    let state = builder.open(store.backend()).await.unwrap();
+    for index in 0..2_000_u64 {
+        state.create_run(format!("run_{index}"), NewRun::running()).await.unwrap();
+    }
+    let begun = Instant::now();
+    while state.stats().resident_runs > 40 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{} runs stay resident", state.stats().resident_runs);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(state.stats().resident_runs > 0, "not all of them at once");
+    state.close().await.unwrap();
+}
+
+/// Contract C6: what is merely known costs no actor.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_known_runs_are_listed_and_read_without_an_actor_each() {
+    const RUNS: usize = 100_000;
+    let store = Store::of("database");
+    let state = Coordinator::builder().max_resident_runs(16).open(store.backend()).await.unwrap();
+    for thousand in 0..RUNS / 1_000 {
+        let entries = (0..1_000).map(|index| {
+            let run = RunId::new(format!("run_{:06}", thousand * 1_000 + index)).unwrap();
+            let mutations = vec![Mutation::Create { run: NewRun::running(), at: time::parse("2024-01-10").unwrap() }];
+            let mut after = None;
+            apply_all(&mut after, &run, &mutations, Version::NONE.next()).unwrap();
+            let part = RunPart { run, base: Version::NONE, expect: Version::NONE, guards: vec![], mutations, after };
+            Entry { parts: vec![part], ..Entry::default() }
+        });
+        let answer = state.backend().commit(Arc::new(Batch::new(entries.collect()))).await.unwrap();
+        assert!(answer.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Applied(_))), "{answer:?}");
+    }
+    let (mut listed, mut query) = (0, RunQuery::default().limit(1_000));
+    loop {
+        let page = state.list_runs(&query).await.unwrap();
+        listed += page.runs.len();
+        let Some(next) = page.next else { break };
+        query = query.after(Some(next));
+    }
+    assert_eq!(listed, RUNS);
+    assert_eq!(state.stats().resident_runs, 0);
+    for index in (0..RUNS).step_by(5_000) {
+        state.set_node_state(format!("run_{index:06}"), "n", NodeUpdate::success()).await.unwrap();
+    }
+    let begun = Instant::now();
+    while state.stats().resident_runs > 16 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{} runs stay resident", state.stats().resident_runs);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    state.close().await.unwrap();
 }
 
 /// Outside of every runtime, and after its own has ended: what was acknowledged is there, and the state can be opened at once.

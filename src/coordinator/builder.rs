@@ -100,7 +100,8 @@ impl CoordinatorBuilder {
         self
     }
 
-    /// How many runs may be resident; beyond, those that were not used since the last sweep are sent to sleep first. Default 10,000.
+    /// How many runs may be resident; beyond, an eighth of them is sent to sleep at once, first those that were not used lately. Runs with writes on their
+    /// way stay until these are settled, so that there may be more for some milliseconds. Default 10,000.
     pub fn max_resident_runs(mut self, runs: usize) -> Self {
         self.limits.resident_runs = runs;
         self
@@ -176,7 +177,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
         let persist = Persist::start(&backend).await.map_err(closed)?;
         let (supervisor, _) = supervisor::start().await.map_err(|_| Error::Closed)?;
         let events = Arc::new(Events::new(limits.event_backlog));
-        let directory = Arc::new(Directory::new(Arc::clone(&events), supervisor.get_cell()));
+        let directory = Arc::new(Directory::new(Arc::clone(&events), supervisor.get_cell(), limits.resident_runs));
         let context = Arc::new(RunContext {
             backend: Arc::clone(&backend),
             persist: persist.clone(),

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use dashmap::DashMap;
 use ractor::{ActorCell, ActorId};
-use tokio::sync::OnceCell;
+use tokio::sync::{Notify, OnceCell};
 
 use super::claims::Boards;
 use super::events::Events;
@@ -35,12 +35,15 @@ pub(crate) struct Directory {
     context: OnceLock<Weak<RunContext>>,
     leases: OnceLock<LeaseHandle>,
     ended: AtomicBool,
+    /// How many runs may be resident, and who is woken when there are more.
+    bound: usize,
+    crowded: Notify,
     /// Ready nodes of the runs that somebody asks for work.
     pub(super) boards: Boards,
 }
 
 impl Directory {
-    pub(super) fn new(events: Arc<Events>, supervisor: ActorCell) -> Self {
+    pub(super) fn new(events: Arc<Events>, supervisor: ActorCell, bound: usize) -> Self {
         Self {
             runs: DashMap::new(),
             by_actor: DashMap::new(),
@@ -52,6 +55,8 @@ impl Directory {
             context: OnceLock::new(),
             leases: OnceLock::new(),
             ended: AtomicBool::new(false),
+            bound,
+            crowded: Notify::new(),
             boards: Boards::default(),
         }
     }
@@ -150,7 +155,15 @@ impl Directory {
             handle.end();
             return Err(Stop::Failed(Error::Closed));
         }
+        if self.len() > self.bound {
+            self.crowded.notify_one();
+        }
         Ok(handle)
+    }
+
+    /// Waits until more runs are resident than may be.
+    pub(super) async fn crowded(&self) {
+        self.crowded.notified().await;
     }
 
     fn is_shared(&self) -> bool {
@@ -248,6 +261,8 @@ impl Directory {
     /// Ends all actors; everything is settled.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Release);
+        // Who waits for it waits no longer.
+        self.crowded.notify_one();
         for handle in self.resident() {
             handle.end();
         }

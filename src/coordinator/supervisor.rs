@@ -6,11 +6,16 @@
 //! ```
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use tokio::time::Instant;
 
 use super::Engine;
 use super::directory::Directory;
+
+/// Between two looks at a directory that has too many runs.
+const THINNING: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(crate) enum Msg {
@@ -64,17 +69,42 @@ impl Actor for Supervisor {
 /// Begins to watch the runs of an engine, until it is dropped or closed.
 pub(super) fn watch(engine: &Arc<Engine>) {
     let _watching = engine.supervisor.cast(Msg::Watch(Arc::downgrade(&engine.directory)));
-    let (engine, pause) = (Arc::downgrade(engine), engine.limits.idle_after);
+    let (engine, pause, directory) = (Arc::downgrade(engine), engine.limits.idle_after, Arc::downgrade(&engine.directory));
     drop(tokio::spawn(async move {
+        let mut due = Instant::now() + pause;
         loop {
-            tokio::time::sleep(pause).await;
+            let Some(directory) = directory.upgrade() else { return };
+            // The directory alone: who waits here must not keep a coordinator that nobody uses from closing.
+            let crowded = tokio::time::timeout_at(due, directory.crowded()).await.is_ok();
+            drop(directory);
             let Some(engine) = engine.upgrade() else { return };
             if engine.is_closed() {
                 return;
             }
-            sweep(&engine);
+            if crowded {
+                thin_out(&engine);
+                drop(engine);
+                // Until those that were sent to sleep are gone, so that no more of them are.
+                tokio::time::sleep(THINNING).await;
+            } else {
+                sweep(&engine);
+                due = Instant::now() + pause;
+            }
         }
     }));
+}
+
+/// Sends an eighth of the runs that may be resident to sleep, and those beyond.
+fn thin_out(engine: &Engine) {
+    let bound = engine.limits.resident_runs;
+    let spare = engine.directory.len().saturating_sub(bound);
+    if spare == 0 {
+        return;
+    }
+    let (used, idle): (Vec<_>, Vec<_>) = engine.directory.resident().into_iter().partition(|handle| handle.cell().is_used());
+    for handle in idle.iter().chain(&used).take(spare.saturating_add(bound / 8)) {
+        handle.passivate();
+    }
 }
 
 /// Sends the runs to sleep that were not used since the last sweep, and if there are too many, also used ones.
