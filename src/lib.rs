@@ -74,7 +74,7 @@ pub mod store;
 
 pub use coordinator::{
     AbandonedRun, Change, ChangeStream, Claim, ClaimFilter, Commit, Coordinator, CoordinatorBuilder, Durability, Event,
-    Freshness, Health, Next, OnDelete, RunView, Stats, StreamError, TransactError, Transaction, View,
+    Freshness, Health, Next, OnDelete, Resumed, RunView, Stats, StreamError, TransactError, Transaction, View,
 };
 pub use error::Error;
 pub use lease::{Lease, LeaseError, LockOptions, LostReason};

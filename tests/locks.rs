@@ -315,7 +315,7 @@ async fn abandoned_runs_are_taken_over(store: Store) {
     state.create_run("done", NewRun::running()).await.unwrap();
     state.update_run("done", RunUpdate::success()).await.unwrap();
     assert!(state.abandoned_runs().await.unwrap().is_empty(), "its process lives");
-    assert!(state.resume_run("r").await.is_ok(), "one's own run needs no taking over");
+    assert_eq!(state.resume_run("r").await.unwrap().commit, None, "one's own run needs no taking over");
     state.close().await.unwrap();
     if store.backend == "memory" {
         return;
@@ -325,6 +325,8 @@ async fn abandoned_runs_are_taken_over(store: Store) {
     assert_eq!(abandoned.iter().map(|run| run.summary.run_id.as_str()).collect::<Vec<_>>(), ["r"]);
     let resumed = state.resume_run("r").await.unwrap();
     assert_eq!(resumed.header().worker, state.backend().process());
+    let commit = resumed.commit.as_ref().unwrap();
+    assert!(commit.seq.is_some() && commit.version() == resumed.version(), "{commit:?}");
     assert!(state.abandoned_runs().await.unwrap().is_empty());
     assert!(state.resume_run("done").await.unwrap_err().is_conflict());
     assert!(state.resume_run("nowhere").await.unwrap_err().is_not_found());

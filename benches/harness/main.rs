@@ -1,9 +1,9 @@
 //! The benchmark harness: every workload of the front door on every backend, against yardsticks that are measured in the same rounds.
 //!
 //! ```text
-//! cargo bench                              everything, about a quarter of an hour
-//! cargo bench -- --only durable/sqlite     what has this in its name
-//! cargo bench -- --quick                   a smoke: few clients, short rounds; the figures mean little
+//! cargo bench --bench harness                              everything, about half an hour
+//! cargo bench --bench harness -- --only durable/sqlite     what has this in its name
+//! cargo bench --bench harness -- --quick                   a smoke: few clients, short rounds; the figures mean little
 //! ```
 //! A round measures the product, then each of its yardsticks, for a fixed time each; so noise hits both. Of a figure the median over the rounds
 //! is told, and the ratio is the median of the rounds' ratios. Figures of different machines, or of different calls, are not to be compared.

@@ -14,7 +14,7 @@ use seeknal_state::{
     create_state_backend, model::time,
 };
 
-use crate::ack::{Line, Said, Scribe};
+use crate::ack::{Said, Scribe};
 use crate::board::{Board, Outcome, Task};
 use crate::check::{self, Stored};
 use crate::dag::Dag;
@@ -169,9 +169,10 @@ async fn resume(floor: &mut Floor, old: &RunState) -> Result<Option<Resumed>, Fa
         Err(error) if error.is_conflict() => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let version = taken.header().version.0;
-    let said = Said::header(&run, taken.header().status.as_str());
-    floor.scribe.note(vec![Line::new(said, &floor.scribe.new_tx(), 1, version - 1, version, None)])?;
+    if let Some(commit) = &taken.commit {
+        let said = Said::header(&run, taken.header().status.as_str());
+        floor.scribe.acknowledged(&floor.scribe.new_tx(), commit, vec![said])?;
+    }
     let resumed = Resumed::new(&run, old, taken.state(), freed);
     let dag = Dag::of(taken.state().nodes().map(|(id, _)| id.clone()).collect(), plan.seed);
     enter(floor, dag, plan, taken.state(), RunUpdate::new().metadata("resumed_by", std::process::id())).await?;

@@ -27,7 +27,7 @@ pub use commit::Commit;
 pub use events::{Change, ChangeStream, Event, StreamError};
 pub use follow::Freshness;
 pub use health::{Health, Stats};
-pub use resume::AbandonedRun;
+pub use resume::{AbandonedRun, Resumed};
 pub use transact::{NeedsRun, RunView, TransactError, View};
 pub use transaction::Transaction;
 pub use write::OnDelete;

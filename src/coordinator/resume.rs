@@ -1,6 +1,6 @@
 //! Runs whose process is gone, and how another one takes them over.
 
-use super::{Coordinator, Transaction};
+use super::{Commit, Coordinator, Transaction};
 use crate::error::Error;
 use crate::lease::LeaseError;
 use crate::model::{IntoRunId, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot};
@@ -16,10 +16,29 @@ pub struct AbandonedRun {
     pub worker: Option<ProcessInfo>,
 }
 
+/// A run that was taken over.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Resumed {
+    /// The run as it is now.
+    pub snapshot: Snapshot,
+    /// The commit that made this process its worker; `None` where it was already.
+    pub commit: Option<Commit>,
+}
+
+impl std::ops::Deref for Resumed {
+    type Target = Snapshot;
+
+    fn deref(&self) -> &Snapshot {
+        &self.snapshot
+    }
+}
+
 impl Coordinator {
     /// The running runs whose process is gone, newest first. A process counts as gone if the storage says so: it admits one process at a time, or it knows
     /// who has it open ([`StateBackend::processes`](crate::StateBackend::processes), [`known_openings`](crate::StateBackend::known_openings)). SQLite knows it of
-    /// this host; the servers know it of all hosts, and take for gone whom they have not heard of for a minute.
+    /// this host; the servers know it of all hosts, and take for gone whom they have not heard of for 30 s (PostgreSQL)
+    /// or a minute (libSQL).
     ///
     /// # Errors
     /// [`Error::Store`] if storage failed.
@@ -85,8 +104,9 @@ impl Coordinator {
     /// # dead.close().await?;
     /// let state = Coordinator::open(create_state_backend("file", &options)?).await?;
     /// for run in state.abandoned_runs().await? {
-    ///     let snapshot = state.resume_run(&run.summary.run_id).await?;
-    ///     println!("{} goes on with {} nodes", snapshot.id(), snapshot.node_count());
+    ///     let resumed = state.resume_run(&run.summary.run_id).await?;
+    ///     println!("{} goes on with {} nodes", resumed.id(), resumed.node_count());
+    ///     assert!(resumed.commit.is_some_and(|commit| commit.seq.is_some()));
     /// }
     /// assert!(state.abandoned_runs().await?.is_empty());
     /// # state.close().await?;
@@ -99,8 +119,9 @@ impl Coordinator {
     ///
     /// # Cancel safety
     /// Dropped before it was sent it changes nothing; after, the run is taken over or not.
-    pub async fn resume_run(&self, run: impl IntoRunId) -> Result<Snapshot, Error> {
+    pub async fn resume_run(&self, run: impl IntoRunId) -> Result<Resumed, Error> {
         let run = run.into_run_id()?;
+        let mut commit = None;
         let snapshot = self.get_run(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
         let worker = snapshot.header().worker.clone();
         if snapshot.header().status == RunStatus::Running
@@ -115,7 +136,7 @@ impl Coordinator {
             let mut tx: Transaction = self.transaction();
             tx.expect_version(&run, snapshot.version());
             tx.update_run(&run, RunUpdate::running());
-            tx.commit().await?;
+            commit = Some(tx.commit().await?);
             if let Some(dead) = worker {
                 self.free_locks_of(&run, &dead).await?;
             }
@@ -125,9 +146,10 @@ impl Coordinator {
             tx.expect_version(&run, snapshot.version());
             tx.expect_run_status(&run, [RunStatus::Running]);
             tx.update_run(&run, RunUpdate::running());
-            tx.commit().await?;
+            commit = Some(tx.commit().await?);
         }
-        self.get_run(&run).await?.ok_or(Error::RunNotFound(run))
+        let snapshot = self.get_run(&run).await?.ok_or(Error::RunNotFound(run))?;
+        Ok(Resumed { snapshot, commit })
     }
 
     async fn free_locks_of(&self, run: &RunId, dead: &ProcessInfo) -> Result<(), Error> {

@@ -60,7 +60,7 @@ impl Lease {
         &self.grant.key.run
     }
 
-    /// Its fencing token: higher than that of every earlier grant of the store.
+    /// Its fencing token: higher than that of every earlier grant on the same run or node; in a database of every earlier grant at all.
     pub fn token(&self) -> FencingToken {
         self.grant.token
     }

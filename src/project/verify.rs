@@ -54,7 +54,8 @@ pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, Project
 /// previous, older document where the present one cannot be read. A sound state is left as it is. A file beside the state that does not say any more how far
 /// fencing tokens were given out is written anew, far behind those. Nothing repairs a database: of a damaged `state.db` a copy is kept, and the answer says what can be done.
 ///
-/// A process that has the same `state.db` open must not call this: copying the file would take SQLite's locks from it.
+/// A process that has the same `state.db` open must not call this: where SQLite cannot copy the file, it is copied by hand, which would take SQLite's locks
+/// from it.
 ///
 /// # Errors
 /// [`ProjectErrorKind::Conflict`](super::ProjectErrorKind) while a writer has the file open; [`ProjectErrorKind::Integrity`](super::ProjectErrorKind) if the document is beyond repair, or would need
@@ -101,13 +102,29 @@ fn aside(file: &Path, now: DateTime<Utc>) -> PathBuf {
     files::with_suffix(file, &format!(".damaged-{}", now.format("%Y%m%dT%H%M%S%.6fZ")))
 }
 
+/// Whether SQLite itself could copy the database: what others write meanwhile does not tear such a copy.
+fn copied_by_sqlite(database: &Path, aside: &Path) -> bool {
+    #[cfg(feature = "sqlite")]
+    if crate::store::sqlite::copy(database, aside).is_ok() {
+        return files::sync_folder(files::folder_of(aside)).is_ok();
+    }
+    #[cfg(not(feature = "sqlite"))]
+    let _ = database;
+    let _unfinished = std::fs::remove_file(aside);
+    false
+}
+
 /// Keeps a copy of a damaged database, for whatever is tried next.
 fn keep_database(database: &Path, now: DateTime<Utc>) -> Result<String, ProjectError> {
     let aside = aside(database, now);
-    files::copy(database, &aside)?;
-    let wal = files::with_suffix(database, "-wal");
-    if wal.exists() {
-        files::copy(&wal, &files::with_suffix(&aside, "-wal"))?;
+    files::make_like(database, &aside)?;
+    if !copied_by_sqlite(database, &aside) {
+        // What SQLite does not take for a database is no database for anybody: nobody writes it.
+        files::copy(database, &aside)?;
+        let wal = files::with_suffix(database, "-wal");
+        if wal.exists() {
+            files::copy(&wal, &files::with_suffix(&aside, "-wal"))?;
+        }
     }
     let (from, kept) = (database.display(), aside.display());
     Ok(format!(

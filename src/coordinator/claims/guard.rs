@@ -67,7 +67,7 @@ impl Claim {
         &self.state
     }
 
-    /// The fencing token of its lease: higher than that of every earlier claim.
+    /// The fencing token of its lease: higher than that of every earlier claim of the same node.
     pub fn token(&self) -> FencingToken {
         self.token
     }

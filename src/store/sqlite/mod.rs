@@ -60,6 +60,18 @@ pub(crate) fn lost(db: &Path) -> Option<String> {
     open::known(db).ok().flatten().and_then(|known| open::lost(db, &known))
 }
 
+/// Copies a database, damaged as it may be, page by page and with what its WAL holds, also beside those who write it. Fails where SQLite cannot read even
+/// its first page.
+#[cfg(feature = "project")]
+pub(crate) fn copy(db: &Path, to: &Path) -> Result<(), StoreError> {
+    let fail = |error| error::sql_error(db.display(), error);
+    // Without our settings and questions: they would meet the damage.
+    let from = Connection::open_with_flags(db, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(fail)?;
+    let mut copy = Connection::open(to).map_err(|error| error::sql_error(to.display(), error))?;
+    let backup = rusqlite::backup::Backup::new(&from, &mut copy).map_err(fail)?;
+    backup.run_to_completion(4_096, Duration::ZERO, None).map_err(fail)
+}
+
 /// Puts the file beside a database right that tells how far numbers were given out, if it cannot be read; says what was done.
 #[cfg(feature = "project")]
 pub(crate) fn mend_sidecar(db: &Path, aside: impl FnOnce(&Path) -> PathBuf) -> Result<Option<String>, StoreError> {
