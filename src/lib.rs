@@ -2,7 +2,8 @@
 //! each of its nodes stands, which time intervals and partitions are complete, and who holds which lock.
 //!
 //! It is no scheduler and no queue: it starts nothing and decides nothing. It keeps what many executors say at once, atomically and durably, in
-//! `target/run_state.json` (file backend, the default), in `target/state.db` (SQLite), in memory, or in a backend of your own.
+//! `target/run_state.json` (file backend, the default), in `target/state.db` (SQLite, any number of processes of one machine), on PostgreSQL or a libSQL server
+//! (any number of machines; features `postgres` and `libsql`), in memory, or in a backend of your own.
 //!
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -36,6 +37,7 @@
 //! | `file` | in the journal, `fdatasync` done | yes | yes |
 //! | `database` (SQLite) | committed, WAL with `synchronous=FULL` | yes | yes |
 //! | `database` (PostgreSQL) | committed by the server, `synchronous_commit=on` | yes | as the server is set up |
+//! | `database` (libSQL) | committed by the server, which runs `synchronous=NORMAL` | yes | as the server is set up |
 //! | `memory` | in memory | no | no |
 //! | any, [`Durability::Deferred`] | in memory, on its way | what was flushed | what was flushed |
 //!
@@ -43,6 +45,7 @@
 //!
 //! - Conditions: [`Transaction`] (`expect_…`, `fenced_by`); read, decide, commit: [`Coordinator::transact`].
 //! - Locks: [`Coordinator::acquire_lock`], [`Coordinator::acquire`] with [`LockOptions`], and [`Coordinator::with_lease`] for writes that end with them.
+//! - Work for many workers: [`Coordinator::claim_next`] and [`Coordinator::claim_node`] hand a ready node to exactly one of them; a [`Claim`] keeps it.
 //! - Questions: [`Coordinator::get_run`], [`Coordinator::list_runs`], [`Coordinator::latest_node_state`], [`Coordinator::coverage`], [`Coordinator::pending`].
 //! - After a crash: [`Coordinator::abandoned_runs`], [`Coordinator::resume_run`].
 //! - Looking on: [`Coordinator::subscribe`], [`Coordinator::stats`], [`Coordinator::health`], and spans of the crate `tracing`.

@@ -107,7 +107,9 @@ impl Coordinator {
     /// Reads only.
     pub async fn list_runs(&self, query: &RunQuery) -> Result<RunPage, Error> {
         self.engine().settle_deferred().await;
-        Ok(self.engine().backend.list_runs(query).await?)
+        // The field may hold what the setter would not take.
+        let query = query.clone().limit(query.limit);
+        Ok(self.engine().backend.list_runs(&query).await?)
     }
 
     /// The state of a node in the newest run that has it, with that run's id.

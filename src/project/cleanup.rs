@@ -260,7 +260,7 @@ pub async fn execute(backend: &Arc<dyn StateBackend>, plan: &Plan) -> Result<Cle
 }
 
 fn partly(error: ProjectError, cleaned: &Cleaned) -> ProjectError {
-    if cleaned.deleted == 0 { error } else { error.after(format!("{} runs were deleted", cleaned.deleted)) }
+    if cleaned.deleted == 0 { error } else { error.after(format!("{} run(s) were deleted", cleaned.deleted)) }
 }
 
 fn deletion(doomed: &Doomed) -> Entry {

@@ -49,6 +49,40 @@ async fn a_wal_without_its_database_is_refused_untouched() {
     backend.close().await.unwrap();
 }
 
+/// What README says of the tables is so: every column is there, and every query finds something.
+#[tokio::test]
+async fn the_tables_are_as_the_readme_tells() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    change(&backend, "r", vec![create(0), set("n", NodeUpdate::success()), set("m", NodeUpdate::failed("boom"))]).await;
+    backend.close().await.unwrap();
+    let conn = rusqlite::Connection::open(db(dir.path())).unwrap();
+    let readme = include_str!("../../README.md");
+    let section = readme.split("## Reading the database with SQL").nth(1).unwrap().split("\n## ").next().unwrap();
+    let names = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let mut columns = 0;
+    for row in section.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.split('|').collect();
+        let tables = names(cells[1]);
+        let there: BTreeSet<String> = tables
+            .iter()
+            .flat_map(|table| {
+                let statement = conn.prepare(&format!("SELECT * FROM {table}")).unwrap();
+                statement.column_names().into_iter().map(str::to_owned).collect::<Vec<_>>()
+            })
+            .collect();
+        for column in names(cells[3]) {
+            assert!(there.contains(&column), "{tables:?} have no column {column}");
+            columns += 1;
+        }
+    }
+    assert!(columns > 30, "{columns} columns were read from README");
+    let queries = section.split("```sql").nth(1).unwrap().split("```").next().unwrap();
+    for query in queries.lines().filter(|line| !line.is_empty()) {
+        assert!(conn.prepare(query).unwrap().exists([]).unwrap(), "{query}");
+    }
+}
+
 #[tokio::test]
 async fn foreign_databases_are_refused_untouched() {
     for (name, setup) in [
