@@ -68,7 +68,7 @@ async fn the_tables_are_as_the_readme_tells() {
             .iter()
             .flat_map(|table| {
                 let statement = conn.prepare(&format!("SELECT * FROM {table}")).unwrap();
-                statement.column_names().into_iter().map(str::to_owned).collect::<Vec<_>>()
+                statement.column_names().map(str::to_owned).collect::<Vec<_>>()
             })
             .collect();
         for column in names(cells[3]) {
