@@ -26,6 +26,9 @@ mod check;
 #[path = "../../examples/fleet/progress.rs"]
 mod progress;
 
+#[cfg(feature = "libsql")]
+#[path = "../support/proxy.rs"]
+mod proxy;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -44,17 +47,23 @@ fn setting(name: &str, default: u64) -> u64 {
 
 /// Runs the fleet on a database, SQLite's in the project if it is none of its own, and gives what it said.
 fn fleet_on(place: &Place, arguments: &[&str]) -> String {
+    let (ended_well, text) = tried(place, arguments);
+    assert!(ended_well, "fleet {arguments:?} failed:\n{text}");
+    text
+}
+
+/// Runs the fleet, and gives whether it ended well and what it said.
+fn tried(place: &Place, arguments: &[&str]) -> (bool, String) {
     let mut command = Command::new(binaries::example("fleet"));
     // Whoever runs the tests may have set these for work of his own.
-    for name in ["SEEKNAL_FLEET_DATABASE_URL", "SEEKNAL_DATABASE_SCHEMA"] {
+    for name in ["SEEKNAL_FLEET_DATABASE_URL", "SEEKNAL_DATABASE_SCHEMA", "SEEKNAL_DATABASE_CA_FILE", "SEEKNAL_DATABASE_TOKEN"] {
         command.env_remove(name);
     }
     command.envs(place.url.iter().map(|url| ("SEEKNAL_FLEET_DATABASE_URL", url)));
     command.envs(place.schema.iter().map(|schema| ("SEEKNAL_DATABASE_SCHEMA", schema)));
+    command.envs(place.ca_file.iter().map(|file| ("SEEKNAL_DATABASE_CA_FILE", file)));
     let output = command.args(arguments).output().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "fleet {arguments:?} ended with {}:\n{text}", output.status);
-    text
+    (output.status.success(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
 }
 
 fn fleet(arguments: &[&str]) -> String {
@@ -138,6 +147,81 @@ fn every_node_is_done_exactly_once_on_libsql_too() {
     let Some(server) = support::sqld::Sqld::start() else { return };
     let folder = tempfile::tempdir().unwrap();
     drained(folder.path(), &Place::of_server(&server), 120, "400", "350");
+}
+
+/// The same through TLS: the certificate and its name are checked, the right credentials do the work, and any others begin nothing.
+#[cfg(feature = "postgres")]
+#[test]
+fn a_fleet_through_encryption_on_postgresql() {
+    use support::postgres::{Cluster, PASSWORD};
+    let Some(cluster) = support::postgres::cluster() else { return };
+    let schema = support::postgres::fresh_schema();
+    let with = |cluster: &Cluster, user: &str, password: &str, ca_file| Place {
+        url: Some(cluster.url_of(user, password, "localhost", "?sslmode=verify-full")),
+        schema: Some(schema.clone()),
+        ca_file: Some(ca_file),
+        ..Place::default()
+    };
+    let expired = format!("expired_{schema}");
+    cluster.sql(&format!("CREATE ROLE {expired} LOGIN PASSWORD '{PASSWORD}' VALID UNTIL '2000-01-01'"));
+    let folder = tempfile::tempdir().unwrap();
+    refused(&[
+        ("another password", with(cluster, "postgres", "wrong-s3cret", cluster.ca_file()), "check the user and the password"),
+        ("expired", with(cluster, &expired, PASSWORD, cluster.ca_file()), "check the user and the password"),
+        ("may only read", with(cluster, "reader", PASSWORD, cluster.ca_file()), "permission"),
+        ("vouched for by somebody else", with(cluster, "postgres", PASSWORD, cluster.other_ca_file()), "certificate"),
+    ]);
+    cluster.sql(&format!("DROP ROLE {expired}"));
+    let made = cluster.sql_in("public", &format!("SELECT count(*) FROM pg_namespace WHERE nspname = '{schema}'"));
+    assert_eq!(made, "0", "nothing was begun");
+    drained(folder.path(), &with(cluster, "postgres", PASSWORD, cluster.ca_file()), 60, "400", "350");
+}
+
+#[cfg(feature = "libsql")]
+#[test]
+fn a_fleet_through_encryption_on_libsql() {
+    let Some(server) = support::sqld::Sqld::with_tokens() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    support::sqld::certificates(folder.path(), "DNS:localhost");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let front = runtime.block_on(proxy::Tls::before(server.port(), folder.path()));
+    let with = |token: &str, ca_file: &str| Place {
+        url: Some(format!("libsql://{token}@localhost:{}", front.port)),
+        ca_file: Some(folder.path().join(ca_file)),
+        ..Place::default()
+    };
+    let right = server.token(r#"{"a":"rw"}"#);
+    support::sqld::certificates(&subfolder(folder.path(), "other"), "DNS:localhost");
+    refused(&[
+        ("signed by somebody else", with(&support::sqld::Sqld::forged(r#"{"a":"rw"}"#), "ca.pem"), "give a valid token"),
+        ("expired", with(&server.token(r#"{"a":"rw","exp":1500000000}"#), "ca.pem"), "give a valid token"),
+        ("may only read", with(&server.token(r#"{"a":"ro"}"#), "ca.pem"), "use a token that may write"),
+        ("vouched for by somebody else", with(&right, "other/ca.pem"), "certificate"),
+    ]);
+    let place = with(&right, "ca.pem");
+    let looked = runtime.block_on(create_state_backend("database", &place.options().read_only(true)).unwrap().initialize());
+    assert_eq!(looked.unwrap_err().kind(), seeknal_state::StoreErrorKind::NotFound, "nothing was begun");
+    drained(&subfolder(folder.path(), "project"), &place, 60, "400", "350");
+}
+
+#[cfg(feature = "libsql")]
+fn subfolder(folder: &Path, name: &str) -> std::path::PathBuf {
+    let made = folder.join(name);
+    std::fs::create_dir(&made).unwrap();
+    made
+}
+
+/// Starts that are refused with one clear line, which tells no secret.
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+fn refused(starts: &[(&str, Place, &str)]) {
+    for (name, place, said) in starts {
+        let (ended_well, text) = tried(place, &["--nodes", "10", "--kill-every-ms", "0"]);
+        assert!(!ended_well && text.contains(said), "{name}: {text}");
+        let url = place.url.as_ref().unwrap();
+        let secret = url.split("://").nth(1).unwrap().split('@').next().unwrap().rsplit(':').next().unwrap();
+        assert!(!text.contains(secret), "{name}: {text}");
+        assert_eq!(text.trim_end().lines().count(), 1, "{name}: {text}");
+    }
 }
 
 #[test]

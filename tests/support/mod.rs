@@ -29,6 +29,8 @@ pub(crate) struct Place {
     pub(crate) folder: Option<PathBuf>,
     pub(crate) url: Option<String>,
     pub(crate) schema: Option<String>,
+    /// Who vouches for the server, if the connection is encrypted.
+    pub(crate) ca_file: Option<PathBuf>,
 }
 
 impl Place {
@@ -59,6 +61,9 @@ impl Place {
         }
         if let Some(schema) = &self.schema {
             options = options.set("database_schema", schema);
+        }
+        if let Some(ca_file) = &self.ca_file {
+            options = options.set("database_ca_file", ca_file.to_string_lossy());
         }
         options
     }

@@ -31,6 +31,7 @@ mod write_runs;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -49,13 +50,16 @@ use crate::model::{
     RunId, RunPage, RunQuery, RunState, SystemClock, Version,
 };
 
+/// Where the authorities of an encrypted server are looked for when no option names them.
+const CA_VARIABLE: &str = "SEEKNAL_DATABASE_CA_FILE";
+
 /// How often the server is asked whether others have committed.
 const POLL: Duration = Duration::from_millis(50);
 
 /// The libSQL backend. Nothing is connected before [`initialize`](StateBackend::initialize).
 ///
 /// Options beside `database_url`: `database_token` (instead of the environment variable `SEEKNAL_DATABASE_TOKEN`), `database_ca_file` (a PEM file of
-/// authorities that may vouch for the server, instead of the public ones), `database_poll_ms` (how often the server is asked for commits of others while
+/// authorities that may vouch for the server, instead of the public ones; or `SEEKNAL_DATABASE_CA_FILE`), `database_poll_ms` (how often the server is asked for commits of others while
 /// somebody follows; 50 by default, 10 to 60,000).
 pub struct LibsqlBackend {
     target: Target,
@@ -91,7 +95,10 @@ impl LibsqlBackend {
         let url = options.url().ok_or_else(|| input("database_url is missing; write libsql://TOKEN@HOST"))?;
         let environment = std::env::var(TOKEN_VARIABLE).ok();
         let token = options.get("database_token").or(environment.as_deref());
-        let target = Target::parse(url, token, options.get("database_ca_file"))?;
+        let mut target = Target::parse(url, token, options.get("database_ca_file"))?;
+        if target.tls && target.ca_file.is_none() {
+            target.ca_file = std::env::var_os(CA_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
+        }
         let poll = match options.get("database_poll_ms") {
             None => POLL,
             Some(text) => {
