@@ -152,3 +152,46 @@ async fn numbers_go_on_over_a_restored_backup() {
     let again = change(&backend, "second", vec![create(0)]).await;
     assert!(again.seq > receipt.seq && again.runs[0].after > receipt.runs[0].after);
 }
+
+/// Holds a lock of a second and writes under it, until every sync takes longer than that.
+#[tokio::test]
+#[ignore = "it is run by another test, with a disk that becomes slow"]
+async fn child_whose_disk_becomes_slow() {
+    use seeknal_state::{LeaseKey, LockOptions, LostReason, NewRun};
+    let backend = create_state_backend("database", &BackendOptions::new().base_path(std::env::var_os("STATE_FOLDER").unwrap()));
+    let state = Coordinator::open(backend.unwrap()).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let options = LockOptions::new().ttl(Duration::from_secs(1));
+    let lease = state.acquire(LeaseKey::run(run_id("r")), options, Duration::ZERO).await.unwrap().unwrap();
+    let fenced = state.with_lease(&lease);
+    let mut written = 0_u64;
+    let lost = loop {
+        tokio::select! {
+            reason = lease.lost() => break reason,
+            result = fenced.set_node_state("r", "n", NodeUpdate::running().row_count(written)) => match result {
+                Ok(_) => written += 1,
+                Err(error) => {
+                    assert!(error.is_lease_lost(), "{error}");
+                    break lease.lost().await;
+                }
+            }
+        }
+    };
+    assert_eq!(lost, LostReason::Storage, "after {written} writes");
+    assert!(written > 2, "the disk was fast at first");
+    let refused = fenced.set_node_state("r", "n", NodeUpdate::success()).await.unwrap_err();
+    assert!(refused.is_lease_lost(), "{refused}");
+    println!("lost after {written} writes");
+    state.close().await.unwrap();
+}
+
+/// A sync that takes two seconds outlasts a lease of one: its holder is told so, in time, and why.
+#[test]
+fn a_disk_that_becomes_slow_costs_the_lease_and_says_so() {
+    if !super::trace::can_trace() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let child = super::trace::Child::test("leases::child_whose_disk_becomes_slow").env("STATE_FOLDER", folder.path());
+    child.inject("fdatasync", "delay_enter=2000000:when=12+").run().passed("a slow disk");
+}
