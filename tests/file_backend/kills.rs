@@ -186,6 +186,33 @@ fn all_that_is_acknowledged_was_synced_before_and_every_new_name_too() {
     assert!(found.acks == 12 && found.writes > 12 && found.renames > 4 && found.syncs > 12, "{found:?}");
 }
 
+/// Every folder that a power cut could leave, at every call: what was acknowledged is in it, whatever else of the unsynced is there, or not, or half.
+#[tokio::test]
+async fn whatever_a_power_cut_leaves_has_what_was_acknowledged() {
+    if !can_trace() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    let (state, acks, log) = (folder.join("state"), folder.join("acks"), folder.join("log"));
+    std::fs::create_dir(&state).unwrap();
+    let child = Child::test("kills::child_that_is_killed").env("STATE_FOLDER", &state).env("ACKS", &acks);
+    child.log_bytes(power::CALLS, &log).run().passed("traced");
+    let cuts = power::cuts(&std::fs::read_to_string(&log).unwrap(), &state, &acks, |_| false);
+    let last = cuts.last().unwrap();
+    assert!(last.1 == 12 && cuts.len() > 100, "{} cuts, {} acknowledged", cuts.len(), last.1);
+    for (how, acknowledged, tree) in cuts {
+        let left = tempfile::tempdir().unwrap();
+        power::lay(&tree, left.path());
+        let backend = FileBackend::new(&options(left.path()));
+        backend.initialize().await.unwrap_or_else(|error| panic!("{how}: {error}"));
+        let run = backend.load_run(&run_id("run_1")).await.unwrap();
+        let there = run.as_ref().map_or(0, RunState::node_count);
+        let all_there = (0..acknowledged).all(|node| run.as_ref().unwrap().node(&format!("node_{node}")).is_some());
+        assert!(all_there && there <= acknowledged + 1, "{how}: {there} of {acknowledged}");
+    }
+}
+
 /// Opens, and so recovers, until it is killed.
 #[tokio::test]
 #[ignore = "it is run by another test, and killed"]

@@ -29,6 +29,8 @@ mod journal;
 mod kills;
 mod odd;
 mod openings;
+#[path = "../support/power.rs"]
+mod power;
 mod restored;
 #[path = "../support/syncs.rs"]
 mod syncs;

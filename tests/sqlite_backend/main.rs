@@ -24,6 +24,8 @@ mod kills;
 mod leases;
 mod openings;
 mod oracle;
+#[path = "../support/power.rs"]
+mod power;
 #[path = "../support/steps.rs"]
 mod steps;
 #[path = "../support/syncs.rs"]

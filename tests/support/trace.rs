@@ -82,6 +82,13 @@ impl Child {
         self
     }
 
+    /// Writes the calls down, with the names of the files and every byte that is written.
+    pub(crate) fn log_bytes(mut self, calls: &str, log: &Path) -> Self {
+        self.strace = ["-f", "--seccomp-bpf", "-qq", "-y", "-xx", "-s", "16777216", "-e"].map(OsString::from).to_vec();
+        self.strace.extend([format!("trace={calls}").into(), "-o".into(), log.into()]);
+        self
+    }
+
     /// A limit of the system, as an option of `prlimit`; a file that would grow too long is an error, no signal.
     pub(crate) fn limit(mut self, option: String) -> Self {
         self.limits.push(option);
