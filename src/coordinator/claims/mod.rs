@@ -7,34 +7,25 @@ mod board;
 mod filter;
 mod guard;
 mod look;
+mod take;
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 pub(super) use self::board::Boards;
 pub use self::filter::ClaimFilter;
 pub use self::guard::Claim;
 
-use self::board::Picked;
-use super::write::{ids, node_change};
+use self::take::{Tried, WaitedFor, Want};
+use super::write::ids;
 use super::{Coordinator, Engine};
 use crate::error::Error;
-use crate::lease::{LeaseError, LockOptions, Place};
-use crate::model::{
-    Fence, Guard, IntoNodeId, IntoRunId, LeaseKey, NodeId, NodeState, NodeStatus, NodeUpdate, Pick, RunId, RunStatus, Snapshot,
-    Taking, Version, updated,
-};
-use crate::run::Op;
-use crate::store::StoreErrorKind;
+use crate::model::{IntoNodeId, IntoRunId, LeaseKey, NodeId, NodeStatus, RunId, Taking};
 
 /// How often `claim_node` looks again when it meets others.
 const TRIES: u32 = 8;
-
-/// How long to wait before it is asked again what became of a claim.
-const RETRACT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What there was to do.
 #[derive(Debug)]
@@ -60,33 +51,6 @@ impl Next {
             _ => None,
         }
     }
-}
-
-/// What a claim writes and asks for.
-struct Want {
-    run: RunId,
-    node: NodeId,
-    /// The node as it was seen, and must be when it is claimed.
-    seen: Arc<NodeState>,
-    taking: Taking,
-    /// What must hold when it commits, besides that.
-    guards: Vec<Guard>,
-    run_status: RunStatus,
-    owner: Arc<str>,
-    ttl: Duration,
-    /// Somebody else's claim is no question worth another look: there are other nodes.
-    hasty: bool,
-}
-
-/// What became of it.
-enum Tried {
-    Claimed(Claim),
-    /// Somebody else has it, or it is not what it was.
-    Taken,
-    /// It was on its last attempt, and has failed now.
-    GaveUp,
-    /// Storage took so long that the lease was over before it was known. The node is as it was, on the same attempt.
-    TooLate,
 }
 
 impl Coordinator {
@@ -327,181 +291,6 @@ impl Coordinator {
         let process = self.engine().backend.process();
         Arc::from(process.map_or_else(|| format!("pid {}", std::process::id()), |me| format!("{}:{}", me.host, me.pid)))
     }
-
-    fn want(snapshot: &Snapshot, picked: &Picked, owner: &Arc<str>, ttl: Duration, done: &[NodeStatus]) -> Want {
-        let Pick { node, seen, taking } = picked.pick().clone();
-        let mut guards = Vec::new();
-        if taking == Taking::Begin {
-            // Others may have begun something anew since it was seen ready.
-            guards.extend(seen.depends_on.iter().map(|needed| Guard::NodeStatus { node: needed.clone(), one_of: done.to_vec() }));
-        }
-        Want {
-            run: snapshot.state().id().clone(),
-            node,
-            seen,
-            taking,
-            guards,
-            run_status: snapshot.header().status.clone(),
-            owner: Arc::clone(owner),
-            ttl,
-            hasty: true,
-        }
-    }
-
-    /// Claims in a task of its own: the claim travels in the answer, so that a caller who is gone by then gives it back.
-    async fn try_claim(&self, want: Want) -> Result<Tried, Error> {
-        let (reply, answer) = oneshot::channel();
-        let state = self.clone();
-        let waited_for = WaitedFor::new(self.engine());
-        self.core.runtime.spawn(async move {
-            let _until_it_is_held_or_given_back = waited_for;
-            let _caller_gone = reply.send(state.claim(want).await);
-        });
-        answer.await.unwrap_or(Err(Error::Closed))
-    }
-
-    async fn claim(&self, want: Want) -> Result<Tried, Error> {
-        let engine = self.engine();
-        if engine.is_closed() {
-            return Err(Error::Closed);
-        }
-        let Want { run, node, seen, taking, guards: more, run_status, owner, ttl, hasty } = want;
-        let options = LockOptions::new().owner(&owner).ttl(ttl).purpose("claim");
-        let Some(place) = engine.leases.reserve(LeaseKey::node(run.clone(), node.clone()), options).await? else {
-            return Ok(Tried::Taken);
-        };
-        let mut open = vec![RunStatus::Pending, RunStatus::Running];
-        open.extend(Some(run_status).filter(|status| !status.is_ended() && !open.contains(status)));
-        let given_up = taking == Taking::TakeOver && seen.max_attempts.is_some_and(|most| seen.attempt >= most);
-        let update = match taking {
-            Taking::Begin => NodeUpdate::running().worker(&owner),
-            Taking::TakeOver if given_up => NodeUpdate::failed(vanished(&seen)),
-            Taking::TakeOver => NodeUpdate::running().attempt(seen.attempt.saturating_add(1)).worker(&owner),
-        };
-        let mut guards = vec![Guard::RunStatus(open), Guard::NodeVersion { node: node.clone(), version: seen.version }];
-        guards.extend(more);
-        let mut op = Op {
-            mutations: vec![node_change(node.clone(), update.clone())],
-            guards,
-            fences: self.fences.as_deref().map(<[Fence]>::to_vec).unwrap_or_default(),
-            leases: place.grant().into_iter().collect(),
-            hasty,
-            // Told by what the worker writes itself.
-            unheard: true,
-            ..Op::default()
-        };
-        let at = engine.context.clock.now();
-        op.stamp(|| at);
-        let committed = match engine.commit_one(run.clone(), op, false).await {
-            Ok(committed) => committed,
-            Err(Error::Conflict(refusal))
-                if !hasty && matches!(&refusal, crate::model::Refusal::Guard { guard: Guard::RunStatus(_), .. }) =>
-            {
-                return Err(Error::Conflict(refusal));
-            }
-            Err(Error::Conflict(_) | Error::Locked(_) | Error::Contended { .. }) => return Ok(Tried::Taken),
-            Err(error) => {
-                if error.is_unknown_outcome() {
-                    let begun = (!given_up).then(|| updated(&seen, &update, at, seen.version));
-                    drop(tokio::spawn(retract(Arc::downgrade(engine), run, node, begun, place)));
-                }
-                return Err(error);
-            }
-        };
-        let granted = committed.grants.first().map(|grant| grant.token);
-        let lease = match place.confirm(granted).await {
-            Ok(lease) => lease,
-            // The run ended: nothing was gained, and nothing is wrong.
-            Err(LeaseError::RunEnded { .. }) => return Ok(Tried::Taken),
-            Err(error) => {
-                if let (false, Some(claimed)) = (given_up, committed.runs.first()) {
-                    engine.unclaim(&run, &node, claimed.after).await;
-                }
-                return match error {
-                    // This process was asleep for longer than the lease lasts, or storage was.
-                    LeaseError::NotFound { .. } => Ok(Tried::TooLate),
-                    LeaseError::Store(error) if error.is_retryable() => {
-                        tracing::warn!(%run, %node, %error, "a claim came too late to be trusted");
-                        Ok(Tried::TooLate)
-                    }
-                    error => Err(error.into()),
-                };
-            }
-        };
-        if given_up {
-            tracing::warn!(%run, %node, attempt = seen.attempt, "a node has failed: the worker of its last attempt vanished");
-            drop(lease);
-            return Ok(Tried::GaveUp);
-        }
-        // What is known of it here may be of a later time: its guard says what the commit made of it.
-        let version = committed.runs.first().map_or(seen.version, |run| run.after);
-        let state = Arc::new(updated(&seen, &update, at, version));
-        if taking == Taking::TakeOver {
-            tracing::info!(%run, %node, attempt = state.attempt, "a node was taken over: its worker vanished");
-        }
-        Ok(Tried::Claimed(Claim::new(self.clone(), run, node, state, lease, committed.into())))
-    }
-}
-
-/// Nobody knows whether a claim was committed, and its asker was told so. As soon as it is known, what was committed is taken back: an attempt that nobody
-/// made does not count. Until then nobody else of this process gets the node.
-async fn retract(engine: Weak<Engine>, run: RunId, node: NodeId, begun: Option<NodeState>, place: Place) {
-    while let Some(engine) = engine.upgrade().filter(|engine| !engine.is_closed()) {
-        let Err(error) = engine.context.persist.barrier(&run).await else { break };
-        if matches!(error.kind(), StoreErrorKind::Closed | StoreErrorKind::Poisoned) {
-            break;
-        }
-        drop(engine);
-        tokio::time::sleep(RETRACT_PAUSE).await;
-    }
-    let engine = engine.upgrade();
-    let _closing_waits = engine.as_ref().map(WaitedFor::new);
-    if let (Some(begun), Some(engine)) = (begun, &engine)
-        && let Ok(Some(now)) = engine.fresh(&run).await
-        && let Some(found) = now.node(node.as_str())
-        && (&found.status, &found.worker, found.attempt, found.started_at)
-            == (&begun.status, &begun.worker, begun.attempt, begun.started_at)
-    {
-        engine.unclaim(&run, &node, found.version).await;
-    }
-    place.orphaned().await;
-}
-
-impl Engine {
-    /// Gives a node back whose lease is gone already, unless somebody else was faster.
-    async fn unclaim(&self, run: &RunId, node: &NodeId, claimed: Version) {
-        let op = Op {
-            mutations: vec![node_change(node.clone(), NodeUpdate::pending().unbegun())],
-            guards: vec![Guard::NodeVersion { node: node.clone(), version: claimed }],
-            unheard: true,
-            ..Op::default()
-        };
-        if let Err(error) = self.commit_one(run.clone(), op, false).await {
-            tracing::debug!(%run, %node, %error, "a claim that came too late was not given back");
-        }
-    }
-}
-
-/// Something that closing waits for: a claim that is not held yet, or that is being given back.
-#[derive(Debug)]
-pub(super) struct WaitedFor(Arc<Engine>);
-
-impl WaitedFor {
-    pub(super) fn new(engine: &Arc<Engine>) -> Self {
-        engine.claiming.send_modify(|count| *count += 1);
-        Self(Arc::clone(engine))
-    }
-}
-
-impl Drop for WaitedFor {
-    fn drop(&mut self) {
-        self.0.claiming.send_modify(|count| *count = count.saturating_sub(1));
-    }
-}
-
-fn vanished(node: &NodeState) -> String {
-    let worker = node.worker.as_deref().unwrap_or("?");
-    format!("worker {worker:?} vanished on attempt {} of {}", node.attempt, node.max_attempts.unwrap_or(node.attempt))
 }
 
 impl Engine {
