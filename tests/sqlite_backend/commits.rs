@@ -349,3 +349,74 @@ async fn what_comes_while_somebody_else_writes_goes_along_in_one_transaction() {
     assert_eq!(state.stats().batch_entries.count() - before, 1);
     state.close().await.unwrap();
 }
+
+/// Commits one write on the version that it finds, and is stopped meanwhile.
+#[tokio::test]
+#[ignore = "it is run by another test, and stopped"]
+async fn child_that_is_stopped_in_its_commit() {
+    let folder = PathBuf::from(std::env::var_os("STATE_FOLDER").unwrap());
+    std::fs::write(folder.join("pid"), std::process::id().to_string()).unwrap();
+    let backend = open(&db(&folder)).await;
+    let tip = load(&backend, "r").await;
+    std::fs::write(folder.join("begun"), "").unwrap();
+    let part =
+        part_on(Some(&tip), tip.version(), "r", vec![Guard::RunVersion(tip.version())], vec![set("n", NodeUpdate::success())]);
+    applied(commit(&backend, vec![entry(part)]).await.outcomes.remove(0));
+    std::fs::write(folder.join("applied"), "").unwrap();
+    backend.close().await.unwrap();
+}
+
+/// Stopped between its check and the end of its COMMIT, a process keeps others out; nobody slips in between, and when it goes on it has won.
+#[tokio::test]
+async fn who_is_stopped_between_check_and_commit_is_the_one_winner() {
+    use super::trace::{Child, SYNCS, can_trace};
+    use rustix::process::{Pid, Signal, kill_process};
+    if !can_trace() {
+        return;
+    }
+    let mut stopped = 0;
+    for when in 1..=3 {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = open(&db(dir.path())).await;
+        change(&backend, "r", vec![create(0)]).await;
+        let before = load(&backend, "r").await;
+        let at = |name: &str| dir.path().join(name);
+        let child = Child::test("commits::child_that_is_stopped_in_its_commit").env("STATE_FOLDER", dir.path());
+        let child = child.inject(SYNCS, &format!("signal=SIGSTOP:when={when}"));
+        let child = std::thread::spawn(move || child.run());
+        let pid = || std::fs::read_to_string(at("pid")).ok()?.parse::<i32>().ok();
+        let stands = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", pid()?)).ok()?;
+            Some(status.lines().find(|line| line.starts_with("State:"))?.to_lowercase().contains("\tt"))
+        };
+        let begun = std::time::Instant::now();
+        // Where strace itself holds it for a moment it goes on by itself.
+        let mut seen = 0;
+        while !child.is_finished() && seen < 20 {
+            seen = if stands() == Some(true) { seen + 1 } else { 0 };
+            assert!(begun.elapsed() < Duration::from_secs(60), "it neither ends nor stands");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if at("begun").exists() && !at("applied").exists() {
+            stopped += 1;
+            let part = part_on(Some(&before), before.version(), "r", vec![], vec![set("n", NodeUpdate::failed("late"))]);
+            let late = entry(part);
+            let error = backend.commit(Arc::new(Batch::new(vec![late.clone()]))).await.unwrap_err();
+            assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Busy, false), "{error}");
+            assert_eq!(load(&backend, "r").await, before, "who reads is not held up, and sees nothing of it");
+            kill_process(Pid::from_raw(pid().unwrap()).unwrap(), Signal::CONT).unwrap();
+            child.join().unwrap().passed("it goes on");
+            assert!(at("applied").exists());
+            refused(commit(&backend, vec![late]).await.outcomes.remove(0));
+            let run = load(&backend, "r").await;
+            assert_eq!((run.node("n").unwrap().status.clone(), run.version()), (NodeStatus::Success, before.version().next()));
+        } else {
+            if let Some(pid) = pid().and_then(Pid::from_raw).filter(|_| !child.is_finished()) {
+                kill_process(pid, Signal::CONT).unwrap();
+            }
+            child.join().unwrap().passed("it was not stopped in its commit");
+        }
+        backend.close().await.unwrap();
+    }
+    assert!(stopped > 0, "it was never stopped in its commit");
+}

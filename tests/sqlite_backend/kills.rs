@@ -1,6 +1,6 @@
 //! Killed at any system call, and what a power cut would take.
 
-use super::trace::{Child, can_trace};
+use super::trace::{Child, SYNCS, can_trace};
 use super::*;
 
 /// Writes until it is killed; notes every acknowledged node in a file, after its acknowledgement and before the next. Every node also fills pages, so that
@@ -174,8 +174,7 @@ async fn a_kill_at_any_system_call_also_while_it_recovers_or_checkpoints_keeps_w
     // recovers what the first one left, and is killed in that.
     let places: &[(&str, &[usize])] = &[
         ("pwrite64", &[1, 2, 5, 9, 17, 33, 40, 47, 60, 80, 110]),
-        ("fdatasync", &[1, 2, 3, 6, 9, 12, 15, 18]),
-        ("fsync", &[1, 2, 3, 5]),
+        (SYNCS, &[1, 2, 3, 5, 6, 9, 12, 15, 18, 22, 27, 32]),
         ("/^ftruncate", &[1, 2]),
         ("/unlink.*", &[1, 2, 3]),
         ("/rename.*", &[1, 2]),

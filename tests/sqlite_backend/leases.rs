@@ -193,5 +193,5 @@ fn a_disk_that_becomes_slow_costs_the_lease_and_says_so() {
     }
     let folder = tempfile::tempdir().unwrap();
     let child = super::trace::Child::test("leases::child_whose_disk_becomes_slow").env("STATE_FOLDER", folder.path());
-    child.inject("fdatasync", "delay_enter=2000000:when=12+").run().passed("a slow disk");
+    child.inject(super::trace::SYNCS, "delay_enter=2000000:when=30+").run().passed("a slow disk");
 }

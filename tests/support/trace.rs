@@ -5,6 +5,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 
+/// Syncs of files, whichever of the two a build of SQLite uses.
+pub(crate) const SYNCS: &str = "/^f(data)?sync$";
+
 /// Whether system calls can be made to fail here. Where they cannot, a test of them fails, unless a run without these faults is wanted.
 pub(crate) fn can_trace() -> bool {
     can("strace", &["-o", "/dev/null", "true"], "strace is missing or not permitted here: install it")
