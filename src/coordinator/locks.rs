@@ -107,6 +107,21 @@ impl Coordinator {
 
     /// All leases that are held, with owner, purpose, since, until and token, in the order of their tokens.
     ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use seeknal_state::{BackendOptions, Coordinator, NewRun, create_state_backend};
+    ///
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// # state.create_run("run_1", NewRun::running()).await?;
+    /// let lease = state.acquire_lock("run_1", std::time::Duration::from_secs(5)).await?.expect("nobody else has it");
+    /// let locks = state.list_locks().await?;
+    /// assert_eq!((locks.len(), locks[0].token), (1, lease.token()));
+    /// println!("{} until {}", locks[0].owner.process, locks[0].until);
+    /// # drop(lease);
+    /// # state.close().await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Store`] if storage failed.
     ///

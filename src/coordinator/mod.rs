@@ -153,6 +153,21 @@ impl Coordinator {
 
     /// Makes every deferred write durable.
     ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use seeknal_state::{BackendOptions, Coordinator, Durability, NewRun, NodeUpdate, create_state_backend};
+    ///
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// # state.create_run("run_1", NewRun::running()).await?;
+    /// let quick = state.with_durability(Durability::Deferred);
+    /// for row in 0..100 {
+    ///     quick.set_node_state("run_1", "orders", NodeUpdate::running().row_count(row)).await?; // answered from memory
+    /// }
+    /// state.flush().await?; // from here on they survive whatever happens
+    /// # state.close().await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// [`Error::DeferredLost`] if some of them were lost (each loss is told once).
     ///

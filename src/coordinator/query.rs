@@ -47,6 +47,23 @@ impl Coordinator {
     /// Several runs as they were at one moment, in the order of the names: no transaction is there in part, and nothing is seen without what came
     /// before it. Where other processes write too, storage is asked: what they committed over several runs comes to this process run by run.
     ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, create_state_backend};
+    ///
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// # state.create_run("run_1", NewRun::running()).await?;
+    /// # state.create_run("run_2", NewRun::running()).await?;
+    /// let mut tx = state.transaction();
+    /// tx.set_node_state("run_1", "orders", NodeUpdate::success());
+    /// tx.set_node_state("run_2", "orders", NodeUpdate::running());
+    /// tx.commit().await?;
+    /// let [Some(one), Some(two)] = &state.snapshots(&["run_1", "run_2"]).await?[..] else { panic!("both are there") };
+    /// assert!(one.node("orders").is_some() && two.node("orders").is_some(), "never the one without the other");
+    /// # state.close().await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// As [`get_run`](Self::get_run); [`Error::Store`] if storage could not be asked: never snapshots of different moments instead.
     ///
@@ -100,6 +117,27 @@ impl Coordinator {
 
     /// One page of runs, newest first. Pages are cut by key: runs that come or go meanwhile make nobody else appear twice or not at all.
     ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use seeknal_state::{BackendOptions, Coordinator, NewRun, RunFilter, RunQuery, RunStatus, create_state_backend};
+    ///
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// # for run in ["run_1", "run_2", "run_3"] { state.create_run(run, NewRun::running()).await?; }
+    /// let mut query = RunQuery::new(RunFilter::all().status(RunStatus::Running)).limit(2);
+    /// let mut seen = Vec::new();
+    /// loop {
+    ///     let page = state.list_runs(&query).await?;
+    ///     seen.extend(page.runs.into_iter().map(|run| run.run_id));
+    ///     if page.next.is_none() {
+    ///         break;
+    ///     }
+    ///     query = query.after(page.next);
+    /// }
+    /// assert_eq!(seen, ["run_3", "run_2", "run_1"]);
+    /// # state.close().await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Store`] if storage failed.
     ///
@@ -139,6 +177,23 @@ impl Coordinator {
     }
 
     /// What a node completed over all runs, also those that cleanup deleted.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, OnDelete, create_state_backend};
+    ///
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// # state.create_run("run_1", NewRun::running()).await?;
+    /// state.add_completed_interval("run_1", "orders", ("2024-01-01", "2024-01-03")).await?;
+    /// state.set_node_state("run_1", "orders", NodeUpdate::success().row_count(7)).await?;
+    /// state.delete_run("run_1", OnDelete::KeepCoverage).await?;
+    /// assert_eq!(state.coverage("orders").await?.intervals.len(), 1);
+    /// assert_eq!(state.last_success("orders").await?.and_then(|last| last.row_count), Some(7));
+    /// let todo = state.pending("orders", ("2024-01-01", "2024-01-04")).await?;
+    /// assert_eq!(todo.iter().count(), 1, "the third of January");
+    /// # state.close().await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// As [`latest_node_state`](Self::latest_node_state).

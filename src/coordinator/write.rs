@@ -31,6 +31,19 @@ impl Coordinator {
 
     /// Creates a run.
     ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use seeknal_state::{BackendOptions, Coordinator, NewRun, create_state_backend};
+    ///
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// let commit = state.create_run("run_1", NewRun::running().metadata("trigger", "cron")).await?;
+    /// assert!(commit.seq.is_some(), "its place in the order of the whole store");
+    /// let again = state.create_run("run_1", NewRun::running()).await.unwrap_err();
+    /// assert!(again.is_conflict(), "nobody's run is made twice");
+    /// # state.close().await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// [`Error::RunExists`] if there is such a run; [`Error::Input`] for a bad id; [`Error::Store`] if storage failed.
     ///

@@ -129,6 +129,19 @@ impl<'de> Deserialize<'de> for Interval {
 ///
 /// With n islands here and m there, union, difference and intersection take O((n + m) log (n + m)), adding and containment O(log n)
 /// (plus what is merged away), gaps O(log n + answer).
+///
+/// ```
+/// use seeknal_state::{Interval, IntervalSet};
+///
+/// let mut done = IntervalSet::default();
+/// done.insert(Interval::parse("2024-01-01", "2024-01-02")?);
+/// done.insert(Interval::parse("2024-01-02", "2024-01-03")?); // it touches the first: they are one now
+/// done.insert(Interval::parse("2024-01-05", "2024-01-06")?);
+/// assert_eq!(done.len(), 2);
+/// let todo = done.gaps(Interval::parse("2024-01-01", "2024-01-07")?);
+/// assert_eq!(todo, [Interval::parse("2024-01-03", "2024-01-05")?, Interval::parse("2024-01-06", "2024-01-07")?]);
+/// # Ok::<(), seeknal_state::InputError>(())
+/// ```
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct IntervalSet(RangeSet<DateTime<Utc>>);
 

@@ -152,6 +152,18 @@ impl Settings {
     /// Finds and reads the settings of the project that `path` (a folder, or a file in it) belongs to: the file is searched upwards. Without a file
     /// everything is at its default, and `path` is the project's folder.
     ///
+    /// ```
+    /// use seeknal_state::project::Settings;
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let project = folder.path();
+    /// std::fs::write(project.join("seeknal_project.yml"), "state_backend: database\n")?;
+    /// let settings = Settings::load(project, &|_| None)?; // no environment; `&process_environment` asks the real one
+    /// assert_eq!(settings.backend.value, "database");
+    /// assert!(settings.target.value.ends_with("target"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`ProjectErrorKind::NotFound`] if `path` is not there; [`ProjectErrorKind::Input`] if the file cannot be read as settings, a value
     /// makes no sense, the backend is not known, or one folder has two files of settings. The message names file, line and mend.

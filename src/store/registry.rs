@@ -8,6 +8,17 @@ use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use super::{MemoryBackend, StateBackend, StoreError, StoreErrorKind};
 
 /// What a backend is made from. Every backend takes what it needs and ignores the rest.
+///
+/// ```
+/// use seeknal_state::{BackendOptions, create_state_backend};
+///
+/// let here = BackendOptions::new().base_path("target"); // run_state.json, or state.db in it
+/// let there = BackendOptions::new().database_url("postgres://app:s3cret@db.example.org/pipelines").set("database_schema", "etl");
+/// let looking = here.clone().read_only(true); // beside whoever writes
+/// assert!(!format!("{there:?}").contains("s3cret"));
+/// # let _ = (create_state_backend("memory", &here)?, looking);
+/// # Ok::<(), seeknal_state::StoreError>(())
+/// ```
 #[derive(Clone, Default)]
 #[must_use]
 pub struct BackendOptions {
@@ -112,6 +123,15 @@ impl StateBackendFactory {
 
     /// Makes a backend known under a name, for [`create_state_backend`] and for `state_backend:` in a project's settings. Registering a
     /// name again replaces what it meant.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use seeknal_state::{BackendOptions, MemoryBackend, StateBackendFactory, create_state_backend};
+    ///
+    /// StateBackendFactory::register("mine", |_options| Ok(Arc::new(MemoryBackend::new())))?;
+    /// assert!(create_state_backend("mine", &BackendOptions::new()).is_ok());
+    /// # Ok::<(), seeknal_state::StoreError>(())
+    /// ```
     ///
     /// # Errors
     /// [`StoreErrorKind::Input`] if the name is empty, not plain (letters, digits, `-`, `_`), or one of the built-in ones.
