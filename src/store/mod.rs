@@ -173,7 +173,10 @@ impl VerifyReport {
 ///   the caller sends the same batch again.
 /// - A new run begins at a version that no earlier run of the same name had.
 /// - Batches of one run are sent one after another; batches of different runs may be sent at the same time.
-/// - Dropping a future of `commit` does not stop the work.
+/// - Dropping a future of `commit` does not stop the work. Every other future may be dropped at any time: a read disturbs nobody, and what writes
+///   (`initialize`, `checkpoint`, `raise_tokens`, `close`) happens or not, as a whole, and may be called again.
+/// - A backend may refuse what is asked before `initialize` ([`StoreErrorKind::Input`]), and what is asked after `close` ([`StoreErrorKind::Closed`]). A read
+///   that fails has changed nothing.
 ///
 /// [`Ledger`](crate::model::Ledger) implements all rules in memory; a backend that keeps the whole state in memory is that ledger with a place to rest.
 /// The feature `conformance` has the test kit (`seeknal_state::store::conformance`).
