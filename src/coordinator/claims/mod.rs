@@ -132,7 +132,7 @@ impl Coordinator {
         Ok(None)
     }
 
-    /// Hands one ready node of a run to the caller, and to nobody else: pending, and all that it [depends on](NodeUpdate::depends_on) done, also when the
+    /// Hands one ready node of a run to the caller, and to nobody else: pending, and all that it [depends on](crate::NodeUpdate::depends_on) done, also when the
     /// claim commits. Nodes whose worker vanished are taken over as by [`claim_node`](Self::claim_node). The order is not fixed, and differs
     /// between processes.
     ///
