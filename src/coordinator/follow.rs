@@ -42,7 +42,7 @@ const STARTING: Duration = Duration::from_millis(20);
 /// looking takes a small part of the time at most.
 const NEWEST: usize = 100_000;
 const LOOK_THROUGH: Duration = Duration::from_millis(250);
-const LOOKING_SHARE: u32 = 10;
+const LOOKING_SHARE: u32 = 5;
 /// So many of the newest are compared in every round.
 const CLOSELY: usize = 64;
 /// Runs that are not found any more are asked for by name, so many at once.

@@ -265,7 +265,8 @@ impl Coordinator {
     ///
     /// Of what other processes commit it is told the net change of every run, usually within 100 ms, as one event that may stand for several commits:
     /// of all runs that are resident here, of those that were since there are subscribers, and of those that storage names as changed (PostgreSQL) or
-    /// that are among the newest 100,000 (SQLite) or 1,000 (libSQL) of the store; of those beyond the newest 64 within half a second. A run that was not known here before is told as changed from
+    /// that are among the newest 100,000 (SQLite) or 1,000 (libSQL) of the store. Of those beyond the newest 64 it is told later: their versions are read four
+    /// times a second, or as often as reading all of them takes a fifth of the time. A run that was not known here before is told as changed from
     /// [`Version::NONE`]. Runs that others change become resident as long as there is room for them
     /// ([`max_resident_runs`](crate::CoordinatorBuilder::max_resident_runs)); beyond it they are told when there is room again. What others commit in the milliseconds after the first
     /// `subscribe` to runs that are not resident may be taken for known: list the runs after subscribing, not before. So is a new run of another
