@@ -11,7 +11,7 @@ use super::migrate::commit;
 use crate::coordinator::{Coordinator, OnDelete};
 use crate::error::Error;
 use crate::model::{
-    Batch, Entry, Guard, Mutation, Outcome, Refusal, RunId, RunPart, RunQuery, RunStatus, RunSummary, Version, time,
+    Batch, Entry, Guard, Mutation, NodeStatus, Outcome, Refusal, RunId, RunPart, RunQuery, RunStatus, RunSummary, Version, time,
 };
 use crate::store::StateBackend;
 
@@ -98,12 +98,12 @@ impl Judge {
 
     /// Whether the run's own header does not say when it ended, so that its newest stamp is needed.
     pub fn needs_stamp(summary: &RunSummary) -> bool {
-        has_ended(&summary.header.status) && summary.header.finished_at.is_none()
+        has_ended(summary) && summary.header.finished_at.is_none()
     }
 
     /// Judges a run. `newest` is the newest stamp in it, where [`needs_stamp`](Self::needs_stamp) asked for it.
     pub fn see(&mut self, summary: &RunSummary, newest: Option<DateTime<Utc>>) {
-        if !has_ended(&summary.header.status) {
+        if !has_ended(summary) {
             self.plan.kept += 1;
             return;
         }
@@ -133,9 +133,12 @@ impl Judge {
     }
 }
 
-/// Statuses of other systems count as ended: only what is known to be waiting or at work stays.
-fn has_ended(status: &RunStatus) -> bool {
-    !matches!(status, RunStatus::Pending | RunStatus::Running)
+/// Statuses of other systems count as ended: only what is known to be waiting or at work stays. The status of a run that does not say when it ended may be
+/// what its nodes tell, one of which failed: it is at work as long as another one runs.
+fn has_ended(summary: &RunSummary) -> bool {
+    let at_work =
+        || summary.header.finished_at.is_none() && summary.nodes.get(&NodeStatus::Running).is_some_and(|nodes| *nodes > 0);
+    !matches!(summary.header.status, RunStatus::Pending | RunStatus::Running) && !at_work()
 }
 
 /// Looks at all runs and says what would go. Only reads; memory holds the names of what goes.

@@ -145,13 +145,13 @@ pub(super) fn told_by_top(members: &Members<'_>) -> (Option<RunId>, Option<DateT
     (top.run_id, top.started_at, top.finished_at)
 }
 
-/// What a run's nodes say about it: one running (whatever failed beside it, the run has not ended), one failed, all ended; else it waits.
+/// What a run's nodes say about it: one failed, one running, all ended; else it waits.
 pub(super) fn derived_status<'a>(nodes: impl Iterator<Item = &'a NodeState> + Clone) -> RunStatus {
-    let any = |status| nodes.clone().any(|node| node.status == status);
-    if any(NodeStatus::Running) {
-        RunStatus::Running
-    } else if any(NodeStatus::Failed) {
+    let mut all = nodes.clone();
+    if all.any(|node| node.status == NodeStatus::Failed) {
         RunStatus::Failed
+    } else if nodes.clone().any(|node| node.status == NodeStatus::Running) {
+        RunStatus::Running
     } else if nodes.clone().next().is_some() && nodes.clone().all(|node| node.status.is_ended()) {
         RunStatus::Success
     } else {

@@ -6,7 +6,7 @@
 //!   sequence numbers were given out, which no restored backup brings back.
 //! - **Previous** (`run_state.json.prev`): the last document of ours, for the day on which another program rewrites the present one.
 //!
-//! A run that a foreign file does not give a status has the one that its nodes tell: one running, it is `running`; one failed, `failed`;
+//! A run that a foreign file does not give a status has the one that its nodes tell: one failed, it is `failed`; one running, `running`;
 //! all ended, `success`; else `pending`. It was created when it started, or at its newest stamp, or (without any) at the epoch: never "now", so
 //! that every opening sees the same.
 
