@@ -129,7 +129,7 @@ impl Engine {
         let creates = op.creates_run();
         let mut permit = self.admit(op.weight(), now).await?;
         loop {
-            let handle = match self.directory.get(run.as_str()).filter(crate::run::RunHandle::is_alive) {
+            let handle = match self.directory.get(run.as_str()) {
                 Some(resident) => resident,
                 None if creates => self.directory.any(&run).await?,
                 None => self.directory.existing(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?,

@@ -71,8 +71,13 @@ impl Directory {
         let _first = self.leases.set(leases);
     }
 
-    /// A run's handle if it is resident.
+    /// A run's handle if it is resident and its actor lives.
     pub(crate) fn get(&self, run: &str) -> Option<RunHandle> {
+        self.found(run).filter(RunHandle::is_alive)
+    }
+
+    /// As [`get`](Self::get), also of an actor that died and is not forgotten yet.
+    fn found(&self, run: &str) -> Option<RunHandle> {
         self.runs.get(run).and_then(|slot| slot.get().cloned())
     }
 
@@ -88,10 +93,11 @@ impl Directory {
 
     async fn open(self: &Arc<Self>, run: &RunId, missing_too: bool) -> Result<Option<RunHandle>, Error> {
         loop {
-            if let Some(handle) = self.get(run.as_str()) {
+            if let Some(handle) = self.found(run.as_str()) {
                 if handle.is_alive() {
                     return Ok(Some(handle));
                 }
+                handle.gone().await;
                 self.died(run, handle.actor_id());
                 continue;
             }
@@ -197,7 +203,7 @@ impl Directory {
 
     /// Remembers up to which version subscribers know a run that is not resident.
     pub(super) fn remember(&self, run: &RunId, version: Version) {
-        if self.told.len() < REMEMBERED && self.get(run.as_str()).is_none() {
+        if self.told.len() < REMEMBERED && self.found(run.as_str()).is_none() {
             self.told.insert(run.clone(), version);
         }
     }
@@ -242,7 +248,7 @@ impl Directory {
     }
 
     fn died(&self, run: &RunId, actor: ActorId) {
-        let known = self.get(run.as_str()).and_then(|handle| handle.cell().durable_version());
+        let known = self.found(run.as_str()).and_then(|handle| handle.cell().durable_version());
         self.crashed.insert(run.clone(), self.deaths.fetch_add(1, Ordering::Relaxed));
         self.forget(run, actor);
         // What it had sent down is told by who loads it next.

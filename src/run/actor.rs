@@ -168,6 +168,8 @@ impl Actor for RunActor {
     }
 
     async fn handle(&self, _: ActorRef<Msg>, message: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        let handling = Handling(state);
+        let state = &mut *handling.0;
         match message {
             Msg::Commit(envelope) => state.take_in(Stashed::Commit(envelope)),
             Msg::Hold { fresh, reply } => state.take_in(Stashed::Hold { fresh, reply }),
@@ -192,6 +194,18 @@ impl Actor for RunActor {
         }
         state.mark();
         Ok(())
+    }
+}
+
+/// The state while a message is handled. A panic of that is the actor's end, and nobody may read or ask it from then on: those whose outcomes are in its
+/// mailbox are answered while it unwinds, long before its supervisor hears of it.
+struct Handling<'a>(&'a mut State);
+
+impl Drop for Handling<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.cell.set_dead();
+        }
     }
 }
 

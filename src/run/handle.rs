@@ -27,6 +27,8 @@ pub(crate) struct RunCell {
     unsettled: AtomicBool,
     /// How often deferred writes that readers had seen did not come to be as they were seen: their versions then name other states.
     taken_back: AtomicU64,
+    /// Set while its actor dies, before anybody is answered in its place: what it publishes is not what is committed any more.
+    dead: AtomicBool,
 }
 
 impl RunCell {
@@ -39,6 +41,7 @@ impl RunCell {
             deferred_runs,
             unsettled: AtomicBool::new(false),
             taken_back: AtomicU64::new(0),
+            dead: AtomicBool::new(false),
         };
         cell.publish(state, state.map_or(Version::NONE, RunState::version));
         cell
@@ -70,6 +73,10 @@ impl RunCell {
 
     pub(super) fn take_back(&self) {
         self.taken_back.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn set_dead(&self) {
+        self.dead.store(true, Ordering::Release);
     }
 
     pub(super) fn touch(&self) {
@@ -215,7 +222,13 @@ impl RunHandle {
     }
 
     pub(crate) fn is_alive(&self) -> bool {
-        !matches!(self.actor.get_status(), ractor::ActorStatus::Stopping | ractor::ActorStatus::Stopped)
+        !self.cell.dead.load(Ordering::Acquire)
+            && !matches!(self.actor.get_status(), ractor::ActorStatus::Stopping | ractor::ActorStatus::Stopped)
+    }
+
+    /// Waits until an actor that is not alive any more has left nothing in its mailbox: all that was sent to it is answered or noted.
+    pub(crate) async fn gone(&self) {
+        let _without_a_limit = self.actor.wait(None).await;
     }
 }
 
