@@ -104,8 +104,13 @@ enum Stashed {
     Flush(oneshot::Sender<()>),
 }
 
-/// Why an op was not committed, and whom to tell: nobody, if it is a deferred write that was acknowledged.
-type Answer = (Option<Ack>, CommitError);
+/// Why an op was not committed, and whom to tell: nobody, if it is a deferred write that was acknowledged. With its permit: whoever waits until all is
+/// settled finds its loss noted.
+struct Answer {
+    ack: Option<Ack>,
+    error: CommitError,
+    permit: Permit,
+}
 
 /// An op with whom to answer (nobody, for a deferred write that was acknowledged).
 struct Job {
@@ -337,8 +342,8 @@ impl State {
     }
 
     fn decide_or_refuse(&mut self, job: Job) {
-        if let Some((ack, error)) = self.decide(job) {
-            self.give_up(ack, error);
+        if let Some(answer) = self.decide(job) {
+            self.give_up(answer);
         }
     }
 
@@ -346,7 +351,8 @@ impl State {
     fn decide(&mut self, job: Job) -> Option<Answer> {
         let Job { order, mut op, ack, permit } = job;
         if op.attempts > MAX_ATTEMPTS {
-            return Some((ack, CommitError::Contended(self.cell.id().clone(), op.attempts)));
+            let error = CommitError::Contended(self.cell.id().clone(), op.attempts);
+            return Some(Answer { ack, error, permit });
         }
         let context = &self.context;
         op.stamp(|| context.clock.now());
@@ -375,14 +381,16 @@ impl State {
                 self.again.insert(order, Job { order, op, ack, permit });
                 self.recover(reload);
             }
-            Err(refusal) => return Some((ack, CommitError::Refused(refusal))),
+            Err(refusal) => return Some(Answer { ack, error: CommitError::Refused(refusal), permit }),
         }
         None
     }
 
     /// Answers a caller with an error; a deferred write that was acknowledged is lost.
-    fn give_up(&mut self, ack: Option<Ack>, error: CommitError) {
+    fn give_up(&mut self, Answer { ack, error, permit }: Answer) {
         if let Some(ack) = ack {
+            // First: who is answered may ask for the next one at once.
+            drop(permit);
             ack.answer(Err(error));
         } else {
             let cause = match &error {
@@ -392,6 +400,7 @@ impl State {
             };
             let loss = self.context.losses.note(self.cell.id(), &cause);
             self.context.surroundings.lost(&loss);
+            drop(permit);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Job, LOAD_ATTEMPTS, Mode, Msg, State};
+use super::{Answer, Job, LOAD_ATTEMPTS, Mode, Msg, State};
 use crate::model::{NodeId, Receipt, RunReceipt, RunState, Version};
 use crate::persist::Settlement;
 use crate::run::chain::{Progress, Touched, newer};
@@ -51,17 +51,17 @@ impl State {
                 }
                 Settlement::Refused(refusal) => {
                     self.chain.fell(ticket);
-                    refused.push((ack, CommitError::Refused(refusal)));
+                    refused.push(Answer { ack, error: CommitError::Refused(refusal), permit });
                     self.recover(self.context.backend.is_shared());
                 }
                 Settlement::NotApplied(error) => {
                     self.chain.fell(ticket);
-                    refused.push((ack, CommitError::Store(error)));
+                    refused.push(Answer { ack, error: CommitError::Store(error), permit });
                     self.recover(false);
                 }
                 Settlement::Unknown(error) => {
                     self.chain.fell(ticket);
-                    refused.push((ack, CommitError::Store(error)));
+                    refused.push(Answer { ack, error: CommitError::Store(error), permit });
                     self.recover(true);
                 }
             }
@@ -88,8 +88,8 @@ impl State {
         for (ack, committed) in acks {
             ack.answer(Ok(committed));
         }
-        for (ack, error) in refused {
-            self.give_up(ack, error);
+        for answer in refused {
+            self.give_up(answer);
         }
         self.show_deferred();
         self.go_on();
@@ -157,8 +157,8 @@ impl State {
                 for (ack, committed, _) in self.overtaken.drain(..) {
                     ack.answer(Ok(committed));
                 }
-                for (ack, error) in refused {
-                    self.give_up(ack, error);
+                for answer in refused {
+                    self.give_up(answer);
                 }
                 if self.mode == Mode::Ready
                     && let Some(reply) = self.fresh_hold.take()
@@ -176,8 +176,8 @@ impl State {
                     ack.answer(Ok(committed));
                 }
                 // Before those are answered who wait in the stash until all is settled.
-                for job in std::mem::take(&mut self.again).into_values() {
-                    self.give_up(job.ack, CommitError::Store(error.clone()));
+                for Job { ack, permit, .. } in std::mem::take(&mut self.again).into_values() {
+                    self.give_up(Answer { ack, error: CommitError::Store(error.clone()), permit });
                 }
                 self.end();
             }
