@@ -3,11 +3,18 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 
 use chrono::{DateTime, Utc};
-use seeknal_state::{Clock, Coordinator, Error, NewRun, NodeUpdate, StateBackend, SystemClock};
+use seeknal_state::model::{Batch, BatchAnswer};
+use seeknal_state::store::{BatchSource, BoxFuture, LeaseStore, Wake};
+use seeknal_state::{
+    Clock, Coordinator, Durability, Error, LeaseRecord, MemoryBackend, NewRun, NodeUpdate, OpenReport, ProcessInfo, RunId,
+    RunPage, RunQuery, RunState, StateBackend, StoreError, StoreErrorKind, SystemClock,
+};
 use support::LyingBackend;
 
 /// A clock that panics on demand.
@@ -59,4 +66,109 @@ async fn who_is_answered_by_a_dead_actor_reads_what_he_wrote() {
     let seen = written.await.unwrap().expect("it is in storage");
     assert_eq!(seen, (true, true, true), "after Ok everybody reads it");
     assert!(victim.await.unwrap().unwrap_err().is_unknown_outcome());
+}
+
+/// A backend with a writer of its own, which asks for the next batch at once. While it is held, it writes nothing; then it is full, until it is told
+/// otherwise.
+#[derive(Debug, Default)]
+struct Pulling {
+    inner: MemoryBackend,
+    door: Arc<(Mutex<Door>, Condvar)>,
+}
+
+#[derive(Debug, Default)]
+struct Door {
+    held: bool,
+    full: bool,
+}
+
+impl Pulling {
+    fn set(&self, held: bool, full: bool) {
+        *self.door.0.lock().unwrap() = Door { held, full };
+        self.door.1.notify_all();
+    }
+}
+
+impl StateBackend for Pulling {
+    fn name(&self) -> &'static str {
+        "pulling"
+    }
+
+    fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
+        self.inner.initialize()
+    }
+
+    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
+        self.inner.commit(batch)
+    }
+
+    fn pull_from(&self, source: Weak<dyn BatchSource>) -> Option<Wake> {
+        let (wake, woken) = std::sync::mpsc::channel::<()>();
+        let (inner, door) = (self.inner.clone(), Arc::clone(&self.door));
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            while woken.recv().is_ok() {
+                let Some(source) = source.upgrade() else { return };
+                while let Some(batch) = source.next() {
+                    let full = door.1.wait_while(door.0.lock().unwrap(), |door| door.held).unwrap().full;
+                    source.answer(if full {
+                        Err(StoreError::not_applied(StoreErrorKind::Full, "no space left"))
+                    } else {
+                        runtime.block_on(inner.commit(batch))
+                    });
+                }
+            }
+        });
+        Some(Box::new(move || wake.send(()).is_ok()))
+    }
+
+    fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        self.inner.load_run(run)
+    }
+
+    fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
+        self.inner.list_runs(query)
+    }
+
+    fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
+        self.inner.list_leases()
+    }
+
+    fn lease_store(&self) -> LeaseStore {
+        self.inner.lease_store()
+    }
+
+    fn reserve_tokens(&self, count: u64) -> BoxFuture<'_, Result<Range<u64>, StoreError>> {
+        self.inner.reserve_tokens(count)
+    }
+
+    fn process(&self) -> Option<ProcessInfo> {
+        self.inner.process()
+    }
+}
+
+/// Which of the threads comes first is theirs to say: often enough the wrong one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_flush_tells_what_a_dead_actor_lost() {
+    const WRITES: u64 = 40;
+    for round in 0..100 {
+        let backend = Arc::new(Pulling::default());
+        let (state, fault) = open(Arc::clone(&backend) as _).await;
+        backend.set(true, true);
+        let deferred = state.with_durability(Durability::Deferred);
+        for row in 0..WRITES {
+            deferred.set_node_state("r", format!("n{row}"), NodeUpdate::running()).await.unwrap();
+        }
+        fault.store(true, Ordering::SeqCst);
+        assert!(deferred.set_node_state("r", "victim", NodeUpdate::running()).await.unwrap_err().is_unknown_outcome());
+        let mut flush = pin!(state.flush());
+        tokio::select! {
+            biased;
+            flushed = &mut flush => panic!("round {round}: nothing was answered, and yet {flushed:?}"),
+            () = settle() => {}
+        }
+        backend.set(false, true);
+        let told = flush.await;
+        assert!(matches!(&told, Err(Error::DeferredLost(loss)) if loss.lost == WRITES), "round {round}: {told:?}");
+    }
 }

@@ -214,7 +214,8 @@ impl Engine {
                 if handle.cell().has_deferred() {
                     handle.settle().await;
                     if !handle.is_alive() {
-                        // What it had sent down; that it is not known how it ends is noted where it is known.
+                        // What it had been told, then what it had sent down; that it is not known how it ends is noted where it is known.
+                        handle.gone().await;
                         let _closed = self.context.persist.barrier(handle.cell().id()).await;
                     }
                 }

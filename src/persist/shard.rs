@@ -370,7 +370,7 @@ impl<S: Sink> BatchSource for Shard<S> {
         let Err(barriers) = line.queue.holds_entries() else { return true };
         line.pulled = false;
         drop(line);
-        News::<S> { settled: Vec::new(), barriers, barred: None, batch: None }.tell();
+        self.deliver(News { settled: Vec::new(), barriers, barred: None, batch: None });
         self.end_if_done();
         false
     }
@@ -398,7 +398,8 @@ impl<S: Sink> BatchSource for Shard<S> {
             };
             let (entries, flight) = Flight::of(items);
             if entries.is_empty() {
-                News::<S> { settled: Vec::new(), barriers: flight.barriers, barred: None, batch: None }.tell();
+                // Behind what was settled before and is not told yet.
+                self.deliver(News { settled: Vec::new(), barriers: flight.barriers, barred: None, batch: None });
                 continue;
             }
             let batch = Arc::new(Batch::new(entries));

@@ -171,3 +171,25 @@ async fn a_batch_with_an_unknown_outcome_is_given_again_before_anything_else() {
     source.answer(Err(StoreError::not_applied(StoreErrorKind::Busy, "it says nothing of the first try")));
     assert!(told.try_recv().is_err(), "an error of a repetition settles nothing");
 }
+
+/// A writer that asks for the next batch while nobody has told yet what became of the one before.
+#[tokio::test]
+async fn a_barrier_is_passed_only_when_all_before_it_is_told() {
+    let error = || Err(StoreError::not_applied(StoreErrorKind::Busy, "busy"));
+    for asks_first in [false, true] {
+        let (persist, source, _, tell, mut told) = open().await;
+        let run = RunId::new("r1").unwrap();
+        for number in 1..=2 {
+            submit(&persist, number, &tell);
+        }
+        assert_eq!(source.next().unwrap().entries.len(), 2);
+        let mut barrier = pin!(persist.barrier(&run));
+        assert!(poll(barrier.as_mut()).await.is_pending());
+        source.answer(error());
+        let more = if asks_first { source.waits() } else { source.next().is_some() };
+        assert!(!more, "only the barrier waits");
+        barrier.await.unwrap();
+        assert_eq!(told.try_recv(), Ok((1, "not applied")));
+        assert_eq!(told.try_recv(), Ok((2, "not applied")));
+    }
+}
