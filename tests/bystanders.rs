@@ -260,3 +260,45 @@ async fn coverage_that_moves_while_it_is_read_is_not_missed() {
     assert_eq!(backend.coverage(&node).await.unwrap(), provided);
     assert_eq!(backend.node_ids().await.unwrap().len(), 1);
 }
+
+/// A transaction over several runs is no different from one over a single run: who goes away before it was admitted leaves nothing behind.
+#[tokio::test]
+async fn who_goes_away_while_the_coordinator_is_full_changes_nothing() {
+    let backend = LyingBackend::new(false);
+    let state = Coordinator::builder().max_in_flight(2).open(Arc::clone(&backend) as Arc<dyn StateBackend>).await.unwrap();
+    for run in ["r", "s"] {
+        state.create_run(run, NewRun::running()).await.unwrap();
+    }
+    backend.close_gate();
+    let mut full = Vec::new();
+    for node in ["a", "b"] {
+        let mut tx = state.transaction();
+        tx.set_node_state("r", node, NodeUpdate::running());
+        full.push(commit(tx));
+    }
+    while state.stats().permits_available > 0 {
+        tokio::task::yield_now().await;
+    }
+    for runs in [&["r"][..], &["r", "s"]] {
+        for _ in 0..10 {
+            let mut tx = state.transaction();
+            for run in runs {
+                tx.set_node_state(*run, "abandoned", NodeUpdate::running());
+            }
+            begin(tx.commit()).await;
+            settle().await;
+        }
+    }
+    backend.open_gate();
+    for write in full {
+        write.await.unwrap().unwrap();
+    }
+    // Permits are given in the order of calls: what was asked for before has its turn before.
+    let mut tx = state.transaction();
+    tx.set_node_state("r", "n", NodeUpdate::running()).set_node_state("s", "n", NodeUpdate::running());
+    tx.commit().await.unwrap();
+    for run in state.snapshots(&["r", "s"]).await.unwrap() {
+        assert!(run.unwrap().node("abandoned").is_none(), "nobody waited for it, and it was never admitted");
+    }
+    assert_eq!(state.stats().permits_available, 2);
+}

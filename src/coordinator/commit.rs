@@ -60,6 +60,19 @@ pub(super) struct Work {
     pub(super) now: bool,
 }
 
+/// A transaction over several runs, on its way.
+struct Several {
+    ops: BTreeMap<RunId, Op>,
+    fences: Vec<Fence>,
+    leases: Vec<LeaseMutation>,
+}
+
+impl Several {
+    fn weight(&self) -> usize {
+        self.ops.values().map(Op::weight).sum()
+    }
+}
+
 impl Coordinator {
     /// Commits one mutation of one run: the way of most writes.
     pub(super) async fn write(&self, run: RunId, mutation: Mutation) -> Result<Commit, Error> {
@@ -152,21 +165,25 @@ impl Engine {
         if work.runs.is_empty() && work.leases.is_empty() {
             return Ok(Committed { seq: None, runs: Vec::new(), grants: Vec::new() });
         }
-        // Here, not in the task: who is told is there.
-        if let Some(loss) = work.runs.keys().find_map(|run| self.context.losses.take(run)) {
+        let Work { runs, fences, leases, now } = work;
+        let draft = |(run, Draft { mutations, guards })| (run, Op { mutations, guards, ..Op::default() });
+        let several = Several { ops: runs.into_iter().map(draft).collect(), fences, leases };
+        // Here, not in the task: until it is admitted a caller that goes away takes all of it along; and who is told of a loss is there.
+        let permit = self.admit(several.weight(), now).await?;
+        if let Some(loss) = several.ops.keys().find_map(|run| self.context.losses.take(run)) {
             return Err(loss.into());
         }
-        let (engine, first) = (Arc::clone(self), work.runs.keys().next().cloned());
+        let (engine, first) = (Arc::clone(self), several.ops.keys().next().cloned());
         let span = tracing::debug_span!(
             "commit",
-            runs = work.runs.len(),
+            runs = several.ops.len(),
             run = first.as_ref().map(RunId::as_str),
-            mutations = work.runs.values().map(|draft| draft.mutations.len()).sum::<usize>(),
+            mutations = several.ops.values().map(|op| op.mutations.len()).sum::<usize>(),
             seq = tracing::field::Empty,
         );
         let of_task = span.clone();
         let task = async move {
-            let committed = engine.several(work).await;
+            let committed = engine.several(several, permit).await;
             note_seq(&of_task, &committed);
             committed
         };
@@ -177,14 +194,10 @@ impl Engine {
         }
     }
 
-    async fn several(self: Arc<Self>, work: Work) -> Result<Committed, Error> {
-        let mut ops: BTreeMap<RunId, Op> = work
-            .runs
-            .into_iter()
-            .map(|(run, Draft { mutations, guards })| (run, Op { mutations, guards, ..Op::default() }))
-            .collect();
-        let weight = ops.values().map(Op::weight).sum();
-        let mut permit = Some(self.admit(weight, work.now).await?);
+    async fn several(self: Arc<Self>, several: Several, permit: Permit) -> Result<Committed, Error> {
+        let weight = several.weight();
+        let Several { mut ops, fences, leases } = several;
+        let mut permit = Some(permit);
         for op in ops.values_mut() {
             op.stamp(|| self.context.clock.now());
         }
@@ -202,7 +215,7 @@ impl Engine {
             };
             let (parts, after): (Vec<_>, Vec<_>) = planned.into_iter().map(|planned| (planned.part, planned.after)).unzip();
             let bases: Vec<Version> = parts.iter().map(|part| part.expect).collect();
-            let entry = Entry { parts, leases: work.leases.clone(), fences: work.fences.clone(), ..Entry::default() };
+            let entry = Entry { parts, leases: leases.clone(), fences: fences.clone(), ..Entry::default() };
             let (reply, answer) = oneshot::channel();
             let sink = FlushSink::One(OneSink { reply, permit: permit.take() });
             self.context.persist.submit(Submission { entry, weight, chain: 0, sink });
