@@ -53,7 +53,7 @@ pub enum Error {
     /// Leases: re-entry, a cycle of waiters, an unknown token.
     #[error(transparent)]
     Lease(#[from] crate::lease::LeaseError),
-    /// Deferred writes that were acknowledged from memory are lost. Told once; nothing of the present call was done.
+    /// Deferred writes that were acknowledged from memory are lost, or it is not known whether they are. Told once; nothing of the present call was done.
     #[error(transparent)]
     DeferredLost(#[from] DeferredLoss),
     /// Storage failed.
@@ -105,10 +105,11 @@ impl Error {
         }
     }
 
-    /// Whether nobody knows if it was written. Read before writing again.
+    /// Whether nobody knows if it (or, of deferred writes, what was acknowledged before) was written. Read before writing again.
     pub fn is_unknown_outcome(&self) -> bool {
         match self {
             Self::Unknown(_) => true,
+            Self::DeferredLost(loss) => loss.unknown,
             Self::Store(error) | Self::Lease(crate::lease::LeaseError::Store(error)) => error.is_unknown_outcome(),
             _ => false,
         }

@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
-use seeknal_state::{Coordinator, Durability, Error, NewRun, NodeUpdate, StateBackend};
+use seeknal_state::{Coordinator, Durability, Error, Event, NewRun, NodeUpdate, StateBackend};
 use support::{Lie, LyingBackend};
 
 async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
@@ -34,5 +34,29 @@ async fn close_tells_every_deferred_loss() {
         }
         let told = state.close().await;
         assert!(matches!(&told, Err(Error::DeferredLost(loss)) if loss.lost == WRITES), "round {round}: {told:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_deferred_write_of_which_nobody_knows_is_not_told_as_lost_for_certain() {
+    for (lie, unknown) in [(Lie::Panic, true), (Lie::TooFew, true), (Lie::Full, false)] {
+        let backend = LyingBackend::new(false);
+        let state = open(&backend).await;
+        let mut events = state.subscribe();
+        let deferred = state.with_durability(Durability::Deferred);
+        for time in ["first", "second"] {
+            backend.tell([lie]);
+            deferred.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+            if time == "first" {
+                let error = state.flush().await.unwrap_err();
+                assert_eq!(error.is_unknown_outcome(), unknown, "{lie:?}: {error}");
+                assert_eq!(error.to_string().contains("not known"), unknown, "{lie:?}: {error}");
+            } else {
+                let error = state.close().await.unwrap_err();
+                assert_eq!(error.is_unknown_outcome(), unknown, "{lie:?}, told by close: {error}");
+            }
+            let Event::DeferredLost(loss) = events.next().await.unwrap() else { panic!("nothing was committed") };
+            assert_eq!((loss.lost, loss.unknown), (1, unknown), "{lie:?}");
+        }
     }
 }

@@ -394,11 +394,11 @@ impl State {
             ack.answer(Err(error));
         } else {
             let cause = match &error {
-                CommitError::Refused(refusal) => refusal.to_string(),
-                CommitError::Store(error) => error.to_string(),
-                _ => "others changed the run again and again".to_owned(),
+                CommitError::Refused(refusal) => refusal.into(),
+                CommitError::Store(error) => error.into(),
+                _ => "others changed the run again and again".to_owned().into(),
             };
-            let loss = self.context.losses.note(self.cell.id(), &cause);
+            let loss = self.context.losses.note(self.cell.id(), cause);
             self.context.surroundings.lost(&loss);
             drop(permit);
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::op::DeferredLoss;
+use super::op::{Cause, DeferredLoss};
 use crate::model::RunId;
 
 /// The losses by run. Asking costs one atomic load as long as there is none.
@@ -21,14 +21,16 @@ impl Losses {
     }
 
     /// Notes a lost write; answers with all that is lost of that run.
-    pub(super) fn note(&self, run: &RunId, cause: &str) -> DeferredLoss {
+    pub(super) fn note(&self, run: &RunId, cause: Cause) -> DeferredLoss {
+        let Cause { words, unknown } = cause;
         let mut by_run = self.lock();
-        let loss =
-            by_run.entry(run.clone()).or_insert_with(|| DeferredLoss { run: run.clone(), lost: 0, cause: cause.to_owned() });
+        let first = || DeferredLoss { run: run.clone(), lost: 0, unknown, cause: words.clone() };
+        let loss = by_run.entry(run.clone()).or_insert_with(first);
         loss.lost += 1;
+        loss.unknown |= unknown;
         let loss = loss.clone();
         self.runs.store(by_run.len(), Ordering::Release);
-        tracing::error!(%run, lost = loss.lost, cause, "deferred writes were lost");
+        tracing::error!(%run, lost = loss.lost, cause = words, unknown, "deferred writes were lost");
         loss
     }
 
@@ -40,7 +42,10 @@ impl Losses {
     fn put_back(&self, loss: DeferredLoss) {
         let mut by_run = self.lock();
         match by_run.get_mut(&loss.run) {
-            Some(noted) => noted.lost += loss.lost,
+            Some(noted) => {
+                noted.lost += loss.lost;
+                noted.unknown |= loss.unknown;
+            }
             None => drop(by_run.insert(loss.run.clone(), loss)),
         }
         self.runs.store(by_run.len(), Ordering::Release);
@@ -71,6 +76,7 @@ impl Losses {
         let mut told = losses.next()?;
         for loss in losses {
             told.lost += loss.lost;
+            told.unknown |= loss.unknown;
             told.cause = format!("{}; of run {:?}: {}", told.cause, loss.run, loss.cause);
         }
         Some(told)
@@ -112,9 +118,9 @@ mod tests {
     fn a_loss_that_nobody_reads_stays_to_be_told() {
         let losses = Arc::new(Losses::default());
         let run = RunId::new("a").unwrap();
-        losses.note(&run, "full");
+        losses.note(&run, "full".to_owned().into());
         let untold = losses.tell(&run).unwrap();
-        losses.note(&run, "full");
+        losses.note(&run, "full".to_owned().into());
         drop(untold);
         assert_eq!(losses.tell(&run).unwrap().read().unwrap().lost, 2);
         assert!(losses.tell(&run).is_none());
@@ -124,12 +130,12 @@ mod tests {
     fn every_loss_is_told_once() {
         let losses = Losses::default();
         let (a, b) = (RunId::new("a").unwrap(), RunId::new("b").unwrap());
-        losses.note(&a, "full");
-        assert_eq!(losses.note(&a, "full").lost, 2);
-        losses.note(&b, "io");
+        losses.note(&a, "full".to_owned().into());
+        assert_eq!(losses.note(&a, "full".to_owned().into()).lost, 2);
+        losses.note(&b, "io".to_owned().into());
         assert_eq!(losses.take_one().unwrap().lost, 2);
         assert!(losses.take(&a).is_none());
-        losses.note(&a, "again");
+        losses.note(&a, "again".to_owned().into());
         let all = losses.take_all().unwrap();
         assert_eq!(all.lost, 2);
         assert!(all.cause.contains("again") && all.cause.contains("io"));

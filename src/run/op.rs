@@ -96,17 +96,45 @@ impl Committed {
     }
 }
 
-/// Deferred writes that were acknowledged from memory and did not reach storage.
+/// Deferred writes that were acknowledged from memory and did not reach storage, or of which nobody knows whether they did.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{lost} deferred write(s) of run {run:?} were lost: {cause}")]
+#[error("{lost} deferred write(s) of run {run:?} were lost{}: {cause}", if *.unknown { " (of some of them that is not known)" } else { "" })]
 #[non_exhaustive]
 pub struct DeferredLoss {
     /// The run.
     pub run: RunId,
     /// How many writes.
     pub lost: u64,
+    /// Whether it is not known of some of them if they reached storage: read before you write again.
+    pub unknown: bool,
     /// Why, in words.
     pub cause: String,
+}
+
+/// Why deferred writes were lost.
+#[derive(Debug)]
+pub(super) struct Cause {
+    pub(super) words: String,
+    /// Whether nobody knows if they were.
+    pub(super) unknown: bool,
+}
+
+impl From<&StoreError> for Cause {
+    fn from(error: &StoreError) -> Self {
+        Self { words: error.to_string(), unknown: error.is_unknown_outcome() }
+    }
+}
+
+impl From<&Refusal> for Cause {
+    fn from(refusal: &Refusal) -> Self {
+        refusal.to_string().into()
+    }
+}
+
+impl From<String> for Cause {
+    fn from(words: String) -> Self {
+        Self { words, unknown: false }
+    }
 }
 
 /// Why a transaction was not committed.

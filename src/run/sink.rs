@@ -71,11 +71,11 @@ impl Drop for Outcomes {
             if let (Some((losses, run)), None) = (&sink.losses, &sink.ack) {
                 let cause = match &settlement {
                     Settlement::Applied(_) => continue,
-                    Settlement::Refused(refusal) => refusal.to_string(),
-                    Settlement::NotApplied(error) | Settlement::Unknown(error) => error.to_string(),
-                    Settlement::Recheck(..) => "the actor of the run ended".to_owned(),
+                    Settlement::Refused(refusal) => refusal.into(),
+                    Settlement::NotApplied(error) | Settlement::Unknown(error) => error.into(),
+                    Settlement::Recheck(..) => "the actor of the run ended".to_owned().into(),
                 };
-                losses.note(run, &cause);
+                losses.note(run, cause);
             }
             if let Some(ack) = sink.ack {
                 match settlement {
