@@ -3,9 +3,10 @@
 //! Modes: *ready* takes ops; *recovering* waits until nothing is on its way, loads the run if others wrote to it, and checks again what came
 //! back; *held* belongs to a transaction over several runs. Whatever arrives meanwhile is stashed, in order.
 
+mod again;
 mod settling;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
+use self::again::Again;
 use super::admission::Permit;
 use super::chain::Chain;
 use super::handle::{HoldGrant, Release, RunCell};
@@ -130,10 +132,11 @@ pub(super) struct State {
     stash: VecDeque<Stashed>,
     /// What came back from storage, or was refused on a state that was not settled (or not fresh), to be checked again, in the order in which
     /// it was asked for.
-    again: BTreeMap<u64, Job>,
+    again: Again,
     orders: u64,
-    /// Deferred writes that are not acknowledged yet, because durable ones are on their way before them.
-    deferred: HashMap<u64, Ack>,
+    /// Deferred writes that are not acknowledged yet, because durable ones are on their way before them: their tickets in order, and the versions that they
+    /// expect before them.
+    deferred: VecDeque<(u64, Version, Ack)>,
     /// What is in storage, to be acknowledged when the run is loaded.
     overtaken: Vec<(Ack, Committed, Permit)>,
     /// A hold that waits for a fresh load.
@@ -161,9 +164,9 @@ impl Actor for RunActor {
             myself,
             mode: Mode::Ready,
             stash: VecDeque::new(),
-            again: BTreeMap::new(),
+            again: Again::default(),
             orders: 0,
-            deferred: HashMap::new(),
+            deferred: VecDeque::new(),
             overtaken: Vec::new(),
             fresh_hold: None,
             found: None,
@@ -247,7 +250,7 @@ impl State {
                 self.recover(true);
                 continue;
             }
-            if let Some((_, job)) = self.again.pop_first() {
+            if let Some(job) = self.again.pop_first() {
                 self.decide_or_refuse(job);
                 continue;
             }
@@ -294,7 +297,7 @@ impl State {
         }
         while self.mode == Mode::Ready
             && !self.chain.has_barrier()
-            && let Some((_, job)) = self.again.pop_first()
+            && let Some(job) = self.again.pop_first()
         {
             refused.extend(self.decide(job));
         }
@@ -367,7 +370,8 @@ impl State {
                 if deferred {
                     self.cell.set_deferred(true);
                     if let Some(ack) = sink.ack.take() {
-                        self.deferred.insert(ticket, ack);
+                        let before = entry.parts.first().map_or(Version::NONE, |part| part.expect);
+                        self.deferred.push_back((ticket, before, ack));
                     }
                     self.show_deferred();
                 }
@@ -378,7 +382,7 @@ impl State {
             Err(_) if !op.hasty && (!self.chain.is_settled() || (self.context.backend.is_shared() && !op.verified)) => {
                 op.verified = true;
                 let reload = self.context.backend.is_shared();
-                self.again.insert(order, Job { order, op, ack, permit });
+                self.again.insert(Job { order, op, ack, permit });
                 self.recover(reload);
             }
             Err(refusal) => return Some(Answer { ack, error: CommitError::Refused(refusal), permit }),
@@ -406,26 +410,23 @@ impl State {
 
     /// Shows and acknowledges the deferred writes that stand directly on what is committed.
     fn show_deferred(&mut self) {
-        if self.deferred.is_empty() {
-            return;
-        }
-        let seen: Vec<(u64, Version)> =
-            self.chain.visible_deferred().filter(|(ticket, _)| self.deferred.contains_key(ticket)).collect();
-        if seen.is_empty() {
+        let mut seen = self.deferred.partition_point(|(ticket, ..)| self.chain.is_visible(*ticket));
+        if seen == 0 {
             return;
         }
         self.publish();
-        for (ticket, before) in seen {
-            if let Some(ack) = self.deferred.remove(&ticket) {
-                let receipt = RunReceipt { run: self.cell.id().clone(), before, after: before.next() };
-                ack.answer(Ok(Committed { seq: None, runs: vec![receipt], grants: Vec::new() }));
-            }
+        while seen > 0
+            && let Some((_, before, ack)) = self.deferred.pop_front()
+        {
+            seen -= 1;
+            let receipt = RunReceipt { run: self.cell.id().clone(), before, after: before.next() };
+            ack.answer(Ok(Committed { seq: None, runs: vec![receipt], grants: Vec::new() }));
         }
     }
 
     /// Says whether acknowledged writes are not in storage yet, and whether anything is on its way. What is settled was published before.
     fn mark(&self) {
-        self.cell.set_deferred(self.chain.has_deferred() || self.again.values().any(|job| job.ack.is_none()));
+        self.cell.set_deferred(self.chain.has_deferred() || self.again.has_acknowledged());
         self.cell.set_unsettled(self.mode != Mode::Ready || !self.chain.is_settled() || !self.again.is_empty());
     }
 

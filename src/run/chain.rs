@@ -59,7 +59,6 @@ struct InFlight {
     expect: Version,
     after: Option<RunState>,
     barrier: bool,
-    deferred: bool,
     /// Whether the run's locks are free when this is in storage.
     frees_locks: bool,
     touched: Option<Touched>,
@@ -92,7 +91,8 @@ pub(super) struct Chain {
     number: u64,
     numbers: Arc<AtomicU64>,
     tickets: u64,
-    durable_in_flight: usize,
+    /// The tickets of those on their way that are not deferred, in order.
+    durable: VecDeque<u64>,
     /// Whether the tip stands on something that fell: nothing of it may be seen.
     broken: bool,
 }
@@ -107,7 +107,7 @@ impl Chain {
             number: draw(&numbers),
             numbers,
             tickets: 0,
-            durable_in_flight: 0,
+            durable: VecDeque::new(),
             broken: false,
         }
     }
@@ -131,7 +131,7 @@ impl Chain {
 
     /// Whether any deferred write is on its way.
     pub(super) fn has_deferred(&self) -> bool {
-        self.in_flight.len() > self.durable_in_flight
+        self.in_flight.len() > self.durable.len()
     }
 
     /// Checks an op against the tip and puts it on the chain.
@@ -150,8 +150,10 @@ impl Chain {
         self.tickets += 1;
         let ticket = self.tickets;
         self.tip.clone_from(&after);
-        self.durable_in_flight += usize::from(!deferred);
-        self.in_flight.push_back(InFlight { ticket, expect: part.expect, after, barrier, deferred, frees_locks, touched });
+        if !deferred {
+            self.durable.push_back(ticket);
+        }
+        self.in_flight.push_back(InFlight { ticket, expect: part.expect, after, barrier, frees_locks, touched });
         let entry = Entry {
             parts: vec![part],
             leases: std::mem::take(&mut op.leases),
@@ -166,7 +168,9 @@ impl Chain {
         // Outcomes come in the order of the chain, so that this is the first one.
         let at = self.in_flight.iter().position(|entry| entry.ticket == ticket)?;
         let entry = self.in_flight.remove(at)?;
-        self.durable_in_flight -= usize::from(!entry.deferred);
+        if let Ok(at) = self.durable.binary_search(&ticket) {
+            self.durable.remove(at);
+        }
         Some(entry)
     }
 
@@ -216,19 +220,17 @@ impl Chain {
         if self.broken {
             return self.committed.as_ref();
         }
-        if self.durable_in_flight == 0 {
-            return self.tip.as_ref();
-        }
-        let deferred = self.in_flight.iter().take_while(|entry| entry.deferred).last();
-        match deferred {
+        let Some(durable) = self.durable.front() else { return self.tip.as_ref() };
+        let before = self.in_flight.partition_point(|entry| entry.ticket < *durable);
+        match before.checked_sub(1).and_then(|last| self.in_flight.get(last)) {
             Some(entry) => entry.after.as_ref(),
             None => self.committed.as_ref(),
         }
     }
 
-    /// The deferred writes that stand directly on what is committed, with the versions that they expect before them.
-    pub(super) fn visible_deferred(&self) -> impl Iterator<Item = (u64, Version)> + '_ {
-        self.in_flight.iter().take_while(|entry| entry.deferred && !self.broken).map(|entry| (entry.ticket, entry.expect))
+    /// Whether the deferred write with this ticket, which is on its way, stands directly on what is committed and others that do.
+    pub(super) fn is_visible(&self, ticket: u64) -> bool {
+        !self.broken && self.durable.front().is_none_or(|durable| ticket < *durable)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::model::{NodeId, Receipt, RunReceipt, RunState, Version};
 use crate::persist::Settlement;
 use crate::run::chain::{Progress, Touched, newer};
 use crate::run::jitter::jitter;
-use crate::run::op::{ChangeSeed, CommitError, Committed, Op};
+use crate::run::op::{Ack, ChangeSeed, CommitError, Committed, Op};
 use crate::run::sink::{Outcomes, RunSink};
 use crate::store::StoreError;
 
@@ -19,7 +19,7 @@ impl State {
             let RunSink { ticket, order, ack, attempts, hasty, permit, .. } = sink;
             // A deferred write that is settled before it was acknowledged is answered like any other.
             let was_deferred = ack.is_none();
-            let ack = ack.or_else(|| self.deferred.remove(&ticket));
+            let ack = ack.or_else(|| self.unacknowledged(ticket));
             self.takes_back |= was_deferred && !matches!(settlement, Settlement::Applied(_));
             match settlement {
                 Settlement::Applied(receipt) => {
@@ -46,7 +46,7 @@ impl State {
                     self.chain.fell(ticket);
                     // That another entry was refused says nothing of this one.
                     let op = Op::again(entry, attempts + u32::from(reload), was_deferred, hasty);
-                    self.again.insert(order, Job { order, op, ack, permit });
+                    self.again.insert(Job { order, op, ack, permit });
                     self.recover(reload);
                 }
                 Settlement::Refused(refusal) => {
@@ -76,8 +76,7 @@ impl State {
         refused.extend(self.decide_again());
         // What is acknowledged below is seen before, and so is why something is refused, whatever has to be looked up for others. An overtaken run is published when it is loaded: a
         // snapshot never carries a number whose commits it lacks. And what was acknowledged from memory and waits to be checked again stays seen.
-        let waits =
-            matches!(self.mode, Mode::Recovering { reload: true, .. }) || self.again.values().any(|job| job.ack.is_none());
+        let waits = matches!(self.mode, Mode::Recovering { reload: true, .. }) || self.again.has_acknowledged();
         if moved || !waits {
             self.publish();
         }
@@ -93,6 +92,12 @@ impl State {
         }
         self.show_deferred();
         self.go_on();
+    }
+
+    /// Whom to answer of a deferred write that was not acknowledged yet. Outcomes come in the order of the chain: it is the first one.
+    fn unacknowledged(&mut self, ticket: u64) -> Option<Ack> {
+        let at = self.deferred.binary_search_by_key(&ticket, |(ticket, ..)| *ticket).ok()?;
+        self.deferred.remove(at).map(|(.., ack)| ack)
     }
 
     /// What is told of an entry that was applied, once it can be seen. Who looks for work is told at once.
@@ -115,7 +120,7 @@ impl State {
         self.mode = Mode::Recovering { reload: true, loading: true };
         let (context, have, myself) = (Arc::clone(&self.context), self.chain.committed().cloned(), self.myself.clone());
         let id = self.cell.id().clone();
-        let attempts = self.again.values().map(|job| job.op.attempts).max().unwrap_or(0);
+        let attempts = self.again.attempts();
         drop(tokio::spawn(async move {
             if attempts > 1 {
                 tokio::time::sleep(jitter(attempts)).await;
@@ -176,7 +181,7 @@ impl State {
                     ack.answer(Ok(committed));
                 }
                 // Before those are answered who wait in the stash until all is settled.
-                for Job { ack, permit, .. } in std::mem::take(&mut self.again).into_values() {
+                for Job { ack, permit, .. } in std::mem::take(&mut self.again).into_jobs() {
                     self.give_up(Answer { ack, error: CommitError::Store(error.clone()), permit });
                 }
                 self.end();
