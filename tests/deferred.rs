@@ -3,9 +3,10 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use seeknal_state::{Coordinator, Durability, Error, Event, NewRun, NodeUpdate, StateBackend};
+use seeknal_state::{Coordinator, Durability, Error, Event, MemoryBackend, NewRun, NodeUpdate, StateBackend, Transaction, View};
 use support::{Lie, LyingBackend};
 
 async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
@@ -58,5 +59,77 @@ async fn a_deferred_write_of_which_nobody_knows_is_not_told_as_lost_for_certain(
             let Event::DeferredLost(loss) = events.next().await.unwrap() else { panic!("nothing was committed") };
             assert_eq!((loss.lost, loss.unknown), (1, unknown), "{lie:?}");
         }
+    }
+}
+
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_decides_on_nothing_that_may_still_be_lost() {
+    for shared in [false, true] {
+        let backend = LyingBackend::new(shared);
+        let state = open(&backend).await;
+        state.set_node_state("r", "n", NodeUpdate::running().row_count(1)).await.unwrap();
+        backend.close_gate();
+        let deferred = state.with_durability(Durability::Deferred);
+        deferred.set_node_state("r", "n", NodeUpdate::running().row_count(10)).await.unwrap();
+        backend.tell([Lie::Full]);
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let copy = || {
+            let (state, seen) = (state.clone(), Arc::clone(&seen));
+            tokio::spawn(async move {
+                let copy = |view: &View, tx: &mut Transaction| {
+                    let rows = view.run("r")?.and_then(|run| run.node("n")?.row_count).unwrap_or(0);
+                    seen.lock().unwrap().push(rows);
+                    tx.set_node_state("r", "copy", NodeUpdate::running().row_count(rows));
+                    Ok(())
+                };
+                state.transact(copy).await
+            })
+        };
+        let copying = copy();
+        settle().await;
+        backend.open_gate();
+        assert!(matches!(copying.await.unwrap(), Err(Error::DeferredLost(_))), "the next write is told of it");
+        copy().await.unwrap().unwrap();
+        assert_eq!(*seen.lock().unwrap(), [1, 1], "what it decides on is committed");
+        let run = state.get_run("r").await.unwrap().unwrap();
+        assert_eq!(run.node("copy").unwrap().row_count, Some(1));
+    }
+}
+
+/// Who writes on and on, and is acknowledged from memory, keeps no transaction from deciding.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_comes_to_its_turn_beside_deferred_writers() {
+    let state = Coordinator::open(Arc::new(MemoryBackend::new())).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let writers: Vec<_> = (0..4_u64)
+        .map(|writer| {
+            let deferred = state.with_durability(Durability::Deferred);
+            tokio::spawn(async move {
+                for row in 0.. {
+                    if deferred.set_node_state("r", format!("n{writer}"), NodeUpdate::running().row_count(row)).await.is_err() {
+                        return;
+                    }
+                }
+            })
+        })
+        .collect();
+    for row in 1..=20 {
+        let count = |view: &View, tx: &mut Transaction| {
+            let rows = view.run("r")?.and_then(|run| run.node("counted")?.row_count).unwrap_or(0) + 1;
+            tx.set_node_state("r", "counted", NodeUpdate::running().row_count(rows));
+            Ok(rows)
+        };
+        let counted = tokio::time::timeout(Duration::from_secs(60), state.transact(count)).await.expect("it is kept waiting");
+        assert_eq!(counted.unwrap().0, row);
+    }
+    state.close().await.unwrap();
+    for writer in writers {
+        writer.await.unwrap();
     }
 }

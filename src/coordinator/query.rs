@@ -327,6 +327,15 @@ impl Engine {
         }
     }
 
+    /// As [`snapshots`](Self::snapshots), without what was only acknowledged from memory: that may still be lost, and its versions then name other states.
+    pub(super) async fn committed(&self, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
+        let mut read = self.snapshots(runs).await?;
+        while read.iter().flatten().any(|run| run.version() != run.durable_version()) {
+            read = self.held(runs).await?;
+        }
+        Ok(read)
+    }
+
     async fn snapshots(&self, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
         /// How often two readings in a row may differ before the runs are held.
         const READINGS: usize = 32;
@@ -341,6 +350,11 @@ impl Engine {
             }
             before = again;
         }
+        self.held(runs).await
+    }
+
+    /// Several runs while all of them are held, each one settled.
+    async fn held(&self, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
         let mut ids: Vec<&RunId> = runs.iter().collect();
         ids.sort_unstable();
         ids.dedup();

@@ -113,7 +113,8 @@ impl<'v> RunView<'v> {
 impl Coordinator {
     /// Reads, decides and commits as one: the closure reads runs through the view and puts what follows into the transaction; what it read is
     /// guarded, and if it was changed before the commit the closure is called again on the new state, at most 64 times. The closure must
-    /// be free of side effects. If it writes nothing, nothing is committed.
+    /// be free of side effects. If it writes nothing, nothing is committed. What it reads is committed: deferred writes that are on their way are waited
+    /// for.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -144,8 +145,8 @@ impl Coordinator {
         let mut wanted: BTreeSet<RunId> = BTreeSet::new();
         let mut conflicts = 0;
         loop {
-            let names: Vec<&RunId> = wanted.iter().collect();
-            let snapshots = self.snapshots(&names).await?;
+            let names: Vec<RunId> = wanted.iter().cloned().collect();
+            let snapshots = self.engine().committed(&names).await?;
             let view = View { runs: wanted.iter().cloned().zip(snapshots).collect(), read: RefCell::default() };
             let mut tx = self.transaction();
             let value = match decide(&view, &mut tx) {
