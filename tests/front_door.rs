@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart, Version, apply_all, time};
 use seeknal_state::{
-    Coordinator, Durability, Error, Event, Interval, LockOptions, NewRun, NodeId, NodeStatus, NodeUpdate, OnDelete, PartitionKey,
-    RunId, RunQuery, RunStatus, RunUpdate, StreamError,
+    Coordinator, Durability, Error, Event, Interval, LockOptions, MemoryBackend, NewRun, NodeId, NodeStatus, NodeUpdate,
+    OnDelete, PartitionKey, RunId, RunQuery, RunStatus, RunUpdate, StreamError, Transaction, View,
 };
 use support::{LyingBackend, Store};
 
@@ -442,4 +442,53 @@ async fn what_was_cleaned_up_through_the_coordinator_is_gone_for_it() {
         state.create_run("old", NewRun::running()).await.unwrap();
         state.close().await.unwrap();
     }
+}
+
+/// Makes a run go, or a node of it, as soon as it was read: for the closure that is one change among others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_decides_again_when_what_it_read_is_gone() {
+    let state = Coordinator::open(Arc::new(MemoryBackend::new())).await.unwrap();
+    let now = |future: std::pin::Pin<Box<dyn Future<Output = Result<seeknal_state::Commit, Error>> + Send>>| {
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(future)).unwrap()
+    };
+    for lost in ["run", "node"] {
+        let run = format!("without_{lost}");
+        state.create_run(&run, NewRun::running()).await.unwrap();
+        state.set_node_state(&run, "n", NodeUpdate::running()).await.unwrap();
+        let mut seen = Vec::new();
+        let decide = |view: &View, tx: &mut Transaction| {
+            let there = view.run(&run)?.is_some_and(|run| run.node("n").is_some());
+            seen.push(there);
+            if there {
+                let (state, id) = (state.clone(), run.clone());
+                now(Box::pin(async move {
+                    if lost == "run" {
+                        state.delete_run(id, OnDelete::DropCoverage).await
+                    } else {
+                        state.delete_node(id, "n").await
+                    }
+                }));
+                tx.delete_node(&run, "n");
+            } else {
+                if lost == "run" {
+                    tx.create_run(&run, NewRun::running());
+                }
+                tx.set_node_state(&run, "other", NodeUpdate::running());
+            }
+            Ok(())
+        };
+        state.transact(decide).await.unwrap_or_else(|error| panic!("without its {lost}: {error}"));
+        assert_eq!(seen, [true, false], "without its {lost}");
+    }
+    // What was never there is told at once.
+    let mut calls = 0;
+    let told = state
+        .transact(|view, tx| {
+            calls += usize::from(view.run("without_run")?.is_some());
+            tx.delete_node("without_run", "nothing");
+            Ok(())
+        })
+        .await;
+    assert!(matches!(told, Err(Error::NodeNotFound { .. })), "{told:?}");
+    assert_eq!(calls, 1);
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Commit, Coordinator, Transaction};
+use super::{Commit, Coordinator, Engine, Transaction};
 use crate::error::Error;
 use crate::model::{Guard, IntoRunId, NodeId, NodeState, RunHeader, RunId, Snapshot, Version};
 
@@ -161,22 +161,37 @@ impl Coordinator {
                 return Ok((value, Commit { seq: None, runs: Vec::new() }));
             }
             view.guard(&mut tx);
-            drop(view);
-            match tx.commit().await {
+            let View { runs: seen, .. } = view;
+            let error = match tx.commit().await {
                 Ok(commit) => return Ok((value, commit)),
-                Err(error @ (Error::Conflict(_) | Error::Contended { .. } | Error::RunExists(_))) => {
-                    conflicts += 1;
-                    if conflicts >= MAX_ATTEMPTS {
-                        return Err(match (error, wanted.into_iter().next()) {
-                            (Error::Conflict(_), Some(run)) => Error::Contended { run, attempts: conflicts },
-                            (error, _) => error,
-                        });
-                    }
-                    tokio::time::sleep(crate::run::jitter(conflicts)).await;
-                }
-                Err(error) => return Err(error),
+                Err(error) => error,
+            };
+            let again = match &error {
+                Error::Conflict(_) | Error::Contended { .. } | Error::RunExists(_) => true,
+                Error::RunNotFound(run) | Error::NodeNotFound { run, .. } => self.engine().has_moved(run, &seen).await?,
+                _ => false,
+            };
+            if !again {
+                return Err(error);
             }
+            conflicts += 1;
+            if conflicts >= MAX_ATTEMPTS {
+                return Err(match (error, wanted.into_iter().next()) {
+                    (Error::Conflict(_), Some(run)) => Error::Contended { run, attempts: conflicts },
+                    (error, _) => error,
+                });
+            }
+            tokio::time::sleep(crate::run::jitter(conflicts)).await;
         }
+    }
+}
+
+impl Engine {
+    /// Whether a run that was seen to be there is gone or has changed since. Else what was not found in it was never there, and deciding again helps nobody.
+    async fn has_moved(&self, run: &RunId, seen: &BTreeMap<RunId, Option<Snapshot>>) -> Result<bool, Error> {
+        let Some(Some(seen)) = seen.get(run) else { return Ok(false) };
+        let place = |run: &Snapshot| (run.created_version(), run.version());
+        Ok(self.snapshot(run).await?.is_none_or(|now| place(&now) != place(seen)))
     }
 }
 
