@@ -302,3 +302,96 @@ async fn who_goes_away_while_the_coordinator_is_full_changes_nothing() {
     }
     assert_eq!(state.stats().permits_available, 2);
 }
+
+/// What storage answers is answered to all who asked for it before it was asked.
+#[tokio::test]
+async fn a_run_that_is_not_there_is_not_looked_for_again_for_each_who_asks() {
+    for unreadable in [false, true] {
+        for shared in [false, true] {
+            let backend = LyingBackend::new(shared);
+            let state = open(&backend).await;
+            backend.unreadable.store(unreadable, Ordering::SeqCst);
+            let before = backend.loads.load(Ordering::SeqCst);
+            let loading = backend.loading.write().await;
+            let readers: Vec<_> = (0..40)
+                .map(|_| {
+                    let state = state.clone();
+                    tokio::spawn(async move { state.get_run("nowhere").await })
+                })
+                .collect();
+            while backend.loads.load(Ordering::SeqCst) == before {
+                tokio::task::yield_now().await;
+            }
+            // The next load takes its time too.
+            tokio::spawn({
+                let backend = Arc::clone(&backend);
+                async move {
+                    let _loading = backend.loading.write().await;
+                    settle().await;
+                }
+            });
+            settle().await;
+            drop(loading);
+            for reader in readers {
+                match reader.await.unwrap() {
+                    Ok(found) => assert!(found.is_none() && !unreadable),
+                    Err(error) => assert!(unreadable && error.to_string().contains("nobody can read it"), "{error}"),
+                }
+            }
+            // The first one's, and one that began after all the others had asked.
+            let loads = backend.loads.load(Ordering::SeqCst) - before;
+            assert!(loads <= 2, "{loads} loads for 40 who asked at once");
+        }
+    }
+}
+
+/// What is answered to somebody was read after he asked.
+#[tokio::test]
+async fn a_run_that_another_process_made_is_found_by_who_asks_after_it() {
+    let backend = LyingBackend::new(true);
+    let state = open(&backend).await;
+    let read = || {
+        let state = state.clone();
+        tokio::spawn(async move { state.get_run("theirs").await.unwrap().is_some() })
+    };
+    backend.late.store(true, Ordering::SeqCst);
+    let loading = backend.loading.write().await;
+    let before = backend.loads.load(Ordering::SeqCst);
+    let early = read();
+    while backend.loads.load(Ordering::SeqCst) == before {
+        tokio::task::yield_now().await;
+    }
+    // Storage has answered the first one, and the answer is on its way.
+    let another = Coordinator::open(Arc::new(backend.inner.clone())).await.unwrap();
+    another.create_run("theirs", NewRun::running()).await.unwrap();
+    let late = read();
+    settle().await;
+    drop(loading);
+    assert!(!early.await.unwrap(), "the answer was older than the run");
+    assert!(late.await.unwrap(), "it was there before he asked");
+}
+
+/// Who makes a run while others look for it needs no turn of his own.
+#[tokio::test]
+async fn a_run_can_be_made_while_others_look_for_it() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    let before = backend.loads.load(Ordering::SeqCst);
+    let loading = backend.loading.write().await;
+    let reader = tokio::spawn({
+        let state = state.clone();
+        async move { state.get_run("new").await }
+    });
+    while backend.loads.load(Ordering::SeqCst) == before {
+        tokio::task::yield_now().await;
+    }
+    let maker = tokio::spawn({
+        let state = state.clone();
+        async move { state.create_run("new", NewRun::running()).await }
+    });
+    settle().await;
+    drop(loading);
+    maker.await.unwrap().unwrap();
+    reader.await.unwrap().unwrap();
+    assert_eq!(backend.loads.load(Ordering::SeqCst) - before, 1);
+}

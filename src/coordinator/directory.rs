@@ -15,7 +15,19 @@ use crate::model::{RunId, RunReceipt, RunState, Version};
 use crate::run::{ChangeSeed, DeferredLoss, RunContext, RunHandle, Surroundings, newer};
 use crate::store::StoreError;
 
-type Slot = Arc<OnceCell<RunHandle>>;
+/// Where a run is, or will be: what became of loading it is told to all who wait for it.
+#[derive(Debug, Default)]
+struct Slot {
+    loaded: OnceCell<Result<RunHandle, Stop>>,
+    /// Whether somebody who waits wants an actor also for a run that is not there.
+    missing_too: AtomicBool,
+}
+
+impl Slot {
+    fn handle(&self) -> Option<&RunHandle> {
+        self.loaded.get().and_then(|loaded| loaded.as_ref().ok())
+    }
+}
 
 /// Runs at most of which it is remembered what subscribers know; of one beyond it the next change is told as if nothing was known.
 const REMEMBERED: usize = 4096;
@@ -23,7 +35,7 @@ const REMEMBERED: usize = 4096;
 /// The resident runs.
 #[derive(Debug)]
 pub(crate) struct Directory {
-    runs: DashMap<RunId, Slot>,
+    runs: DashMap<RunId, Arc<Slot>>,
     by_actor: DashMap<ActorId, RunId>,
     /// Runs whose actor died, and which death it was: the next one loads behind whatever the dead one had sent down.
     crashed: DashMap<RunId, u64>,
@@ -78,7 +90,7 @@ impl Directory {
 
     /// As [`get`](Self::get), also of an actor that died and is not forgotten yet.
     fn found(&self, run: &str) -> Option<RunHandle> {
-        self.runs.get(run).and_then(|slot| slot.get().cloned())
+        self.runs.get(run).and_then(|slot| slot.handle().cloned())
     }
 
     /// A run's handle, for a run that is there; `None` if it is not.
@@ -113,29 +125,44 @@ impl Directory {
     }
 
     async fn start(&self, run: RunId, missing_too: bool) -> Result<Started, Error> {
-        let slot = self.runs.entry(run.clone()).or_default().clone();
-        let started = slot.get_or_try_init(|| self.load_and_start(&run, missing_too)).await;
-        match started {
-            Ok(handle) => {
-                let current = self.runs.get(&run).is_some_and(|now| Arc::ptr_eq(now.value(), &slot));
-                if current {
-                    return Ok(Started::Here(handle.clone()));
-                }
-                // The slot was taken out while it was filled: whoever finds the new one must not meet this actor.
-                handle.passivate();
-                Ok(Started::Again)
+        let mut asked_before = false;
+        loop {
+            let slot = self.runs.entry(run.clone()).or_default().clone();
+            if missing_too {
+                slot.missing_too.store(true, Ordering::Release);
             }
-            Err(stop) => {
-                self.runs.remove_if(&run, |_, now| Arc::ptr_eq(now, &slot) && !now.initialized());
-                match stop {
-                    Stop::Missing => Ok(Started::Missing),
-                    Stop::Failed(error) => Err(error),
+            let mut first = false;
+            let load = || {
+                first = true;
+                self.load_and_start(&run, &slot.missing_too)
+            };
+            match slot.loaded.get_or_init(load).await {
+                Ok(handle) => {
+                    let current = self.runs.get(&run).is_some_and(|now| Arc::ptr_eq(now.value(), &slot));
+                    if current {
+                        return Ok(Started::Here(handle.clone()));
+                    }
+                    // The slot was taken out while it was filled: whoever finds the new one must not meet this actor.
+                    handle.passivate();
+                    return Ok(Started::Again);
+                }
+                Err(stop) => {
+                    self.runs.remove_if(&run, |_, now| Arc::ptr_eq(now, &slot));
+                    match stop {
+                        // It was not known in time that somebody wants more.
+                        Stop::Missing if missing_too => {}
+                        // Storage was asked before this caller asked: what it was not told then may be there now. All of them wait for one more answer.
+                        _ if !first && !asked_before => {}
+                        Stop::Missing => return Ok(Started::Missing),
+                        Stop::Failed(error) => return Err(error.clone()),
+                    }
+                    asked_before = true;
                 }
             }
         }
     }
 
-    async fn load_and_start(&self, run: &RunId, missing_too: bool) -> Result<RunHandle, Stop> {
+    async fn load_and_start(&self, run: &RunId, missing_too: &AtomicBool) -> Result<RunHandle, Stop> {
         let context = self.context.get().and_then(Weak::upgrade).ok_or(Stop::Failed(Error::Closed))?;
         if self.ended.load(Ordering::Acquire) {
             return Err(Stop::Failed(Error::Closed));
@@ -146,7 +173,7 @@ impl Directory {
         }
         let state: Option<RunState> =
             context.backend.load_run(run).await.map_err(|error: StoreError| Stop::Failed(error.into()))?;
-        if state.is_none() && !missing_too {
+        if state.is_none() && !missing_too.load(Ordering::Acquire) {
             self.catch_up(run, None);
             return Err(Stop::Missing);
         }
@@ -188,7 +215,7 @@ impl Directory {
 
     /// All resident runs now.
     pub(crate) fn resident(&self) -> Vec<RunHandle> {
-        self.runs.iter().filter_map(|slot| slot.get().cloned()).collect()
+        self.runs.iter().filter_map(|slot| slot.handle().cloned()).collect()
     }
 
     /// How many runs are resident.
@@ -198,7 +225,7 @@ impl Directory {
 
     /// Runs whose actor is just being started: what was loaded for it may be older than what was committed since.
     pub(super) fn starting(&self) -> Vec<RunId> {
-        self.runs.iter().filter(|slot| !slot.initialized()).map(|slot| slot.key().clone()).collect()
+        self.runs.iter().filter(|slot| !slot.loaded.initialized()).map(|slot| slot.key().clone()).collect()
     }
 
     /// Remembers up to which version subscribers know a run that is not resident.
@@ -244,7 +271,7 @@ impl Directory {
     fn forget(&self, run: &RunId, actor: ActorId) {
         self.boards.forget(run);
         self.by_actor.remove(&actor);
-        self.runs.remove_if(run, |_, slot| slot.get().is_some_and(|handle| handle.actor_id() == actor));
+        self.runs.remove_if(run, |_, slot| slot.handle().is_some_and(|handle| handle.actor_id() == actor));
     }
 
     fn died(&self, run: &RunId, actor: ActorId) {
@@ -283,6 +310,8 @@ enum Started {
     Again,
 }
 
+/// Why no actor was started.
+#[derive(Debug)]
 enum Stop {
     Missing,
     Failed(Error),

@@ -228,6 +228,8 @@ pub(crate) struct LyingBackend {
     pub(crate) loads: AtomicUsize,
     /// Loads wait while somebody holds this for writing.
     pub(crate) loading: tokio::sync::RwLock<()>,
+    /// Whether what they wait with was read before.
+    pub(crate) late: AtomicBool,
     /// Whether loads fail, for good.
     pub(crate) unreadable: AtomicBool,
     /// A node that storage cannot take: a batch that writes it fails whole.
@@ -267,6 +269,7 @@ impl LyingBackend {
             commits: AtomicUsize::new(0),
             loads: AtomicUsize::new(0),
             loading: tokio::sync::RwLock::default(),
+            late: AtomicBool::new(false),
             unreadable: AtomicBool::new(false),
             unwritable: Mutex::default(),
             doomed: Mutex::default(),
@@ -366,11 +369,15 @@ impl StateBackend for LyingBackend {
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
         self.loads.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
+            let read = if self.late.load(Ordering::SeqCst) { Some(self.inner.load_run(run).await) } else { None };
             let _open = self.loading.read().await;
             if self.unreadable.load(Ordering::SeqCst) {
                 return Err(StoreError::not_applied(StoreErrorKind::Corrupt, "nobody can read it"));
             }
-            self.inner.load_run(run).await
+            match read {
+                Some(read) => read,
+                None => self.inner.load_run(run).await,
+            }
         })
     }
 
