@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use seeknal_state::model::{Batch, BatchAnswer};
@@ -171,4 +172,32 @@ async fn a_flush_tells_what_a_dead_actor_lost() {
         let told = flush.await;
         assert!(matches!(&told, Err(Error::DeferredLost(loss)) if loss.lost == WRITES), "round {round}: {told:?}");
     }
+}
+
+#[tokio::test]
+async fn others_are_followed_also_after_a_panic_of_the_clock() {
+    let backend = LyingBackend::new(true);
+    let (state, fault) = open(Arc::clone(&backend) as _).await;
+    settle().await;
+    fault.store(true, Ordering::SeqCst);
+    let struck = async {
+        while fault.load(Ordering::SeqCst) {
+            backend.foreign.notify_one();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), struck).await.expect("the follower asks the clock");
+    backend.write_as_another("r", "theirs", NodeUpdate::running()).await;
+    let seen = async {
+        while state.get_node_state("r", "theirs").await.unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), seen).await.expect("somebody follows again");
+    let sound = async {
+        while state.health().freshness.error.is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), sound).await.expect("it is told that all is well again");
 }

@@ -11,7 +11,11 @@
 //! hint: at the latest every five seconds the versions are asked for without one.
 
 use std::collections::{BTreeSet, HashMap};
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -185,19 +189,11 @@ impl Follower {
         let (mut pause, mut owed, mut failing) = (FIRST_PAUSE, false, false);
         loop {
             let Some(following) = self.engine.upgrade().map(|engine| Arc::clone(&engine.following)) else { return };
-            let cause = if owed {
+            if owed {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
-                // Nobody knows what happened since it failed.
-                Ok(Cause::News(ForeignCommits::all()))
-            } else {
-                self.wait(&following).await
-            };
-            let done = match cause {
-                Ok(cause) => self.round(cause).await,
-                Err(error) => Err(error),
-            };
-            match done {
+            }
+            match surviving(self.step(owed, &following)).await {
                 Ok(()) if owed => owed = false,
                 Ok(()) => {
                     if failing {
@@ -215,6 +211,13 @@ impl Follower {
                 }
             }
         }
+    }
+
+    /// Waits for a reason to begin a round, unless one is owed, and does it.
+    async fn step(&mut self, owed: bool, following: &Following) -> Result<(), StoreError> {
+        // Nobody knows what happened since it failed.
+        let cause = if owed { Cause::News(ForeignCommits::all()) } else { self.wait(following).await? };
+        self.round(cause).await
     }
 
     async fn wait(&self, following: &Following) -> Result<Cause, StoreError> {
@@ -370,6 +373,18 @@ impl Follower {
 fn everything(engine: &Engine) -> Vec<RunId> {
     let resident = engine.directory.resident().into_iter().map(|handle| handle.cell().id().clone());
     resident.chain(engine.directory.remembered().into_iter().map(|(run, _)| run)).collect()
+}
+
+/// A panic of the embedder's code (his clock, his backend) is a failure like another, and not the end of following.
+async fn surviving(step: impl Future<Output = Result<(), StoreError>>) -> Result<(), StoreError> {
+    let mut step = pin!(step);
+    let poll = |context: &mut Context<'_>| {
+        catch_unwind(AssertUnwindSafe(|| step.as_mut().poll(context))).unwrap_or_else(|_told_by_its_hook| {
+            let message = "the clock's or the backend's code panicked while others were followed";
+            Poll::Ready(Err(StoreError::not_applied(StoreErrorKind::Unavailable, message)))
+        })
+    };
+    poll_fn(poll).await
 }
 
 /// An answer that does not come is a failure like another.
