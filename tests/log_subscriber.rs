@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use seeknal_state::{Coordinator, NewRun, NodeUpdate};
+use seeknal_state::{Coordinator, Durability, Error, NewRun, NodeUpdate};
 use support::{Lie, LyingBackend};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -107,6 +107,10 @@ fn a_listener_that_calls_back_hangs_nothing() {
                 let set = opened.set_node_state("run_1", "node", NodeUpdate::running()).await;
                 assert!(set.is_ok() || lie.is_some(), "{lie:?}: {set:?}");
             }
+            backend.tell([Lie::Full]);
+            let deferred = opened.with_durability(Durability::Deferred);
+            deferred.set_node_state("run_1", "node", NodeUpdate::running()).await.unwrap();
+            assert!(matches!(opened.flush().await, Err(Error::DeferredLost(_))));
             state.lock().unwrap().take();
             opened.close().await.unwrap();
         });

@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::op::{Cause, DeferredLoss};
 use crate::model::RunId;
 
+/// How many runs are named where all losses are told as one.
+const NAMED: usize = 5;
+
 /// The losses by run. Asking costs one atomic load as long as there is none.
 #[derive(Debug, Default)]
 pub(crate) struct Losses {
@@ -30,6 +33,8 @@ impl Losses {
         loss.unknown |= unknown;
         let loss = loss.clone();
         self.runs.store(by_run.len(), Ordering::Release);
+        // Whoever listens to the log may ask for the losses.
+        drop(by_run);
         tracing::error!(%run, lost = loss.lost, cause = words, unknown, "deferred writes were lost");
         loss
     }
@@ -68,16 +73,22 @@ impl Losses {
         self.take(&run)
     }
 
-    /// All losses, told as one.
+    /// All losses, told as one. Some of the runs are named, the others counted: each of them is in the log.
     pub(crate) fn take_all(&self) -> Option<DeferredLoss> {
         let all = std::mem::take(&mut *self.lock());
         self.runs.store(0, Ordering::Release);
+        let more = all.len().saturating_sub(NAMED);
         let mut losses = all.into_values();
         let mut told = losses.next()?;
-        for loss in losses {
+        for (place, loss) in losses.enumerate() {
             told.lost += loss.lost;
             told.unknown |= loss.unknown;
-            told.cause = format!("{}; of run {:?}: {}", told.cause, loss.run, loss.cause);
+            if place + 1 < NAMED {
+                told.cause.push_str(&format!("; of run {:?}: {}", loss.run, loss.cause));
+            }
+        }
+        if more > 0 {
+            told.cause.push_str(&format!("; and of {more} more run(s)"));
         }
         Some(told)
     }
@@ -140,5 +151,17 @@ mod tests {
         assert_eq!(all.lost, 2);
         assert!(all.cause.contains("again") && all.cause.contains("io"));
         assert!(losses.take(&b).is_none() && losses.peek().is_empty());
+    }
+    #[test]
+    fn what_many_runs_lost_is_told_in_few_words() {
+        let losses = Losses::default();
+        for run in 0..1_000 {
+            losses.note(&RunId::new(format!("r{run:04}")).unwrap(), "full".to_owned().into());
+        }
+        let all = losses.take_all().unwrap();
+        assert_eq!(all.lost, 1_000);
+        let told = all.to_string();
+        assert!(told.contains("r0000") && told.contains("r0004") && told.contains("995 more run(s)"), "{told}");
+        assert!(!told.contains("r0005"), "{told}");
     }
 }
