@@ -158,6 +158,7 @@ pub(super) fn start(engine: &Arc<Engine>) {
         look_due: None,
         look_pause: LOOK_THROUGH,
         known: HashMap::new(),
+        missed: HashMap::new(),
     };
     let task = tokio::spawn(follower.work());
     *engine.following.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
@@ -175,6 +176,8 @@ struct Follower {
     look_pause: Duration,
     /// Up to which versions subscribers know runs that nobody remembers otherwise.
     known: HashMap<RunId, Version>,
+    /// Those of them that a look has not come to yet; after one that failed the next one goes on with them.
+    missed: HashMap<RunId, Version>,
 }
 
 /// Why a round begins.
@@ -262,7 +265,8 @@ impl Follower {
         let listens = engine.events.has_subscribers();
         if !listens {
             directory.forget_told();
-            (self.looked, self.look_due, self.known) = (None, None, HashMap::new());
+            (self.looked, self.look_due) = (None, None);
+            (self.known, self.missed) = (HashMap::new(), HashMap::new());
         }
         let again = std::mem::take(&mut self.starting);
         self.starting.extend(directory.starting());
@@ -320,25 +324,30 @@ impl Follower {
         let began = Instant::now();
         let found = patiently(self.backend.newest_versions(NEWEST)).await?;
         self.look_pause = (began.elapsed() * LOOKING_SHARE).max(LOOK_THROUGH);
+        if self.missed.is_empty() {
+            self.missed = std::mem::take(&mut self.known);
+        } else {
+            self.missed.extend(self.known.drain());
+        }
         // What is remembered counts: it is as new as what subscribers were told.
-        let mut missed = std::mem::take(&mut self.known);
-        missed.extend(engine.directory.remembered());
+        self.missed.extend(engine.directory.remembered());
         let mut left_out = false;
         for (place, (run, version)) in found.into_iter().enumerate() {
-            let before = missed.remove(&run);
+            let before = self.missed.get(&run).copied();
             if first && place < CLOSELY {
                 engine.directory.remember(&run, version);
             }
             let resident = engine.directory.get(run.as_str()).is_some();
             if resident || first || before == Some(version) || self.load(engine, &run, before.unwrap_or(Version::NONE)).await? {
-                self.known.insert(run, version);
+                self.known.insert(run.clone(), version);
             } else {
                 left_out = true;
-                self.known.extend(before.map(|before| (run, before)));
+                self.known.extend(before.map(|before| (run.clone(), before)));
             }
+            self.missed.remove(&run);
         }
         // Deleted, or no more among the newest.
-        let missed: Vec<(RunId, Version)> = missed.into_iter().collect();
+        let missed: Vec<(RunId, Version)> = self.missed.iter().map(|(run, version)| (run.clone(), *version)).collect();
         for some in missed.chunks(MISSED) {
             let ids: Vec<RunId> = some.iter().map(|(run, _)| run.clone()).collect();
             let there = patiently(self.backend.run_versions(&ids)).await?;
@@ -349,6 +358,7 @@ impl Follower {
                 }
             }
         }
+        self.missed.clear();
         (self.looked, self.look_due) = (Some(began), left_out.then(|| Instant::now() + self.look_pause));
         Ok(())
     }
@@ -365,7 +375,14 @@ impl Follower {
                 _ => StoreError::closed(),
             })
         };
-        patiently(load).await.map(|()| true)
+        match patiently(load).await {
+            // One run that cannot be read does not keep the others from being followed: whoever asks for it is told.
+            Err(error) if error.kind() == StoreErrorKind::Corrupt => {
+                tracing::warn!(%run, %error, "a run that others changed cannot be read");
+                Ok(true)
+            }
+            loaded => loaded.map(|()| true),
+        }
     }
 }
 

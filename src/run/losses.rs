@@ -80,16 +80,18 @@ impl Losses {
         let more = all.len().saturating_sub(NAMED);
         let mut losses = all.into_values();
         let mut told = losses.next()?;
+        let mut others = vec![std::mem::take(&mut told.cause)];
         for (place, loss) in losses.enumerate() {
             told.lost += loss.lost;
             told.unknown |= loss.unknown;
             if place + 1 < NAMED {
-                told.cause.push_str(&format!("; of run {:?}: {}", loss.run, loss.cause));
+                others.push(format!("of run {:?}: {}", loss.run, loss.cause));
             }
         }
         if more > 0 {
-            told.cause.push_str(&format!("; and of {more} more run(s)"));
+            others.push(format!("and of {more} more run(s)"));
         }
+        told.cause = others.join("; ");
         Some(told)
     }
 
@@ -152,6 +154,7 @@ mod tests {
         assert!(all.cause.contains("again") && all.cause.contains("io"));
         assert!(losses.take(&b).is_none() && losses.peek().is_empty());
     }
+
     #[test]
     fn what_many_runs_lost_is_told_in_few_words() {
         let losses = Losses::default();
