@@ -13,8 +13,8 @@ use chrono::{DateTime, Utc};
 use seeknal_state::model::{Batch, BatchAnswer};
 use seeknal_state::store::{BatchSource, BoxFuture, LeaseStore, Wake};
 use seeknal_state::{
-    Clock, Coordinator, Durability, Error, LeaseRecord, MemoryBackend, NewRun, NodeUpdate, OpenReport, ProcessInfo, RunId,
-    RunPage, RunQuery, RunState, StateBackend, StoreError, StoreErrorKind, SystemClock,
+    Clock, Coordinator, Durability, Error, Event, LeaseRecord, MemoryBackend, NewRun, NodeId, NodeUpdate, OpenReport,
+    ProcessInfo, RunId, RunPage, RunQuery, RunState, StateBackend, StoreError, StoreErrorKind, SystemClock,
 };
 use support::LyingBackend;
 
@@ -200,4 +200,29 @@ async fn others_are_followed_also_after_a_panic_of_the_clock() {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), sound).await.expect("it is told that all is well again");
+}
+
+#[tokio::test]
+async fn a_node_that_a_dead_actor_deleted_is_told_as_gone() {
+    let backend = LyingBackend::new(false);
+    let (state, fault) = open(Arc::clone(&backend) as _).await;
+    for node in ["kept", "gone"] {
+        state.set_node_state("r", node, NodeUpdate::running()).await.unwrap();
+    }
+    let mut events = state.subscribe();
+    let before = backend.commits.load(Ordering::SeqCst);
+    backend.close_gate();
+    let deleting = tokio::spawn({
+        let state = state.clone();
+        async move { state.delete_node("r", "gone").await }
+    });
+    backend.arrived(before + 1).await;
+    fault.store(true, Ordering::SeqCst);
+    assert!(state.set_node_state("r", "victim", NodeUpdate::running()).await.unwrap_err().is_unknown_outcome());
+    backend.open_gate();
+    let deleted = deleting.await.unwrap().unwrap().version();
+    state.get_run("r").await.unwrap();
+    let Event::Changed(change) = events.next().await.unwrap() else { panic!("nothing was lost") };
+    assert_eq!(change.after, deleted);
+    assert_eq!(change.nodes, [NodeId::new("gone").unwrap()]);
 }

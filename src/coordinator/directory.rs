@@ -11,8 +11,8 @@ use super::claims::Boards;
 use super::events::Events;
 use crate::error::Error;
 use crate::lease::LeaseHandle;
-use crate::model::{RunId, RunReceipt, RunState, Version};
-use crate::run::{ChangeSeed, DeferredLoss, RunContext, RunHandle, Surroundings, newer};
+use crate::model::{RunId, RunReceipt, RunState, Snapshot, Version};
+use crate::run::{ChangeSeed, DeferredLoss, RunContext, RunHandle, Surroundings, add_gone, newer};
 use crate::store::StoreError;
 
 /// Where a run is, or will be: what became of loading it is told to all who wait for it.
@@ -40,8 +40,9 @@ pub(crate) struct Directory {
     /// Runs whose actor died, and which death it was: the next one loads behind whatever the dead one had sent down.
     crashed: DashMap<RunId, u64>,
     deaths: AtomicU64,
-    /// The versions of runs that are not resident up to which subscribers were told of them.
-    told: DashMap<RunId, Version>,
+    /// The versions of runs that are not resident up to which subscribers were told of them; and of those whose actor died what it showed last: what it
+    /// had deleted is not there to be told.
+    told: DashMap<RunId, (Version, Option<RunState>)>,
     events: Arc<Events>,
     supervisor: ActorCell,
     context: OnceLock<Weak<RunContext>>,
@@ -230,14 +231,18 @@ impl Directory {
 
     /// Remembers up to which version subscribers know a run that is not resident.
     pub(super) fn remember(&self, run: &RunId, version: Version) {
+        self.remember_with(run, version, None);
+    }
+
+    fn remember_with(&self, run: &RunId, version: Version, shown: Option<RunState>) {
         if self.told.len() < REMEMBERED && self.found(run.as_str()).is_none() {
-            self.told.insert(run.clone(), version);
+            self.told.insert(run.clone(), (version, shown));
         }
     }
 
     /// The runs that are not resident, with the versions up to which subscribers know them.
     pub(super) fn remembered(&self) -> Vec<(RunId, Version)> {
-        self.told.iter().map(|told| (told.key().clone(), *told.value())).collect()
+        self.told.iter().map(|told| (told.key().clone(), told.value().0)).collect()
     }
 
     /// Nobody listens: nothing has to be remembered.
@@ -248,7 +253,7 @@ impl Directory {
     /// Makes a run that others changed resident, and tells subscribers the net change. `known`: up to which version they know it, if that is not
     /// remembered.
     pub(super) async fn follow(self: &Arc<Self>, run: &RunId, known: Version) -> Result<(), Error> {
-        self.told.entry(run.clone()).or_insert(known);
+        self.told.entry(run.clone()).or_insert((known, None));
         let followed = self.existing(run).await;
         if followed.is_ok() {
             // It may have been there already, and then tells by itself.
@@ -259,13 +264,17 @@ impl Directory {
 
     /// Tells subscribers what changed in a run while it was not resident, if they knew it.
     fn catch_up(&self, run: &RunId, state: Option<&RunState>) {
-        let Some((_, before)) = self.told.remove(run) else { return };
+        let Some((_, (before, shown))) = self.told.remove(run) else { return };
         let after = state.map_or(Version::NONE, RunState::version);
         if after == before || !self.events.has_subscribers() {
             return;
         }
         let versions = RunReceipt { run: run.clone(), before, after };
-        self.events.changed(ChangeSeed::of(versions, None, newer(state, before), state.cloned()));
+        let mut changed = newer(state, before);
+        if let Some(shown) = &shown {
+            add_gone(&mut changed, shown, state);
+        }
+        self.events.changed(ChangeSeed::of(versions, None, changed, state.cloned()));
     }
 
     fn forget(&self, run: &RunId, actor: ActorId) {
@@ -275,12 +284,15 @@ impl Directory {
     }
 
     fn died(&self, run: &RunId, actor: ActorId) {
-        let known = self.found(run.as_str()).and_then(|handle| handle.cell().durable_version());
+        // Nothing, if its death is known already.
+        let found = self.found(run.as_str()).filter(|handle| handle.actor_id() == actor);
         self.crashed.insert(run.clone(), self.deaths.fetch_add(1, Ordering::Relaxed));
         self.forget(run, actor);
         // What it had sent down is told by who loads it next.
-        if self.events.has_subscribers() {
-            self.remember(run, known.unwrap_or(Version::NONE));
+        if let Some(found) = found.filter(|_| self.events.has_subscribers()) {
+            let shown = found.cell().snapshot();
+            let known = shown.as_ref().map_or(Version::NONE, Snapshot::durable_version);
+            self.remember_with(run, known, shown.map(|shown| shown.state().clone()));
         }
     }
 

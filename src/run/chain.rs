@@ -260,6 +260,17 @@ pub(crate) fn newer(state: Option<&RunState>, version: Version) -> Touched {
     Touched { nodes: state.newer_nodes(version), header: state.header().version > version }
 }
 
+/// Adds the nodes of an earlier state that are not there any more.
+pub(crate) fn add_gone(changed: &mut Touched, known: &RunState, state: Option<&RunState>) {
+    // A node that went is one that the counts miss.
+    let made = changed.nodes.iter().filter(|id| known.node(id.as_str()).is_none()).count();
+    let kept = state.map_or(0, RunState::node_count).saturating_sub(made);
+    if known.node_count() > kept {
+        let gone = |id: &NodeId| state.is_none_or(|state| state.node(id.as_str()).is_none());
+        changed.nodes.extend(known.nodes().map(|(id, _)| id).filter(|id| gone(id)).cloned());
+    }
+}
+
 /// A number that no chain had before; zero stands for no chain.
 fn draw(numbers: &AtomicU64) -> u64 {
     numbers.fetch_add(1, Ordering::Relaxed).saturating_add(1)

@@ -20,7 +20,7 @@ mod sink;
 
 pub(crate) use actor::{RunContext, Surroundings};
 pub(crate) use admission::{Admission, Overloaded, Permit};
-pub(crate) use chain::{Planned, newer, plan, touched};
+pub(crate) use chain::{Planned, add_gone, newer, plan, touched};
 pub(crate) use handle::{HoldGrant, Release, RunHandle, Sent};
 pub(crate) use jitter::jitter;
 pub use op::DeferredLoss;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::{Answer, Job, LOAD_ATTEMPTS, Mode, Msg, State};
-use crate::model::{NodeId, Receipt, RunReceipt, RunState, Version};
+use crate::model::{Receipt, RunReceipt, RunState, Version};
 use crate::persist::Settlement;
-use crate::run::chain::{Progress, Touched, newer};
+use crate::run::chain::{Progress, Touched, add_gone, newer};
 use crate::run::jitter::jitter;
 use crate::run::op::{Ack, ChangeSeed, CommitError, Committed, Op};
 use crate::run::sink::{Outcomes, RunSink};
@@ -202,13 +202,7 @@ impl State {
         }
         let mut changed = newer(state, before);
         if let Some(known) = known.filter(|_| state.is_none_or(|state| state.taken_in(before).is_none())) {
-            // A node that went is one that the counts miss.
-            let made = changed.nodes.iter().filter(|id| known.node(id.as_str()).is_none()).count();
-            let kept = state.map_or(0, RunState::node_count).saturating_sub(made);
-            if known.node_count() > kept {
-                let gone = |id: &NodeId| state.is_none_or(|state| state.node(id.as_str()).is_none());
-                changed.nodes.extend(known.nodes().map(|(id, _)| id).filter(|id| gone(id)).cloned());
-            }
+            add_gone(&mut changed, known, state);
         }
         let versions = RunReceipt { run: self.cell.id().clone(), before, after };
         let change = ChangeSeed::of(versions, None, changed, state.cloned());
