@@ -22,6 +22,8 @@ use crate::store::{BatchSource, StateBackend, StoreError, StoreErrorKind, Wake};
 
 /// How long waiters wait for an unknown outcome to be settled before they are told that it is unknown.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+/// How long it is not logged again that an outcome is unknown.
+const SAID_AGAIN_AFTER: Duration = Duration::from_secs(600);
 /// Pauses between attempts to settle an unknown outcome.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -41,6 +43,8 @@ struct Current<S> {
     sent: Instant,
     /// Since when the outcome is unknown; a flush that is merely slow is not.
     unknown_since: Option<Instant>,
+    /// When it was said last that its waiters were given up.
+    said: Option<Instant>,
     pause: Duration,
 }
 
@@ -304,7 +308,11 @@ impl<S: Sink> Shard<S> {
             matches!(error.kind(), StoreErrorKind::Poisoned | StoreErrorKind::Closed) || (given_up && self.line().winding_up);
         if hopeless || given_up {
             let error = error.into_unknown();
-            tracing::error!(%error, batch = %current.batch.id, "the outcome of a flush is unknown");
+            let now = Instant::now();
+            if is_to_be_said(current.said, now) {
+                current.said = Some(now);
+                tracing::error!(%error, batch = %current.batch.id, "the outcome of a flush is unknown");
+            }
             let sinks = std::mem::take(&mut current.flight.sinks);
             let barriers = std::mem::take(&mut current.flight.barriers);
             let mut line = self.line();
@@ -418,6 +426,7 @@ impl<S: Sink> BatchSource for Shard<S> {
                 span,
                 sent: Instant::now(),
                 unknown_since: None,
+                said: None,
                 pause: FIRST_PAUSE,
             });
             return Some(batch);
@@ -467,6 +476,11 @@ impl<S: Sink> BatchSource for Shard<S> {
         drop(span);
         self.deliver(News { settled, barriers: flight.barriers, barred: None, batch: Some(batch) });
     }
+}
+
+/// Whether it is time to log what goes on: when it begins, and then rarely.
+pub(super) fn is_to_be_said(said: Option<Instant>, now: Instant) -> bool {
+    said.is_none_or(|said| now.saturating_duration_since(said) >= SAID_AGAIN_AFTER)
 }
 
 /// Whether a batch failed, with nothing written, for what one of several entries is: a value that storage cannot take, a row that it cannot read.

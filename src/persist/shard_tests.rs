@@ -5,11 +5,13 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::handle::Persist;
 use super::queue::{Settlement, Sink, Submission};
+use super::shard::is_to_be_said;
 use crate::model::{Batch, BatchAnswer, Entry, LeaseRecord, RunId, RunPage, RunPart, RunQuery, RunState, Version};
 use crate::store::{BatchSource, BoxFuture, OpenReport, StateBackend, StoreError, StoreErrorKind, Wake};
 
@@ -192,4 +194,17 @@ async fn a_barrier_is_passed_only_when_all_before_it_is_told() {
         assert_eq!(told.try_recv(), Ok((1, "not applied")));
         assert_eq!(told.try_recv(), Ok((2, "not applied")));
     }
+}
+
+#[test]
+fn an_outage_of_an_hour_is_no_flood_in_the_log() {
+    let begun = Instant::now();
+    let (mut said, mut lines) = (None, 0);
+    for second in 0..3_600 {
+        let now = begun + Duration::from_secs(second);
+        if is_to_be_said(said, now) {
+            (said, lines) = (Some(now), lines + 1);
+        }
+    }
+    assert_eq!(lines, 6, "once when it begins, and every ten minutes");
 }
