@@ -5,6 +5,7 @@
 
 mod again;
 mod settling;
+mod stash;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,6 +16,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
 use self::again::Again;
+use self::stash::{Stash, Stashed};
 use super::admission::Permit;
 use super::chain::Chain;
 use super::handle::{HoldGrant, Release, RunCell};
@@ -100,12 +102,6 @@ enum Mode {
 /// The version that storage had when it was asked; `None`: there was no such run.
 struct Found(Option<Version>);
 
-enum Stashed {
-    Commit(Envelope),
-    Hold { fresh: bool, reply: oneshot::Sender<HoldGrant> },
-    Flush(oneshot::Sender<()>),
-}
-
 /// Why an op was not committed, and whom to tell: nobody, if it is a deferred write that was acknowledged. With its permit: whoever waits until all is
 /// settled finds its loss noted.
 struct Answer {
@@ -129,7 +125,7 @@ pub(super) struct State {
     myself: ActorRef<Msg>,
     chain: Chain,
     mode: Mode,
-    stash: VecDeque<Stashed>,
+    stash: Stash,
     /// What came back from storage, or was refused on a state that was not settled (or not fresh), to be checked again, in the order in which
     /// it was asked for.
     again: Again,
@@ -163,7 +159,7 @@ impl Actor for RunActor {
             cell,
             myself,
             mode: Mode::Ready,
-            stash: VecDeque::new(),
+            stash: Stash::default(),
             again: Again::default(),
             orders: 0,
             deferred: VecDeque::new(),
@@ -225,7 +221,7 @@ impl State {
             return;
         }
         self.cell.touch();
-        self.stash.push_back(item);
+        self.stash.push(item);
         self.go_on();
     }
 
@@ -254,12 +250,12 @@ impl State {
                 self.decide_or_refuse(job);
                 continue;
             }
-            match self.stash.front() {
+            match self.stash.first() {
                 Some(Stashed::Commit(_)) => {}
                 Some(Stashed::Hold { .. } | Stashed::Flush(_)) if self.chain.is_settled() => {}
                 None | Some(_) => return,
             }
-            match self.stash.pop_front() {
+            match self.stash.pop_first() {
                 Some(Stashed::Commit(envelope)) => {
                     if let Some((op, permit, ack)) = envelope.open() {
                         let loss = if op.unheard { None } else { self.context.losses.tell(self.cell.id()) };
