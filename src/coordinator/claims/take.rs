@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::super::write::node_change;
 use super::board::Picked;
 use super::{Claim, Coordinator, Engine};
+use crate::coordinator::write::node_change;
 use crate::error::Error;
 use crate::lease::{LeaseError, LockOptions, Place};
 use crate::model::{
