@@ -43,6 +43,9 @@ pub(crate) struct Directory {
     /// The versions of runs that are not resident up to which subscribers were told of them; and of those whose actor died what it showed last: what it
     /// had deleted is not there to be told.
     told: DashMap<RunId, (Version, Option<RunState>)>,
+    /// Versions of other runs that were seen in storage while there are subscribers, or that their actors showed last: who loads one of them tells what
+    /// became of it since.
+    seen: DashMap<RunId, Version>,
     events: Arc<Events>,
     supervisor: ActorCell,
     context: OnceLock<Weak<RunContext>>,
@@ -63,6 +66,7 @@ impl Directory {
             crashed: DashMap::new(),
             deaths: AtomicU64::new(0),
             told: DashMap::new(),
+            seen: DashMap::new(),
             events,
             supervisor,
             context: OnceLock::new(),
@@ -189,10 +193,15 @@ impl Directory {
             handle.end();
             return Err(Stop::Failed(Error::Closed));
         }
+        self.tell_if_crowded();
+        Ok(handle)
+    }
+
+    /// Wakes who waits for that, if more runs are resident than may be.
+    pub(super) fn tell_if_crowded(&self) {
         if self.len() > self.bound {
             self.crowded.notify_one();
         }
-        Ok(handle)
     }
 
     /// Waits until more runs are resident than may be.
@@ -245,14 +254,48 @@ impl Directory {
         self.told.iter().map(|told| (told.key().clone(), told.value().0)).collect()
     }
 
+    /// A run has this version in storage, and subscribers need not be told how it came to it.
+    pub(super) fn see(&self, run: &RunId, version: Version) {
+        self.seen.insert(run.clone(), version);
+    }
+
+    /// A run of which nothing is known changed, and could not be loaded yet.
+    pub(super) fn note(&self, run: &RunId) {
+        if !self.told.contains_key(run) {
+            self.seen.entry(run.clone()).or_insert(Version::NONE);
+        }
+    }
+
+    /// A run is as it was seen, and is not looked for any more.
+    pub(super) fn lose_sight(&self, run: &RunId) {
+        self.seen.remove(run);
+    }
+
+    /// A run that cannot be read: subscribers are not told of it before it has another version.
+    pub(super) fn pass_over(&self, run: &RunId, version: Option<Version>) {
+        self.told.remove(run);
+        match version {
+            Some(version) => self.seen.insert(run.clone(), version),
+            None => self.seen.remove(run).map(|(_, version)| version),
+        };
+    }
+
+    /// Up to which versions subscribers know runs, also of some that are resident.
+    pub(super) fn known(&self) -> Vec<(RunId, Version)> {
+        let seen = self.seen.iter().map(|seen| (seen.key().clone(), *seen.value()));
+        // What is remembered counts for more: it is as new as what subscribers were told.
+        seen.chain(self.remembered()).collect()
+    }
+
     /// Nobody listens: nothing has to be remembered.
     pub(super) fn forget_told(&self) {
         self.told.clear();
+        self.seen.clear();
     }
 
-    /// Makes a run that others changed resident, and tells subscribers the net change. `known`: up to which version they know it, if that is not
-    /// remembered.
-    pub(super) async fn follow(self: &Arc<Self>, run: &RunId, known: Version) -> Result<(), Error> {
+    /// Makes a run that others changed resident, and tells subscribers the net change.
+    pub(super) async fn follow(self: &Arc<Self>, run: &RunId) -> Result<(), Error> {
+        let known = self.seen.get(run).map_or(Version::NONE, |seen| *seen);
         self.told.entry(run.clone()).or_insert((known, None));
         let followed = self.existing(run).await;
         if followed.is_ok() {
@@ -264,8 +307,13 @@ impl Directory {
 
     /// Tells subscribers what changed in a run while it was not resident, if they knew it.
     fn catch_up(&self, run: &RunId, state: Option<&RunState>) {
-        let Some((_, (before, shown))) = self.told.remove(run) else { return };
+        let seen = self.seen.get(run).map(|seen| *seen);
+        let told = self.told.remove(run).map(|(_, told)| told);
+        let Some((before, shown)) = told.or(seen.map(|seen| (seen, None))) else { return };
         let after = state.map_or(Version::NONE, RunState::version);
+        if seen.is_some() {
+            self.shown_last(run, state.map(RunState::version));
+        }
         if after == before || !self.events.has_subscribers() {
             return;
         }
@@ -275,6 +323,13 @@ impl Directory {
             add_gone(&mut changed, shown, state);
         }
         self.events.changed(ChangeSeed::of(versions, None, changed, state.cloned()));
+    }
+
+    fn shown_last(&self, run: &RunId, version: Option<Version>) {
+        match version {
+            Some(version) => self.seen.insert(run.clone(), version),
+            None => self.seen.remove(run).map(|(_, version)| version),
+        };
     }
 
     fn forget(&self, run: &RunId, actor: ActorId) {
@@ -331,10 +386,14 @@ enum Stop {
 
 impl Surroundings for Directory {
     fn retire(&self, run: &RunId, actor: ActorId, settled: bool) {
-        let known = self.get(run.as_str()).and_then(|handle| handle.cell().durable_version());
+        let known = self.found(run.as_str()).and_then(|handle| handle.cell().durable_version());
         if settled {
+            let listens = self.is_shared() && self.events.has_subscribers();
+            if listens {
+                self.shown_last(run, known);
+            }
             self.forget(run, actor);
-            if let Some(known) = known.filter(|_| self.is_shared() && self.events.has_subscribers()) {
+            if let Some(known) = known.filter(|_| listens) {
                 self.remember(run, known);
             }
         } else {

@@ -157,8 +157,7 @@ pub(super) fn start(engine: &Arc<Engine>) {
         looked: None,
         look_due: None,
         look_pause: LOOK_THROUGH,
-        known: HashMap::new(),
-        missed: HashMap::new(),
+        asked_all: Instant::now(),
     };
     let task = tokio::spawn(follower.work());
     *engine.following.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
@@ -174,10 +173,8 @@ struct Follower {
     /// When they are to be looked through again.
     look_due: Option<Instant>,
     look_pause: Duration,
-    /// Up to which versions subscribers know runs that nobody remembers otherwise.
-    known: HashMap<RunId, Version>,
-    /// Those of them that a look has not come to yet; after one that failed the next one goes on with them.
-    missed: HashMap<RunId, Version>,
+    /// When all that is known here was asked for last, without a hint.
+    asked_all: Instant,
 }
 
 /// Why a round begins.
@@ -243,7 +240,8 @@ impl Follower {
         let at = engine.context.clock.now();
         let news = match cause {
             Cause::News(news) => news,
-            Cause::Nothing if self.starting.is_empty() && self.look_due.is_none() => {
+            Cause::Nothing if self.asked_all.elapsed() >= UNASKED => {
+                self.asked_all = started;
                 ForeignCommits::of(everything(&engine), false)
             }
             Cause::Subscribed | Cause::Nothing => ForeignCommits::of([], false),
@@ -266,7 +264,6 @@ impl Follower {
         if !listens {
             directory.forget_told();
             (self.looked, self.look_due) = (None, None);
-            (self.known, self.missed) = (HashMap::new(), HashMap::new());
         }
         let again = std::mem::take(&mut self.starting);
         self.starting.extend(directory.starting());
@@ -288,7 +285,7 @@ impl Follower {
             }
         }
         for ((run, known), found) in remembered.iter().zip(versions.iter().skip(resident.len())) {
-            if *found != Some(*known) && !self.load(engine, run, *known).await? {
+            if *found != Some(*known) && !self.load(engine, run, *found).await? {
                 // It is remembered, and looked at again when there may be room.
                 self.look_due = self.look_due.or(Some(started + LOOK_THROUGH));
             }
@@ -298,10 +295,9 @@ impl Follower {
                 Some(runs) => {
                     let seen: BTreeSet<&RunId> = asked.iter().collect();
                     for run in runs.iter().filter(|run| !seen.contains(run)) {
-                        let known = self.known.remove(run).unwrap_or(Version::NONE);
-                        if !self.load(engine, run, known).await? {
+                        if !self.load(engine, run, None).await? {
                             // Later, when there is room.
-                            self.known.insert(run.clone(), known);
+                            directory.note(run);
                             self.look_due = self.look_due.or(Some(started + LOOK_THROUGH));
                         }
                     }
@@ -320,65 +316,63 @@ impl Follower {
 
     /// Looks through the newest runs for those that are not resident. What is there at the first look is taken for known.
     async fn look_through(&mut self, engine: &Arc<Engine>) -> Result<(), StoreError> {
+        let directory = &engine.directory;
         let first = self.looked.is_none();
         let began = Instant::now();
         let found = patiently(self.backend.newest_versions(NEWEST)).await?;
         self.look_pause = (began.elapsed() * LOOKING_SHARE).max(LOOK_THROUGH);
-        if self.missed.is_empty() {
-            self.missed = std::mem::take(&mut self.known);
-        } else {
-            self.missed.extend(self.known.drain());
-        }
-        // What is remembered counts: it is as new as what subscribers were told.
-        self.missed.extend(engine.directory.remembered());
+        let mut missed: HashMap<RunId, Version> = directory.known().into_iter().collect();
         let mut left_out = false;
         for (place, (run, version)) in found.into_iter().enumerate() {
-            let before = self.missed.get(&run).copied();
-            if first && place < CLOSELY {
-                engine.directory.remember(&run, version);
+            let before = missed.remove(&run);
+            if directory.get(run.as_str()).is_some() {
+                // Its actor tells.
+            } else if first && before.is_none() {
+                if place < CLOSELY {
+                    directory.remember(&run, version);
+                }
+                directory.see(&run, version);
+            } else if before != Some(version) {
+                left_out |= !self.load(engine, &run, Some(version)).await?;
             }
-            let resident = engine.directory.get(run.as_str()).is_some();
-            if resident || first || before == Some(version) || self.load(engine, &run, before.unwrap_or(Version::NONE)).await? {
-                self.known.insert(run.clone(), version);
-            } else {
-                left_out = true;
-                self.known.extend(before.map(|before| (run.clone(), before)));
-            }
-            self.missed.remove(&run);
         }
         // Deleted, or no more among the newest.
-        let missed: Vec<(RunId, Version)> = self.missed.iter().map(|(run, version)| (run.clone(), *version)).collect();
+        let missed: Vec<(RunId, Version)> = missed.into_iter().filter(|(run, _)| directory.get(run.as_str()).is_none()).collect();
         for some in missed.chunks(MISSED) {
             let ids: Vec<RunId> = some.iter().map(|(run, _)| run.clone()).collect();
             let there = patiently(self.backend.run_versions(&ids)).await?;
-            for ((run, before), _) in some.iter().zip(there).filter(|(_, there)| there.is_none()) {
-                if !self.load(engine, run, *before).await? {
-                    left_out = true;
-                    self.known.insert(run.clone(), *before);
+            for ((run, before), there) in some.iter().zip(there) {
+                if there == Some(*before) {
+                    directory.lose_sight(run);
+                } else {
+                    left_out |= !self.load(engine, run, there).await?;
                 }
             }
         }
-        self.missed.clear();
         (self.looked, self.look_due) = (Some(began), left_out.then(|| Instant::now() + self.look_pause));
         Ok(())
     }
 
-    /// Makes a run resident that others changed, so that subscribers are told. `false`: there is no room for it now.
-    async fn load(&self, engine: &Arc<Engine>, run: &RunId, known: Version) -> Result<bool, StoreError> {
+    /// Makes a run resident that others changed, so that subscribers are told. `found`: the version that it has now, if that is known. `false`: there is
+    /// no room for it now.
+    async fn load(&self, engine: &Arc<Engine>, run: &RunId, found: Option<Version>) -> Result<bool, StoreError> {
         if engine.directory.len() >= engine.limits.resident_runs {
             // Nobody here works on it; the bound on memory counts for more than being told at once.
             return Ok(false);
         }
         let load = async {
-            engine.directory.follow(run, known).await.map_err(|error| match error {
+            engine.directory.follow(run).await.map_err(|error| match error {
                 Error::Store(error) => error,
-                _ => StoreError::closed(),
+                _ if engine.is_closed() => StoreError::closed(),
+                // The backend's code panicked.
+                error => StoreError::not_applied(StoreErrorKind::Unavailable, format!("run {run:?} was not loaded: {error}")),
             })
         };
         match patiently(load).await {
             // One run that cannot be read does not keep the others from being followed: whoever asks for it is told.
             Err(error) if error.kind() == StoreErrorKind::Corrupt => {
                 tracing::warn!(%run, %error, "a run that others changed cannot be read");
+                engine.directory.pass_over(run, found);
                 Ok(true)
             }
             loaded => loaded.map(|()| true),

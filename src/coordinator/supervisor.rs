@@ -17,6 +17,9 @@ use super::directory::Directory;
 /// Between two looks at a directory that has too many runs.
 const THINNING: Duration = Duration::from_millis(10);
 
+/// Where an embedder means never.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+
 #[derive(Debug)]
 pub(crate) enum Msg {
     Watch(Weak<Directory>),
@@ -71,11 +74,13 @@ pub(super) fn watch(engine: &Arc<Engine>) {
     let _watching = engine.supervisor.cast(Msg::Watch(Arc::downgrade(&engine.directory)));
     let (engine, pause, directory) = (Arc::downgrade(engine), engine.limits.idle_after, Arc::downgrade(&engine.directory));
     drop(tokio::spawn(async move {
-        let mut due = Instant::now() + pause;
+        let next = || Instant::now().checked_add(pause).unwrap_or_else(|| Instant::now() + NEVER);
+        let mut due = next();
+        let directory_again = directory.clone();
         loop {
             let Some(directory) = directory.upgrade() else { return };
             // The directory alone: who waits here must not keep a coordinator that nobody uses from closing.
-            let crowded = tokio::time::timeout_at(due, directory.crowded()).await.is_ok();
+            let crowded = Instant::now() < due && tokio::time::timeout_at(due, directory.crowded()).await.is_ok();
             drop(directory);
             let Some(engine) = engine.upgrade() else { return };
             if engine.is_closed() {
@@ -84,11 +89,14 @@ pub(super) fn watch(engine: &Arc<Engine>) {
             if crowded {
                 thin_out(&engine);
                 drop(engine);
-                // Until those that were sent to sleep are gone, so that no more of them are.
+                // Until those that were sent to sleep are gone, so that no more of them are. Those with writes on their way stay for now.
                 tokio::time::sleep(THINNING).await;
+                if let Some(directory) = directory_again.upgrade() {
+                    directory.tell_if_crowded();
+                }
             } else {
                 sweep(&engine);
-                due = Instant::now() + pause;
+                due = next();
             }
         }
     }));

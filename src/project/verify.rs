@@ -81,9 +81,10 @@ pub async fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool)
     let mut done = Vec::new();
     #[cfg(feature = "sqlite")]
     if let Some(database) = &database {
-        done.extend(crate::store::sqlite::mend_sidecar(database, |file| aside(file, now))?);
+        done.extend(crate::store::sqlite::mend_sidecar(database, |file| aside(file, now), now)?);
     }
-    match verify(settings).await? {
+    let verified = verify(settings).await;
+    match verified.map_err(|error| if done.is_empty() { error } else { error.after(done.join("; ")) })? {
         Some(report) if !report.is_sound() => {}
         _ => return Ok(done),
     }
@@ -91,10 +92,11 @@ pub async fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool)
         done.push(keep_database(database, now)?);
         return Ok(done);
     }
-    Ok(vec![format!(
+    done.push(format!(
         "nothing: what the {} backend stores cannot be repaired from here; restore a backup",
         settings.backend.value
-    )])
+    ));
+    Ok(done)
 }
 
 /// Where a copy of what is damaged is kept.
@@ -102,24 +104,32 @@ fn aside(file: &Path, now: DateTime<Utc>) -> PathBuf {
     files::with_suffix(file, &format!(".damaged-{}", now.format("%Y%m%dT%H%M%S%.6fZ")))
 }
 
-/// Whether SQLite itself could copy the database: what others write meanwhile does not tear such a copy.
-fn copied_by_sqlite(database: &Path, aside: &Path) -> bool {
+/// Whether SQLite itself could copy the database: what others write meanwhile does not tear such a copy. What it does not take for a database is none for
+/// anybody, and is copied as it lies.
+fn copied_by_sqlite(database: &Path, aside: &Path) -> Result<bool, ProjectError> {
     #[cfg(feature = "sqlite")]
-    if crate::store::sqlite::copy(database, aside).is_ok() {
-        return files::sync_folder(files::folder_of(aside)).is_ok();
+    match crate::store::sqlite::copy(database, aside) {
+        Ok(()) => {
+            files::sync_folder(files::folder_of(aside))?;
+            return Ok(true);
+        }
+        Err(error) => {
+            let _unfinished = std::fs::remove_file(aside);
+            if error.kind() != StoreErrorKind::Corrupt {
+                return Err(error.into());
+            }
+        }
     }
     #[cfg(not(feature = "sqlite"))]
-    let _ = database;
-    let _unfinished = std::fs::remove_file(aside);
-    false
+    let _ = (database, aside);
+    Ok(false)
 }
 
 /// Keeps a copy of a damaged database, for whatever is tried next.
 fn keep_database(database: &Path, now: DateTime<Utc>) -> Result<String, ProjectError> {
     let aside = aside(database, now);
     files::make_like(database, &aside)?;
-    if !copied_by_sqlite(database, &aside) {
-        // What SQLite does not take for a database is no database for anybody: nobody writes it.
+    if !copied_by_sqlite(database, &aside)? {
         files::copy(database, &aside)?;
         let wal = files::with_suffix(database, "-wal");
         if wal.exists() {

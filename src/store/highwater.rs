@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+#[cfg(any(feature = "file", feature = "project"))]
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{StoreError, StoreErrorKind, folder};
@@ -14,11 +16,15 @@ pub(super) const HIGHEST: u64 = 1 << 62;
 
 /// How many tokens are passed over where it is not known which ones were given out.
 #[cfg(any(feature = "file", feature = "project"))]
-pub(super) const SKIPPED_TOKENS: u64 = 1 << 32;
+const SKIPPED_TOKENS: u64 = 1 << 32;
 
-/// Where tokens go on at least when a file is damaged: behind what hundreds of such skips have given out.
+/// Where tokens go on where it is not known which ones were given out: behind the last that is known, and behind the microseconds since 1970. Tokens are not
+/// given out as fast as these go by, so that whatever is forgotten twice does not begin again at the same number.
 #[cfg(any(feature = "file", feature = "project"))]
-const BEYOND_DAMAGE: u64 = 1 << 40;
+pub(super) fn far_behind(known: u64, now: DateTime<Utc>) -> u64 {
+    let micros = u64::try_from(now.timestamp_micros()).unwrap_or(0);
+    known.saturating_add(SKIPPED_TOKENS).max(micros).min(HIGHEST)
+}
 
 /// The text is padded to this length, so that one small write replaces all of it.
 const LENGTH: usize = 512;
@@ -141,7 +147,7 @@ impl HighWaterFile {
     /// Puts a file right that cannot be read, and says what was done: a copy of it is kept, and numbers go on far behind whatever can still be told from it.
     /// Only for the holder of the lock.
     #[cfg(any(feature = "file", feature = "project"))]
-    pub(super) fn mend(&mut self, aside: &Path) -> Result<Option<String>, StoreError> {
+    pub(super) fn mend(&mut self, aside: &Path, now: DateTime<Utc>) -> Result<Option<String>, StoreError> {
         match self.read() {
             Err(error) if error.kind() == StoreErrorKind::Corrupt => {}
             read => return read.map(|_| None),
@@ -154,7 +160,7 @@ impl HighWaterFile {
         keep().map_err(|error| StoreError::io(aside.display(), error))?;
         let bytes = self.bytes()?;
         let text = String::from_utf8_lossy(&bytes);
-        let token = told(&text, "\"token\":").saturating_add(SKIPPED_TOKENS).max(BEYOND_DAMAGE);
+        let token = far_behind(told(&text, "\"token\":"), now);
         // First the line: a file that is empty for a moment would tell of no token at all.
         self.write(&HighWater { token, seq: told(&text, "\"seq\":"), holder: None })?;
         let cut = self.file.set_len(LENGTH as u64).and_then(|()| self.file.sync_all());

@@ -98,6 +98,17 @@ async fn a_lost_journal_is_told_and_no_version_comes_twice() {
         let (_, notices) = open_told(crashed.path()).await;
         assert!(!notices.iter().any(|notice| notice.contains(told)), "{notices:?}");
     }
+    // Nor of one that wrote nothing before it was killed: it had not made a journal.
+    let idle = tempfile::tempdir().unwrap();
+    let first = open(idle.path()).await;
+    create(&first, "run_1", 0).await;
+    first.close().await.unwrap();
+    let _second = open(idle.path()).await;
+    let crashed = tempfile::tempdir().unwrap();
+    copy_folder(idle.path(), crashed.path());
+    let report = reader_unopened(crashed.path()).verify().await.unwrap();
+    assert!(!report.checked.iter().any(|line| line.contains("did not close")), "{:?}", report.checked);
+    assert_eq!(open_told(crashed.path()).await.1, Vec::<String>::new());
     // A writer that is killed leaves its journal, and nothing of this is said.
     let crashed = tempfile::tempdir().unwrap();
     copy_folder(folder.path(), crashed.path());

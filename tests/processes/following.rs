@@ -15,6 +15,7 @@ on_every_database!(
     runs_that_others_delete_and_make_again_are_seen,
     a_subscriber_hears_of_runs_that_nobody_here_asked_for,
     a_subscriber_hears_of_every_run_however_few_may_be_resident,
+    a_subscriber_hears_once_of_what_is_read_here_first,
     after_every_burst_of_both_both_show_the_same,
     an_own_commit_does_not_hide_the_one_before_it,
 );
@@ -177,6 +178,42 @@ async fn a_subscriber_hears_of_every_run_however_few_may_be_resident(store: Stor
         let version = expected.remove(change.run.as_str()).unwrap_or_else(|| panic!("{change:?} is told, and did not happen"));
         assert_eq!((change.before.next(), change.after), (version, version), "the net change, from what was known");
         assert_eq!(change.nodes.iter().map(NodeId::as_str).collect::<Vec<_>>(), ["n"]);
+    }
+    here.close().await.unwrap();
+    there.close().await.unwrap();
+}
+
+/// Who reads a run here before it was heard of that others changed it does not take the change from subscribers; what they were told they are not told again.
+async fn a_subscriber_hears_once_of_what_is_read_here_first(store: Store) {
+    let builder = Coordinator::builder().idle_after(Duration::from_millis(20));
+    let (here, there) = (builder.open(store.backend()).await.unwrap(), store.open().await);
+    let run = |number: usize| format!("run_{number:03}");
+    let mut tx = there.transaction();
+    for number in 0..80 {
+        tx.create_run(run(number).as_str(), NewRun::running());
+    }
+    tx.commit().await.unwrap();
+    let mut changes = here.subscribe();
+    let listening = here.stats().follow_rounds;
+    until("the runs were looked through", async || here.stats().follow_rounds > listening).await;
+    for row in 1..=5 {
+        let commit = there.set_node_state(run(0).as_str(), "n", NodeUpdate::running().row_count(row)).await.unwrap();
+        let read = here.fresh(run(0).as_str()).await.unwrap().unwrap();
+        assert_eq!(read.node("n").unwrap().row_count, Some(row));
+        let change = event(&mut changes, |_| true).await;
+        assert_eq!(
+            (change.run.as_str(), change.before.next(), change.after),
+            (run(0).as_str(), commit.version(), commit.version())
+        );
+    }
+    here.delete_run(run(1).as_str(), OnDelete::KeepCoverage).await.unwrap();
+    assert!(event(&mut changes, |_| true).await.deleted);
+    assert!(here.get_run(run(1).as_str()).await.unwrap().is_none());
+    for number in [2, 3, 2, 3] {
+        until("it sleeps", async || here.snapshot(run(number)).is_none()).await;
+        there.set_node_state(run(number).as_str(), "n", NodeUpdate::success()).await.unwrap();
+        let change = event(&mut changes, |_| true).await;
+        assert_eq!(change.run.as_str(), run(number), "nothing is told twice: {change:?}");
     }
     here.close().await.unwrap();
     there.close().await.unwrap();

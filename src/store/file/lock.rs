@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 
 use super::paths::Paths;
 use crate::model::ProcessInfo;
-use crate::store::highwater::{HIGHEST, HighWater, HighWaterFile, SKIPPED_TOKENS};
+use crate::store::highwater::{HighWater, HighWaterFile, far_behind};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How many sequence numbers are reserved with one sync: hours of writing at full speed.
@@ -92,7 +92,7 @@ impl Lock {
             if !try_lock(&file)? {
                 return Err(busy(&paths.document, file.read().ok().and_then(|value| value.holder).as_ref()));
             }
-            done.extend(file.mend(&Paths::aside(&path, "damaged", now))?);
+            done.extend(file.mend(&Paths::aside(&path, "damaged", now), now)?);
             file.unlock()?;
         }
         Ok(done)
@@ -120,9 +120,14 @@ impl Lock {
 
     /// A file that knows less than the document does was emptied, or the document came here without it: nobody knows how far tokens were given out. They go
     /// on far behind. Answers with what an operator should know.
-    pub(super) fn make_up_for(&mut self, told_seq: Option<u64>, paths: &Paths) -> Result<Option<String>, StoreError> {
+    pub(super) fn make_up_for(
+        &mut self,
+        told_seq: Option<u64>,
+        paths: &Paths,
+        now: DateTime<Utc>,
+    ) -> Result<Option<String>, StoreError> {
         let Some(seq) = told_seq.filter(|seq| *seq > self.value.seq) else { return Ok(None) };
-        let token = self.value.token.saturating_add(SKIPPED_TOKENS).min(HIGHEST);
+        let token = far_behind(self.value.token, now);
         self.put(HighWater { token, seq, ..self.value.clone() })?;
         Ok(Some(format!(
             "{} did not know how far numbers were given out (it was emptied or removed, or the document was brought from elsewhere): tokens go on behind {token}",

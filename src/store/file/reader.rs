@@ -189,7 +189,7 @@ fn load(paths: &Paths) -> Result<View, StoreError> {
             paths.document.display()
         ));
     }
-    let lost = state.lost_journal(seen.value.holder.as_ref().filter(|_| !seen.held));
+    let lost = state.lost_journal(seen.value.holder.as_ref().filter(|_| !seen.held), seen.value.seq);
     state.notices.extend(lost);
     if let (Some((from, to)), false) = (state.active.as_ref().and_then(|active| active.torn), seen.held) {
         state.notices.push(format!(

@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) strangers: Vec<(PathBuf, usize)>,
     /// Journals that are done with.
     pub(super) spent: Vec<PathBuf>,
+    /// Whether any journal is there that has begun.
+    has_journal: bool,
     /// The leases that were noted last.
     pub(super) leases: Leases,
     pub(super) notices: Vec<String>,
@@ -57,13 +59,13 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Says that the journal of the last writer, which did not end cleanly, is not there: as long as it had the state open there was one.
-    pub(super) fn lost_journal(&self, left: Option<&ProcessInfo>) -> Option<String> {
-        let left = left.filter(|_| {
-            self.told_seq.is_some() && self.active.is_none() && self.pending.is_none() && self.strangers.is_empty()
-        })?;
+    /// Says that the journal of the last writer is not there, which did not end cleanly: before the first commit numbers beyond those of the document are
+    /// reserved, and then it has one until it closes. `highest_seq`: how far they are.
+    pub(super) fn lost_journal(&self, left: Option<&ProcessInfo>, highest_seq: u64) -> Option<String> {
+        let left =
+            left.filter(|_| !self.has_journal && self.pending.is_none() && self.told_seq.is_some_and(|told| told < highest_seq))?;
         Some(format!(
-            "{left} did not close the state, and its journal is missing or empty: if it was not ended while it opened the state, what it wrote after the \
+            "{left} did not close the state, and its journal is missing or empty: if it was not ended just while it closed or made one, what it wrote after the \
              document was last written is lost. Versions go on behind all that were given out"
         ))
     }
@@ -71,7 +73,7 @@ impl State {
     /// Numbers beyond those of the document were given out, and nothing says that it is the last one that was written: a backup was put back. Versions go
     /// on behind all of them, so that none is used twice; no journal can continue the document then.
     pub(super) fn skip_lost_versions(&mut self, highest_seq: u64, left: Option<&ProcessInfo>) {
-        let lost = self.lost_journal(left);
+        let lost = self.lost_journal(left, highest_seq);
         // A journal that is set aside, or is not there any more, holds what came after the document, whatever the copy says.
         let is_newest = self.is_newest && self.strangers.is_empty() && lost.is_none();
         self.notices.extend(lost);
@@ -151,6 +153,7 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
         pending: None,
         strangers: Vec::new(),
         spent: Vec::new(),
+        has_journal: false,
         leases: Leases::default(),
         notices,
         replayed: 0,
@@ -220,6 +223,7 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
         pending: None,
         strangers: Vec::new(),
         spent,
+        has_journal: false,
         leases: Leases::default(),
         notices,
         replayed: 0,
@@ -237,6 +241,7 @@ fn join_journals(state: &mut State, journal: Option<Stored>, next: Option<Stored
             state.spent.push(stored.path);
             return None;
         };
+        state.has_journal = true;
         Some((stored, header))
     };
     let (journal, next) = (begun(journal), begun(next));

@@ -47,7 +47,7 @@ pub(super) fn verify(paths: &Paths) -> Result<VerifyReport, StoreError> {
                     ));
                 }
             }
-            report.checked.extend(state.lost_journal(seen.value.holder.as_ref().filter(|_| !held)));
+            report.checked.extend(state.lost_journal(seen.value.holder.as_ref().filter(|_| !held), seen.value.seq));
             report.checked.extend(state.notices);
         }
         Err(error) => report.problems.push(error.to_string()),

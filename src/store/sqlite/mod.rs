@@ -36,6 +36,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+#[cfg(feature = "project")]
+use chrono::{DateTime, Utc};
 use rusqlite::Connection;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
@@ -69,19 +71,33 @@ pub(crate) fn copy(db: &Path, to: &Path) -> Result<(), StoreError> {
     let from = Connection::open_with_flags(db, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(fail)?;
     let mut copy = Connection::open(to).map_err(|error| error::sql_error(to.display(), error))?;
     let backup = rusqlite::backup::Backup::new(&from, &mut copy).map_err(fail)?;
-    backup.run_to_completion(4_096, Duration::ZERO, None).map_err(fail)
+    // All of it in one step, which is one read transaction: between two steps a commit of others would make it begin anew.
+    for _ in 0..100 {
+        match backup.step(-1).map_err(fail)? {
+            rusqlite::backup::StepResult::Done => return Ok(()),
+            _ => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+    Err(StoreError::not_applied(
+        StoreErrorKind::Busy,
+        format!("{}: it is locked, and could not be copied; see who has it with `seeknal state locks`", db.display()),
+    ))
 }
 
 /// Puts the file beside a database right that tells how far numbers were given out, if it cannot be read; says what was done.
 #[cfg(feature = "project")]
-pub(crate) fn mend_sidecar(db: &Path, aside: impl FnOnce(&Path) -> PathBuf) -> Result<Option<String>, StoreError> {
+pub(crate) fn mend_sidecar(
+    db: &Path,
+    aside: impl FnOnce(&Path) -> PathBuf,
+    now: DateTime<Utc>,
+) -> Result<Option<String>, StoreError> {
     let path = open::beside(db, ".lock");
     if open::known(db).is_ok() {
         return Ok(None);
     }
     let mut file = HighWaterFile::open(&path)?;
     file.lock()?;
-    let mended = file.mend(&aside(&path));
+    let mended = file.mend(&aside(&path), now);
     file.unlock()?;
     mended
 }

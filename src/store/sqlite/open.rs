@@ -73,13 +73,14 @@ fn length(path: &Path) -> Result<Option<u64>, StoreError> {
     }
 }
 
-/// Opens for writing; makes the database, and its folder, if they are not there.
-pub(super) fn open_writer(db: &Path, sidecar: &HighWaterFile) -> Result<Connection, StoreError> {
+/// Opens for writing; makes the database, and its folder, if they are not there. Says also whether it was made.
+pub(super) fn open_writer(db: &Path, sidecar: &HighWaterFile) -> Result<(Connection, bool), StoreError> {
     let place = db.display().to_string();
     // One opening at a time looks and makes.
     sidecar.lock()?;
     let opened = (|| {
-        if check(db)? == Found::Nothing {
+        let made = check(db)? == Found::Nothing;
+        if made {
             make(db)?;
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -90,7 +91,7 @@ pub(super) fn open_writer(db: &Path, sidecar: &HighWaterFile) -> Result<Connecti
         schema::migrate(&mut conn, &place)?;
         demand_wal(&conn, &place)?;
         conn.busy_handler(Some(turn::wait)).map_err(|error| sql_error(&place, error))?;
-        Ok(conn)
+        Ok((conn, made))
     })();
     sidecar.unlock()?;
     opened

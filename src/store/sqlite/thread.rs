@@ -144,15 +144,16 @@ impl Writer {
         // Looked at first, so that beside a database of somebody else no file of ours appears.
         open::check(db)?;
         let mut sidecar = HighWaterFile::open(&beside(db, ".lock"))?;
-        let conn = open::open_writer(db, &sidecar)?;
+        let (conn, made) = open::open_writer(db, &sidecar)?;
         let owner = Owner::register(db, process)?;
         open::sweep(&conn, db, process);
-        let (reserved, was) = raise(&conn, &mut sidecar, &at.name)?;
+        let reserved = raise(&conn, &mut sidecar, &at.name)?;
         at.opened();
         let (seq, _) = read::counters(&conn)?;
         foreign.sent(seq);
         let checkpointer = Checkpointer::new(db);
-        let notice = (was == 0).then(|| open::lost(db, &reserved)).flatten();
+        // One that was there already may just not have had its first commit yet.
+        let notice = made.then(|| open::lost(db, &reserved)).flatten();
         let writer = Self {
             conn,
             at,
@@ -474,9 +475,8 @@ impl Writer {
     }
 }
 
-/// Raises the counters to what the file beside the database knows: they were given out, even if this copy of the database is older. Answers with what the
-/// file knows, and the commit sequence that the database had.
-fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<(HighWater, u64), StoreError> {
+/// Raises the counters to what the file beside the database knows: they were given out, even if this copy of the database is older.
+fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<HighWater, StoreError> {
     let fail = |error| sql_error(place, error);
     // First the database, then the file: the order in which the writer takes them.
     conn.execute_batch("BEGIN IMMEDIATE").map_err(fail)?;
@@ -490,7 +490,7 @@ fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<
             write::counters(conn, seq.max(known.seq), token.max(known.token))?;
         }
         conn.execute_batch("COMMIT").map_err(fail)?;
-        Ok((known, seq))
+        Ok(known)
     })();
     if raised.is_err() && !conn.is_autocommit() {
         let _stays_inside = conn.execute_batch("ROLLBACK").is_err();
