@@ -106,30 +106,29 @@ fn aside(file: &Path, now: DateTime<Utc>) -> PathBuf {
 
 /// Whether SQLite itself could copy the database: what others write meanwhile does not tear such a copy. What it does not take for a database is none for
 /// anybody, and is copied as it lies.
+#[cfg(feature = "sqlite")]
 fn copied_by_sqlite(database: &Path, aside: &Path) -> Result<bool, ProjectError> {
-    #[cfg(feature = "sqlite")]
     match crate::store::sqlite::copy(database, aside) {
         Ok(()) => {
             files::sync_folder(files::folder_of(aside))?;
-            return Ok(true);
+            Ok(true)
         }
         Err(error) => {
             let _unfinished = std::fs::remove_file(aside);
-            if error.kind() != StoreErrorKind::Corrupt {
-                return Err(error.into());
-            }
+            if error.kind() == StoreErrorKind::Corrupt { Ok(false) } else { Err(error.into()) }
         }
     }
-    #[cfg(not(feature = "sqlite"))]
-    let _ = (database, aside);
-    Ok(false)
 }
 
 /// Keeps a copy of a damaged database, for whatever is tried next.
 fn keep_database(database: &Path, now: DateTime<Utc>) -> Result<String, ProjectError> {
     let aside = aside(database, now);
     files::make_like(database, &aside)?;
-    if !copied_by_sqlite(database, &aside)? {
+    #[cfg(feature = "sqlite")]
+    let copied = copied_by_sqlite(database, &aside)?;
+    #[cfg(not(feature = "sqlite"))]
+    let copied = false;
+    if !copied {
         files::copy(database, &aside)?;
         let wal = files::with_suffix(database, "-wal");
         if wal.exists() {
