@@ -42,6 +42,10 @@ impl Manager {
     pub(super) fn depart(&mut self, ticket: Ticket, lost: Option<LostReason>, reply: Option<Reply<()>>) {
         let Some(Holding { grant, .. }) = self.held.remove(&ticket) else { return };
         let (key, token) = (grant.key.clone(), grant.token);
+        if let (Store::Book { book, .. }, true) = (&self.store, lost.is_some()) {
+            // First: whoever has heard that it is lost writes nothing under it any more.
+            book.remove(&key, token);
+        }
         if let Some(reason) = lost {
             grant.trust.lose(reason);
             match reason {
@@ -56,7 +60,9 @@ impl Manager {
             Store::Book { book, .. } => {
                 // What a holder wrote before it released is still covered by its fence.
                 if lost.is_some() || !flush {
-                    book.remove(&key, token);
+                    if lost.is_none() {
+                        book.remove(&key, token);
+                    }
                     // What was decided under the lease a moment ago is on its way; nothing more is decided under it now.
                     flush = self.context.door.has_unsettled(&key.run);
                 } else {
