@@ -274,10 +274,7 @@ impl Directory {
     /// A run that cannot be read: subscribers are not told of it before it has another version.
     pub(super) fn pass_over(&self, run: &RunId, version: Option<Version>) {
         self.told.remove(run);
-        match version {
-            Some(version) => self.seen.insert(run.clone(), version),
-            None => self.seen.remove(run).map(|(_, version)| version),
-        };
+        self.shown_last(run, version);
     }
 
     /// Up to which versions subscribers know runs, also of some that are resident.

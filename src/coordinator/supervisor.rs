@@ -72,13 +72,12 @@ impl Actor for Supervisor {
 /// Begins to watch the runs of an engine, until it is dropped or closed.
 pub(super) fn watch(engine: &Arc<Engine>) {
     let _watching = engine.supervisor.cast(Msg::Watch(Arc::downgrade(&engine.directory)));
-    let (engine, pause, directory) = (Arc::downgrade(engine), engine.limits.idle_after, Arc::downgrade(&engine.directory));
+    let (engine, pause, resident) = (Arc::downgrade(engine), engine.limits.idle_after, Arc::downgrade(&engine.directory));
     drop(tokio::spawn(async move {
         let next = || Instant::now().checked_add(pause).unwrap_or_else(|| Instant::now() + NEVER);
         let mut due = next();
-        let directory_again = directory.clone();
         loop {
-            let Some(directory) = directory.upgrade() else { return };
+            let Some(directory) = resident.upgrade() else { return };
             // The directory alone: who waits here must not keep a coordinator that nobody uses from closing.
             let crowded = Instant::now() < due && tokio::time::timeout_at(due, directory.crowded()).await.is_ok();
             drop(directory);
@@ -91,7 +90,7 @@ pub(super) fn watch(engine: &Arc<Engine>) {
                 drop(engine);
                 // Until those that were sent to sleep are gone, so that no more of them are. Those with writes on their way stay for now.
                 tokio::time::sleep(THINNING).await;
-                if let Some(directory) = directory_again.upgrade() {
+                if let Some(directory) = resident.upgrade() {
                     directory.tell_if_crowded();
                 }
             } else {

@@ -42,17 +42,6 @@ impl Manager {
     pub(super) fn depart(&mut self, ticket: Ticket, lost: Option<LostReason>, reply: Option<Reply<()>>) {
         let Some(Holding { grant, .. }) = self.held.remove(&ticket) else { return };
         let (key, token) = (grant.key.clone(), grant.token);
-        if let (Store::Book { book, .. }, true) = (&self.store, lost.is_some()) {
-            // First: whoever has heard that it is lost writes nothing under it any more.
-            book.remove(&key, token);
-        }
-        if let Some(reason) = lost {
-            grant.trust.lose(reason);
-            match reason {
-                LostReason::RunEnded | LostReason::Closed => tracing::debug!(%key, %token, %reason, "a lock has ended"),
-                _ => tracing::warn!(%key, %token, %reason, "a lock was lost"),
-            }
-        }
         // What the holder wrote is in the next one's first look, also if it has not come to rest yet.
         let mut flush = self.context.door.has_unsettled(&key.run);
         let mut barred = true;
@@ -60,9 +49,7 @@ impl Manager {
             Store::Book { book, .. } => {
                 // What a holder wrote before it released is still covered by its fence.
                 if lost.is_some() || !flush {
-                    if lost.is_none() {
-                        book.remove(&key, token);
-                    }
+                    book.remove(&key, token);
                     // What was decided under the lease a moment ago is on its way; nothing more is decided under it now.
                     flush = self.context.door.has_unsettled(&key.run);
                 } else {
@@ -77,6 +64,14 @@ impl Manager {
                 Some(token)
             }
         };
+        // Only now: whoever has heard that it is lost writes nothing under it any more.
+        if let Some(reason) = lost {
+            grant.trust.lose(reason);
+            match reason {
+                LostReason::RunEnded | LostReason::Closed => tracing::debug!(%key, %token, %reason, "a lock has ended"),
+                _ => tracing::warn!(%key, %token, %reason, "a lock was lost"),
+            }
+        }
         let leaving = Leaving { key: key.clone(), token, replies: reply.into_iter().collect(), barred };
         // What somebody took away is not held any more: its place is free, and its row, if it was merely over by the server's clock, goes in its own time.
         let over = lost == Some(LostReason::Forced);

@@ -279,6 +279,39 @@ async fn force_unlock_takes_it_from_the_holder_only() {
     assert!(matches!(unknown, LeaseError::NotFound { .. }) && unknown.to_string().contains(&token.to_string()));
 }
 
+/// Looks into the book in the very moment in which a holder is woken.
+struct Looker {
+    book: Arc<LeaseBook>,
+    fence: Fence,
+    found: std::sync::Mutex<Vec<bool>>,
+}
+
+impl std::task::Wake for Looker {
+    fn wake(self: Arc<Self>) {
+        self.found.lock().unwrap().push(self.book.holds(&self.fence));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_hears_that_a_lock_is_lost_writes_nothing_under_it_any_more() {
+    for by_force in [false, true] {
+        let (locks, _, backend) = memory().await;
+        let LeaseStore::Book(book) = backend.lease_store() else { panic!("it has a book") };
+        let lease = get(&locks, node("r", "a")).await;
+        let looker = Arc::new(Looker { book, fence: lease.fence(), found: std::sync::Mutex::default() });
+        let waker = std::task::Waker::from(Arc::clone(&looker));
+        let mut told = pin!(lease.lost());
+        assert!(told.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+        if by_force {
+            locks.force_unlock(lease.token()).await.unwrap();
+        } else {
+            locks.free_run(&run("r"));
+        }
+        lost(&lease).await;
+        assert_eq!(*looker.found.lock().unwrap(), [false], "by force: {by_force}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_end_of_a_run_frees_its_locks_and_tells_its_waiters() {
     let (locks, _, backend) = memory().await;
