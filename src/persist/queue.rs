@@ -73,6 +73,12 @@ impl<S, B> Flight<S, B> {
         }
         (entries, flight)
     }
+
+    /// Takes in those who wait for what joined the batch.
+    pub(super) fn join(&mut self, later: Self) {
+        self.sinks.extend(later.sinks);
+        self.barriers.extend(later.barriers);
+    }
 }
 
 /// The line of one shard.
@@ -173,6 +179,11 @@ impl<S, B> FlushQueue<S, B> {
         }
         self.bytes = self.bytes.saturating_sub(bytes);
         Some(taken)
+    }
+
+    /// What joins a batch that is under way: as [`take`](Self::take), but nothing while entries are sent apart, so that what comes apart gets smaller.
+    pub(super) fn take_more(&mut self) -> Option<VecDeque<Item<S, B>>> {
+        if self.apart.is_empty() { self.take() } else { None }
     }
 
     /// Puts the entries of a batch back that failed, with nothing written, for what one of them is: they are sent in ever smaller batches, so that the

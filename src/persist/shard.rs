@@ -29,6 +29,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// After so many batches in a row of which nothing was written, those that fail for one entry are not sent apart any more.
 const MOST_FAILURES: u32 = 4;
+/// A batch of so many entries is not joined by what arrives while it is written: its sync is shared by enough of them, and who comes later is not to hold it
+/// up.
+const JOINED_BELOW: usize = 32;
 /// So few outcomes are told by whoever flushed, one hop earlier; more are the actor's work, while the next batch is being flushed.
 const TOLD_AT_ONCE: usize = 1;
 
@@ -414,7 +417,7 @@ impl<S: Sink> BatchSource for Shard<S> {
             let span = tracing::debug_span!(
                 "flush",
                 backend = self.backend.name(),
-                entries = batch.entries.len(),
+                entries = tracing::field::Empty,
                 batch = %batch.id,
                 micros = tracing::field::Empty,
                 applied = tracing::field::Empty,
@@ -431,6 +434,26 @@ impl<S: Sink> BatchSource for Shard<S> {
             });
             return Some(batch);
         }
+    }
+
+    fn join(&self, batch: &mut Arc<Batch>) -> bool {
+        if batch.entries.len() >= JOINED_BELOW {
+            return false;
+        }
+        let mut line = self.line();
+        let mut current = self.current();
+        // What was sent before may be in stable storage, under its name.
+        let known = |current: &&mut Current<S>| current.batch.id == batch.id && current.unknown_since.is_none();
+        let Some(current) = current.as_mut().filter(known) else { return false };
+        let Some(items) = line.queue.take_more() else { return false };
+        drop(line);
+        let (entries, flight) = Flight::of(items);
+        current.flight.join(flight);
+        // Given up here first: who has the only one need not copy it.
+        current.batch = Arc::new(Batch { id: batch.id, entries: Vec::new() });
+        Arc::make_mut(batch).entries.extend(entries);
+        current.batch = Arc::clone(batch);
+        true
     }
 
     fn answer(&self, answer: Result<BatchAnswer, StoreError>) {
@@ -470,6 +493,7 @@ impl<S: Sink> BatchSource for Shard<S> {
         self.stats.refused.fetch_add((settled.len() - applied) as u64, Ordering::Relaxed);
         let Current { span, flight, batch, .. } = current;
         if !span.is_disabled() {
+            span.record("entries", batch.entries.len());
             span.record("micros", u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
             span.record("applied", applied).record("refused", settled.len() - applied);
         }

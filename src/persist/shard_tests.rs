@@ -12,7 +12,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::handle::Persist;
 use super::queue::{Settlement, Sink, Submission};
 use super::shard::is_to_be_said;
-use crate::model::{Batch, BatchAnswer, Entry, LeaseRecord, RunId, RunPage, RunPart, RunQuery, RunState, Version};
+use crate::model::{
+    Batch, BatchAnswer, CommitSeq, Entry, LeaseRecord, Outcome, Receipt, RunId, RunPage, RunPart, RunQuery, RunReceipt, RunState,
+    Version,
+};
 use crate::store::{BatchSource, BoxFuture, OpenReport, StateBackend, StoreError, StoreErrorKind, Wake};
 
 /// Tells by a channel what became of it.
@@ -130,6 +133,75 @@ async fn what_arrives_before_the_writer_has_its_turn_is_in_the_batch() {
     assert_eq!(source.next().unwrap().entries.len(), 1);
 }
 
+#[tokio::test]
+async fn what_arrives_while_a_batch_is_written_joins_it() {
+    let (persist, source, _, tell, mut told) = open().await;
+    submit(&persist, 1, &tell);
+    let mut batch = source.next().unwrap();
+    let id = batch.id;
+    assert!(!source.join(&mut batch), "nothing arrived");
+    submit(&persist, 2, &tell);
+    let run = RunId::new("r2").unwrap();
+    let mut behind = pin!(persist.barrier(&run));
+    assert!(poll(behind.as_mut()).await.is_pending());
+    assert!(source.join(&mut batch));
+    assert_eq!((batch.id, batch.entries.len()), (id, 2));
+    assert_eq!(source.next().unwrap(), batch, "given again it is the longer one");
+    // Another batch than the one that is under way.
+    assert!(!source.join(&mut Arc::new(Batch::new(Vec::new()))));
+    submit(&persist, 3, &tell);
+    source.answer(Err(StoreError::not_applied(StoreErrorKind::Busy, "busy")));
+    behind.await.unwrap();
+    assert_eq!(told.try_recv(), Ok((1, "not applied")));
+    assert_eq!(told.try_recv(), Ok((2, "not applied")));
+    assert!(told.try_recv().is_err());
+
+    // One that is long enough is left alone.
+    for number in 4..100 {
+        submit(&persist, number, &tell);
+    }
+    let mut long = source.next().unwrap();
+    submit(&persist, 100, &tell);
+    assert!(!source.join(&mut long));
+    source.answer(Err(StoreError::not_applied(StoreErrorKind::Busy, "busy")));
+    let mut last = source.next().unwrap();
+    assert_eq!(last.entries.len(), 1);
+
+    // What was sent once may be in storage: it stays what it is.
+    source.answer(Err(StoreError::unknown(StoreErrorKind::Unavailable, "the answer was lost")));
+    submit(&persist, 101, &tell);
+    let again = loop {
+        tokio::task::yield_now().await;
+        if let Some(batch) = source.next() {
+            break batch;
+        }
+    };
+    assert_eq!(again, last);
+    assert!(!source.join(&mut last));
+}
+
+#[tokio::test]
+async fn nothing_joins_what_is_sent_apart() {
+    let (persist, source, _, tell, mut told) = open().await;
+    for number in 1..=4 {
+        submit(&persist, number, &tell);
+    }
+    let guilty = || Err(StoreError::not_applied(StoreErrorKind::Corrupt, "one of them").of_one_entry());
+    // The fourth is the one that storage does not take. Its kind comes down to it although the writer asks every time what joins.
+    for _ in 0..20 {
+        let Some(mut batch) = source.next() else { break };
+        source.join(&mut batch);
+        let fails = batch.entries.iter().any(|entry| entry.parts.iter().any(|part| part.run.as_str() == "r4"));
+        source.answer(if fails { guilty() } else { Ok(plain(&batch)) });
+    }
+    assert!(source.next().is_none(), "all of it was answered");
+    let mut outcomes = Vec::new();
+    for _ in 0..4 {
+        outcomes.push(told.recv().await.unwrap());
+    }
+    assert_eq!(outcomes, [(1, "applied"), (2, "applied"), (3, "applied"), (4, "not applied")]);
+}
+
 /// Whoever only wants to read behind what was written needs no turn to write.
 #[tokio::test]
 async fn a_barrier_that_nothing_waits_before_waits_for_no_turn() {
@@ -148,6 +220,16 @@ async fn a_barrier_that_nothing_waits_before_waits_for_no_turn() {
     assert_eq!(source.next().unwrap().entries.len(), 1);
     source.answer(Err(StoreError::not_applied(StoreErrorKind::Busy, "busy")));
     behind.await.unwrap();
+}
+
+/// Everything applied.
+fn plain(batch: &Batch) -> BatchAnswer {
+    let receipt = |entry: &Entry| {
+        let runs =
+            entry.parts.iter().map(|part| RunReceipt { run: part.run.clone(), before: part.expect, after: part.expect.next() });
+        Outcome::Applied(Receipt { seq: CommitSeq(1), runs: runs.collect(), grants: vec![] })
+    };
+    BatchAnswer { outcomes: batch.entries.iter().map(receipt).collect() }
 }
 
 /// Asks a future once.

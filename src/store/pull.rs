@@ -26,6 +26,12 @@ pub trait BatchSource: Send + Sync + fmt::Debug {
     /// be answered first: until then it is given again.
     fn next(&self) -> Option<Arc<Batch>>;
 
+    /// Puts what arrived since behind the batch that was given last, as long as nothing of it can be in stable storage: it stays the same batch, under the
+    /// same name, and the same answer is waited for, with more outcomes. `false`: it is as it was. Never blocks for long.
+    fn join(&self, _batch: &mut Arc<Batch>) -> bool {
+        false
+    }
+
     /// Tells what became of the batch that was given last, in the words of [`StateBackend::commit`](super::StateBackend::commit). Never blocks for long.
     fn answer(&self, answer: Result<BatchAnswer, StoreError>);
 
@@ -93,6 +99,12 @@ enum To {
 impl BatchReply {
     pub(super) fn asker(sender: oneshot::Sender<Result<BatchAnswer, StoreError>>) -> Self {
         Self { to: Some(To::Asker(sender)) }
+    }
+
+    /// Makes the batch longer by what arrived since, if it came from a source that has something.
+    #[cfg(feature = "sqlite")]
+    pub(super) fn join(&self, batch: &mut Arc<Batch>) -> bool {
+        matches!(&self.to, Some(To::Source(source)) if source.join(batch))
     }
 
     /// Says whether anybody was there to hear it.

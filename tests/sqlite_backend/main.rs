@@ -20,6 +20,7 @@ use seeknal_state::store::{BackendOptions, StoreErrorKind, create_state_backend}
 mod batches;
 mod commits;
 mod files;
+mod joined;
 mod kills;
 mod leases;
 mod openings;

@@ -44,7 +44,7 @@ impl PendingNode {
 /// One run in the transaction: what is stored, and what is to be written.
 #[derive(Debug)]
 pub(super) struct Cell {
-    /// The version that the transaction found.
+    /// The version that its row has.
     pub(super) before: Version,
     pub(super) head: Option<Head>,
     /// The run's header, where it was needed.
@@ -52,7 +52,7 @@ pub(super) struct Cell {
     pub(super) header_changed: bool,
     pub(super) changed: bool,
     pub(super) nodes: BTreeMap<NodeId, PendingNode>,
-    /// Status and version of nodes that are not pending, as they were found: each is searched for once.
+    /// Status and version of nodes that are not pending, as they were found: each is searched for once, until rows are written.
     found: HashMap<NodeId, Option<(NodeStatus, Version)>>,
     pub(super) own: OwnVersions,
     /// The batch that wrote to it last, and the version before it did. What is newer was written by the chain itself: all entries of one run in one
@@ -73,6 +73,15 @@ impl Cell {
             own,
             began: None,
         }
+    }
+
+    /// What was pending is in its rows: whoever needs it finds it there.
+    pub(super) fn written(&mut self) {
+        self.before = self.head.as_ref().map_or(Version::NONE, |head| head.version);
+        self.nodes.clear();
+        self.found.clear();
+        self.changed = false;
+        self.header_changed = false;
     }
 
     /// The run is gone, with all that was known of it.

@@ -52,7 +52,7 @@ pub(super) struct Session<'c> {
     deaths: &'c Deaths<'c>,
     now: DateTime<Utc>,
     cells: BTreeMap<RunId, Cell>,
-    /// Which batch of this transaction is being decided.
+    /// Which batch of this transaction is being decided, by its number.
     batch: usize,
     seq: u64,
     token: u64,
@@ -81,12 +81,19 @@ impl<'c> Session<'c> {
         self.counted.0
     }
 
-    /// Decides the entries of one batch in their order.
-    pub(super) fn decide(&mut self, entries: &[Entry]) -> Result<BatchAnswer, StoreError> {
-        self.batch = self.batch.saturating_add(1);
+    /// Decides the entries of one batch in their order, from the first one that has no outcome yet.
+    pub(super) fn decide(&mut self, number: usize, entries: &[Entry], answer: &mut BatchAnswer) -> Result<(), StoreError> {
+        self.batch = number;
+        let outcomes = &mut answer.outcomes;
         let mut fallen = Fallen::default();
-        let mut outcomes = Vec::with_capacity(entries.len());
-        for entry in entries {
+        for (entry, outcome) in entries.iter().zip(&*outcomes) {
+            if matches!(outcome, Outcome::Refused(_)) {
+                fallen.add(entry);
+            }
+        }
+        let later = entries.get(outcomes.len()..).unwrap_or_default();
+        outcomes.reserve(later.len());
+        for entry in later {
             outcomes.push(match self.entry(entry, &fallen)? {
                 Ok(receipt) => Outcome::Applied(receipt),
                 Err(refusal) => {
@@ -95,26 +102,26 @@ impl<'c> Session<'c> {
                 }
             });
         }
-        Ok(BatchAnswer { outcomes })
+        Ok(())
     }
 
-    /// Writes what was accepted, and notes it for others.
+    /// Writes what was accepted since it was called last, and notes it for others.
     pub(super) fn write(&mut self, noting: Noting) -> Result<(), StoreError> {
         let mut statements = Statements::new(self.conn, noting);
-        for (run, cell) in &mut self.cells {
+        for (run, cell) in self.cells.iter_mut().filter(|(_, cell)| cell.changed) {
             self.rows = self.rows.saturating_add(cell.nodes.len()).saturating_add(1);
             write::run(&mut statements, run, cell)?;
-        }
-        if (self.seq, self.token) != self.counted {
-            write::counters(self.conn, self.seq, self.token)?;
         }
         Ok(())
     }
 
-    /// What the writer remembers of the runs, once this is committed.
-    pub(super) fn settled(self) -> Settled {
+    /// Writes the counters. Answers with what the writer remembers of the runs, once this is committed.
+    pub(super) fn finish(self) -> Result<Settled, StoreError> {
+        if (self.seq, self.token) != self.counted {
+            write::counters(self.conn, self.seq, self.token)?;
+        }
         let runs = self.cells.into_iter().map(|(run, cell)| (run, cell.head, cell.own)).collect();
-        Settled { counters: (self.seq, self.token), rows: self.rows, runs }
+        Ok(Settled { counters: (self.seq, self.token), rows: self.rows, runs })
     }
 
     fn entry(&mut self, entry: &Entry, fallen: &Fallen<'_>) -> Verdict<Receipt> {

@@ -4,7 +4,7 @@
 //! commit() ──Job──►[mpsc] ──► recv ─ BEGIN IMMEDIATE
 //! source ──────next()────────► what came while others wrote goes along; renewals first
 //!                              known batch? answer from its row
-//!                              decide every entry ─ write the folded rows ─ keep the answers ─ COMMIT
+//!                              decide every entry ─ write the folded rows ─ what came meanwhile joins ─ keep the answers ─ COMMIT
 //!    ◄──answers────────────────┘ and at once the next
 //! ```
 //!
@@ -15,59 +15,35 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::changes::Company;
-use super::checkpoint::{Checkpointer, Due};
-use super::decide::Session;
-use super::error::{is_full, is_io, sql_error};
+use super::checkpoint::Checkpointer;
+use super::error::sql_error;
 use super::follow::Foreign;
 use super::open::{self, beside};
-use super::own::{Memory, Settled};
-use super::owners::{Deaths, Owner};
+use super::own::Memory;
+use super::owners::Owner;
 use super::place::Place;
-use super::rows::Stamp;
 use super::schema::PAGE_SIZE;
-use super::{answer, read, schema, write};
-use crate::model::{Batch, BatchAnswer, BatchId, Clock, ProcessInfo, SystemClock};
+use super::{read, write};
+use crate::model::{Batch, BatchAnswer, BatchId, ProcessInfo};
 use crate::store::highwater::{HighWater, HighWaterFile};
 use crate::store::pull::{BatchReply, Sources};
 use crate::store::{BatchSource, StoreError, StoreErrorKind, folder};
 
+mod transaction;
+
 /// Batches that share one transaction at most.
 const SHARED: usize = 64;
-
-/// Answers of this opening that are kept at least. Whoever has seen an answer does not ask again; the rest is for those who sit between.
-const ANSWERS_KEPT: usize = 512;
-
-/// Answers that are removed together: removing them one by one would cost every commit a page.
-const ANSWERS_AT_ONCE: usize = 256;
-
-/// Transactions between two looks for answers and tombstones that dead openings left.
-const SWEEP_EVERY: u64 = 4096;
-
-/// How many of them one transaction removes; the next ones remove the rest.
-const SWEPT_AT_ONCE: u16 = 512;
-
-/// How long the answers of other openings, and tombstones, are kept.
-const KEPT_DAYS: i64 = 1;
 
 /// Transactions after which the WAL is grown to its full length: who commits this often will commit more.
 const GROW_AFTER: u64 = 64;
 
-/// How far tokens are reserved ahead in the file beside the database.
-const TOKENS_AHEAD: u64 = 100_000;
-
-/// How far the commit sequence is reserved ahead.
-const SEQ_AHEAD: u64 = 10_000_000;
-
 /// How often the writer looks whether its file is still the one that the path names. What was written between is lost with the file in any case, as all
 /// that was written before is.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// How often, in commits, the length of the WAL is looked at.
-const LOOK_AT_WAL: u64 = 16;
 
 /// So many pages of the WAL that cannot be brought into the database are told: 32 MiB.
 const HELD_UP: i64 = 32 * 1024;
@@ -284,8 +260,7 @@ impl Writer {
         }
         // A lease that is not renewed in time is lost: what only renews goes first.
         batches.sort_by_key(|(batch, _)| batch.entries.iter().any(|entry| !entry.parts.is_empty()));
-        let all: Vec<&Batch> = batches.iter().map(|(batch, _)| &**batch).collect();
-        match turn.and_then(|()| self.transaction(&all)).map_err(|error| self.at.blame(error)) {
+        match turn.and_then(|()| self.transaction(&mut batches)).map_err(|error| self.at.blame(error)) {
             Ok(answers) => {
                 for ((batch, reply), answer) in batches.into_iter().zip(answers) {
                     let id = batch.id;
@@ -322,96 +297,6 @@ impl Writer {
         }
     }
 
-    /// Applies batches in the transaction that was begun for them, and ends it.
-    fn transaction(&mut self, batches: &[&Batch]) -> Result<Vec<BatchAnswer>, StoreError> {
-        match self.fill(batches) {
-            Ok((answers, settled)) => {
-                // Told before it is committed: the follower must never take it for somebody else's.
-                self.foreign.sent(settled.counters.0);
-                if let Err(error) = self.seal() {
-                    self.foreign.sent(self.seq);
-                    self.foreign.met();
-                    return Err(error);
-                }
-                self.seq = settled.counters.0;
-                self.rest_due |= self.checkpointer.wrote(settled.rows) == Due::Rest;
-                self.memory.settle(settled);
-                self.commits = self.commits.saturating_add(1);
-                if self.commits.is_multiple_of(LOOK_AT_WAL) {
-                    self.look_at_wal();
-                }
-                Ok(answers)
-            }
-            Err(error) => {
-                self.leave_transaction();
-                self.memory.doubt();
-                Err(error)
-            }
-        }
-    }
-
-    /// Wide rows fill the WAL sooner than their number says: one that grew beyond its usual length is to be emptied.
-    fn look_at_wal(&mut self) {
-        let length = std::fs::metadata(beside(&self.at.path, "-wal")).map_or(0, |meta| meta.len());
-        let usual = u64::try_from(HELD_UP * PAGE_SIZE).unwrap_or(u64::MAX);
-        self.rest_due |= length > self.wal_length.max(usual);
-        self.wal_length = self.wal_length.max(length);
-    }
-
-    /// Everything between BEGIN and COMMIT.
-    fn fill(&mut self, batches: &[&Batch]) -> Result<(Vec<BatchAnswer>, Settled), StoreError> {
-        let data_version = self
-            .conn
-            .prepare_cached("PRAGMA data_version")
-            .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
-            .map_err(|error| sql_error(&self.at.name, error))?;
-        self.memory.begin(data_version);
-        if self.memory.counters().is_none() {
-            // Others committed: a newer program may have brought the tables forward under this one.
-            let version = schema::schema_version(&self.conn).map_err(|error| sql_error(&self.at.name, error))?;
-            schema::refuse_newer(version, &self.at.name)?;
-        }
-        let now = SystemClock.now();
-        let at = Stamp::of(now);
-        let deaths = Deaths::new(&self.at.path, Some(self.owner.id()));
-        let mut session = Session::begin(&self.conn, &self.memory, &deaths, now)?;
-        if session.found_seq() != self.seq {
-            self.foreign.met();
-            self.company.met();
-        }
-        let noting = self.company.noting(&self.at.path);
-        let mut answers = Vec::with_capacity(batches.len());
-        for batch in batches {
-            if let Some(known) = answer::find(&self.conn, batch)? {
-                answers.push(known);
-                continue;
-            }
-            let fresh = session.decide(&batch.entries)?;
-            answer::keep(&self.conn, batch, &fresh, at)?;
-            answers.push(fresh);
-        }
-        session.write(noting)?;
-        let settled = session.settled();
-        let (seq, token) = settled.counters;
-        self.reserve(seq, token)?;
-        self.prune(now)?;
-        Ok((answers, settled))
-    }
-
-    /// COMMIT, and what its failure means.
-    fn seal(&mut self) -> Result<(), StoreError> {
-        let Err(error) = self.run("COMMIT") else { return Ok(()) };
-        let still_inside = !self.conn.is_autocommit();
-        self.leave_transaction();
-        self.memory.doubt();
-        // After a failed write or sync the commit may lie in the WAL all the same, and count after a crash. The batch is sent again under its id: either
-        // it is found, or its pages are written anew in the same place.
-        // A full disk is certain: the commit's last page did not fit, and SQLite has rolled back by itself.
-        let certain = (still_inside && !is_io(&error)) || is_full(&error);
-        let error = sql_error(&self.at.name, error);
-        Err(if certain { error } else { error.into_unknown() })
-    }
-
     fn run(&self, sql: &str) -> rusqlite::Result<()> {
         self.conn.prepare_cached(sql)?.execute([]).map(|_| ())
     }
@@ -421,57 +306,6 @@ impl Writer {
             // If even this fails, the next BEGIN says so.
             let _stays_inside = self.conn.execute_batch("ROLLBACK").is_err();
         }
-    }
-
-    /// Makes sure that the file beside the database knows of every number that is given out: a restored backup of the database does not.
-    fn reserve(&mut self, seq: u64, token: u64) -> Result<(), StoreError> {
-        if seq <= self.reserved.seq && token <= self.reserved.token {
-            return Ok(());
-        }
-        self.sidecar.lock()?;
-        let reserved = (|| {
-            let mut known = self.sidecar.read()?;
-            if seq > known.seq {
-                known.seq = seq.saturating_add(SEQ_AHEAD);
-            }
-            if token > known.token {
-                known.token = token.saturating_add(TOKENS_AHEAD);
-            }
-            // Also where somebody raised it already: his sync may have failed, and what is read here may be in no storage.
-            self.sidecar.write(&known)?;
-            Ok(known)
-        })();
-        self.sidecar.unlock()?;
-        self.reserved = reserved?;
-        Ok(())
-    }
-
-    /// Removes answers that nobody will ask for any more, many at a time and seldom.
-    fn prune(&mut self, now: chrono::DateTime<chrono::Utc>) -> Result<(), StoreError> {
-        let fail = |error| sql_error("table batches", error);
-        if self.told.len() > ANSWERS_KEPT + ANSWERS_AT_ONCE {
-            // Taken out of the list although the transaction may still fail: then their age removes them.
-            for id in self.told.drain(..ANSWERS_AT_ONCE) {
-                self.conn
-                    .prepare_cached("DELETE FROM batches WHERE id = ?1")
-                    .and_then(|mut statement| statement.execute([id.as_bytes().as_slice()]))
-                    .map_err(fail)?;
-            }
-        }
-        self.sweep_due |= self.commits.is_multiple_of(SWEEP_EVERY);
-        if self.sweep_due {
-            let old = Stamp::of(now.checked_sub_signed(chrono::Duration::days(KEPT_DAYS)).unwrap_or(now));
-            self.sweep_due = false;
-            for sql in [
-                "DELETE FROM batches WHERE id IN (SELECT id FROM (SELECT id, at FROM batches ORDER BY id LIMIT ?2) WHERE at < ?1)",
-                "DELETE FROM tombstones WHERE run_id IN (SELECT run_id FROM tombstones WHERE deleted_at < ?1 LIMIT ?2)",
-            ] {
-                // Openings that are short leave more behind than one that comes after them removes at once.
-                self.sweep_due |=
-                    self.conn.execute(sql, params![old, SWEPT_AT_ONCE]).map_err(fail)? == usize::from(SWEPT_AT_ONCE);
-            }
-        }
-        Ok(())
     }
 }
 

@@ -92,9 +92,7 @@ pub(super) fn run(statements: &mut Statements<'_>, id: &RunId, cell: &mut Cell) 
         changes::note(conn, id, &cell.nodes, (cell.before, head.version), statements.noting)
             .map_err(|error| sql_error(At::table(changes::TABLE).run(id), error))?;
     }
-    cell.nodes.clear();
-    cell.changed = false;
-    cell.header_changed = false;
+    cell.written();
     Ok(())
 }
 
