@@ -177,7 +177,9 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
         let persist = Persist::start(&backend).await.map_err(closed)?;
         let (supervisor, _) = supervisor::start().await.map_err(|_| Error::Closed)?;
         let events = Arc::new(Events::new(limits.event_backlog));
-        let directory = Arc::new(Directory::new(Arc::clone(&events), supervisor.get_cell(), limits.resident_runs));
+        let runtime = tokio::runtime::Handle::current();
+        let directory =
+            Arc::new(Directory::new(Arc::clone(&events), supervisor.get_cell(), runtime.clone(), limits.resident_runs));
         let context = Arc::new(RunContext {
             backend: Arc::clone(&backend),
             persist: persist.clone(),
@@ -211,6 +213,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
             report,
             publications: RwLock::new(()),
             supervisor,
+            runtime,
             last_creation: std::sync::atomic::AtomicI64::new(0),
             closed: AtomicBool::new(false),
             claiming: tokio::sync::watch::Sender::new(0),
@@ -218,7 +221,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
         });
         supervisor::watch(&engine);
         follow::start(&engine);
-        let core = Arc::new(Core { engine, runtime: tokio::runtime::Handle::current() });
+        let core = Arc::new(Core { engine });
         Ok(Coordinator { core, fences: None, durability: Durability::default() })
     }
 }

@@ -187,7 +187,7 @@ impl Engine {
             note_seq(&of_task, &committed);
             committed
         };
-        match tokio::spawn(task.instrument(span)).await {
+        match self.runtime.spawn(task.instrument(span)).await {
             Ok(answer) => answer,
             // It panicked or its runtime ended, perhaps after it was sent.
             Err(_) => Err(first.map_or(Error::Closed, Error::Unknown)),
@@ -216,12 +216,15 @@ impl Engine {
             let (parts, after): (Vec<_>, Vec<_>) = planned.into_iter().map(|planned| (planned.part, planned.after)).unzip();
             let bases: Vec<Version> = parts.iter().map(|part| part.expect).collect();
             let entry = Entry { parts, leases: leases.clone(), fences: fences.clone(), ..Entry::default() };
+            // From here on it may be committed: what is not released otherwise, because this task ends in the middle, is loaded again.
+            let mut held = held;
+            held.iter_mut().for_each(HoldGrant::sent);
             let (reply, answer) = oneshot::channel();
             let sink = FlushSink::One(OneSink { reply, permit: permit.take() });
             self.context.persist.submit(Submission { entry, weight, chain: 0, sink });
-            let reload = |held: Vec<HoldGrant>| {
+            let release = |held: Vec<HoldGrant>, reload: bool| {
                 for grant in held {
-                    grant.release(Release::Reload);
+                    grant.release(if reload { Release::Reload } else { Release::Unchanged });
                 }
             };
             match answer.await {
@@ -236,24 +239,20 @@ impl Engine {
                     return Ok(Committed::durable(receipt));
                 }
                 Ok(Err(NotCommitted::Refused(refusal))) => {
-                    if self.backend.is_shared() {
-                        reload(held);
-                    }
+                    release(held, self.backend.is_shared());
                     return Err(refusal.into());
                 }
                 Ok(Err(NotCommitted::Store(error))) => {
-                    if error.is_unknown_outcome() {
-                        reload(held);
-                    }
+                    release(held, error.is_unknown_outcome());
                     return Err(error.into());
                 }
                 Ok(Err(NotCommitted::Recheck)) => {
-                    reload(held);
+                    release(held, true);
                     verified = false;
                     tokio::time::sleep(crate::run::jitter(attempt)).await;
                 }
                 Err(_) => {
-                    reload(held);
+                    release(held, true);
                     let run = ops.into_keys().next();
                     return Err(run.map_or(Error::Closed, |run| CommitError::Unknown(run).into()));
                 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use dashmap::DashMap;
 use ractor::{ActorCell, ActorId};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, OnceCell};
 
 use super::claims::Boards;
@@ -48,6 +49,8 @@ pub(crate) struct Directory {
     seen: DashMap<RunId, Version>,
     events: Arc<Events>,
     supervisor: ActorCell,
+    /// Where actors live: on the runtime that the coordinator was opened on. That of a caller may stand still, or end.
+    runtime: Handle,
     context: OnceLock<Weak<RunContext>>,
     leases: OnceLock<LeaseHandle>,
     ended: AtomicBool,
@@ -59,7 +62,7 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    pub(super) fn new(events: Arc<Events>, supervisor: ActorCell, bound: usize) -> Self {
+    pub(super) fn new(events: Arc<Events>, supervisor: ActorCell, runtime: Handle, bound: usize) -> Self {
         Self {
             runs: DashMap::new(),
             by_actor: DashMap::new(),
@@ -69,6 +72,7 @@ impl Directory {
             seen: DashMap::new(),
             events,
             supervisor,
+            runtime,
             context: OnceLock::new(),
             leases: OnceLock::new(),
             ended: AtomicBool::new(false),
@@ -120,7 +124,7 @@ impl Directory {
             }
             // A task of its own: a caller that goes away does not leave an actor that nobody knows.
             let (directory, id) = (Arc::clone(self), run.clone());
-            let started = tokio::spawn(async move { directory.start(id, missing_too).await }).await;
+            let started = self.runtime.spawn(async move { directory.start(id, missing_too).await }).await;
             match started.unwrap_or(Err(Error::Closed))? {
                 Started::Here(handle) => return Ok(Some(handle)),
                 Started::Missing => return Ok(None),
@@ -348,7 +352,7 @@ impl Directory {
         }
     }
 
-    /// The supervisor saw an actor die; says which run it was.
+    /// The supervisor saw an actor die; says which run it was, if it had not left by itself.
     pub(super) fn crashed(&self, actor: ActorId) -> Option<RunId> {
         let run = self.by_actor.get(&actor).map(|run| run.value().clone())?;
         self.died(&run, actor);

@@ -60,6 +60,9 @@ pub enum Durability {
 /// Every method is cancel-safe: a future that is dropped before it was sent changes nothing; after, the write happens or not, as a whole, and nobody
 /// else is disturbed.
 ///
+/// Its own work is done on the runtime on which it was opened, whichever one calls it: a worker that blocks a runtime of its own, or ends it, stops
+/// nobody else. So keep that runtime going (a current-thread one: inside its `block_on`) until the coordinator is closed.
+///
 /// Dropping the last handle closes as far as a drop can (in the background, while the runtime lives); [`close`](Self::close) does it whole and tells
 /// what went wrong.
 #[derive(Debug, Clone)]
@@ -75,7 +78,6 @@ pub struct Coordinator {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) engine: Arc<Engine>,
-    runtime: tokio::runtime::Handle,
 }
 
 /// Everything that runs behind the front door.
@@ -94,6 +96,8 @@ pub(crate) struct Engine {
     /// Held for writing while several runs are published as one; see `Coordinator::snapshots`.
     pub(crate) publications: std::sync::RwLock<()>,
     supervisor: ractor::ActorRef<supervisor::Msg>,
+    /// The runtime that it was opened on. What must not stand still or end with a caller runs there.
+    runtime: tokio::runtime::Handle,
     /// Microseconds of the last creation stamp that was given.
     last_creation: std::sync::atomic::AtomicI64,
     closed: AtomicBool,
@@ -188,7 +192,7 @@ impl Coordinator {
     /// Closing goes on in the background if the future is dropped.
     pub async fn close(&self) -> Result<(), Error> {
         let engine = Arc::clone(self.engine());
-        match tokio::spawn(async move { engine.close().await }).await {
+        match self.engine().runtime.spawn(async move { engine.close().await }).await {
             Ok(closed) => closed,
             Err(_) => Err(Error::Closed),
         }
@@ -276,7 +280,7 @@ impl Drop for Core {
         }
         // On a runtime that ended the task is dropped at once; then the backend closes by its own drop.
         let engine = Arc::clone(&self.engine);
-        drop(self.runtime.spawn(async move {
+        drop(self.engine.runtime.spawn(async move {
             if let Err(error) = engine.close().await {
                 tracing::error!(%error, "the coordinator was dropped without close, and closing it failed");
             }

@@ -54,8 +54,13 @@ impl Actor for Supervisor {
         event: SupervisionEvent,
         state: &mut Weak<Directory>,
     ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(actor, error) = event
-            && let Some(directory) = state.upgrade()
+        let (actor, error) = match event {
+            SupervisionEvent::ActorFailed(actor, error) => (actor, error.to_string()),
+            // Its task was taken away. One that ends by itself, or is ended by us, gives no reason.
+            SupervisionEvent::ActorTerminated(actor, _, Some(reason)) => (actor, reason),
+            _ => return Ok(()),
+        };
+        if let Some(directory) = state.upgrade()
             && let Some(run) = directory.crashed(actor.get_id())
         {
             tracing::error!(%run, %error, "the actor of a run died; it is started again from what is in storage");

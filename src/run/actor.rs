@@ -213,6 +213,18 @@ impl Drop for Handling<'_> {
     }
 }
 
+/// However the actor ends: what was acknowledged from memory and was to be checked again does not vanish in silence.
+impl Drop for State {
+    fn drop(&mut self) {
+        for Job { ack, .. } in std::mem::take(&mut self.again).into_jobs() {
+            if ack.is_none() {
+                let loss = self.context.losses.note(self.cell.id(), "the actor of the run ended".to_owned().into());
+                self.context.surroundings.lost(&loss);
+            }
+        }
+    }
+}
+
 impl State {
     fn take_in(&mut self, item: Stashed) {
         if self.mode == Mode::Retired {

@@ -243,17 +243,18 @@ pub(crate) enum Release {
     Reload,
 }
 
-/// A held run. Dropped it is released as it was.
+/// A held run. Dropped it is released as it was; once something was [sent](Self::sent), with what storage has.
 #[derive(Debug)]
 pub(crate) struct HoldGrant {
     state: Option<RunState>,
     cell: Arc<RunCell>,
     actor: Option<ActorRef<Msg>>,
+    sent: bool,
 }
 
 impl HoldGrant {
     pub(super) fn new(state: Option<RunState>, cell: Arc<RunCell>, actor: ActorRef<Msg>) -> Self {
-        Self { state, cell, actor: Some(actor) }
+        Self { state, cell, actor: Some(actor), sent: false }
     }
 
     /// The run as it is committed.
@@ -263,6 +264,11 @@ impl HoldGrant {
 
     pub(crate) fn cell(&self) -> &RunCell {
         &self.cell
+    }
+
+    /// What its holder decided on it is on its way to storage.
+    pub(crate) fn sent(&mut self) {
+        self.sent = true;
     }
 
     /// Lets the actor go on. `false`: it died while it was held.
@@ -276,7 +282,8 @@ impl HoldGrant {
 impl Drop for HoldGrant {
     fn drop(&mut self) {
         if let Some(actor) = self.actor.take() {
-            let _actor_gone: Result<(), MessagingErr<Msg>> = actor.cast(Msg::Release(Release::Unchanged));
+            let release = if self.sent { Release::Reload } else { Release::Unchanged };
+            let _actor_gone: Result<(), MessagingErr<Msg>> = actor.cast(Msg::Release(release));
         }
     }
 }

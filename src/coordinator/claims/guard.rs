@@ -224,7 +224,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let Some(lease) = self.lease.take().filter(|lease| !lease.is_lost()) else { return };
-        let runtime = self.coordinator.core.runtime.clone();
+        let runtime = self.coordinator.engine().runtime.clone();
         let (run, node, coordinator) = (self.run.clone(), self.node.clone(), self.coordinator.clone());
         // On a runtime that has ended the task is dropped at once; then the lease ends by itself, and the node is taken over.
         let waited_for = super::WaitedFor::new(coordinator.engine());

@@ -73,7 +73,7 @@ impl Coordinator {
         let (reply, answer) = oneshot::channel();
         let state = self.clone();
         let waited_for = WaitedFor::new(self.engine());
-        self.core.runtime.spawn(async move {
+        self.engine().runtime.spawn(async move {
             let _until_it_is_held_or_given_back = waited_for;
             let _caller_gone = reply.send(state.claim(want).await);
         });

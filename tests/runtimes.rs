@@ -1,0 +1,116 @@
+//! A coordinator belongs to the runtime that it was opened on: who uses it from another one, blocks that, ends it or has none, stops nobody else.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::Duration;
+
+use seeknal_state::{Coordinator, NewRun, NodeUpdate, StateBackend};
+use support::LyingBackend;
+use tokio::runtime::{Builder, Runtime};
+
+/// Longer than anything here takes, however busy the machine is.
+const LONG: Duration = Duration::from_secs(20);
+
+fn own() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// One that stands still whenever nobody is in its `block_on`.
+fn workers() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn open(own: &Runtime, backend: &Arc<LyingBackend>) -> Coordinator {
+    own.block_on(Coordinator::open(Arc::clone(backend) as Arc<dyn StateBackend>)).unwrap()
+}
+
+async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let Ok(done) = tokio::time::timeout(LONG, future).await else { panic!("{what}: it never ended") };
+    done
+}
+
+/// As it is without any runtime.
+fn wait_for<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return done;
+        }
+        std::thread::park();
+    }
+}
+
+#[test]
+fn a_worker_that_blocks_its_runtime_stops_nobody_else() {
+    let (own, blocked) = (own(), workers());
+    let state = open(&own, &LyingBackend::new(false));
+    blocked.block_on(async {
+        state.create_run("r", NewRun::running()).await.unwrap();
+        let mut tx = state.transaction();
+        tx.set_node_state("r", "n", NodeUpdate::running());
+        tx.create_run("s", NewRun::running());
+        tx.commit().await.unwrap();
+    });
+    // From here on nobody is in it: what lives there stands still.
+    own.block_on(in_time("a write by another one", state.set_node_state("r", "n", NodeUpdate::success()))).unwrap();
+    own.block_on(in_time("closing", state.close())).unwrap();
+}
+
+#[test]
+fn a_runtime_that_ends_takes_no_run_along() {
+    let (own, ending) = (own(), workers());
+    let backend = LyingBackend::new(false);
+    let state = open(&own, &backend);
+    own.block_on(state.create_run("first", NewRun::running())).unwrap();
+    ending.block_on(state.create_run("r", NewRun::running())).unwrap();
+    // Both runs are held, and the commit is on its way.
+    backend.close_gate();
+    let sent = backend.commits.load(Ordering::SeqCst);
+    ending.block_on(async {
+        let mut tx = state.transaction();
+        tx.set_node_state("first", "n", NodeUpdate::success());
+        tx.set_node_state("r", "n", NodeUpdate::success());
+        let committing = tokio::spawn(tx.commit());
+        backend.arrived(sent + 1).await;
+        drop(committing);
+    });
+    drop(ending);
+    backend.open_gate();
+    own.block_on(async {
+        for run in ["first", "r"] {
+            let seen = async {
+                while state.get_node_state(run, "n").await.unwrap().is_none() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            in_time("what was committed is seen", seen).await;
+            in_time(run, state.set_node_state(run, "m", NodeUpdate::success())).await.unwrap();
+        }
+        assert_eq!(state.stats().resident_runs, 2);
+        in_time("flush", state.flush()).await.unwrap();
+        in_time("closing", state.close()).await.unwrap();
+    });
+}
+
+#[test]
+fn it_is_closed_without_a_runtime() {
+    let own = own();
+    let state = open(&own, &LyingBackend::new(false));
+    wait_for(state.create_run("r", NewRun::running())).unwrap();
+    wait_for(state.close()).unwrap();
+    assert!(state.is_closed());
+}
