@@ -189,6 +189,8 @@ async fn a_dropped_claim_is_given_back_on_the_same_attempt(store: Store) {
     assert_eq!(fourth.attempt(), 2);
     let wrong = fourth.complete(NodeUpdate::pending()).await;
     assert!(matches!(wrong, Err(Error::Input(_))));
+    assert_eq!(node(&state, "n").await.status, NodeStatus::Running, "it is still held");
+    drop(fourth);
     until("given back", || async { node(&state, "n").await.status == NodeStatus::Pending }).await;
     assert!(state.list_locks().await.unwrap().is_empty());
     state.close().await.unwrap();

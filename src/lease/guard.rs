@@ -42,12 +42,12 @@ pub struct Lease {
     grant: Arc<Grant>,
     manager: ActorRef<Message>,
     /// Whether dropping this gives the lease back.
-    armed: bool,
+    armed: AtomicBool,
 }
 
 impl Lease {
     pub(super) fn new(grant: Arc<Grant>, manager: ActorRef<Message>) -> Self {
-        Self { grant, manager, armed: true }
+        Self { grant, manager, armed: AtomicBool::new(true) }
     }
 
     /// What it is on.
@@ -108,10 +108,10 @@ impl Lease {
     ///
     /// # Cancel safety
     /// The lease is released, whether or not the future is dropped.
-    pub async fn release(mut self) -> Result<(), LeaseError> {
+    pub async fn release(self) -> Result<(), LeaseError> {
         self.check()?;
         let token = self.grant.token;
-        self.armed = false;
+        self.armed.store(false, Ordering::Release);
         self.ask(|reply| Message::Release { token, reply: Some(reply) }).await
     }
 
@@ -128,9 +128,16 @@ impl Lease {
     }
 
     /// The entry gave it back.
-    pub(crate) fn returned(mut self) {
-        self.armed = false;
+    pub(crate) fn returned(&self) {
+        self.armed.store(false, Ordering::Release);
         let _manager_gone = self.manager.send_message(Message::Returned { token: self.grant.token });
+    }
+
+    /// As dropping it.
+    pub(crate) fn let_go(&self) {
+        if self.armed.swap(false, Ordering::AcqRel) {
+            let _manager_gone = self.manager.send_message(Message::Release { token: self.grant.token, reply: None });
+        }
     }
 
     fn check(&self) -> Result<(), LeaseError> {
@@ -152,9 +159,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.armed {
-            let _manager_gone = self.manager.send_message(Message::Release { token: self.grant.token, reply: None });
-        }
+        self.let_go();
     }
 }
 

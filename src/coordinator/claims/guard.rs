@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::coordinator::write::node_change;
@@ -21,6 +22,9 @@ const TELL_PAUSE: Duration = Duration::from_millis(200);
 /// node and gives the lease back, and which is refused if the lease is lost or the node does not run any more. So a finished state is
 /// never undone by who comes late.
 ///
+/// An end that makes no sense, or that storage does not take, leaves the claim with its caller, who may tell another one or the same once more. A call of
+/// an end that is dropped in the middle happens as a whole or not: if it did, the claim is lost.
+///
 /// Dropped, it is given back in the background: the node is pending again **on the same attempt**, as by `release`; only an attempt that told its end, or
 /// whose worker vanished, counts. If the process dies instead, the lease ends, and whoever looks next takes the node over on its next attempt.
 #[must_use = "a claim that is dropped is given back"]
@@ -29,8 +33,10 @@ pub struct Claim {
     node: NodeId,
     state: Arc<NodeState>,
     coordinator: Coordinator,
-    /// `None`: it has ended.
+    /// `None` only while it is dropped.
     lease: Option<Lease>,
+    /// An end was told, or can be told no more.
+    ended: AtomicBool,
     token: FencingToken,
     commit: Commit,
 }
@@ -44,7 +50,7 @@ impl Claim {
         lease: Lease,
         commit: Commit,
     ) -> Self {
-        Self { run, node, state, coordinator, token: lease.token(), lease: Some(lease), commit }
+        Self { run, node, state, coordinator, token: lease.token(), lease: Some(lease), ended: AtomicBool::new(false), commit }
     }
 
     /// The run.
@@ -79,20 +85,20 @@ impl Claim {
 
     /// Its lease: what remains of it, whether it is lost.
     pub fn lease(&self) -> Option<&Lease> {
-        self.lease.as_ref()
+        self.lease.as_ref().filter(|_| !self.ended.load(Ordering::Acquire))
     }
 
-    /// Whether it is lost: somebody else may work on the node, and nothing more can be told.
+    /// Whether it is lost, or has ended: somebody else may work on the node, and nothing more can be told.
     pub fn is_lost(&self) -> bool {
-        self.lease.as_ref().is_none_or(Lease::is_lost)
+        self.lease().is_none_or(Lease::is_lost)
     }
 
-    /// Waits until the claim is lost, and says why: the time to stop working.
+    /// Waits until the claim is lost, and says why: the time to stop working. Of one that has ended at once.
     ///
     /// # Cancel safety
     /// Safe: dropping the future changes nothing.
     pub async fn lost(&self) -> LostReason {
-        match &self.lease {
+        match self.lease() {
             Some(lease) => lease.lost().await,
             None => LostReason::Closed,
         }
@@ -106,16 +112,33 @@ impl Claim {
         }
     }
 
-    /// Tells that the work is done: `success` unless the update names another end (`cached`, `skipped`, `failed`).
+    /// Tells that the work is done: `success` unless the update names another end (`cached`, `skipped`, `failed`). That deferred writes on the run were lost
+    /// stops no end: it stays to be told by `flush` and the next other write.
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] if the claim is lost, [`Error::Conflict`] if the node does not run any more: nothing was written, and somebody else may have taken
-    /// it over. [`Error::Input`] for an update that does not end the node, [`Error::Store`] if storage failed for more than two seconds: then the claim
-    /// is given back; or at once if nobody knows whether it was written ([`Error::is_unknown_outcome`]): read the node then.
+    /// [`Error::LeaseLost`] if the claim is lost or has ended, [`Error::Conflict`] if the node does not run any more: nothing was written, and somebody else may
+    /// have taken it over. [`Error::Input`] for an update that does not end the node or is larger than a transaction may be, [`Error::Store`] if storage failed for more than two
+    /// seconds: nothing was written, and the claim is still held, so that its end can be told again (otherwise, or mended). [`Error::Store`] at once if nobody
+    /// knows whether it was written ([`Error::is_unknown_outcome`]): read the node then.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// # use std::time::Duration;
+    /// # use seeknal_state::{BackendOptions, Coordinator, Error, NewRun, NodeUpdate, create_state_backend};
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// # state.create_run("run_1", NewRun::running()).await?;
+    /// # state.set_node_state("run_1", "orders", NodeUpdate::pending()).await?;
+    /// let claim = state.claim_node("run_1", "orders", "worker-1", Duration::from_secs(30)).await?.unwrap();
+    /// let notes = "x".repeat(20 << 20);
+    /// if claim.complete(NodeUpdate::success().metadata("notes", notes)).await.is_err_and(|error| matches!(error, Error::Input(_))) {
+    ///     claim.complete(NodeUpdate::success()).await?; // too large: the work is not lost for that
+    /// }
+    /// # state.close().await }).unwrap();
+    /// ```
     ///
     /// # Cancel safety
-    /// Dropped before it was sent, the node is given back; after, it is completed, or given back.
-    pub async fn complete(self, update: NodeUpdate) -> Result<Commit, Error> {
+    /// It happens as a whole or not; the claim stays with the caller, and is lost if it did.
+    pub async fn complete(&self, update: NodeUpdate) -> Result<Commit, Error> {
         let update = match update.target() {
             None => update.and_status(NodeStatus::Success),
             Some(status) if status.is_ended() => update,
@@ -137,7 +160,7 @@ impl Claim {
     ///
     /// # Cancel safety
     /// As [`complete`](Self::complete).
-    pub async fn fail(self, error: impl AsRef<str>) -> Result<Commit, Error> {
+    pub async fn fail(&self, error: impl AsRef<str>) -> Result<Commit, Error> {
         let token = self.token;
         self.tell(vec![NodeUpdate::failed(error).token(token)]).await
     }
@@ -150,7 +173,7 @@ impl Claim {
     ///
     /// # Cancel safety
     /// As [`complete`](Self::complete).
-    pub async fn retry(self, error: impl AsRef<str>) -> Result<Commit, Error> {
+    pub async fn retry(&self, error: impl AsRef<str>) -> Result<Commit, Error> {
         let token = self.token;
         let mut told = vec![NodeUpdate::failed(error).token(token)];
         if self.state.max_attempts.is_none_or(|most| self.state.attempt < most) {
@@ -170,35 +193,39 @@ impl Claim {
         self.tell(vec![NodeUpdate::pending().unbegun()]).await
     }
 
-    async fn tell(mut self, updates: Vec<NodeUpdate>) -> Result<Commit, Error> {
+    async fn tell(&self, updates: Vec<NodeUpdate>) -> Result<Commit, Error> {
         let lost = |token| Refusal::LeaseGone { key: crate::model::LeaseKey::node(self.run.clone(), self.node.clone()), token };
-        let engine = Arc::clone(self.coordinator.engine());
+        let engine = self.coordinator.engine();
         let mut tries = 0;
         loop {
             // Once lost it stays lost: what storage would say is known.
-            let Some(lease) = self.lease.as_ref().filter(|lease| !lease.is_lost()) else {
+            let Some(lease) = self.lease().filter(|lease| !lease.is_lost()) else {
                 return Err(Error::LeaseLost(lost(self.token)));
             };
             let mut fences = vec![lease.fence()];
             fences.extend(self.coordinator.fences.iter().flat_map(|fences| fences.iter().cloned()));
+            let returning = lease.returning(engine.leases.keeps_rows()).into_iter().collect();
+            let mut on_its_way = OnItsWay { lease, landed: false };
             let op = Op {
                 mutations: updates.iter().map(|update| node_change(self.node.clone(), update.clone())).collect(),
                 guards: running(&self.coordinator, &self.run, &self.node),
                 fences,
-                leases: lease.returning(engine.leases.keeps_rows()).into_iter().collect(),
+                leases: returning,
+                // Lost writes of others are no reason to do this work again.
+                unheard: true,
                 ..Op::default()
             };
             tries += 1;
             let error = match engine.commit_one(self.run.clone(), op, false).await {
                 Ok(committed) => {
-                    if let Some(lease) = self.lease.take() {
-                        lease.returned();
-                    }
+                    on_its_way.landed = true;
+                    self.ended.store(true, Ordering::Release);
+                    lease.returned();
                     return Ok(committed.into());
                 }
                 Err(error) => error,
             };
-            lease.kept();
+            drop(on_its_way);
             match &error {
                 // What nobody knows is told: a second try would be refused by the first, if that was applied.
                 Error::Store(fault)
@@ -208,22 +235,47 @@ impl Claim {
                 }
                 // Nothing is left to be given back.
                 Error::LeaseLost(_) => {
-                    self.lease = None;
+                    self.forsake(lease);
                     return Err(error);
                 }
                 Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) => {
-                    self.lease = None;
+                    self.forsake(lease);
                     return Err(Error::LeaseLost(lost(self.token)));
+                }
+                // Nor here: it has ended otherwise.
+                Error::Conflict(_) => {
+                    self.forsake(lease);
+                    return Err(error);
                 }
                 _ => return Err(error),
             }
+        }
+    }
+
+    fn forsake(&self, lease: &Lease) {
+        self.ended.store(true, Ordering::Release);
+        lease.let_go();
+    }
+}
+
+/// An entry that gives a lease back is on its way. Dropped before it landed, it was not committed, or nobody here will know.
+struct OnItsWay<'a> {
+    lease: &'a Lease,
+    landed: bool,
+}
+
+impl Drop for OnItsWay<'_> {
+    fn drop(&mut self) {
+        if !self.landed {
+            self.lease.kept();
         }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let Some(lease) = self.lease.take().filter(|lease| !lease.is_lost()) else { return };
+        let ended = self.ended.load(Ordering::Acquire);
+        let Some(lease) = self.lease.take().filter(|lease| !ended && !lease.is_lost()) else { return };
         let runtime = self.coordinator.engine().runtime.clone();
         let (run, node, coordinator) = (self.run.clone(), self.node.clone(), self.coordinator.clone());
         // On a runtime that has ended the task is dropped at once; then the lease ends by itself, and the node is taken over.
