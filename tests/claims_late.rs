@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -160,4 +161,48 @@ async fn of_a_run_that_has_ended_nothing_is_freed() {
     assert!(state.free_dead_claims("r").await.unwrap().is_empty());
     drop(claim);
     state.close().await.unwrap();
+}
+
+/// Callers that go away at every instant: a run that is taken over has no locks of the dead left, and one that is not can still be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_is_taken_over_with_its_locks_or_not_at_all() {
+    for polls in 0..12_u32 {
+        let store = Store::of("database");
+        let dead = store.open().await;
+        dead.create_run("r", NewRun::running()).await.unwrap();
+        let lock = dead.acquire_node_lock("r", "n", Duration::ZERO).await.unwrap().unwrap();
+        let token = lock.token();
+        let conn = Connection::open(file(&store)).unwrap();
+        conn.busy_timeout(Duration::from_secs(5)).unwrap();
+        conn.execute_batch("CREATE TEMP TABLE kept AS SELECT * FROM locks").unwrap();
+        dead.close().await.unwrap();
+        // As it would be had it died in the middle.
+        conn.execute_batch("INSERT INTO locks SELECT * FROM kept").unwrap();
+        let state = store.open().await;
+        assert_eq!(state.list_locks().await.unwrap().first().map(|lease| lease.token), Some(token));
+        {
+            let resuming = state.resume_run("r");
+            tokio::pin!(resuming);
+            let mut left = polls;
+            let going_away = std::future::poll_fn(|cx| {
+                let polled = resuming.as_mut().poll(cx);
+                if polled.is_ready() || left == 0 {
+                    return std::task::Poll::Ready(());
+                }
+                left -= 1;
+                std::task::Poll::Pending
+            });
+            going_away.await;
+        }
+        // What was sent is on its way, whoever waits for it.
+        let resumed = loop {
+            match state.resume_run("r").await {
+                Err(error) if error.is_conflict() => tokio::task::yield_now().await,
+                resumed => break resumed.unwrap(),
+            }
+        };
+        assert_eq!(resumed.header().worker, state.backend().process());
+        assert_eq!(state.list_locks().await.unwrap(), [], "after {polls} polls");
+        state.close().await.unwrap();
+    }
 }

@@ -2,8 +2,7 @@
 
 use super::{Commit, Coordinator, Transaction};
 use crate::error::Error;
-use crate::lease::LeaseError;
-use crate::model::{IntoRunId, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot};
+use crate::model::{IntoRunId, LeaseMutation, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot};
 use crate::store::{KnownOpenings, LeaseStore, OpenProcess};
 
 /// A running run that nobody works on.
@@ -91,7 +90,7 @@ impl Coordinator {
     }
 
     /// Takes over a run whose process is gone: from now on this process is its worker, and the locks that the dead process held on the run and
-    /// its nodes are free. Its nodes stay as they are: what was running was not finished, and is the caller's to start again.
+    /// its nodes are free, both in one commit. Its nodes stay as they are: what was running was not finished, and is the caller's to start again.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -118,7 +117,7 @@ impl Coordinator {
     /// more or another one was faster.
     ///
     /// # Cancel safety
-    /// Dropped before it was sent it changes nothing; after, the run is taken over or not.
+    /// Dropped before it was sent it changes nothing; after, the run is taken over and its locks are free, or neither.
     pub async fn resume_run(&self, run: impl IntoRunId) -> Result<Resumed, Error> {
         let run = run.into_run_id()?;
         let mut commit = None;
@@ -133,13 +132,19 @@ impl Coordinator {
             {
                 return Err(Error::RunInUse { run, worker });
             }
+            let locks = match worker {
+                Some(dead) if self.engine().leases.keeps_rows() => self.locks_of(&run, &dead).await?,
+                // Where leases live in a process they died with it.
+                _ => Vec::new(),
+            };
             let mut tx: Transaction = self.transaction();
             tx.expect_version(&run, snapshot.version());
             tx.update_run(&run, RunUpdate::running());
+            // In the same commit: a run that is ours has no locks of the dead left, and who is refused has taken nobody's.
+            tx.give_back(locks);
             commit = Some(tx.commit().await?);
-            if let Some(dead) = worker {
-                self.free_locks_of(&run, &dead).await?;
-            }
+            // Who waits here for one of them looks again.
+            self.engine().leases.foreign_commits();
         } else if snapshot.header().status != RunStatus::Running {
             // It does not run, as far as is seen here. If somebody made it run since, that one is not robbed of it.
             let mut tx: Transaction = self.transaction();
@@ -152,16 +157,10 @@ impl Coordinator {
         Ok(Resumed { snapshot, commit })
     }
 
-    async fn free_locks_of(&self, run: &RunId, dead: &ProcessInfo) -> Result<(), Error> {
-        for lease in self.list_locks().await? {
-            if lease.key.run == *run && lease.owner.process.id == dead.id {
-                match self.force_unlock(lease.token).await {
-                    // It expired meanwhile.
-                    Ok(_) | Err(Error::Lease(LeaseError::NotFound { .. })) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(())
+    async fn locks_of(&self, run: &RunId, dead: &ProcessInfo) -> Result<Vec<LeaseMutation>, Error> {
+        let leases = self.list_locks().await?.into_iter();
+        let theirs = leases.filter(|lease| lease.key.run == *run && lease.owner.process.id == dead.id);
+        // One that is over by then is none to be missed.
+        Ok(theirs.map(|lease| LeaseMutation::Release { key: lease.key, token: lease.token }).collect())
     }
 }

@@ -6,7 +6,7 @@ use super::{Commit, Coordinator, Durability, OnDelete};
 use crate::error::Error;
 use crate::lease::Lease;
 use crate::model::{
-    Guard, InputError, IntoInterval, IntoNodeId, IntoRunId, Mutation, NewRun, NodeStatus, NodeUpdate, PartitionKey, RunId,
+    Guard, InputError, IntoInterval, IntoNodeId, IntoRunId, LeaseMutation, Mutation, NewRun, NodeStatus, NodeUpdate, PartitionKey, RunId,
     RunStatus, RunUpdate, Version,
 };
 
@@ -60,6 +60,11 @@ impl Transaction {
             Err(error) => self.error = self.error.take().or(Some(error)),
         }
         self
+    }
+
+    /// Leases that are given back with it, where they are rows of the storage.
+    pub(super) fn give_back(&mut self, leases: Vec<LeaseMutation>) {
+        self.work.leases.extend(leases);
     }
 
     /// Creates a run; the transaction is refused if it is there.
