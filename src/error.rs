@@ -50,9 +50,10 @@ pub enum Error {
         /// The process.
         worker: ProcessInfo,
     },
-    /// Leases: re-entry, a cycle of waiters, an unknown token.
+    /// Leases: re-entry, a cycle of waiters, an unknown token, a lock that is lost. What is told by a variant of this type is never in here: a bad option is
+    /// [`Input`](Self::Input), a fault of the storage [`Store`](Self::Store), the end of all [`Closed`](Self::Closed).
     #[error(transparent)]
-    Lease(#[from] crate::lease::LeaseError),
+    Lease(crate::lease::LeaseError),
     /// Deferred writes that were acknowledged from memory are lost, or it is not known whether they are. Told once; nothing of the present call was done.
     #[error(transparent)]
     DeferredLost(#[from] DeferredLoss),
@@ -122,6 +123,21 @@ impl Error {
             Self::LeaseLost(_) | Self::Lease(L::Lost { .. }) => true,
             Self::Lease(L::Refused(refusal)) => matches!(refusal, Refusal::Fenced { .. } | Refusal::LeaseGone { .. }),
             _ => false,
+        }
+    }
+}
+
+impl From<crate::lease::LeaseError> for Error {
+    fn from(error: crate::lease::LeaseError) -> Self {
+        use crate::lease::LeaseError as L;
+        match error {
+            L::Store(error) => Self::Store(error),
+            L::Input(error) => Self::Input(error),
+            L::Refused(refusal) => refusal.into(),
+            L::Closed => Self::Closed,
+            error @ (L::Reentrant { .. } | L::Deadlock { .. } | L::NotFound { .. } | L::Lost { .. } | L::RunEnded { .. }) => {
+                Self::Lease(error)
+            }
         }
     }
 }

@@ -6,7 +6,10 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use seeknal_state::{Claim, Coordinator, Durability, Error, NewRun, NodeState, NodeStatus, NodeUpdate, StateBackend};
+use seeknal_state::{
+    Claim, ClaimFilter, Coordinator, Durability, Error, FencingToken, LeaseError, LeaseKey, LockOptions, LostReason, NewRun, Next,
+    NodeState, NodeStatus, NodeUpdate, RunId, RunUpdate, StateBackend, StoreError, StoreErrorKind,
+};
 use support::{Lie, LyingBackend};
 
 const TTL: Duration = Duration::from_secs(30);
@@ -75,5 +78,24 @@ async fn an_end_that_storage_does_not_take_can_be_told_again() {
     assert_eq!(node(&state).await.status, NodeStatus::Running);
     claim.complete(NodeUpdate::success()).await.unwrap();
     assert_eq!(node(&state).await.status, NodeStatus::Success);
+    state.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_goes_wrong_with_a_lock_is_told_by_the_variant_that_says_it() {
+    let backend = LyingBackend::new(false);
+    let state = Coordinator::open(Arc::clone(&backend) as Arc<dyn StateBackend>).await.unwrap();
+    let key = || LeaseKey::run(RunId::new("r").unwrap());
+    let nonsense = state.acquire(key(), LockOptions::new().ttl(Duration::ZERO), Duration::ZERO).await.unwrap_err();
+    assert!(matches!(nonsense, Error::Input(_)), "{nonsense}");
+    let lost = LeaseError::Lost { key: key(), token: FencingToken(1), reason: LostReason::Expired };
+    assert!(lost.is_lost() && !lost.is_conflict());
+    let lost = Error::from(lost);
+    assert!(lost.is_lease_lost() && !lost.is_conflict(), "{lost}");
+    let missing = StoreError::not_applied(StoreErrorKind::NotFound, "the file is not there");
+    let missing = Error::from(LeaseError::from(missing));
+    assert!(matches!(missing, Error::Store(_)) && missing.is_not_found(), "{missing}");
+    let closed = Error::from(LeaseError::Closed);
+    assert!(matches!(closed, Error::Closed), "{closed}");
     state.close().await.unwrap();
 }

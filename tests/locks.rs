@@ -207,7 +207,7 @@ async fn the_shortest_leases_grant_nothing_twice(store: Store) {
                     Ok(Some(lease)) => lease,
                     Ok(None) => continue,
                     // Storage took longer to grant it than it would have lasted.
-                    Err(Error::Lease(LeaseError::Store(error))) if error.to_string().contains("ask for a longer ttl") => continue,
+                    Err(Error::Store(error)) if error.to_string().contains("ask for a longer ttl") => continue,
                     Err(error) => panic!("{error}"),
                 };
                 tokens.push(lease.token());

@@ -32,7 +32,8 @@ impl Coordinator {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Input`] for a bad id; [`Error::Lease`]; [`Error::Store`] if storage failed.
+    /// [`Error::Input`] for a bad id; [`Error::Lease`] (`RunEnded`) if the run ended while this caller waited; [`Error::Store`] if storage failed;
+    /// [`Error::Closed`].
     ///
     /// # Cancel safety
     /// A caller that goes away, at whatever instant, leaves its place in the queue or gives the lock back.
@@ -60,7 +61,7 @@ impl Coordinator {
     /// Locks a run or a node with options: owner, purpose, TTL, renewal, re-entry.
     ///
     /// # Errors
-    /// As [`acquire_lock`](Self::acquire_lock); [`Error::Lease`] for a re-entry that was not asked for and for a wait that would close a cycle.
+    /// As [`acquire_lock`](Self::acquire_lock); [`Error::Input`] for an option that makes no sense; [`Error::Lease`] for a re-entry that was not asked for and for a wait that would close a cycle.
     ///
     /// # Cancel safety
     /// As [`acquire_lock`](Self::acquire_lock).
@@ -135,7 +136,7 @@ impl Coordinator {
     /// from now on. Answers with the lease as it was.
     ///
     /// # Errors
-    /// [`Error::Lease`] (`NotFound`) if no lease is held under this token.
+    /// [`Error::Lease`] (`NotFound`) if no lease is held under this token; [`Error::Store`] if storage failed.
     ///
     /// # Cancel safety
     /// Dropped before it was sent it changes nothing; after, the lease is taken away or not.

@@ -100,9 +100,14 @@ impl LeaseError {
         matches!(self, Self::Store(error) if error.is_retryable())
     }
 
-    /// Whether another holder, or the caller's own locks, are in the way.
+    /// Whether another holder, or the caller's own locks, are in the way. A lock that is [lost](Self::is_lost) is none.
     pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Reentrant { .. } | Self::Deadlock { .. } | Self::Lost { .. } | Self::Refused(_))
+        matches!(self, Self::Reentrant { .. } | Self::Deadlock { .. } | Self::Refused(Refusal::LeaseHeld { .. }))
+    }
+
+    /// Whether the lease that was spoken of is not held any more.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. } | Self::Refused(Refusal::Fenced { .. } | Refusal::LeaseGone { .. }))
     }
 
     /// Whether nobody knows if what was asked has happened.
