@@ -22,6 +22,7 @@ on_every_backend!(
     a_lease_that_nobody_renews_expires_by_itself,
     a_short_lease_is_kept_alive_beside_long_ones,
     ending_a_run_frees_its_locks,
+    a_lock_is_released_after_its_run_has_ended,
     however_a_run_ends_its_holder_and_its_waiters_are_told,
     the_shortest_leases_grant_nothing_twice,
     a_holder_whose_wall_clock_is_wrong_is_not_robbed_and_not_waited_for_longer,
@@ -307,6 +308,22 @@ async fn a_caller_that_goes_away_leaks_nothing(store: Store) {
     while !state.list_locks().await.unwrap().is_empty() {
         tokio::task::yield_now().await;
     }
+}
+
+/// The usual order: lock, work, end, release.
+async fn a_lock_is_released_after_its_run_has_ended(store: Store) {
+    let state = store.open().await;
+    for round in 0..20 {
+        let name = format!("r{round}");
+        state.create_run(&*name, NewRun::running()).await.unwrap();
+        let whole = state.acquire_lock(&*name, SOON).await.unwrap().expect("free");
+        state.with_lease(&whole).update_run(&*name, RunUpdate::success()).await.unwrap();
+        whole.release().await.unwrap();
+    }
+    let forced = state.acquire_lock("other", SOON).await.unwrap().expect("free");
+    state.force_unlock(forced.token()).await.unwrap();
+    let lost = forced.release().await.unwrap_err();
+    assert!(matches!(lost, LeaseError::Lost { reason: LostReason::Forced, .. }), "{lost}");
 }
 
 async fn abandoned_runs_are_taken_over(store: Store) {

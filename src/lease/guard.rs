@@ -101,18 +101,21 @@ impl Lease {
         self.ask(|reply| Message::Renew { token: self.grant.token, reply }).await
     }
 
-    /// Releases the lease and waits until it is free: what its run has not yet made durable is flushed before.
+    /// Releases the lease and waits until it is free: what its run has not yet made durable is flushed before. That its run has ended, which frees its
+    /// locks, is no loss.
     ///
     /// # Errors
-    /// [`LeaseError::Lost`] if it was lost before; [`LeaseError::Store`] if the flush or the release failed. The lease is gone in any case.
+    /// [`LeaseError::Lost`] if it was lost before in another way; [`LeaseError::Store`] if the flush or the release failed. The lease is gone in any case.
     ///
     /// # Cancel safety
     /// The lease is released, whether or not the future is dropped.
     pub async fn release(self) -> Result<(), LeaseError> {
-        self.check()?;
+        if let Err(lost) = self.check() {
+            return freed_by_its_run(lost);
+        }
         let token = self.grant.token;
         self.armed.store(false, Ordering::Release);
-        self.ask(|reply| Message::Release { token, reply: Some(reply) }).await
+        self.ask(|reply| Message::Release { token, reply: Some(reply) }).await.or_else(freed_by_its_run)
     }
 
     /// What gives this lease back inside an entry; `None` where the entry need not say so. To be followed by [`returned`](Self::returned) if the entry
@@ -154,6 +157,14 @@ impl Lease {
             }
             answer => answer,
         }
+    }
+}
+
+/// The usual end: the work is done, the run has ended, and then its lock is released.
+fn freed_by_its_run(error: LeaseError) -> Result<(), LeaseError> {
+    match error {
+        LeaseError::Lost { reason: LostReason::RunEnded, .. } => Ok(()),
+        error => Err(error),
     }
 }
 
