@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seeknal_state::{
-    Claim, ClaimFilter, Coordinator, Durability, Error, FencingToken, LeaseError, LeaseKey, LockOptions, LostReason, NewRun, Next,
-    NodeState, NodeStatus, NodeUpdate, RunId, RunUpdate, StateBackend, StoreError, StoreErrorKind,
+    Claim, Coordinator, Durability, Error, FencingToken, LeaseError, LeaseKey, LockOptions, LostReason, NewRun,
+    NodeState, NodeStatus, NodeUpdate, RunId, StateBackend, StoreError, StoreErrorKind,
 };
 use support::{Lie, LyingBackend};
 
@@ -97,5 +97,19 @@ async fn what_goes_wrong_with_a_lock_is_told_by_the_variant_that_says_it() {
     assert!(matches!(missing, Error::Store(_)) && missing.is_not_found(), "{missing}");
     let closed = Error::from(LeaseError::Closed);
     assert!(matches!(closed, Error::Closed), "{closed}");
+    state.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn every_lock_lasts_as_long_as_the_coordinator_was_told() {
+    let set = Duration::from_secs(300);
+    let state = Coordinator::builder().lease_ttl(set).open(LyingBackend::new(false) as Arc<dyn StateBackend>).await.unwrap();
+    let key = |run: &str| LeaseKey::run(RunId::new(run).unwrap());
+    let named = state.acquire(key("a"), LockOptions::new().owner("w"), Duration::ZERO).await.unwrap().unwrap();
+    let plain = state.acquire_lock("b", Duration::ZERO).await.unwrap().unwrap();
+    let own = state.acquire(key("c"), LockOptions::new().ttl(TTL), Duration::ZERO).await.unwrap().unwrap();
+    let listed: Vec<u64> = state.list_locks().await.unwrap().iter().map(|lease| lease.ttl_ms).collect();
+    assert_eq!(listed, [300_000, 300_000, 30_000]);
+    drop((named, plain, own));
     state.close().await.unwrap();
 }

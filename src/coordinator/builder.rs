@@ -107,7 +107,7 @@ impl CoordinatorBuilder {
         self
     }
 
-    /// How long the leases of `acquire_lock` and `acquire_node_lock` last without a renewal. Default 30 s; see [`LockOptions::ttl`](crate::LockOptions::ttl) for the
+    /// How long leases and claims last without a renewal, unless who asks for one says otherwise. Default 30 s; see [`LockOptions::ttl`](crate::LockOptions::ttl) for the
     /// bounds, which are checked when a lock is asked for.
     pub fn lease_ttl(mut self, ttl: Duration) -> Self {
         self.limits.lease_ttl = ttl;

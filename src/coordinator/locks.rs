@@ -38,7 +38,7 @@ impl Coordinator {
     /// # Cancel safety
     /// A caller that goes away, at whatever instant, leaves its place in the queue or gives the lock back.
     pub async fn acquire_lock(&self, run: impl IntoRunId, wait: Duration) -> Result<Option<Lease>, Error> {
-        self.acquire(LeaseKey::run(run.into_run_id()?), self.lock_options(), wait).await
+        self.acquire(LeaseKey::run(run.into_run_id()?), LockOptions::new(), wait).await
     }
 
     /// Locks one node of a run; a lock on the whole run excludes it. Else as [`acquire_lock`](Self::acquire_lock).
@@ -55,7 +55,7 @@ impl Coordinator {
         wait: Duration,
     ) -> Result<Option<Lease>, Error> {
         let (run, node) = super::write::ids(run, node)?;
-        self.acquire(LeaseKey::node(run, node), self.lock_options(), wait).await
+        self.acquire(LeaseKey::node(run, node), LockOptions::new(), wait).await
     }
 
     /// Locks a run or a node with options: owner, purpose, TTL, renewal, re-entry.
@@ -69,11 +69,8 @@ impl Coordinator {
         if self.is_closed() {
             return Err(Error::Closed);
         }
-        Ok(self.engine().leases.acquire(key, options, wait).await?)
-    }
-
-    fn lock_options(&self) -> LockOptions {
-        LockOptions::new().ttl(self.engine().limits.lease_ttl)
+        let engine = self.engine();
+        Ok(engine.leases.acquire(key, options.or_ttl(engine.limits.lease_ttl), wait).await?)
     }
 
     /// The same coordinator, whose writes are refused once the lease is lost: decided by its fencing token, inside the commit. The lease itself

@@ -18,7 +18,7 @@ const MAX_TEXT_BYTES: usize = 1024;
 /// |---|---|---|
 /// | [`owner`](Self::owner) | none | a name: with it, re-entry and cycles of waiters are found |
 /// | [`purpose`](Self::purpose) | none | shown wherever locks are listed |
-/// | [`ttl`](Self::ttl) | 30 s | 1 ms to 1 h; at least 100 ms if the lease is kept alive |
+/// | [`ttl`](Self::ttl) | the coordinator's `lease_ttl`, 30 s | 1 ms to 1 h; at least 100 ms if the lease is kept alive |
 /// | [`keep_alive`](Self::keep_alive) | yes | renewed as long as its guard lives |
 /// | [`reentrant`](Self::reentrant) | no | the same owner may take the same lock again |
 #[derive(Debug, Clone)]
@@ -26,14 +26,14 @@ const MAX_TEXT_BYTES: usize = 1024;
 pub struct LockOptions {
     owner: Option<Arc<str>>,
     purpose: Option<Arc<str>>,
-    ttl: Duration,
+    ttl: Option<Duration>,
     keep_alive: bool,
     reentrant: bool,
 }
 
 impl Default for LockOptions {
     fn default() -> Self {
-        Self { owner: None, purpose: None, ttl: DEFAULT_TTL, keep_alive: true, reentrant: false }
+        Self { owner: None, purpose: None, ttl: None, keep_alive: true, reentrant: false }
     }
 }
 
@@ -59,7 +59,7 @@ impl LockOptions {
     /// How long the lease lasts without a renewal: 1 ms to 1 h, in whole milliseconds. One that is kept alive needs at least 100 ms, because
     /// a renewal goes out every third of it.
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = ttl;
+        self.ttl = Some(ttl);
         self
     }
 
@@ -76,20 +76,27 @@ impl LockOptions {
         self
     }
 
+    /// As asked for, or this long.
+    pub(crate) fn or_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = self.ttl.or(Some(ttl));
+        self
+    }
+
     pub(super) fn check(self) -> Result<Terms, InputError> {
+        let ttl = self.ttl.unwrap_or(DEFAULT_TTL);
         check_text("lock owner", self.owner.as_deref())?;
         check_text("lock purpose", self.purpose.as_deref())?;
-        let refuse = |why: &str| Err(InputError::new(format!("lock ttl {:?}", self.ttl), why));
-        if !(MIN_TTL..=MAX_TTL).contains(&self.ttl) {
+        let refuse = |why: &str| Err(InputError::new(format!("lock ttl {ttl:?}"), why));
+        if !(MIN_TTL..=MAX_TTL).contains(&ttl) {
             return refuse("it must be between 1 ms and 1 h");
         }
-        if self.keep_alive && self.ttl < MIN_KEPT_ALIVE_TTL {
+        if self.keep_alive && ttl < MIN_KEPT_ALIVE_TTL {
             return refuse("renewals cannot keep up with it; take 100 ms or more, or keep_alive(false)");
         }
         if self.reentrant && self.owner.is_none() {
             return Err(InputError::new("lock option reentrant", "only an owner can enter again; name one with owner(…)"));
         }
-        let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         Ok(Terms { owner: self.owner, purpose: self.purpose, ttl_ms, keep_alive: self.keep_alive, reentrant: self.reentrant })
     }
 }
