@@ -315,6 +315,28 @@ async fn a_locked_node_waits_for_its_lock(store: Store) {
     state.close().await.unwrap();
 }
 
+async fn a_locked_run_keeps_claims_out_and_says_so(store: Store) {
+    let state = store.open().await;
+    begin(&state, &[("n", &[])]).await;
+    let lock = state.acquire_lock(RUN, Duration::ZERO).await.unwrap().unwrap();
+    let told = state.claim_next(RUN, worker("w")).await.unwrap();
+    assert!(matches!(&told, Next::Locked { holder } if holder.token == lock.token()), "{told:?}");
+    assert!(state.claim_node(RUN, "n", "w", TTL).await.unwrap().is_none());
+    let own = state.with_lease(&lock);
+    for refused in [own.claim_next(RUN, worker("w")).await.map(drop), own.claim_node(RUN, "n", "w", TTL).await.map(drop)] {
+        assert!(matches!(&refused, Err(Error::Input(why)) if why.to_string().contains("whole run")), "{refused:?}");
+    }
+    let waiting = {
+        let state = state.clone();
+        tokio::spawn(async move { state.claim_next(RUN, worker("w").ttl(SHORT).wait(Duration::from_secs(30))).await.unwrap() })
+    };
+    lock.release().await.unwrap();
+    waiting.await.unwrap().claimed().unwrap().complete(NodeUpdate::new()).await.unwrap();
+    assert!(own.claim_node(RUN, "n", "w", TTL).await.unwrap().is_none(), "the lock is gone, and the node has ended");
+    assert!(matches!(state.claim_next(RUN, worker("w")).await.unwrap(), Next::Drained { blocked: 0 }));
+    state.close().await.unwrap();
+}
+
 /// All workers of the runtime are blocked for longer than the TTL, and the claim holds.
 async fn a_blocked_runtime_loses_no_claim(store: Store) {
     let state = store.open().await;
@@ -435,6 +457,7 @@ on_every_backend!(
     dead_claims_are_freed_for_those_who_only_look_on,
     a_finished_node_is_not_undone,
     a_locked_node_waits_for_its_lock,
+    a_locked_run_keeps_claims_out_and_says_so,
     a_blocked_runtime_loses_no_claim,
     closing_gives_claims_back_and_wakes_who_waits,
 );

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seeknal_state::{
-    Claim, Coordinator, Durability, Error, FencingToken, LeaseError, LeaseKey, LockOptions, LostReason, NewRun,
-    NodeState, NodeStatus, NodeUpdate, RunId, StateBackend, StoreError, StoreErrorKind,
+    Claim, Coordinator, Durability, Error, FencingToken, LeaseError, LeaseKey, LockOptions, LostReason, NewRun, NodeState,
+    NodeStatus, NodeUpdate, RunId, StateBackend, StoreError, StoreErrorKind,
 };
 use support::{Lie, LyingBackend};
 

@@ -2,7 +2,9 @@
 
 use super::{Commit, Coordinator, Transaction};
 use crate::error::Error;
-use crate::model::{IntoRunId, LeaseMutation, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot};
+use crate::model::{
+    IntoRunId, LeaseMutation, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot,
+};
 use crate::store::{KnownOpenings, LeaseStore, OpenProcess};
 
 /// A running run that nobody works on.

@@ -6,8 +6,8 @@ use super::{Commit, Coordinator, Durability, OnDelete};
 use crate::error::Error;
 use crate::lease::Lease;
 use crate::model::{
-    Guard, InputError, IntoInterval, IntoNodeId, IntoRunId, LeaseMutation, Mutation, NewRun, NodeStatus, NodeUpdate, PartitionKey, RunId,
-    RunStatus, RunUpdate, Version,
+    Guard, InputError, IntoInterval, IntoNodeId, IntoRunId, LeaseMutation, Mutation, NewRun, NodeStatus, NodeUpdate,
+    PartitionKey, RunId, RunStatus, RunUpdate, Version,
 };
 
 /// Mutations and guards that happen as one, or not at all: for readers, on disk, after a crash. Nothing happens before

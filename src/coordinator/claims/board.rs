@@ -37,6 +37,8 @@ struct Inner {
     /// What the board's time counts from.
     start: Instant,
     next_look: Instant,
+    /// Who was seen to hold the lock on the whole run, which keeps claims out.
+    locked: Option<Box<LeaseRecord>>,
 }
 
 impl Boards {
@@ -107,7 +109,7 @@ impl Board {
     fn new(snapshot: &Snapshot, done: &[NodeStatus], me: Option<&ProcessInfo>) -> Self {
         let ready = ReadyBoard::new(snapshot.state().clone(), done, me.map_or("", |me| &me.id));
         let now = Instant::now();
-        let inner = Inner { ready, start: now, next_look: now };
+        let inner = Inner { ready, start: now, next_look: now, locked: None };
         Self { run: snapshot.state().id().clone(), inner: Mutex::new(inner), news: Notify::new() }
     }
 
@@ -186,6 +188,11 @@ impl Board {
         self.lock().ready.drained()
     }
 
+    /// Who held the lock on the whole run at the last look.
+    pub(super) fn locked(&self) -> Option<Box<LeaseRecord>> {
+        self.lock().locked.clone()
+    }
+
     /// When there may be something to do that nobody tells.
     pub(super) fn next_look(&self) -> Instant {
         let inner = self.lock();
@@ -208,7 +215,9 @@ impl Board {
     pub(super) fn looked(&self, version: Version, leases: &[LeaseRecord]) {
         let of_run = leases.iter().filter(|lease| lease.key.run == self.run);
         let mut inner = self.lock();
-        let whole = of_run.clone().any(|lease| lease.key.node.is_none());
+        let locked = of_run.clone().find(|lease| lease.key.node.is_none());
+        let whole = locked.is_some();
+        inner.locked = locked.cloned().map(Box::new);
         let held: std::collections::HashSet<&NodeId> = of_run.clone().filter_map(|lease| lease.key.node.as_ref()).collect();
         inner.ready.set_held(version, |node| whole || held.contains(node));
         inner.ready.set_peers(of_run.map(|lease| &*lease.owner.process.id));

@@ -22,7 +22,7 @@ use self::take::{Tried, WaitedFor, Want};
 use super::write::ids;
 use super::{Coordinator, Engine};
 use crate::error::Error;
-use crate::model::{IntoNodeId, IntoRunId, LeaseKey, NodeId, NodeStatus, RunId, Taking};
+use crate::model::{InputError, IntoNodeId, IntoRunId, LeaseKey, LeaseRecord, NodeId, NodeStatus, RunId, Taking};
 
 /// How often `claim_node` looks again when it meets others.
 const TRIES: u32 = 8;
@@ -36,6 +36,11 @@ pub enum Next {
     Claimed(Claim),
     /// Nothing is ready yet; others are working.
     NothingReady,
+    /// Somebody holds the lock on the whole run, and as long as that is so nobody gets any of its nodes.
+    Locked {
+        /// The lock, as it was seen last.
+        holder: Box<LeaseRecord>,
+    },
     /// Nothing is ready, nothing runs, and so nothing will be.
     Drained {
         /// How many nodes are pending all the same: what they depend on has failed, is not there, or waits for them.
@@ -54,8 +59,9 @@ impl Next {
 }
 
 impl Coordinator {
-    /// Claims a node: moves it from pending to running and grants its lease, in one commit. `None` if somebody else has it, it is not pending, or
-    /// storage took longer to grant the lease than it lasts (ask for a longer TTL).
+    /// Claims a node: moves it from pending to running and grants its lease, in one commit. `None` if somebody else has it, it is not pending, somebody holds or
+    /// awaits the lock on it or on the whole run ([`list_locks`](Self::list_locks) says who), or storage took longer to grant the lease than it lasts
+    /// (ask for a longer TTL).
     /// A node whose worker vanished (it runs under a claim whose lease is gone) is taken over: its dead attempt joins the history, and
     /// `attempt` is raised; if that was the last of its `max_attempts`, it fails instead.
     ///
@@ -73,8 +79,9 @@ impl Coordinator {
     /// ```
     ///
     /// # Errors
-    /// [`Error::RunNotFound`], [`Error::NodeNotFound`]; [`Error::Conflict`] if the run has ended; [`Error::Lease`] for an owner or a TTL that makes no sense
-    /// (100 ms to 1 h); [`Error::Store`].
+    /// [`Error::RunNotFound`], [`Error::NodeNotFound`]; [`Error::Conflict`] if the run has ended; [`Error::Input`] for an owner or a TTL that makes no sense
+    /// (100 ms to 1 h), and through a handle that is itself [under the lock](Self::with_lease) on the whole run: that lock keeps out all claims, also one's own;
+    /// [`Error::LeaseLost`] if another lease is lost that the handle is under; [`Error::Store`].
     ///
     /// # Cancel safety
     /// Dropped at any instant, the node is not claimed, or given back at once.
@@ -88,6 +95,7 @@ impl Coordinator {
         let (run, node) = ids(run, node)?;
         let owner: Arc<str> = Arc::from(owner.as_ref());
         let engine = self.engine();
+        self.refuse_own_lock(&run).await?;
         for attempt in 0..TRIES {
             if attempt > 0 {
                 engine.follow_up(&run).await?;
@@ -136,6 +144,11 @@ impl Coordinator {
     /// claim commits. Nodes whose worker vanished are taken over as by [`claim_node`](Self::claim_node). The order is not fixed, and differs
     /// between processes.
     ///
+    /// A claim is a lease on a node, and so is kept out by the lock on the whole run: while somebody holds that, the answer is [`Next::Locked`]. Who awaits it
+    /// gets it when the claims that are held have ended, and until then nobody gets a new one.
+    ///
+    /// Without [`ClaimFilter::wait`] it answers at once: who asks in a loop sets a wait, or pauses by itself.
+    ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
     /// # use std::time::Duration;
@@ -171,6 +184,7 @@ impl Coordinator {
     pub async fn claim_next(&self, run: impl IntoRunId, filter: ClaimFilter) -> Result<Next, Error> {
         let run = run.into_run_id()?;
         filter.check()?;
+        self.refuse_own_lock(&run).await?;
         // Whichever room is found closed first.
         self.next(run, filter).await.map_err(|error| if self.is_closed() { Error::Closed } else { error })
     }
@@ -229,7 +243,7 @@ impl Coordinator {
             }
             let now = Instant::now();
             if until.is_some_and(|until| until <= now) {
-                return Ok(Next::NothingReady);
+                return Ok(board.locked().map_or(Next::NothingReady, |holder| Next::Locked { holder }));
             }
             let look = board.next_look();
             let wake = until.map_or(look, |until| until.min(look));
@@ -285,6 +299,20 @@ impl Coordinator {
             }
         }
         Ok(freed)
+    }
+
+    /// Whoever writes under the lock on the whole run has kept out his own claims too, and would wait for himself for ever.
+    async fn refuse_own_lock(&self, run: &RunId) -> Result<(), Error> {
+        let Some(own) = self.fences.iter().flat_map(|fences| fences.iter()).find(|fence| fence.key == LeaseKey::run(run.clone()))
+        else {
+            return Ok(());
+        };
+        if !self.engine().leases.list().await?.iter().any(|lease| lease.token == own.token) {
+            // It is lost, which is told by what is tried.
+            return Ok(());
+        }
+        let why = "it is asked for under the lock on the whole run, which keeps out all claims; release that lock, or work under it without claims";
+        Err(InputError::new(format!("claim in run {run:?}"), why).into())
     }
 
     fn default_owner(&self) -> Arc<str> {
