@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seeknal_state::{
-    Claim, Coordinator, Durability, Error, FencingToken, LeaseError, LeaseKey, LockOptions, LostReason, NewRun, NodeState,
-    NodeStatus, NodeUpdate, RunId, StateBackend, StoreError, StoreErrorKind,
+    Claim, ClaimFilter, Coordinator, Durability, Error, FencingToken, LeaseError, LeaseKey, LockOptions, LostReason, NewRun,
+    Next, NodeState, NodeStatus, NodeUpdate, RunId, StateBackend, StoreError, StoreErrorKind,
 };
 use support::{Lie, LyingBackend};
 
@@ -111,5 +111,22 @@ async fn every_lock_lasts_as_long_as_the_coordinator_was_told() {
     let listed: Vec<u64> = state.list_locks().await.unwrap().iter().map(|lease| lease.ttl_ms).collect();
     assert_eq!(listed, [300_000, 300_000, 30_000]);
     drop((named, plain, own));
+    state.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_asks_for_work_in_a_loop_leaves_room_for_those_who_do_it() {
+    let state = Coordinator::open(LyingBackend::new(false) as Arc<dyn StateBackend>).await.unwrap();
+    with_node(&state).await;
+    let claim = claim(&state).await;
+    // Looks at the leases now, and not again for a while.
+    assert!(matches!(state.claim_next("r", ClaimFilter::new()).await.unwrap(), Next::NothingReady));
+    let working = tokio::spawn(async move { claim.complete(NodeUpdate::success()).await.map(drop) });
+    let mut asked = 0;
+    while matches!(state.claim_next("r", ClaimFilter::new()).await.unwrap(), Next::NothingReady) {
+        asked += 1;
+        assert!(asked < 10_000, "the work is never done");
+    }
+    working.await.unwrap().unwrap();
     state.close().await.unwrap();
 }

@@ -47,7 +47,8 @@ impl ClaimFilter {
         self
     }
 
-    /// How long to wait for a node to become ready. Waiting costs nothing: whoever makes one ready wakes whoever waits.
+    /// How long to wait for a node to become ready. Waiting costs nothing: whoever makes one ready wakes whoever waits. Without it the answer comes at once, and
+    /// a loop that asks again at once burns a core.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = wait;
         self

@@ -169,7 +169,7 @@ impl Coordinator {
     ///             claim.complete(NodeUpdate::success()).await?;
     ///         }
     ///         Next::Drained { .. } => break,
-    ///         _ => {} // others are working; ask again
+    ///         _ => {} // others are working, and `wait` is over: ask again
     ///     }
     /// }
     /// assert_eq!(done, ["orders", "report"]);
@@ -243,6 +243,8 @@ impl Coordinator {
             }
             let now = Instant::now();
             if until.is_some_and(|until| until <= now) {
+                // Who asks again at once leaves those room who do the work, on whose end it depends.
+                tokio::task::yield_now().await;
                 return Ok(board.locked().map_or(Next::NothingReady, |holder| Next::Locked { holder }));
             }
             let look = board.next_look();
