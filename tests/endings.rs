@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use seeknal_state::{
     Claim, ClaimFilter, Coordinator, Durability, Error, FencingToken, LeaseError, LeaseKey, LockOptions, LostReason, NewRun,
-    Next, NodeState, NodeStatus, NodeUpdate, RunId, StateBackend, StoreError, StoreErrorKind,
+    Next, NodeId, NodeState, NodeStatus, NodeUpdate, RunId, StateBackend, StoreError, StoreErrorKind,
 };
 use support::{Lie, LyingBackend};
 
@@ -129,4 +129,36 @@ async fn who_asks_for_work_in_a_loop_leaves_room_for_those_who_do_it() {
     }
     working.await.unwrap().unwrap();
     state.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_tells_that_storage_takes_no_writes() {
+    let backend = LyingBackend::new(false);
+    let state = Coordinator::open(Arc::clone(&backend) as Arc<dyn StateBackend>).await.unwrap();
+    with_node(&state).await;
+    assert!(state.health().is_sound() && state.health().storage.is_none());
+    backend.tell([Lie::Full]);
+    state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap_err();
+    let health = state.health();
+    assert!(!health.is_sound() && health.storage.is_some_and(|why| why.contains("no space left")));
+    state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+    assert!(state.health().is_sound(), "there is space again");
+    // Nobody knows what became of a write, until it is known.
+    backend.tell([Lie::NeverArrived]);
+    let writing = {
+        let state = state.clone();
+        tokio::spawn(async move { state.set_node_state("r", "n", NodeUpdate::success()).await.map(drop) })
+    };
+    while state.health().storage.is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert!(!state.health().is_sound());
+    writing.await.unwrap().unwrap();
+    assert!(state.health().is_sound());
+    // What is wrong with one write is not wrong with storage.
+    *backend.unwritable.lock().unwrap() = Some(NodeId::new("huge").unwrap());
+    state.set_node_state("r", "huge", NodeUpdate::running()).await.unwrap_err();
+    assert!(state.health().is_sound());
+    state.close().await.unwrap();
+    assert!(!state.health().is_sound());
 }

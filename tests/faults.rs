@@ -115,7 +115,7 @@ async fn a_lost_deferred_write_is_told() {
 
     backend.tell([Lie::Full]);
     deferred.set_node_state("r", "n", NodeUpdate::running().row_count(2)).await.unwrap();
-    while state.health().is_sound() {
+    while state.health().lost.is_empty() {
         tokio::task::yield_now().await;
     }
     let error = state.set_node_state("r", "n", NodeUpdate::running().row_count(3)).await.unwrap_err();

@@ -50,6 +50,11 @@ pub struct Health {
     pub backend: String,
     /// Where the state is; never with a secret in it.
     pub location: String,
+    /// What storage said of the last flush, if that failed or nobody knows what became of it: a full disk, a server that is away, a writer that gave up. The next
+    /// flush that succeeds makes it `None`. Not a write that was refused for itself.
+    pub storage: Option<String>,
+    /// Whether locks are granted; `false` while [`open`](Self::open) is a fault of this library, and mended by opening the state again.
+    pub locks: bool,
     /// Deferred writes that were lost, and of which nobody was told yet.
     pub lost: Vec<DeferredLoss>,
     /// How fresh the snapshots are, where other processes write too.
@@ -59,9 +64,9 @@ pub struct Health {
 }
 
 impl Health {
-    /// Whether nothing is wrong.
+    /// Whether nothing is wrong. That storage takes no writes is known by the writes that it did not take.
     pub fn is_sound(&self) -> bool {
-        self.open && self.lost.is_empty() && self.freshness.stale_since.is_none()
+        self.open && self.locks && self.storage.is_none() && self.lost.is_empty() && self.freshness.stale_since.is_none()
     }
 }
 
@@ -87,7 +92,7 @@ impl Coordinator {
         }
     }
 
-    /// Whether it works, and what was lost. Telling a loss here does not count as told.
+    /// Whether it works, whether storage took the last write, and what was lost. Telling a loss here does not count as told.
     pub fn health(&self) -> Health {
         let engine = self.engine();
         Health {
@@ -95,6 +100,8 @@ impl Coordinator {
             read_only: engine.backend.is_read_only(),
             backend: engine.backend.name().to_owned(),
             location: engine.backend.location(),
+            storage: engine.context.persist.fault(),
+            locks: engine.leases.is_alive(),
             lost: engine.context.losses.peek(),
             freshness: engine.following.freshness(engine.backend.is_shared(), engine.limits.lease_ttl),
             notices: engine.report.notices.clone(),

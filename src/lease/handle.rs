@@ -113,6 +113,11 @@ impl LeaseHandle {
         answer.await.unwrap_or(Err(LeaseError::Closed))
     }
 
+    /// Whether there is somebody who grants locks.
+    pub(crate) fn is_alive(&self) -> bool {
+        !matches!(self.shared.manager.get_status(), ractor::ActorStatus::Stopping | ractor::ActorStatus::Stopped)
+    }
+
     /// Whether leases are rows of the storage.
     pub(crate) fn keeps_rows(&self) -> bool {
         matches!(self.shared.context.backend.lease_store(), LeaseStore::Rows)

@@ -114,6 +114,11 @@ impl<S: Sink> Persist<S> {
         &self.stats
     }
 
+    /// Why the last flush of some line failed, if it did.
+    pub(crate) fn fault(&self) -> Option<String> {
+        self.lanes.iter().find_map(|lane| lane.shard.fault())
+    }
+
     /// How many entries wait to be flushed.
     pub(crate) fn waiting(&self) -> usize {
         self.lanes.iter().map(|lane| lane.shard.waiting()).sum()

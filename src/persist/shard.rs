@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -103,6 +103,9 @@ pub(super) struct Shard<S: Sink> {
     untold: AtomicUsize,
     /// How many batches in a row failed with nothing written: where it is not one entry in many, sending them apart helps nobody.
     failures: AtomicU32,
+    /// What storage said of the last flush, if that failed or nobody knows: for who asks how it stands.
+    fault: Mutex<Option<String>>,
+    faulty: AtomicBool,
 }
 
 impl<S: Sink> fmt::Debug for Shard<S> {
@@ -133,6 +136,8 @@ impl<S: Sink> Shard<S> {
             current: Mutex::new(None),
             untold: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
+            fault: Mutex::new(None),
+            faulty: AtomicBool::new(false),
         })
     }
 
@@ -147,6 +152,22 @@ impl<S: Sink> Shard<S> {
 
     pub(super) fn backend(&self) -> &Arc<dyn StateBackend> {
         &self.backend
+    }
+
+    /// Why the last flush failed, or that nobody knows what became of it.
+    pub(super) fn fault(&self) -> Option<String> {
+        if !self.faulty.load(Ordering::Acquire) {
+            return None;
+        }
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_fault(&self, error: Option<&StoreError>) {
+        // The flushes that succeed are many, and take no lock for it.
+        if error.is_some() || self.faulty.load(Ordering::Acquire) {
+            *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = error.map(ToString::to_string);
+            self.faulty.store(error.is_some(), Ordering::Release);
+        }
     }
 
     fn line(&self) -> MutexGuard<'_, Line<S>> {
@@ -227,6 +248,7 @@ impl<S: Sink> Shard<S> {
     /// Nobody will ever pull again: the runtime has ended.
     pub(super) fn abandon(&self) {
         let error = StoreError::closed();
+        self.set_fault(Some(&error));
         let mut line = self.line();
         line.closed = true;
         line.pulled = false;
@@ -305,6 +327,7 @@ impl<S: Sink> Shard<S> {
     /// not: it speaks of the repetition only.
     fn unknown(&self, mut current: Current<S>, error: StoreError) {
         self.stats.unknown_flushes.fetch_add(1, Ordering::Relaxed);
+        self.set_fault(Some(&error));
         let since = *current.unknown_since.get_or_insert_with(Instant::now);
         let given_up = since.elapsed() >= GIVE_UP_AFTER;
         let hopeless =
@@ -463,6 +486,7 @@ impl<S: Sink> BatchSource for Shard<S> {
         let sinks = std::mem::take(&mut current.flight.sinks);
         if answer.is_ok() {
             self.failures.store(0, Ordering::Relaxed);
+            self.set_fault(None);
         }
         let settled = match answer {
             Ok(answer) if is_plain(&answer, &current) => applied(sinks, answer),
@@ -480,6 +504,10 @@ impl<S: Sink> BatchSource for Shard<S> {
                 self.stats.failed_flushes.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, entries = current.batch.entries.len(), "a flush failed; nothing of it was written");
                 self.failures.fetch_add(1, Ordering::Relaxed);
+                // What is wrong with one entry is not wrong with storage.
+                if !error.is_of_one_entry() {
+                    self.set_fault(Some(&error));
+                }
                 self.line().queue.failed(&current.batch.entries, sinks, &error)
             }
             Err(error) => {
