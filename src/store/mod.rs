@@ -173,6 +173,8 @@ impl VerifyReport {
 ///   the caller sends the same batch again.
 /// - A new run begins at a version that no earlier run of the same name had.
 /// - Batches of one run are sent one after another; batches of different runs may be sent at the same time.
+///   Batches of leases alone (renewals, grants, releases: no parts) come at any time beside them, also while one of the same run is under way, and from any
+///   thread or runtime: renewals have a thread of their own, with a runtime of its own, so that a blocked one loses no lease.
 /// - Dropping a future of `commit` does not stop the work. Every other future may be dropped at any time: a read disturbs nobody, and what writes
 ///   (`initialize`, `checkpoint`, `raise_tokens`, `close`) happens or not, as a whole, and may be called again.
 /// - A backend may refuse what is asked before `initialize` ([`StoreErrorKind::Input`]), and what is asked after `close` ([`StoreErrorKind::Closed`]). A read
