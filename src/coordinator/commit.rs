@@ -26,7 +26,8 @@ const MAX_ATTEMPTS: u32 = 512;
 pub struct Commit {
     /// Its place in the order of the whole store; `None` for a deferred write, which has none yet.
     pub seq: Option<CommitSeq>,
-    /// The runs that it changed, with their versions before and after, in the order of their ids.
+    /// The runs that it changed, with their versions before and after, in the order of their ids; also those of which it only had conditions: their
+    /// versions grow too.
     pub runs: Vec<RunReceipt>,
 }
 

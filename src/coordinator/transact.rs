@@ -55,7 +55,9 @@ enum Read {
     Node(NodeId),
 }
 
-/// One run as the closure sees it.
+/// One run as the closure sees it. What is read of it becomes a condition, and a run with conditions gets a new version with the commit, also where nothing
+/// else is written to it: two transactions that read the whole of one run conflict; see [`Transaction::expect_version`]. Read single nodes
+/// where that is enough. A closure that puts nothing into the transaction commits nothing.
 #[derive(Debug)]
 pub struct RunView<'v> {
     view: &'v View,
