@@ -60,9 +60,31 @@ pub enum Durability {
 /// Every method is cancel-safe: a future that is dropped before it was sent changes nothing; after, the write happens or not, as a whole, and nobody
 /// else is disturbed.
 ///
+/// # What every write may answer
+/// Nothing was written, and the message says what to do: [`Error::Input`] (a bad value; more than
+/// [`max_transaction_bytes`](CoordinatorBuilder::max_transaction_bytes)), [`Error::RunNotFound`], [`Error::NodeNotFound`], [`Error::RunExists`], [`Error::Conflict`] (a condition did not
+/// hold), [`Error::LeaseLost`] (under [`with_lease`](Self::with_lease) or a fence), [`Error::Contended`] (others changed the run 512 times in a row),
+/// [`Error::DeferredLost`] (earlier deferred writes on the run were lost, which is told once, to the next write), [`Error::Closed`].
+///
+/// Storage failed: [`Error::Store`]. Nobody knows whether it was written if [`Error::is_unknown_outcome`] says so ([`Error::Unknown`] always does): read the
+/// run ([`fresh`](Self::fresh)) before writing again.
+///
+/// # How long a call may take
+/// - A write waits for a permit as long as the coordinator is full (the `try_` ones do not), and then for one flush, or a few.
+/// - Where the outcome of a flush is not known (a lost connection, a crashed server) the same batch is sent again until it is; after 30 s its callers are told
+///   that nobody knows, and other writes of that line are refused meanwhile. So a write, a [`flush`](Self::flush) and [`close`](Self::close) may take that long.
+///   The built-in servers' requests have limits of 10 s each.
+/// - A backend of one's own that neither answers nor fails holds what it was sent, and `close`, without a limit. Put a timeout around the call where that
+///   matters: dropping a future is safe.
+/// - A lock is waited for as long as the caller says, and beyond that for an answer of storage that is under way.
+/// - Ends of claims are told ten times within two seconds while storage is busy or full.
+/// - Reading a run that is in memory waits for nothing; other reads take as long as storage does.
+///
+/// # Where it runs
 /// Its own work is done on the runtime on which it was opened, whichever one calls it: a worker that blocks a runtime of its own, or ends it, stops
 /// nobody else. So keep that runtime going (a current-thread one: inside its `block_on`) until the coordinator is closed.
 ///
+/// # Closing
 /// Dropping the last handle closes as far as a drop can (in the background, while the runtime lives); [`close`](Self::close) does it whole and tells
 /// what went wrong.
 #[derive(Debug, Clone)]
@@ -173,7 +195,7 @@ impl Coordinator {
     /// ```
     ///
     /// # Errors
-    /// [`Error::DeferredLost`] if some of them were lost (each loss is told once).
+    /// [`Error::DeferredLost`] if some of them were lost (each loss is told once). For how long it waits see [above](Self#how-long-a-call-may-take).
     ///
     /// # Cancel safety
     /// Dropping the future stops the waiting, not the writing.
@@ -186,7 +208,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// [`Error::DeferredLost`] if deferred writes were lost, [`Error::Store`] if the storage could not be closed in order. All is closed all
-    /// the same.
+    /// the same. For how long it waits see [above](Self#how-long-a-call-may-take).
     ///
     /// # Cancel safety
     /// Closing goes on in the background if the future is dropped.

@@ -263,7 +263,7 @@ impl Coordinator {
     /// # Ok::<(), seeknal_state::Error>(()) }).unwrap();
     /// ```
     ///
-    /// Of what other processes commit it is told the net change of every run, usually within 100 ms, as one event that may stand for several commits:
+    /// Of what other processes commit it is told the net change of every run, usually within 20 ms (within 200 ms where others write without a pause), as one event that may stand for several commits:
     /// of all runs that are resident here, of those that were since there are subscribers, and of those that storage names as changed (PostgreSQL) or
     /// that are among the newest 100,000 (SQLite) or 1,000 (libSQL) of the store. Of those beyond the newest 64 it is told later: their versions are read four
     /// times a second, or as often as reading all of them takes a fifth of the time. A run that was not known here before is told as changed from

@@ -146,6 +146,9 @@ impl Transaction {
 
     /// The run must be at exactly this version. One beyond a snapshot's [`durable_version`](crate::Snapshot::durable_version) is not certain yet: if the
     /// deferred write that was seen under it is lost, another commit may get it.
+    ///
+    /// A condition on a run counts as a part of the transaction: when it commits, **the run gets a new version, also where nothing else is written to it**, and stands in
+    /// [`Commit::runs`]. So two transactions that only look at the same run conflict if both expect its version, and its readers are told of a change.
     pub fn expect_version(&mut self, run: impl IntoRunId, version: Version) -> &mut Self {
         self.expect(|| Ok((run.into_run_id()?, Guard::RunVersion(version))))
     }
@@ -206,9 +209,9 @@ impl Transaction {
     /// Commits. An empty transaction does nothing.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if a guard did not hold, [`Error::LeaseLost`] if a lease is not held any more, [`Error::RunNotFound`],
-    /// [`Error::RunExists`], [`Error::NodeNotFound`], [`Error::Input`]: nothing was written. [`Error::Store`]: its
-    /// [`is_unknown_outcome`](Error::is_unknown_outcome) says whether anything may have been written.
+    /// [What every write may answer](Coordinator#what-every-write-may-answer): [`Error::Conflict`] if a guard did not hold, [`Error::LeaseLost`] if a lease is not held
+    /// any more, [`Error::DeferredLost`] if earlier deferred writes on one of its runs were lost; then nothing was written. [`Error::is_unknown_outcome`] says whether
+    /// anything may have been.
     ///
     /// # Cancel safety
     /// Dropped before it was sent it changes nothing; after, all of it happens or nothing, and nobody else is disturbed.

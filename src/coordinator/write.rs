@@ -45,7 +45,7 @@ impl Coordinator {
     /// ```
     ///
     /// # Errors
-    /// [`Error::RunExists`] if there is such a run; [`Error::Input`] for a bad id; [`Error::Store`] if storage failed.
+    /// [`Error::RunExists`] if there is such a run; [what every write may answer](Self#what-every-write-may-answer).
     ///
     /// # Cancel safety
     /// Dropped before it was sent it changes nothing; after, the run is created or not.
@@ -78,7 +78,7 @@ impl Coordinator {
     /// Changes a run's header. Ending a run frees its locks and its nodes'.
     ///
     /// # Errors
-    /// [`Error::RunNotFound`]; [`Error::LeaseLost`] under [`with_lease`](Self::with_lease); [`Error::Store`].
+    /// [`Error::RunNotFound`]; [what every write may answer](Self#what-every-write-may-answer).
     ///
     /// # Cancel safety
     /// Dropped before it was sent it changes nothing; after, it happens or not.
