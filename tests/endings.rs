@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seeknal_state::{
-    Claim, ClaimFilter, Coordinator, Durability, Error, FencingToken, LeaseError, LeaseKey, LockOptions, LostReason, NewRun,
-    Next, NodeId, NodeState, NodeStatus, NodeUpdate, RunId, StateBackend, StoreError, StoreErrorKind,
+    Claim, ClaimFilter, Coordinator, Durability, Error, Event, FencingToken, LeaseError, LeaseKey, LockOptions, LostReason,
+    NewRun, Next, NodeId, NodeState, NodeStatus, NodeUpdate, RunFilter, RunId, RunQuery, StateBackend, StoreError,
+    StoreErrorKind,
 };
 use support::{Lie, LyingBackend};
 
@@ -111,6 +112,28 @@ async fn every_lock_lasts_as_long_as_the_coordinator_was_told() {
     let listed: Vec<u64> = state.list_locks().await.unwrap().iter().map(|lease| lease.ttl_ms).collect();
     assert_eq!(listed, [300_000, 300_000, 30_000]);
     drop((named, plain, own));
+    state.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_told_can_be_written_down_and_exported() {
+    let state = Coordinator::open(LyingBackend::new(false) as Arc<dyn StateBackend>).await.unwrap();
+    let mut changes = state.subscribe();
+    with_node(&state).await;
+    let (own, commit) =
+        state.transact(|view, _| Ok(if view.run("r")?.is_some() { Err("not today") } else { Ok(()) })).await.unwrap();
+    assert!(own.is_err() && commit.runs.is_empty());
+    let commit = state.set_node_state("r", "n", NodeUpdate::success()).await.unwrap();
+    assert_eq!(serde_json::to_value(&commit).unwrap()["runs"][0]["run"], "r");
+    let Event::Changed(change) = changes.next().await.unwrap() else { panic!("nothing was lost") };
+    assert_eq!(serde_json::to_value(&*change).unwrap()["snapshot"]["durable_version"], 1);
+    let page = state.list_runs(&RunQuery::new(RunFilter::all())).await.unwrap();
+    assert_eq!(serde_json::to_value(&page).unwrap()["runs"][0]["run_id"], "r");
+    assert_eq!(serde_json::to_value(state.health()).unwrap()["open"], true);
+    let entries = state.stats().batch_entries;
+    assert_eq!(entries.buckets().map(|(_, count)| count).sum::<u64>(), entries.count());
+    assert_eq!(entries.buckets().find(|(_, count)| *count > 0), Some((2, entries.count())), "each alone in its batch: below two");
+    assert_eq!(entries.sum(), entries.count());
     state.close().await.unwrap();
 }
 

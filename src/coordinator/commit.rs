@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
+use serde::Serialize;
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
@@ -21,7 +22,7 @@ use crate::run::{
 const MAX_ATTEMPTS: u32 = 512;
 
 /// What a committed transaction became.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Commit {
     /// Its place in the order of the whole store; `None` for a deferred write, which has none yet.

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::Serialize;
 use tokio::sync::broadcast;
 
 use crate::model::{CommitSeq, NodeId, RunId, Snapshot, Version};
@@ -18,7 +19,7 @@ pub enum Event {
 }
 
 /// A committed change of one run. Of what other processes committed one event tells the net change.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Change {
     /// The run.

@@ -39,7 +39,7 @@ pub struct Stats {
 }
 
 /// Whether it works.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Health {
     /// Whether writes are taken.

@@ -10,7 +10,8 @@ use crate::model::{Guard, IntoRunId, NodeId, NodeState, RunHeader, RunId, Snapsh
 /// How often a transaction is tried before its caller is told that the run is contended.
 const MAX_ATTEMPTS: u32 = 64;
 
-/// What the closure of [`Coordinator::transact`] may end with.
+/// What the closure of [`Coordinator::transact`] may end with. An error of the caller's own goes into the value: a closure that answers
+/// `Ok(Err(own))` before it puts anything into the transaction writes nothing.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum TransactError {
@@ -38,6 +39,18 @@ impl From<Error> for TransactError {
 
 impl From<crate::model::InputError> for TransactError {
     fn from(error: crate::model::InputError) -> Self {
+        Self::Abort(error.into())
+    }
+}
+
+impl From<crate::lease::LeaseError> for TransactError {
+    fn from(error: crate::lease::LeaseError) -> Self {
+        Self::Abort(error.into())
+    }
+}
+
+impl From<crate::store::StoreError> for TransactError {
+    fn from(error: crate::store::StoreError) -> Self {
         Self::Abort(error.into())
     }
 }

@@ -145,7 +145,7 @@ impl RunSummary {
 }
 
 /// One page of runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RunPage {
     /// The runs, newest first.

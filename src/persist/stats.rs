@@ -20,6 +20,17 @@ impl Histogram {
         self.buckets.iter().sum()
     }
 
+    /// The sum of all values.
+    pub fn sum(&self) -> u64 {
+        self.sum
+    }
+
+    /// The upper bound of every bucket (no value in it reaches that) with how many values are in it, in order, as exporters take them. Values beyond the
+    /// last bound are in the last bucket.
+    pub fn buckets(&self) -> impl ExactSizeIterator<Item = (u64, u64)> + '_ {
+        self.buckets.iter().enumerate().map(|(index, count)| (1_u64 << index.min(63), *count))
+    }
+
     /// Their mean; zero if there are none.
     #[expect(clippy::cast_precision_loss, reason = "a mean for people")]
     pub fn mean(&self) -> f64 {

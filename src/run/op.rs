@@ -1,6 +1,7 @@
 //! What a client asks of a run, and what it is answered.
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::admission::Permit;
@@ -97,7 +98,7 @@ impl Committed {
 }
 
 /// Deferred writes that were acknowledged from memory and did not reach storage, or of which nobody knows whether they did.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error, Serialize)]
 #[error("{lost} deferred write(s) of run {run:?} were lost{}: {cause}", if *.unknown { " (of some of them that is not known)" } else { "" })]
 #[non_exhaustive]
 pub struct DeferredLoss {
