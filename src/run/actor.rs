@@ -143,6 +143,8 @@ pub(super) struct State {
     takes_back: bool,
     /// Whether the run is to be loaded once more when the load that is under way, or who holds it, is done.
     reload_again: bool,
+    /// Whether an op that was acknowledged from memory is in no list, because it is being checked.
+    deciding: bool,
 }
 
 #[cfg_attr(seeknal_ractor_async_trait, ractor::async_trait)]
@@ -168,6 +170,7 @@ impl Actor for RunActor {
             found: None,
             takes_back: false,
             reload_again: false,
+            deciding: false,
         })
     }
 
@@ -209,19 +212,15 @@ impl Drop for Handling<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.cell.set_dead();
+            self.0.lose_acknowledged();
         }
     }
 }
 
-/// However the actor ends: what was acknowledged from memory and was to be checked again does not vanish in silence.
+/// However else the actor ends, as when its task is taken away.
 impl Drop for State {
     fn drop(&mut self) {
-        for Job { ack, .. } in std::mem::take(&mut self.again).into_jobs() {
-            if ack.is_none() {
-                let loss = self.context.losses.note(self.cell.id(), "the actor of the run ended".to_owned().into());
-                self.context.surroundings.lost(&loss);
-            }
-        }
+        self.lose_acknowledged();
     }
 }
 
@@ -360,6 +359,13 @@ impl State {
 
     /// Checks an op against the tip, and sends it down; or answers why it is refused.
     fn decide(&mut self, job: Job) -> Option<Answer> {
+        self.deciding = job.ack.is_none();
+        let answer = self.judge(job);
+        self.deciding = false;
+        answer
+    }
+
+    fn judge(&mut self, job: Job) -> Option<Answer> {
         let Job { order, mut op, ack, permit } = job;
         if op.attempts > MAX_ATTEMPTS {
             let error = CommitError::Contended(self.cell.id().clone(), op.attempts);
@@ -396,6 +402,15 @@ impl State {
             Err(refusal) => return Some(Answer { ack, error: CommitError::Refused(refusal), permit }),
         }
         None
+    }
+
+    /// The actor ends in the middle: what was acknowledged from memory and was to be checked again does not vanish in silence.
+    fn lose_acknowledged(&mut self) {
+        let waiting = std::mem::take(&mut self.again).into_jobs().filter(|job| job.ack.is_none()).count();
+        for _ in 0..waiting + usize::from(std::mem::take(&mut self.deciding)) {
+            let loss = self.context.losses.note(self.cell.id(), "the actor of the run ended".to_owned().into());
+            self.context.surroundings.lost(&loss);
+        }
     }
 
     /// Answers a caller with an error; a deferred write that was acknowledged is lost.

@@ -233,17 +233,12 @@ impl Claim {
                 {
                     tokio::time::sleep(TELL_PAUSE).await;
                 }
-                // Nothing is left to be given back.
-                Error::LeaseLost(_) => {
-                    self.forsake(lease);
-                    return Err(error);
-                }
                 Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) => {
                     self.forsake(lease);
                     return Err(Error::LeaseLost(lost(self.token)));
                 }
-                // Nor here: it has ended otherwise.
-                Error::Conflict(_) => {
+                // Nothing is left to be given back: it is lost, or has ended otherwise.
+                Error::LeaseLost(_) | Error::Conflict(_) => {
                     self.forsake(lease);
                     return Err(error);
                 }
