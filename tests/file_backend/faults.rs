@@ -234,6 +234,51 @@ async fn a_writer_whose_lock_is_taken_away_writes_nothing_more() {
     assert_eq!(all(&open(folder.path()).await).await, told);
 }
 
+/// What it notes of leases would lie over the first record of the writer after it, and it would remove that one's journal when it closes.
+#[tokio::test]
+async fn a_writer_whose_lock_is_taken_away_spares_the_journal_of_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = open(folder.path()).await;
+    create(&one, "run_1", 0).await;
+    one.checkpoint().await.unwrap();
+    let LeaseStore::Book(book) = one.lease_store() else { panic!("leases live in a book") };
+    let owner = LeaseOwner { process: one.process().unwrap(), name: "task".into() };
+    book.put(LeaseRecord::new(LeaseKey::run(run_id("run_1")), FencingToken(3), owner, None, at(0), 30_000), None);
+    let noted = || String::from_utf8_lossy(&std::fs::read(journal(folder.path())).unwrap_or_default()).contains("\"task\"");
+    wait_for(async || noted()).await;
+    std::fs::remove_file(folder.path().join("run_state.json.lock")).unwrap();
+    let two = open(folder.path()).await;
+    set(&two, "run_1", "a", NodeUpdate::success(), 1).await;
+    set(&two, "run_1", "b", NodeUpdate::success(), 2).await;
+    let told = all(&two).await;
+    book.remove(&LeaseKey::run(run_id("run_1")), FencingToken(3));
+    // With nothing to write it is refused only once the writer has seen, by itself, that it must not note that.
+    wait_for(async || one.checkpoint().await.is_err()).await;
+    let error = one.reserve_tokens(1).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Poisoned, "{error}");
+    assert_eq!(one.close().await.unwrap_err().kind(), StoreErrorKind::Poisoned);
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    assert_eq!(all(&open(killed.path()).await).await, told);
+}
+
+/// With nothing to note it finds out when it closes.
+#[tokio::test]
+async fn a_writer_whose_lock_is_taken_away_removes_no_journal_when_it_closes() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = open(folder.path()).await;
+    create(&one, "run_1", 0).await;
+    one.checkpoint().await.unwrap();
+    std::fs::remove_file(folder.path().join("run_state.json.lock")).unwrap();
+    let two = open(folder.path()).await;
+    set(&two, "run_1", "a", NodeUpdate::success(), 1).await;
+    assert_eq!(one.close().await.unwrap_err().kind(), StoreErrorKind::Poisoned);
+    assert!(journal(folder.path()).exists());
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    assert_eq!(all(&open(killed.path()).await).await, all(&two).await);
+}
+
 #[tokio::test]
 async fn what_is_acknowledged_after_the_journal_was_removed_is_in_the_document() {
     let folder = tempfile::tempdir().unwrap();

@@ -227,3 +227,37 @@ async fn a_missing_document_is_brought_back_from_the_previous_one() {
     let backend = open(folder.path()).await;
     assert_eq!(all(&backend).await, states[states.len() - 1]);
 }
+
+#[tokio::test]
+async fn records_behind_a_note_of_leases_are_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.checkpoint().await.unwrap();
+    let LeaseStore::Book(book) = backend.lease_store() else { panic!("leases live in a book") };
+    let owner = LeaseOwner { process: backend.process().unwrap(), name: "task".into() };
+    book.put(LeaseRecord::new(LeaseKey::run(run_id("run_1")), FencingToken(3), owner, None, at(0), 30_000), None);
+    let bytes = || std::fs::read(journal(folder.path())).unwrap_or_default();
+    wait_for(async || String::from_utf8_lossy(&bytes()).contains("\"task\"")).await;
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    let noted = bytes();
+    let next = open(killed.path()).await;
+    for second in 1..5 {
+        set(&next, "run_1", "node", NodeUpdate::running().metadata("text", "x".repeat(200)), second).await;
+    }
+    let damaged = tempfile::tempdir().unwrap();
+    copy_folder(killed.path(), damaged.path());
+    let mut written = std::fs::read(journal(damaged.path())).unwrap();
+    let end = used(&noted);
+    written[512..end].copy_from_slice(&noted[512..end]);
+    std::fs::write(journal(damaged.path()), &written).unwrap();
+    let unopened = FileBackend::new(&options(damaged.path()));
+    let error = unopened.initialize().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
+    assert!(error.to_string().contains("damaged at byte 512: a note of leases"), "{error}");
+    assert_eq!(std::fs::read(journal(damaged.path())).unwrap(), written, "it is left as it is");
+    let done = repair(damaged.path(), at(0), false).unwrap();
+    assert!(done.iter().any(|line| line.contains("after 0 good record(s)")), "{done:?}");
+    assert_eq!(all(&open(damaged.path()).await).await, all(&backend).await, "what the document has is there");
+}

@@ -382,7 +382,10 @@ fn replay(ledger: &mut Ledger, stored: &Stored, header: &Header, document_seq: u
             if let Some(leases) = lines(frame.payload).next().and_then(|line| serde_json::from_slice::<Leases>(line).ok()) {
                 replayed.leases = Some(leases);
             }
-            // What is provisional lies at the end, always.
+            // What is provisional lies at the end, always: a writer that had lost its lock wrote it over records of the one after it.
+            if let Some(behind) = frame_behind(&stored.bytes, offset, header.epoch) {
+                return Err(damage(&format!("a note of leases lies there, and records follow at byte {behind}")));
+            }
             return Ok(replayed);
         }
         if frame.previous != replayed.tail {

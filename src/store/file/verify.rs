@@ -218,10 +218,12 @@ fn mend_journal(paths: &Paths, journal: &Path, now: DateTime<Utc>, done: &mut Ve
         if !readable {
             break;
         }
-        if frame.kind == Kind::Data {
-            records += lines(frame.payload).count();
-        }
         end = frame.end;
+        if frame.kind == Kind::Leases {
+            // It is the last one, always.
+            break;
+        }
+        records += lines(frame.payload).count();
     }
     let Some(last) = last_written(&stored.bytes, end) else { return Ok(()) };
     let aside = Paths::aside(journal, "damaged", now);

@@ -264,24 +264,26 @@ impl Writer {
     }
 
     fn tokens(&mut self, count: u64) -> Result<std::ops::Range<u64>, StoreError> {
-        match &self.poisoned {
-            Some(error) => Err(error.clone()),
-            None => self.lock.reserve_tokens(count),
-        }
+        self.check_lock()?;
+        self.lock.reserve_tokens(count)
     }
 
-    /// Looks whether the files are still those that lie there. Without the lock nothing is written; without the journal all goes into the document.
-    fn check_files(&mut self) -> Result<(), StoreError> {
+    /// Looks whether the lock is still the one that lies there: without it another writer may have the files, and nothing of them is written, cut or removed.
+    fn check_lock(&mut self) -> Result<(), StoreError> {
         if let Some(error) = &self.poisoned {
             return Err(error.clone());
         }
-        if let Err(error) = self.lock.check(&self.paths) {
+        self.lock.check(&self.paths).inspect_err(|error| {
             if error.kind() == StoreErrorKind::Poisoned {
                 tracing::error!(%error, "the state is not written any more");
                 self.poisoned = Some(error.clone());
             }
-            return Err(error);
-        }
+        })
+    }
+
+    /// Looks whether the files are still those that lie there. Without the lock nothing is written; without the journal all goes into the document.
+    fn check_files(&mut self) -> Result<(), StoreError> {
+        self.check_lock()?;
         if let Some(journal) = self.journal.as_ref().filter(|_| !self.broken)
             && !journal.is_at_one_of([&self.paths.next, &self.paths.journal])?
             // Moved from one to the other between the two looks it is seen at the second place.
@@ -436,6 +438,7 @@ impl Writer {
             let ledger = self.ledger.clone();
             self.write_document_now(&ledger)?;
         }
+        self.check_lock()?;
         let Some(generation) = &self.document.generation else { return Err(StoreError::closed()) };
         let header = Header::new(generation, None, self.document.seq, self.document.seq);
         self.journal = Some(Journal::create(&self.paths.journal, header, || self.paths.settle(&self.paths.journal))?);
@@ -526,7 +529,7 @@ impl Writer {
             return;
         }
         // Where there is no document yet that a journal can continue, one is written: whoever holds a lock is about to write, and others must see it.
-        let noted = self.ensure_journal().and_then(|()| {
+        let noted = self.check_lock().and_then(|()| self.ensure_journal()).and_then(|()| {
             let Some(journal) = &mut self.journal else { return Ok(()) };
             self.buffer.clear();
             encode_leases(&mut self.lease_note, &leases)?;
@@ -550,10 +553,7 @@ impl Writer {
             let done = job.wait();
             self.checkpoint_ended(done);
         }
-        let mut result = match &self.poisoned {
-            Some(error) => Err(error.clone()),
-            None => Ok(()),
-        };
+        let mut result = self.check_lock();
         if result.is_ok() && self.is_dirty() {
             let ledger = self.ledger.clone();
             result = self.write_document_now(&ledger);

@@ -71,6 +71,7 @@ impl Writer {
     }
 
     pub(super) fn rotate(&mut self) -> Result<(), StoreError> {
+        self.check_lock()?;
         self.check_document()?;
         let Some(journal) = &self.journal else { return Ok(()) };
         let follows = journal.header().generation.clone();
