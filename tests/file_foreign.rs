@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use seeknal_state::store::file::FileBackend;
 use seeknal_state::{
-    BackendOptions, Coordinator, NewRun, NodeStatus, NodeUpdate, RunQuery, RunStatus, StateBackend, create_state_backend,
+    BackendOptions, Clock, Coordinator, NewRun, NodeStatus, NodeUpdate, RunQuery, RunStatus, StateBackend, SystemClock,
+    create_state_backend,
 };
 use serde_json::{Value, json};
 
@@ -271,4 +272,27 @@ async fn a_document_behind_a_symbolic_link_is_written_where_it_lies() {
     assert!(state.get_run("run_1").await.unwrap().is_some());
     state.close().await.unwrap();
     assert!(!elsewhere.path().join(".shared.json.tmp-0").exists());
+}
+
+/// Its naive stamps are of a place east of here: hours ahead.
+#[tokio::test]
+async fn a_run_of_ours_is_newer_than_what_a_clock_ahead_of_ours_wrote() {
+    for ahead in [chrono::Duration::hours(3), chrono::Duration::hours(14)] {
+        let folder = tempfile::tempdir().unwrap();
+        let stamp = (SystemClock.now() + ahead).format("%Y-%m-%dT%H:%M:%S%.6f").to_string();
+        let foreign = json!({"schema_version": "2.0", "seeknal_version": "2.1.0", "last_run": stamp, "run_id": "theirs", "config": {},
+            "nodes": {"n": {"hash": "x", "last_run": stamp, "status": "success", "duration_ms": 5, "row_count": 1}}});
+        std::fs::write(folder.path().join("run_state.json"), foreign.to_string()).unwrap();
+        let state = open(folder.path()).await;
+        let before = SystemClock.now();
+        state.create_run("ours", NewRun::running()).await.unwrap();
+        state.set_node_state("ours", "n", NodeUpdate::success().watermark("w", "9")).await.unwrap();
+        assert_eq!(state.last_success("n").await.unwrap().unwrap().run_id.as_str(), "ours");
+        let run = state.get_run("ours").await.unwrap().unwrap();
+        let started = run.header().started_at.unwrap();
+        assert!(started >= before - chrono::Duration::seconds(1) && started <= SystemClock.now(), "{started}: it began just now");
+        state.close().await.unwrap();
+        let written = read(&folder.path().join("run_state.json"));
+        assert_eq!((&written["run_id"], &written["nodes"]["n"]["run_id"]), (&json!("ours"), &json!("ours")));
+    }
 }

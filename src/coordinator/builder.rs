@@ -4,13 +4,15 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use chrono::TimeDelta;
+
 use super::directory::Directory;
 use super::doors::Doors;
 use super::events::Events;
 use super::{Coordinator, Core, Durability, Engine, follow, supervisor};
 use crate::error::Error;
 use crate::lease::LeaseHandle;
-use crate::model::{Clock, InputError, SystemClock};
+use crate::model::{Clock, InputError, RunFilter, RunQuery, SystemClock};
 use crate::persist::Persist;
 use crate::run::{Admission, RunContext};
 use crate::store::StateBackend;
@@ -163,6 +165,20 @@ impl CoordinatorBuilder {
     }
 }
 
+/// How far ahead of this clock a run may have been created by another one that is right where it is: that far apart are the local times on earth, and some
+/// programs write theirs without a zone. What lies further ahead is a mistake, behind which nobody goes.
+const FURTHEST_ZONE: TimeDelta = TimeDelta::hours(26);
+
+/// When the newest run was created, in microseconds, so that the runs of this coordinator are newer than those that it found, whatever clock these came
+/// from.
+async fn last_creation(backend: &dyn StateBackend, clock: &dyn Clock) -> i64 {
+    let furthest = clock.now().checked_add_signed(FURTHEST_ZONE);
+    let filter = furthest.map_or_else(RunFilter::all, |furthest| RunFilter::all().created_before(furthest));
+    // What cannot be listed is told to whoever lists it.
+    let newest = backend.list_runs(&RunQuery::new(filter).limit(1)).await.ok().and_then(|page| page.runs.into_iter().next());
+    newest.map_or(0, |run| crate::model::time::micros(run.header.created_at))
+}
+
 async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Clock>) -> Result<Coordinator, Error> {
     {
         let report = backend.initialize().await?;
@@ -173,6 +189,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
             let _gives_its_own_error = backend.close().await.is_err();
             return Err(error.into());
         }
+        let last_creation = last_creation(&*backend, &*clock).await;
         let closed = |_| Error::Closed;
         let persist = Persist::start(&backend).await.map_err(closed)?;
         let (supervisor, _) = supervisor::start().await.map_err(|_| Error::Closed)?;
@@ -214,7 +231,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
             publications: RwLock::new(()),
             supervisor,
             runtime,
-            last_creation: std::sync::atomic::AtomicI64::new(0),
+            last_creation: std::sync::atomic::AtomicI64::new(last_creation),
             closed: AtomicBool::new(false),
             claiming: tokio::sync::watch::Sender::new(0),
             ended: tokio::sync::watch::Sender::new(false),

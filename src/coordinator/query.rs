@@ -429,8 +429,9 @@ impl Engine {
         Ok(all)
     }
 
-    /// The stamp of a new run: later than that of every run that this coordinator made before, so that runs order as they were made.
-    pub(super) fn next_creation_stamp(&self) -> DateTime<Utc> {
+    /// What the clock says, and the stamp of a new run: later than that of every run that this coordinator found or made before, so that runs order as they
+    /// were made.
+    pub(super) fn next_creation_stamp(&self) -> (DateTime<Utc>, DateTime<Utc>) {
         use std::sync::atomic::Ordering;
         let now = crate::model::time::micros(self.context.clock.now());
         let previous = self
@@ -438,7 +439,8 @@ impl Engine {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(now.max(last.saturating_add(1))))
             .unwrap_or(now);
         let stamp = now.max(previous.saturating_add(1));
-        crate::model::time::from_micros(stamp).unwrap_or(DateTime::UNIX_EPOCH)
+        let of = |micros| crate::model::time::from_micros(micros).unwrap_or(DateTime::UNIX_EPOCH);
+        (of(now), of(stamp))
     }
 }
 

@@ -231,7 +231,12 @@ impl Coordinator {
         if new.status == RunStatus::Running && new.worker.is_none() {
             new.worker = self.worker();
         }
-        Mutation::Create { run: new, at: self.engine().next_creation_stamp() }
+        let (now, at) = self.engine().next_creation_stamp();
+        if new.status == RunStatus::Running {
+            // Where the run is put behind others, that is not when it starts.
+            new.started_at.get_or_insert(now);
+        }
+        Mutation::Create { run: new, at }
     }
 
     pub(super) fn header_change(&self, mut update: RunUpdate) -> Mutation {
