@@ -84,6 +84,24 @@ async fn tokens_grow_over_a_move() {
     }
 }
 
+/// A number that no token of ours comes near fits no column: it is kept as it was written, and means nothing.
+#[tokio::test]
+async fn a_foreign_token_beyond_all_of_ours_moves_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("target");
+    fs::create_dir(&target).unwrap();
+    let document = target.join("run_state.json");
+    fs::write(&document, r#"{"run_id":"theirs","nodes":{"n":{"status":"success","token":18446744073709551615}}}"#).unwrap();
+    relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
+    let database = open("database", &target).await;
+    let run = database.load_run(&"theirs".parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!(run.node("n").unwrap().token, None);
+    database.close().await.unwrap();
+    fs::remove_file(&document).unwrap();
+    relocate::execute(&settings(dir.path()), Home::File, now(), go_on).await.unwrap();
+    assert!(fs::read_to_string(&document).unwrap().contains("18446744073709551615"));
+}
+
 #[tokio::test]
 async fn the_database_moves_into_the_file() {
     let dir = project("database").await;

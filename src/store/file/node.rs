@@ -19,6 +19,7 @@ use crate::model::{
     Attempt, FencingToken, Fingerprint, Interval, IntervalSet, List, Metadata, NodeId, NodeState, NodeStatus, PartitionKey,
     RawJson, RunId, time,
 };
+use crate::store::highwater::HIGHEST;
 
 /// Whose words a document speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +74,7 @@ pub(super) fn read(members: &Members<'_>) -> Found {
             "max_attempts" => node.max_attempts = raw.parse().ok(),
             "attempts" => node.attempts = list(raw),
             "worker" => node.worker = string(raw).map(Arc::from),
-            "token" => node.token = raw.parse().ok().map(FencingToken),
+            "token" => node.token = token(raw),
             _ => {}
         }
     }
@@ -199,6 +200,11 @@ macro_rules! told_fields {
             $(, $more)*
         )
     };
+}
+
+/// Reads a fencing token from JSON text. A number that is higher than any of ours was put there by somebody else: it is kept with the object, and means nothing.
+fn token(raw: &str) -> Option<FencingToken> {
+    raw.parse().ok().filter(|token| *token <= HIGHEST).map(FencingToken)
 }
 
 /// What of a node its object does not say: names of fields and their values as JSON text.
@@ -442,7 +448,7 @@ fn member<'a>(key: &str, raw: &'a str, members: &Members<'_>, node: &NodeState, 
         "attempts" if list::<Attempt>(raw) != node.attempts => anew(json(&node.attempts)),
         "max_attempts" if raw.parse().ok() != node.max_attempts => anew(json(&node.max_attempts)),
         "worker" if string(raw).as_deref() != node.worker.as_deref() => anew(json(&node.worker)),
-        "token" if raw.parse().ok().map(FencingToken) != node.token => anew(json(&node.token)),
+        "token" if token(raw) != node.token => anew(json(&node.token)),
         _ => keep,
     }
 }
