@@ -350,6 +350,23 @@ async fn there_and_back(url: &str, options: &str) {
     assert_moved(dir.path(), "file").await;
 }
 
+/// A project that has only ever lived on a server has no folder for its state.
+#[cfg(feature = "libsql")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_moves_between_servers_without_a_folder_of_its_own() {
+    let (Some(old), Some(new)) = (support::sqld::Sqld::start(), support::sqld::Sqld::start()) else { return };
+    let backend = create_state_backend("database", &BackendOptions::new().database_url(old.url())).unwrap();
+    backend.initialize().await.unwrap();
+    fill(&backend).await;
+    backend.close().await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("seeknal_project.yml");
+    fs::write(&file, format!("state_backend: database\ndatabase_url: {}\n", new.url())).unwrap();
+    let from = Origin::parse(&old.url()).unwrap();
+    let report = relocate::execute(&settings(dir.path()), Move::new(from, Home::Database), now(), go_on).await.unwrap();
+    assert_eq!(report.moved.unwrap().verified.runs, 4);
+}
+
 #[cfg(feature = "postgres")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn state_moves_to_postgresql_and_back() {

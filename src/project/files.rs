@@ -19,6 +19,11 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), ProjectError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| ProjectError::io(folder, error))
 }
 
+/// Makes a folder, and those above it, where they are not there.
+pub(super) fn make_folder(folder: &Path) -> Result<(), ProjectError> {
+    fs::create_dir_all(folder).map_err(|error| ProjectError::io(folder, error))
+}
+
 /// The path with a longer name.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();

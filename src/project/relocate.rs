@@ -278,6 +278,8 @@ async fn move_state(
         told.refuse_conflicts(&plan)?;
     }
     seen.close().await?;
+    // A state that comes from a server may have none yet; what is noted meanwhile lies there.
+    files::make_folder(&settings.target.value)?;
     let source = from.open_writable(settings, &mut report.notices).await?;
     open.push(Arc::clone(&source));
     locks.extend(Exclusive::take(&source).await?);
