@@ -204,3 +204,29 @@ async fn what_another_program_wrote_is_the_latest_whatever_its_clock_says() {
     let written: serde_json::Value = serde_json::from_slice(&std::fs::read(document(folder.path())).unwrap()).unwrap();
     assert_eq!((&written["nodes"]["node"]["hash"], &written["nodes"]["node"]["row_count"]), (&"new".into(), &777.into()));
 }
+
+#[tokio::test]
+async fn tokens_never_go_back_where_the_lock_is_gone_and_the_document_is_not_ours() {
+    let foreign = r#"{"run_id":"theirs","schema_version":"2.0","nodes":{"node":{"hash":"h","status":"success"}}}"#;
+    for (document_is, copy_is_whole) in [(Some(foreign), true), (None, true), (Some(foreign), false), (None, false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = open(folder.path()).await;
+        let last = create(&backend, "run_1", 0).await;
+        let told = backend.reserve_tokens(100).await.unwrap();
+        backend.close().await.unwrap();
+        std::fs::remove_file(folder.path().join("run_state.json.lock")).unwrap();
+        match document_is {
+            Some(text) => std::fs::write(document(folder.path()), text).unwrap(),
+            None => std::fs::remove_file(document(folder.path())).unwrap(),
+        }
+        if !copy_is_whole {
+            std::fs::write(folder.path().join("run_state.json.prev"), "{").unwrap();
+        }
+        let (again, notices) = open_told(folder.path()).await;
+        assert!(again.reserve_tokens(1).await.unwrap().start >= told.end, "{document_is:?} {copy_is_whole}");
+        assert!(notices.iter().any(|notice| notice.contains("tokens go on behind")), "{notices:?}");
+        if copy_is_whole {
+            assert!(create(&again, "run_2", 1).await.seq > last.seq);
+        }
+    }
+}

@@ -13,15 +13,26 @@ use super::text::{self, Members, get};
 use crate::model::{Ledger, NodeId, NodeState, NodeStatus, RawJson, RunHeader, RunId, RunState};
 use crate::store::StoreError;
 
-/// A foreign document, with what the last one of ours knew beside it; and whether that one holds what this state does not.
+/// A foreign document, with what the last one of ours knew beside it.
+#[derive(Debug)]
+pub(super) struct Joined {
+    pub(super) document: Document,
+    /// Whether the last one of ours holds what this state does not.
+    pub(super) keeps_previous: bool,
+    /// The last sequence number that it tells; one that cannot be read says at least that there was one.
+    pub(super) copy_seq: Option<u64>,
+}
+
+/// Joins a foreign document with the last one of ours, if there is one.
 pub(super) fn with_previous(
     paths: &Paths,
     bytes: &[u8],
     foreign: Document,
     highest_seq: u64,
     notices: &mut Vec<String>,
-) -> Result<(Document, bool), StoreError> {
-    let Some((previous, _)) = paths::read(&paths.previous)? else { return Ok((foreign, false)) };
+) -> Result<Joined, StoreError> {
+    let joined = |document, keeps_previous, copy_seq| Ok(Joined { document, keeps_previous, copy_seq });
+    let Some((previous, _)) = paths::read(&paths.previous)? else { return joined(foreign, false, None) };
     let name = paths.document.display();
     let read = document::read(&paths.previous, &previous, highest_seq)
         .and_then(|known| Ok((known, document::read_without_our_part(&paths.previous, &previous)?)));
@@ -32,9 +43,10 @@ pub(super) fn with_previous(
                 "{name} was rewritten by another program, and history cannot be taken from the last document of ours: {error}. That one is kept \
                  under another name when something is written"
             ));
-            return Ok((foreign, true));
+            return joined(foreign, true, Some(1));
         }
     };
+    let copy_seq = Some(previous.ledger.seq().0);
     let foreign = document::read(&paths.document, bytes, highest_seq.max(previous.ledger.seq().0))?;
     let newest = foreign.ledger.runs().next();
     let known = newest.and_then(|newest| Some((newest, previous.ledger.run(newest.id().as_str())?)));
@@ -42,7 +54,7 @@ pub(super) fn with_previous(
         previous.ledger.runs().next().is_some_and(|last| last.id() != known.id()) && is_as_it_came(newest, known)
     });
     if let Some(known) = put_back.map(|(_, known)| known.id().clone()) {
-        return Ok((restored(paths, &known, foreign, &previous.ledger, &was, notices), true));
+        return joined(restored(paths, &known, foreign, &previous.ledger, &was, notices), true, copy_seq);
     }
     let mut ledger = previous.ledger;
     let known = ledger.run_count();
@@ -60,7 +72,7 @@ pub(super) fn with_previous(
         "{name} was rewritten by another program: it is opened as run(s) of its own, and {known} earlier run(s) and the coverage come from {}",
         paths.previous.display()
     ));
-    Ok((Document { ledger, ..foreign }, false))
+    joined(Document { ledger, ..foreign }, false, copy_seq)
 }
 
 /// A foreign document whose newest run is an old one of those that we knew, word for word as it came then: somebody put a backup back. It wins: what was

@@ -118,7 +118,7 @@ impl Lock {
         self.value.seq
     }
 
-    /// A file that knows less than the document does was emptied, or the document came here without it: nobody knows how far tokens were given out. They go
+    /// A file that knows less than the document, or the copy of the last one of ours, was emptied, or the document came here without it: nobody knows how far tokens were given out. They go
     /// on far behind. Answers with what an operator should know.
     pub(super) fn make_up_for(
         &mut self,

@@ -54,8 +54,10 @@ pub(super) struct State {
     pub(super) keeps_previous: bool,
     /// Whether the copy of the last document says that there was no newer one.
     pub(super) is_newest: bool,
-    /// The last sequence number that a document of ours tells.
+    /// The last sequence number that the document tells, if it is ours.
     pub(super) told_seq: Option<u64>,
+    /// The same of the copy of the last document of ours, where it had to be asked because the document is not ours, or is missing.
+    pub(super) copy_seq: Option<u64>,
 }
 
 impl State {
@@ -130,16 +132,16 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
     let name = paths.document.display();
     let document = document::read(&paths.document, &bytes, highest_seq)?;
     let told_seq = document.is_ours.then(|| document.ledger.seq().0);
-    let mut keeps_previous = false;
+    let (mut keeps_previous, mut copy_seq) = (false, None);
     let document = if document.is_ours {
         if document.generation.is_none() {
             notices.push(format!("{name} was edited since it was written; it is taken as it is now"));
         }
         document
     } else {
-        let (joined, keeps) = join::with_previous(paths, &bytes, document, highest_seq, &mut notices)?;
-        keeps_previous = keeps;
-        joined
+        let joined = join::with_previous(paths, &bytes, document, highest_seq, &mut notices)?;
+        (keeps_previous, copy_seq) = (joined.keeps_previous, joined.copy_seq);
+        joined.document
     };
     drop(bytes);
     let mut state = State {
@@ -160,6 +162,7 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
         keeps_previous,
         is_newest: false,
         told_seq,
+        copy_seq,
     };
     join_journals(&mut state, journal, next)?;
     state.ledger.raise_seq(CommitSeq(highest_seq));
@@ -211,7 +214,8 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
     let (mut ledger, shape) =
         document.map_or_else(|| (Ledger::new(), Shape::default()), |document| (document.ledger, document.shape));
     let document_seq = ledger.seq().0;
-    ledger.raise_seq(CommitSeq(highest_seq));
+    let copy_seq = copied_seq(paths)?;
+    ledger.raise_seq(CommitSeq(highest_seq.max(copy_seq.unwrap_or(0))));
     Ok(State {
         ledger,
         shape,
@@ -230,7 +234,14 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
         keeps_previous: false,
         is_newest: false,
         told_seq: None,
+        copy_seq,
     })
+}
+
+/// How far numbers were given out by what the copy of the last document of ours tells; one that cannot be read says at least that there was one.
+fn copied_seq(paths: &Paths) -> Result<Option<u64>, StoreError> {
+    let Some((bytes, _)) = paths::read(&paths.previous)? else { return Ok(None) };
+    Ok(Some(document::read(&paths.previous, &bytes, 0).map_or(1, |previous| previous.ledger.seq().0)))
 }
 
 /// Finds out what the journals are to the document, and replays those that continue it.

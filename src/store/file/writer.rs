@@ -159,7 +159,7 @@ impl Writer {
         let mut lock = Lock::acquire(&paths, process)?;
         let swept = paths.sweep()?;
         let mut state = recover::read(&paths, lock.seq())?;
-        state.notices.extend(lock.make_up_for(state.told_seq, &paths, SystemClock.now())?);
+        state.notices.extend(lock.make_up_for(state.told_seq.max(state.copy_seq), &paths, SystemClock.now())?);
         let tail = state.active.as_ref().map_or(state.document_seq, |active| active.tail);
         let no_copy = checkpoint::refresh_copy(&paths, &mut state)?;
         state.notices.extend(no_copy);
