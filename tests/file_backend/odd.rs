@@ -43,6 +43,40 @@ async fn numbers_that_would_soon_be_used_up_are_refused() {
     set(&open(folder.path()).await, "run_1", "n", NodeUpdate::success(), 1).await;
 }
 
+/// Nothing is answered under a number that would not be read again.
+#[tokio::test]
+async fn numbers_that_are_used_up_are_refused_before_they_are_given_out() {
+    const HIGHEST: u64 = 1 << 62;
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.close().await.unwrap();
+    let lock = folder.path().join("run_state.json.lock");
+    std::fs::write(&lock, format!("{{\"token\":{},\"seq\":{}}}", HIGHEST - 2, HIGHEST - 2)).unwrap();
+    let backend = open(folder.path()).await;
+    assert_eq!(backend.reserve_tokens(1).await.unwrap().end, HIGHEST);
+    assert_eq!(backend.reserve_tokens(2).await.unwrap_err().kind(), StoreErrorKind::Input);
+    assert_eq!(backend.reserve_tokens(1).await.unwrap().start, HIGHEST);
+    let mut refused = None;
+    for second in 1..5 {
+        let version = version(&backend, "run_1").await;
+        let mutation = Mutation::SetNode { node: node_id("n"), update: Box::new(NodeUpdate::running()), at: at(second) };
+        let batch = Batch::new(vec![entry(vec![part("run_1", version, vec![mutation])])]);
+        refused = backend.commit(Arc::new(batch)).await.err();
+        if refused.is_some() {
+            break;
+        }
+    }
+    let error = refused.unwrap();
+    assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Input, false), "{error}");
+    let told = all(&backend).await;
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    assert_eq!(all(&open(killed.path()).await).await, told);
+    backend.close().await.unwrap();
+    assert_eq!(all(&open(folder.path()).await).await, told);
+}
+
 #[tokio::test]
 async fn a_journal_that_was_cut_in_its_header_is_not_taken_for_empty() {
     let folder = tempfile::tempdir().unwrap();

@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 
 use super::paths::Paths;
 use crate::model::ProcessInfo;
-use crate::store::highwater::{HighWater, HighWaterFile, far_behind};
+use crate::store::highwater::{HIGHEST, HighWater, HighWaterFile, far_behind};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How many sequence numbers are reserved with one sync: hours of writing at full speed.
@@ -140,7 +140,8 @@ impl Lock {
         if seq <= self.value.seq {
             return Ok(());
         }
-        self.put(HighWater { seq: seq.saturating_add(SEQ_BLOCK), ..self.value.clone() })
+        refuse_beyond(seq, "sequence number")?;
+        self.put(HighWater { seq: seq.saturating_add(SEQ_BLOCK).min(HIGHEST), ..self.value.clone() })
     }
 
     /// Gives out tokens; synced before it returns.
@@ -149,6 +150,7 @@ impl Lock {
         let end = start.checked_add(count).ok_or_else(|| {
             StoreError::not_applied(StoreErrorKind::Input, format!("{count} fencing tokens are more than there are left"))
         })?;
+        refuse_beyond(end - 1, "fencing token")?;
         self.put(HighWater { token: end - 1, ..self.value.clone() })?;
         Ok(start..end)
     }
@@ -170,6 +172,15 @@ impl Lock {
         self.value = value;
         Ok(())
     }
+}
+
+/// Refuses what could not be read again: nothing of ours comes so far, somebody else wrote a number that is near the end.
+fn refuse_beyond(number: u64, what: &str) -> Result<(), StoreError> {
+    if number <= HIGHEST {
+        return Ok(());
+    }
+    let message = format!("{number} is no {what} any more: they end at {HIGHEST}, and somebody else wrote one that is near it");
+    Err(StoreError::not_applied(StoreErrorKind::Input, message))
 }
 
 /// Takes it, although somebody may just be asking whether it is held.
