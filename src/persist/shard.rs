@@ -324,7 +324,7 @@ impl<S: Sink> Shard<S> {
     }
 
     /// Nobody knows whether the batch was applied: the same batch, with the same id, is sent until an answer settles it. An error of a repetition does
-    /// not: it speaks of the repetition only.
+    /// not: it speaks of the repetition only, unless it says that no sending is ever applied.
     fn unknown(&self, mut current: Current<S>, error: StoreError) {
         self.stats.unknown_flushes.fetch_add(1, Ordering::Relaxed);
         self.set_fault(Some(&error));
@@ -498,9 +498,11 @@ impl<S: Sink> BatchSource for Shard<S> {
             Err(error) if is_of_one(&error, &current) && self.failures.load(Ordering::Relaxed) < MOST_FAILURES => {
                 tracing::debug!(%error, entries = current.batch.entries.len(), "a flush failed for one of its entries; they are sent apart");
                 let barriers = std::mem::take(&mut current.flight.barriers);
-                return self.line().queue.put_apart(&current.batch.entries, Flight { sinks, barriers });
+                let mut line = self.line();
+                line.stuck = None;
+                return line.queue.put_apart(&current.batch.entries, Flight { sinks, barriers });
             }
-            Err(error) if current.unknown_since.is_none() && !error.is_unknown_outcome() => {
+            Err(error) if is_certain(&error, &current) => {
                 self.stats.failed_flushes.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, entries = current.batch.entries.len(), "a flush failed; nothing of it was written");
                 self.failures.fetch_add(1, Ordering::Relaxed);
@@ -508,7 +510,9 @@ impl<S: Sink> BatchSource for Shard<S> {
                 if !error.is_of_one_entry() {
                     self.set_fault(Some(&error));
                 }
-                self.line().queue.failed(&current.batch.entries, sinks, &error)
+                let mut line = self.line();
+                line.stuck = None;
+                line.queue.failed(&current.batch.entries, sinks, &error)
             }
             Err(error) => {
                 current.flight.sinks = sinks;
@@ -537,7 +541,12 @@ pub(super) fn is_to_be_said(said: Option<Instant>, now: Instant) -> bool {
 
 /// Whether a batch failed, with nothing written, for what one of several entries is: a value that storage cannot take, a row that it cannot read.
 fn is_of_one<S>(error: &StoreError, current: &Current<S>) -> bool {
-    current.unknown_since.is_none() && !error.is_unknown_outcome() && error.is_of_one_entry() && current.batch.entries.len() > 1
+    is_certain(error, current) && error.is_of_one_entry() && current.batch.entries.len() > 1
+}
+
+/// Whether nothing was written: by the only sending that there was, or by any of them.
+fn is_certain<S>(error: &StoreError, current: &Current<S>) -> bool {
+    !error.is_unknown_outcome() && (current.unknown_since.is_none() || error.is_never_applied())
 }
 
 /// Whether everything was applied, at the first try: then there is nothing to decide.

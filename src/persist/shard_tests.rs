@@ -256,6 +256,34 @@ async fn a_batch_with_an_unknown_outcome_is_given_again_before_anything_else() {
     assert!(told.try_recv().is_err(), "an error of a repetition settles nothing");
 }
 
+#[tokio::test]
+async fn a_failure_that_speaks_of_all_sendings_settles_a_batch() {
+    let (persist, source, _, tell, mut told) = open().await;
+    for number in 1..=2 {
+        submit(&persist, number, &tell);
+    }
+    let again = async || loop {
+        tokio::task::yield_now().await;
+        if let Some(batch) = source.next() {
+            break batch;
+        }
+    };
+    let lost = || Err(StoreError::unknown(StoreErrorKind::Unavailable, "the answer was lost"));
+    let large = || StoreError::not_applied(StoreErrorKind::Input, "too large").of_one_entry().never_applied();
+    assert_eq!(again().await.entries.len(), 2);
+    source.answer(lost());
+    assert_eq!(again().await.entries.len(), 2);
+    source.answer(Err(large()));
+    assert_eq!(again().await.entries.len(), 1, "they are sent apart");
+    source.answer(lost());
+    assert_eq!(again().await.entries.len(), 1);
+    source.answer(Err(large()));
+    assert_eq!(told.recv().await, Some((1, "not applied")));
+    assert_eq!(again().await.entries.len(), 1);
+    source.answer(Err(large()));
+    assert_eq!(told.recv().await, Some((2, "not applied")));
+}
+
 /// A writer that asks for the next batch while nobody has told yet what became of the one before.
 #[tokio::test]
 async fn a_barrier_is_passed_only_when_all_before_it_is_told() {

@@ -47,6 +47,7 @@ struct Inner {
     kind: StoreErrorKind,
     unknown: bool,
     of_one: bool,
+    never: bool,
     message: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -54,12 +55,22 @@ struct Inner {
 impl StoreError {
     /// A fault after which nothing of what was asked has happened. The message names the place and the mend.
     pub fn not_applied(kind: StoreErrorKind, message: impl Into<String>) -> Self {
-        Self { inner: Arc::new(Inner { kind, unknown: false, of_one: false, message: message.into(), source: None }) }
+        Self::of(Inner { kind, unknown: false, of_one: false, never: false, message: message.into(), source: None })
     }
 
     /// A fault after which nobody knows whether it has happened.
     pub fn unknown(kind: StoreErrorKind, message: impl Into<String>) -> Self {
-        Self { inner: Arc::new(Inner { kind, unknown: true, of_one: false, message: message.into(), source: None }) }
+        Self::of(Inner { kind, unknown: true, of_one: false, never: false, message: message.into(), source: None })
+    }
+
+    fn of(inner: Inner) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The same fault and its source, said of the outcome in another way.
+    fn again(&self, unknown: bool, of_one: bool, never: bool) -> Self {
+        let Inner { kind, message, .. } = &*self.inner;
+        Self::of(Inner { kind: *kind, unknown, of_one, never, message: message.clone(), source: Some(Box::new(self.clone())) })
     }
 
     /// A fault of the operating system at a place; nothing has happened. Says what usually mends it.
@@ -79,7 +90,7 @@ impl StoreError {
             _ => (StoreErrorKind::Io, "check the disk and the system's log"),
         };
         let message = format!("{place}: {error}; {mend}");
-        Self { inner: Arc::new(Inner { kind, unknown: false, of_one: false, message, source: Some(Box::new(error)) }) }
+        Self::of(Inner { kind, unknown: false, of_one: false, never: false, message, source: Some(Box::new(error)) })
     }
 
     /// A backend was asked for something that it cannot do.
@@ -94,26 +105,16 @@ impl StoreError {
 
     /// The same fault with the error that it came from.
     pub fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
-        let Inner { kind, unknown, of_one, message, .. } = &*self.inner;
-        let (kind, unknown, of_one) = (*kind, *unknown, *of_one);
-        Self { inner: Arc::new(Inner { kind, unknown, of_one, message: message.clone(), source: Some(Box::new(source)) }) }
+        let Inner { kind, unknown, of_one, never, message, .. } = &*self.inner;
+        let (kind, unknown, of_one, never) = (*kind, *unknown, *of_one, *never);
+        Self::of(Inner { kind, unknown, of_one, never, message: message.clone(), source: Some(Box::new(source)) })
     }
 
     /// The same fault of a batch, which lies in what one of its entries is or touches (a value that is too large, a row that cannot be read): sent without
     /// that one, the others may well be written. A backend that says so is sent the entries again in smaller batches, so that only the guilty one is told.
     #[must_use]
     pub fn of_one_entry(self) -> Self {
-        let Inner { kind, unknown, message, .. } = &*self.inner;
-        let (kind, unknown) = (*kind, *unknown);
-        Self {
-            inner: Arc::new(Inner {
-                kind,
-                unknown,
-                of_one: true,
-                message: message.clone(),
-                source: Some(Box::new(self.clone())),
-            }),
-        }
+        self.again(self.inner.unknown, true, self.inner.never)
     }
 
     /// Whether a batch failed for one of its entries; see [`of_one_entry`](Self::of_one_entry).
@@ -123,16 +124,19 @@ impl StoreError {
 
     /// The same fault, after which nobody knows whether it has happened.
     pub fn into_unknown(self) -> Self {
-        let Inner { kind, message, .. } = &*self.inner;
-        Self {
-            inner: Arc::new(Inner {
-                kind: *kind,
-                unknown: true,
-                of_one: false,
-                message: message.clone(),
-                source: Some(Box::new(self.clone())),
-            }),
-        }
+        self.again(true, false, false)
+    }
+
+    /// The same fault of a batch, which settles it: whatever became of earlier sendings under its id, none of them was applied, and none will be. Only a
+    /// backend that has made sure of that says so; then the batch is not sent again to learn what became of it.
+    #[must_use]
+    pub fn never_applied(self) -> Self {
+        self.again(false, self.inner.of_one, true)
+    }
+
+    /// Whether nothing of a batch was applied by any sending, nor will be; see [`never_applied`](Self::never_applied).
+    pub fn is_never_applied(&self) -> bool {
+        self.inner.never
     }
 
     /// What kind of fault it is.

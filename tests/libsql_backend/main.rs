@@ -2,6 +2,10 @@
 #![cfg(feature = "libsql")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+#[path = "../support/batches.rs"]
+#[allow(dead_code, reason = "a few of them")]
+mod batches;
+mod certain;
 #[cfg(feature = "conformance")]
 mod conformance;
 mod credentials;

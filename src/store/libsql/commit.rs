@@ -5,6 +5,7 @@
 //!        ▲                    │                  ├─ a check failed, or something would be refused: read from the primary, decide again
 //!        └── read ◄───────────┴──────────────────┤
 //!                                                ├─ the id is there already: its row has the answer
+//!                                                ├─ it cannot go well: the id is taken, so that no copy of an earlier request is applied any more
 //!                                                └─ no answer: unknown; the same id is sent until it is settled
 //! ```
 //!
@@ -212,6 +213,10 @@ impl Committer {
                 memory.told.push_back((batch.id, Instant::now()));
                 Self::contested(&mut memory, batch, answer);
             }
+            Err(error) if error.is_never_applied() => {
+                memory.unsettled.remove(&batch.id);
+                memory.told.push_back((batch.id, Instant::now()));
+            }
             Err(error) if error.is_unknown_outcome() => {
                 // Whoever comes back for one that is much older is told that it cannot be settled, or has long given up.
                 memory.unsettled.retain(|_, since| since.elapsed() < 2 * SETTLED_WITHIN);
@@ -225,11 +230,8 @@ impl Committer {
     async fn attempts(&self, memory: &mut Memory, batch: &Batch) -> Result<BatchAnswer, StoreError> {
         let began = Instant::now();
         let doubtful = memory.unsettled.contains_key(&batch.id);
-        // An earlier failure does not become certain by a later one.
-        let fail = |doubtful: bool, fault: Fault| {
-            let error = fault.into_error(self.client.place());
-            if doubtful && !error.is_unknown_outcome() { error.into_unknown() } else { error }
-        };
+        // The request may have been applied, or a copy of it may still be.
+        let unsure = |fault: Fault| Err(fault.into_error(self.client.place()).into_unknown());
         // Once a request was under way a copy of it may still be: then only its row, or nobody, knows how it ends.
         let mut sent = doubtful;
         let (mut rounds, mut lost, mut waits) = (0_u32, 0_u32, 0_u32);
@@ -244,15 +246,17 @@ impl Committer {
                     }
                     // No copy is applied any more to a schema that is newer.
                     Err(error) if error.kind() == StoreErrorKind::NewerFormat && !doubtful && lost == 0 => return Err(error),
-                    Err(error) if sent => return Err(error.into_unknown()),
-                    Err(error) => return Err(error),
+                    Err(error) => return self.failed(memory, batch, sent, error).await,
                 },
             };
             let Facts { rows, before, read, known } = read;
             if known {
                 return self.known(memory, batch).await;
             }
-            let decision = decide(batch, rows)?;
+            let decision = match decide(batch, rows) {
+                Ok(decision) => decision,
+                Err(error) => return self.failed(memory, batch, sent, error).await,
+            };
             let applied = decision.answer.outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Applied(_))).count();
             if !read && applied < batch.entries.len() {
                 continue;
@@ -260,7 +264,10 @@ impl Committer {
             if applied == 0 && !sent {
                 return Ok(decision.answer);
             }
-            let request = self.request(memory, batch, &decision, &before)?;
+            let request = match self.request(memory, batch, &decision, &before) {
+                Ok(request) => request,
+                Err(error) => return self.failed(memory, batch, sent, error).await,
+            };
             let sent_before = std::mem::replace(&mut sent, true);
             match self.send(&request).await {
                 Sent::Applied(there) => return self.applied(memory, batch, decision, &before, &there),
@@ -273,7 +280,7 @@ impl Committer {
                 }
                 Sent::Outdated => {
                     let fault = Fault::new(Class::Busy, "others change the same rows faster than they can be read");
-                    return Err(fail(true, fault));
+                    return unsure(fault);
                 }
                 Sent::Busy(_) if began.elapsed() < PATIENCE => {
                     waits = waits.saturating_add(1);
@@ -282,18 +289,38 @@ impl Committer {
                 Sent::Lost(fault) => {
                     lost = lost.saturating_add(1);
                     if lost >= SENT || began.elapsed() >= PATIENCE {
-                        return Err(fail(true, fault));
+                        return unsure(fault);
                     }
                     pause(lost).await;
                 }
-                Sent::Busy(fault) => return Err(fail(true, fault)),
+                Sent::Busy(fault) => return unsure(fault),
                 // The server's own word about the only request that there was.
-                Sent::Failed(fault) => return Err(fail(sent_before, fault)),
+                Sent::Failed(fault) => {
+                    return self.failed(memory, batch, sent_before, fault.into_error(self.client.place())).await;
+                }
             }
             // After a lost answer the same is taken for granted as before; after a failed check it is read.
             if rounds == 0 {
                 facts = self.assume(memory, batch);
             }
+        }
+    }
+
+    /// A fault that trying again does not mend. If requests were `sent` that may have been applied, or of which a copy may still be, a row under the batch's id
+    /// that stands for none of them makes it certain that none ever is; without that nobody knows.
+    async fn failed(&self, memory: &mut Memory, batch: &Batch, sent: bool, error: StoreError) -> Result<BatchAnswer, StoreError> {
+        if !sent {
+            return Err(error);
+        }
+        if !error.is_of_one_entry() {
+            return Err(error.into_unknown());
+        }
+        let statements = [write::forswear(batch)];
+        let steps = Steps { exclusive: true, writes: true, statements: &statements, replication_index: None };
+        match send::once(&self.client, &steps).await {
+            Ok(_) => Err(error.never_applied()),
+            Err(failed) if failed.statement == Some(0) && failed.is_duplicate => self.known(memory, batch).await,
+            Err(_) => Err(error.into_unknown()),
         }
     }
 
@@ -386,6 +413,14 @@ impl Committer {
             )
             .into_unknown()
         })?;
+        if row.text(3).is_ok_and(|answers| answers == write::NEVER) {
+            // That it was, and not why, is known; sent anew, the guilty one is told.
+            let why = "a sending of the batch failed, and the answer to what made that certain was lost; nothing was written, try again";
+            let place = self.client.place();
+            return Err(StoreError::not_applied(StoreErrorKind::Unavailable, format!("{place}: {why}"))
+                .of_one_entry()
+                .never_applied());
+        }
         let there = there(table).map_err(StoreError::into_unknown)?;
         let kept = row.text(3).and_then(|text| serde_json::from_str(text).map_err(|error| row.bad(3, error)));
         let kept: Kept = kept.map_err(StoreError::into_unknown)?;

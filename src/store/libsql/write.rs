@@ -157,6 +157,17 @@ impl Checks {
     }
 }
 
+/// The answer of a batch that was given up: no request with its id is applied any more.
+pub(super) const NEVER: &str = "null";
+
+/// Takes the id of a batch, so that none of its requests is applied any more; fails if one was.
+pub(super) fn forswear(batch: &Batch) -> Stmt {
+    Stmt::exec(
+        "INSERT INTO batches (id, at, answers, seq, token, versions) SELECT ?1, unixepoch(), ?2, m.seq, m.token, '{}' FROM meta AS m WHERE m.id = 1",
+        vec![batch.id.to_string().into(), NEVER.to_owned().into()],
+    )
+}
+
 /// The statements of a decided batch. `process` is the opening that commits it. `told` are batches of this opening whose rows are of no more use.
 pub(super) fn request(batch: &Batch, decision: &Decision, before: &Before, process: &str) -> Result<Request, Error> {
     let mut request = Request::default();

@@ -11,7 +11,8 @@
 //!
 //! Each step is one way there and back. Until (4) nothing is decided: whatever fails, the transaction never happened, and what may pass is tried again.
 //! From (4) on only an error of the server in a statement before COMMIT is certain (its transaction can do nothing but roll back); everything else is
-//! unknown, and settled by the same batch under the same id.
+//! unknown, and settled by the same batch under the same id: its transaction either meets the answer, or has the id to itself, and with that the proof that no
+//! earlier one committed.
 //!
 //! All transactions take their locks in one order: ids of batches, mutexes by number, runs by id, leases by key, coverage. READ COMMITTED is enough then:
 //! every row that decides is locked when it is read.
@@ -172,17 +173,32 @@ async fn attempt(shared: &Shared, batch: &Batch, decided: &AtomicBool) -> Result
     let mut conn = shared.pool.get().await?;
     let id = Uuid::from_bytes(*batch.id.as_bytes());
     let wanted = Wanted::of(batch);
-    let Some(mut rows) = lock(shared, &mut conn, id, &wanted).await? else {
+    let Some(rows) = lock(shared, &mut conn, id, &wanted).await? else {
         let answer = known(&mut conn, batch, id).await?;
         conn.ask(Sql::plain("ROLLBACK")).await?;
         shared.pool.put(conn);
         return Ok(answer);
     };
+    let answer = apply(shared, conn, batch, id, &wanted, rows, decided).await;
+    // The batch's id was free: whoever sent it before has not committed, and is not going to. Then what is certain of this transaction is so of all.
+    answer.map_err(|error| if error.is_unknown_outcome() { error } else { error.never_applied() })
+}
+
+/// Steps 2 to 4: the locks are taken, and the batch is not known.
+async fn apply(
+    shared: &Shared,
+    mut conn: Conn,
+    batch: &Batch,
+    id: Uuid,
+    wanted: &Wanted,
+    mut rows: Rows,
+    decided: &AtomicBool,
+) -> Result<BatchAnswer, StoreError> {
     let more = NodesWanted::of(batch, &rows.heads, &rows.own);
     if !more.is_empty() {
         read(&mut conn, more, &mut rows).await?;
     }
-    let moved = moved(&wanted, &rows.heads);
+    let moved = moved(wanted, &rows.heads);
     let Decision { answer, writes, .. } = decide::decide(batch, rows)?;
     let kept = if writes.retained.is_empty() { Vec::new() } else { outlive::join(&mut conn, &writes.retained).await? };
     let stored = match short_answer::write(&answer) {
@@ -289,31 +305,34 @@ async fn lock(shared: &Shared, conn: &mut Conn, id: Uuid, wanted: &Wanted) -> Re
     let answers = conn.send(&statements).await.map_err(|failed| failed.error)?;
     let rows = |index: usize| answers.get(index).map_or(&[][..], Vec::as_slice);
     let Some(kept) = rows(1).first() else { return Ok(None) };
-    schema::check_version(&shared.pool.place, Fields::new(kept, "table meta").get(0)?)?;
-    let mut heads: BTreeMap<RunId, Option<Head>> = wanted.runs.iter().map(|run| (run.clone(), None)).collect();
-    for row in rows(heads_at) {
-        let fields = Fields::new(row, At::table("runs"));
-        let run = fields.run_id(0)?;
-        let head = Fields::new(row, At::table("runs").run(&run)).head(1)?;
-        heads.insert(run, Some(head));
-    }
-    let mut leases = Vec::new();
-    for row in leases_at.into_iter().flat_map(rows) {
-        let fields = Fields::new(row, "table locks");
-        leases.push(LeaseRow { record: fields.lease(1)?, valid: fields.get(0)? });
-    }
-    let moving = rows(2).first().map(|row| Fields::new(row, "table locks").lease(0)).transpose()?;
-    Ok(Some(Rows {
-        moving,
-        own: shared.own.of(&wanted.runs).into_iter().collect(),
-        heads,
-        headers: BTreeMap::new(),
-        nodes: BTreeMap::new(),
-        whole: BTreeSet::new(),
-        leases,
-        seqs: drawn(rows(heads_at + 1))?,
-        tokens: if wanted.tokens > 0 { drawn(rows(tokens_at))? } else { Numbers::Drawn([].into()) },
-    }))
+    let read = || {
+        schema::check_version(&shared.pool.place, Fields::new(kept, "table meta").get(0)?)?;
+        let mut heads: BTreeMap<RunId, Option<Head>> = wanted.runs.iter().map(|run| (run.clone(), None)).collect();
+        for row in rows(heads_at) {
+            let fields = Fields::new(row, At::table("runs"));
+            let run = fields.run_id(0)?;
+            let head = Fields::new(row, At::table("runs").run(&run)).head(1)?;
+            heads.insert(run, Some(head));
+        }
+        let mut leases = Vec::new();
+        for row in leases_at.into_iter().flat_map(rows) {
+            let fields = Fields::new(row, "table locks");
+            leases.push(LeaseRow { record: fields.lease(1)?, valid: fields.get(0)? });
+        }
+        let moving = rows(2).first().map(|row| Fields::new(row, "table locks").lease(0)).transpose()?;
+        Ok(Rows {
+            moving,
+            own: shared.own.of(&wanted.runs).into_iter().collect(),
+            heads,
+            headers: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            whole: BTreeSet::new(),
+            leases,
+            seqs: drawn(rows(heads_at + 1))?,
+            tokens: if wanted.tokens > 0 { drawn(rows(tokens_at))? } else { Numbers::Drawn([].into()) },
+        })
+    };
+    read().map(Some).map_err(StoreError::never_applied)
 }
 
 fn drawn(rows: &[Row]) -> Result<Numbers, StoreError> {

@@ -132,8 +132,9 @@ pub(super) fn corrupt(place: impl fmt::Display, why: impl fmt::Display) -> Store
 
 /// Whether a transaction that was not committed may go through when it is tried again: it met others, or the connection is gone.
 pub(super) fn is_passing(error: &StoreError) -> bool {
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
     error.kind() == StoreErrorKind::Unavailable
-        || error.source().and_then(|source| source.downcast_ref::<Error>()).and_then(Error::code).is_some_and(|state| {
+        || causes.find_map(|cause| cause.downcast_ref::<Error>()).and_then(Error::code).is_some_and(|state| {
             matches!(
                 *state,
                 SqlState::T_R_SERIALIZATION_FAILURE
