@@ -49,6 +49,24 @@ async fn networks_that_lie_about_commits_change_nothing() {
     checked(&store.options(), &began, &told).await;
 }
 
+/// PgBouncer answers for a server that it has lost, whatever that one has committed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooler_that_lost_its_server_is_no_proof_that_nothing_was_committed() {
+    let store = store!();
+    let wire = Wire::before(store.cluster.port, 3, Odds { commits: 0, others: 0 }).await;
+    let backend = create_state_backend("database", &through(store.cluster, &wire, &store.schema)).unwrap();
+    backend.initialize().await.unwrap();
+    let batch = Arc::new(Batch::new(vec![entry(part_on(None, Version::NONE, "r", vec![], vec![create(0)]))]));
+    wire.deeds.lose_server.store(true, Ordering::Release);
+    let error = backend.commit(Arc::clone(&batch)).await.unwrap_err();
+    assert!(error.is_unknown_outcome(), "{error}");
+    assert_eq!(store.sql("SELECT count(*) FROM runs"), "1", "it is there");
+    wire.deeds.lose_server.store(false, Ordering::Release);
+    let receipt = applied(backend.commit(batch).await.unwrap().outcomes.remove(0));
+    assert_eq!(load(&backend, "r").await.version(), receipt.runs[0].after);
+    backend.close().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_ten_times_loses_nothing_that_was_acknowledged() {
     let Some(mut cluster) = server::Cluster::start() else { return };

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::io::{Error, ErrorKind, Result};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -32,6 +32,9 @@ pub(crate) struct Deeds {
     /// Answers that came, but not soon.
     pub(crate) answers_late: AtomicU64,
     pub(crate) answers_doubled: AtomicU64,
+    /// Set: the next `COMMIT` is passed on, and answered as a pooler does that has lost its server; nobody is let in after that until it is unset again.
+    pub(crate) lose_server: AtomicBool,
+    server_lost: AtomicBool,
 }
 
 impl Deeds {
@@ -81,6 +84,9 @@ impl Wire {
         let work = tokio::spawn(async move {
             let mut connections = 0;
             while let Ok((client, _)) = listener.accept().await {
+                if deeds.lose_server.load(Ordering::Acquire) && deeds.server_lost.load(Ordering::Acquire) {
+                    continue;
+                }
                 connections += 1;
                 let deeds = Arc::clone(&deeds);
                 let dice = Dice::new(seed.wrapping_mul(1_000_003).wrapping_add(connections));
@@ -138,6 +144,11 @@ impl Line {
             };
             if is_commit {
                 deeds.commits.fetch_add(1, Ordering::Relaxed);
+            }
+            if is_commit && deeds.lose_server.load(Ordering::Acquire) {
+                deeds.server_lost.store(true, Ordering::Release);
+                self.ask(&request).await?;
+                return self.client.write_all(&lost_server()).await;
             }
             let odds = if is_commit { odds.commits } else { odds.others };
             if dice.below(1000) >= odds {
@@ -268,6 +279,13 @@ impl Line {
             }
         }
     }
+}
+
+/// A pooler's last words to a client.
+fn lost_server() -> Vec<u8> {
+    let fields = b"SFATAL\0VFATAL\0C08P01\0Mserver conn crashed?\0\0";
+    let length = u32::try_from(fields.len() + 4).unwrap().to_be_bytes();
+    [&b"E"[..], &length, fields].concat()
 }
 
 /// The end of a stream is an error here.

@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Connection, Error, Notification, Row, SimpleQueryMessage, Socket, Statement};
 
-use super::error::sql_error;
+use super::error::{is_refused, sql_error};
 use super::place::Place;
 use super::tls::{MakeTls, TlsStream};
 use crate::store::{StoreError, StoreErrorKind};
@@ -59,7 +59,8 @@ pub(super) struct Failed {
     /// Which of them it was.
     pub(super) index: usize,
     pub(super) error: StoreError,
-    /// Whether the server itself refused it: then nothing of its transaction can be committed any more.
+    /// Whether the server itself refused it, in a session that goes on: then nothing of its transaction can be committed any more. Who stands between (a
+    /// pooler) ends sessions with words of its own, which say nothing of what the server does with what it was sent.
     pub(super) by_server: bool,
 }
 
@@ -177,8 +178,7 @@ impl Conn {
         let sent = new.iter().map(|(_, sql)| -> Sent<'_, _> { Box::pin(client.prepare(sql.text)) }).collect();
         let late = |error| Failed { index: 0, by_server: false, error };
         for ((index, sql), prepared) in new.into_iter().zip(self.in_time(in_order(sent)).await.map_err(late)?) {
-            let fail =
-                |error: Error| Failed { index, by_server: error.as_db_error().is_some(), error: sql_error(sql.place, error) };
+            let fail = |error: Error| Failed { index, by_server: is_refused(&error), error: sql_error(sql.place, error) };
             self.statements.insert(sql.text, prepared.map_err(fail)?);
         }
         Ok(())
@@ -204,7 +204,7 @@ impl Conn {
             match answer {
                 Ok(rows) => answers.push(rows),
                 Err(error) => {
-                    let by_server = error.as_db_error().is_some();
+                    let by_server = is_refused(&error) && !client.is_closed();
                     let place = statements.get(index).map_or("a statement", |sql| sql.place);
                     return Err(Failed { index, by_server, error: sql_error(place, error) });
                 }

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::fmt;
 
 use tokio_postgres::Error;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{Severity, SqlState};
 
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -119,6 +119,11 @@ pub(super) fn sql_error(place: impl fmt::Display, error: Error) -> StoreError {
     let (kind, mend) = classify(&error);
     let fault = StoreError::not_applied(kind, format!("{place}: {}; {mend}", words(&error)));
     if error.code().is_some_and(is_of_value) { fault.of_one_entry() } else { fault }.with_source(error)
+}
+
+/// Whether a server refused a statement, and goes on with the session.
+pub(super) fn is_refused(error: &Error) -> bool {
+    error.as_db_error().is_some_and(|db| db.parsed_severity() == Some(Severity::Error) && !db.code().code().starts_with("08"))
 }
 
 /// A stored value that cannot be read.
