@@ -137,3 +137,82 @@ async fn an_opening_that_was_heard_of_lately_is_not_forgotten() {
     assert_eq!((alive("lately"), alive("long ago")), (Some(None), None));
     drop(one);
 }
+
+/// A network that lets nobody new in while it is shut; they wait.
+struct Gate {
+    port: u16,
+    open: tokio::sync::watch::Sender<bool>,
+}
+
+impl Gate {
+    async fn before(server: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let open = tokio::sync::watch::Sender::new(true);
+        let mut opened = open.subscribe();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                if opened.wait_for(|open| *open).await.is_err() {
+                    return;
+                }
+                tokio::spawn(async move {
+                    let mut server = tokio::net::TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                    let _ended = tokio::io::copy_bidirectional(&mut client, &mut server).await.is_ok();
+                });
+            }
+        });
+        Self { port, open }
+    }
+}
+
+/// Ends the connection with which an opening listens.
+fn deafen(store: &Store, backend: &Backend) {
+    let process = backend.process().unwrap().id;
+    let ended = store.sql(&format!(
+        "SELECT pg_terminate_backend(l.pid) FROM pg_locks AS l JOIN openings AS o ON l.locktype = 'advisory' AND l.objsubid = 2 \
+         AND l.classid::bigint = (o.lock_class::bigint & 4294967295) AND l.objid::bigint = (o.lock_id::bigint & 4294967295) \
+         WHERE o.process = '{process}'"
+    ));
+    assert_eq!(ended, "t");
+}
+
+#[tokio::test]
+async fn what_others_commit_while_nobody_listens_is_told() {
+    let store = store!();
+    let gate = Gate::before(store.cluster.port).await;
+    let url = store.cluster.url("?sslmode=disable").replace(&format!(":{}/", store.cluster.port), &format!(":{}/", gate.port));
+    let one = store.open().await;
+    let two = create_state_backend("database", &store.options().database_url(url)).unwrap();
+    two.initialize().await.unwrap();
+    change(&one, "r", vec![create(0)]).await;
+    told(&two).await;
+    gate.open.send_replace(false);
+    deafen(&store, &two);
+    until("the loss of the connection is told", async || two.others_committed().await.is_err()).await;
+    assert_eq!(told(&two).await, ForeignCommits::all());
+    change(&one, "q", vec![create(1)]).await;
+    gate.open.send_replace(true);
+    assert_eq!(told(&two).await, ForeignCommits::all());
+}
+
+#[tokio::test]
+async fn who_cannot_listen_again_says_all_the_same_that_it_lives() {
+    let store = store!();
+    let role = format!("few_{}", store.schema);
+    store.cluster.sql(&format!("CREATE ROLE {role} LOGIN PASSWORD '{}'", server::PASSWORD));
+    store.cluster.sql(&format!("GRANT CREATE ON DATABASE tests TO {role}"));
+    let url = store.cluster.url_of(&role, server::PASSWORD, "127.0.0.1", "?sslmode=disable");
+    let backend = create_state_backend("database", &store.options().database_url(url)).unwrap();
+    backend.initialize().await.unwrap();
+    change(&backend, "r", vec![create(0)]).await;
+    store.cluster.sql(&format!("ALTER ROLE {role} CONNECTION LIMIT 0"));
+    deafen(&store, &backend);
+    let ended = store.sql("SELECT clock_timestamp()");
+    until("it says that it lives", async || {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        store.sql(&format!("SELECT bool_and(seen_at > '{ended}') FROM openings")) == "t"
+    })
+    .await;
+    assert!(backend.processes().await.unwrap().iter().all(|opening| opening.alive != Some(false)));
+    backend.close().await.unwrap();
+}

@@ -177,6 +177,10 @@ async fn attempt(shared: &Shared, batch: &Batch, decided: &AtomicBool) -> Result
         let answer = known(&mut conn, batch, id).await?;
         conn.ask(Sql::plain("ROLLBACK")).await?;
         shared.pool.put(conn);
+        if let Some(follower) = shared.follower() {
+            // Who committed it did not get so far as to tell.
+            follower.committed(changed_runs(&answer), true);
+        }
         return Ok(answer);
     };
     let answer = apply(shared, conn, batch, id, &wanted, rows, decided).await;

@@ -150,15 +150,18 @@ impl Follower {
     pub(super) async fn work(self: Arc<Self>, pool: Arc<Pool>, lock: Lock, first: Listening) {
         let mut listening = Some(first);
         let mut pause = PAUSE;
+        let mut said = Instant::now();
         while !self.closed.load(Ordering::Acquire) {
             let made = match listening.take() {
                 Some(made) => Ok(made),
-                None => Listening::start(&pool, lock, &self.process).await,
+                None => self.listen_again(&pool, lock).await,
             };
             let error = match made {
                 Ok(mut made) => {
                     pause = PAUSE;
-                    match self.listen(&mut made, lock).await {
+                    let ended = self.listen(&mut made, lock).await;
+                    said = made.said;
+                    match ended {
                         Ok(()) => return,
                         Err(error) => error,
                     }
@@ -172,9 +175,34 @@ impl Follower {
                 pending.error = Some(error);
             }
             self.arrived.notify_one();
+            if !pool.place.read_only && said.elapsed() >= SAY && self.say(&pool, lock).await.is_ok() {
+                said = Instant::now();
+            }
             tokio::time::sleep(pause).await;
             pause = pause.saturating_mul(2).min(LOOK);
         }
+    }
+
+    /// Listens once more. What was committed while nobody listened was told by nobody.
+    async fn listen_again(&self, pool: &Pool, lock: Lock) -> Result<Listening, StoreError> {
+        let mut made = Listening::start(pool, lock, &self.process).await?;
+        made.moved = true;
+        self.anything();
+        Ok(made)
+    }
+
+    /// Says that this opening lives, over a connection that is there for others: it does not depend on one that listens.
+    async fn say(&self, pool: &Pool, lock: Lock) -> Result<(), StoreError> {
+        let mut conn = pool.get().await?;
+        openings::say(&mut conn, &self.process, lock).await?;
+        pool.put(conn);
+        Ok(())
+    }
+
+    /// Anything may have changed.
+    fn anything(&self) {
+        locked(&self.pending).all();
+        self.arrived.notify_one();
     }
 
     /// Listens and tells, until it is closed or the connection fails.
@@ -232,9 +260,10 @@ impl Follower {
         let seq = commit_seq(&mut listening.conn).await?;
         let accompanied = openings::count(&mut listening.conn, lock).await? > 1;
         self.accompanied.store(accompanied, Ordering::Release);
-        if std::mem::replace(&mut listening.seq, seq) != seq {
-            locked(&self.pending).all();
-            self.arrived.notify_one();
+        // Who drew a number commits only after that: what was looked at meanwhile is told once more.
+        let moved = std::mem::replace(&mut listening.seq, seq) != seq;
+        if std::mem::replace(&mut listening.moved, moved) || moved {
+            self.anything();
         }
         Ok(())
     }
@@ -254,6 +283,8 @@ pub(super) struct Listening {
     inbox: mpsc::UnboundedReceiver<Notification>,
     /// The commit sequence when it was looked at last: first when this began, so that nothing falls between.
     seq: i64,
+    /// Whether it had moved then.
+    moved: bool,
     /// When it was said last that this opening lives.
     said: Instant,
     read_only: bool,
@@ -271,7 +302,7 @@ impl Listening {
             notify(&mut conn, Told { w: process.id.to_string(), r: Some(Vec::new()), l: false }).await?;
         }
         let seq = commit_seq(&mut conn).await?;
-        Ok(Self { conn, inbox, seq, said: Instant::now(), read_only: pool.place.read_only })
+        Ok(Self { conn, inbox, seq, moved: false, said: Instant::now(), read_only: pool.place.read_only })
     }
 }
 
