@@ -30,9 +30,6 @@ const IDLE_IN_TRANSACTION_MS: u64 = 3_000;
 /// Questions that are asked at once; batches have connections beside these.
 const READERS: usize = 8;
 
-/// Connections that are kept while nobody needs them.
-const IDLE: usize = 12;
-
 /// A value for a statement.
 pub(super) type Param<'a> = Box<dyn ToSql + Sync + Send + 'a>;
 
@@ -301,9 +298,9 @@ impl Pool {
         Ok(conn)
     }
 
-    /// Gives back a connection that is in no transaction and has met no error.
+    /// Gives back a connection that is in no transaction and has met no error. As many are kept as work at once.
     pub(super) fn put(&self, conn: Conn) {
-        if let Some(idle) = self.idle().as_mut().filter(|idle| idle.len() < IDLE) {
+        if let Some(idle) = self.idle().as_mut().filter(|idle| idle.len() < self.place.flush_shards + READERS) {
             idle.push(conn);
         }
     }
