@@ -183,3 +183,36 @@ async fn a_role_without_the_right_to_make_schemas_uses_one_that_was_made_for_it(
     backend.initialize().await.unwrap();
     change(&backend, "r", vec![create(0)]).await;
 }
+
+/// Of several hosts the one is written to that can be written to, also after it was another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_several_servers_the_one_that_writes_is_used() {
+    let store = store!();
+    let Some(standby) = server::Cluster::start() else { return };
+    let open = async |hosts: &[u16]| {
+        let hosts: Vec<String> = hosts.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let url = format!("postgres://postgres:{}@{}/tests?sslmode=disable", server::PASSWORD, hosts.join(","));
+        let backend = create_state_backend("database", &store.options().database_url(url)).unwrap();
+        backend.initialize().await.map(|_| backend)
+    };
+    let direct = store.open().await;
+    let moved = open(&[standby.port, store.cluster.port]).await.unwrap();
+    standby.sql("ALTER SYSTEM SET default_transaction_read_only = on");
+    standby.sql("SELECT pg_reload_conf()");
+    // Sessions that are there hear of it a little later.
+    let mut round = 0;
+    until("what was the primary is written to no more", async || {
+        round += 1;
+        change(&moved, &format!("moved{round}"), vec![create(0)]).await;
+        store.sql("SELECT count(*) FROM runs") != "0"
+    })
+    .await;
+    let opened = open(&[standby.port, store.cluster.port]).await.unwrap();
+    change(&opened, "r", vec![create(0)]).await;
+    assert!(direct.load_run(&run_id("r")).await.unwrap().is_some());
+    for backend in [direct, moved, opened] {
+        backend.close().await.unwrap();
+    }
+    let error = open(&[standby.port, standby.port]).await.unwrap_err();
+    assert!(error.kind() == StoreErrorKind::ReadOnly && error.to_string().contains("primary"), "{error}");
+}

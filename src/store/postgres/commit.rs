@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::connection::{Conn, Failed, Sql};
-use super::error::{corrupt, is_passing};
+use super::error::{corrupt, is_of_standby, is_passing};
 use super::rows::{Fields, counter, head_columns, header_columns, lease_columns, node_columns};
 use super::write::Moved;
 use super::{outlive, schema, write};
@@ -91,6 +91,7 @@ const READ_LEASES: &str = concat!("SELECT expires_at > clock_timestamp(), ", lea
 pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer, StoreError> {
     let deadline = Instant::now() + TOTAL;
     let mut pause = PAUSE;
+    let mut looked_elsewhere = false;
     loop {
         let decided = AtomicBool::new(false);
         let done = tokio::time::timeout_at(deadline, attempt(shared, batch, &decided)).await;
@@ -119,7 +120,12 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
         if error.kind() == StoreErrorKind::Unavailable {
             shared.pool.forget_idle();
         }
-        if error.is_unknown_outcome() || !is_passing(&error) || Instant::now() + pause >= deadline {
+        // Connections of before say nothing of where is written now; new ones do, once.
+        let elsewhere = is_of_standby(&error) && !std::mem::replace(&mut looked_elsewhere, true);
+        if elsewhere {
+            shared.pool.forget_idle();
+        }
+        if error.is_unknown_outcome() || !(elsewhere || is_passing(&error)) || Instant::now() + pause >= deadline {
             return Err(error);
         }
         tokio::time::sleep(jittered(pause)).await;

@@ -8,6 +8,10 @@ use tokio_postgres::error::{Severity, SqlState};
 
 use crate::store::{StoreError, StoreErrorKind};
 
+/// The server, or the role, may only read.
+const STANDBY: (StoreErrorKind, &str) =
+    (StoreErrorKind::ReadOnly, "the server is a standby or the role may only read; use the primary");
+
 /// What kind of fault an error is, and what usually mends it.
 fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
     use StoreErrorKind as K;
@@ -18,6 +22,10 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
                 "check the host's name in database_url, the server's certificate and sslmode; a private authority is named by sslrootcert or \
                  database_ca_file",
             );
+        }
+        // The driver's own words, of the last of several hosts.
+        if error.source().is_some_and(|source| source.to_string() == "database does not allow writes") {
+            return STANDBY;
         }
         if error.is_closed() || error.source().is_some_and(<dyn std::error::Error>::is::<std::io::Error>) {
             return (K::Unavailable, "the connection is gone; check the server and the network");
@@ -33,9 +41,7 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
             K::ReadOnly,
             "grant the role what it lacks: for reading USAGE on the schema and SELECT on its tables and sequences; who writes owns the schema",
         ),
-        SqlState::READ_ONLY_SQL_TRANSACTION => {
-            (K::ReadOnly, "the server is a standby or the role may only read; use the primary")
-        }
+        SqlState::READ_ONLY_SQL_TRANSACTION => STANDBY,
         SqlState::DISK_FULL => (K::Full, "free some space on the server; nothing is lost"),
         SqlState::OUT_OF_MEMORY | SqlState::TOO_MANY_CONNECTIONS | SqlState::CONFIGURATION_LIMIT_EXCEEDED => {
             (K::Busy, "the server has no room for this now; raise its limits or try again")
@@ -135,11 +141,21 @@ pub(super) fn corrupt(place: impl fmt::Display, why: impl fmt::Display) -> Store
     .of_one_entry()
 }
 
+/// What the server called it.
+fn state_of(error: &StoreError) -> Option<&SqlState> {
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.find_map(|cause| cause.downcast_ref::<Error>())?.code()
+}
+
+/// Whether the session only reads: its server was made a standby, perhaps, and another one of several is written to.
+pub(super) fn is_of_standby(error: &StoreError) -> bool {
+    state_of(error) == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+}
+
 /// Whether a transaction that was not committed may go through when it is tried again: it met others, or the connection is gone.
 pub(super) fn is_passing(error: &StoreError) -> bool {
-    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
     error.kind() == StoreErrorKind::Unavailable
-        || causes.find_map(|cause| cause.downcast_ref::<Error>()).and_then(Error::code).is_some_and(|state| {
+        || state_of(error).is_some_and(|state| {
             matches!(
                 *state,
                 SqlState::T_R_SERIALIZATION_FAILURE

@@ -8,7 +8,7 @@
 //!
 //! | option of [`BackendOptions`] | environment | meaning, default |
 //! |---|---|---|
-//! | `database_url` | | `postgres://user:password@host:5432/database`, also several hosts; parameters of libpq that matter here |
+//! | `database_url` | | `postgres://user:password@host:5432/database`, also several hosts, of which the one is used that can be written to; parameters of libpq that matter here |
 //! | | `SEEKNAL_DATABASE_PASSWORD` | the password, if the URL has none |
 //! | `database_ca_file` | `SEEKNAL_DATABASE_CA_FILE` | certificates (PEM) to trust instead of the public authorities; `sslrootcert` in the URL |
 //! | `database_schema` | `SEEKNAL_DATABASE_SCHEMA` | the schema that holds the tables; `seeknal_state`. It is made if the role may |

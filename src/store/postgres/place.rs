@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use crate::store::{BackendOptions, StoreError, StoreErrorKind};
 
@@ -163,6 +163,11 @@ impl Place {
             return Err(refuse("it names no host"));
         }
         refuse_parameters_in_names(&config)?;
+        // Of several hosts only one is written to, and it may be another one tomorrow.
+        let several = config.get_hosts().len().max(config.get_hostaddrs().len()) > 1;
+        if several && !options.is_read_only() && config.get_target_session_attrs() == TargetSessionAttrs::Any {
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
         }
