@@ -72,7 +72,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same call may succeed later without anybody's help.
+    /// Whether the same call may succeed later without anybody's help. Never when the [outcome is not known](Self::is_unknown_outcome): read before you write
+    /// again.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Contended { .. } | Self::Locked(_) | Self::Overloaded => true,

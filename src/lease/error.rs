@@ -95,7 +95,7 @@ pub enum LeaseError {
 }
 
 impl LeaseError {
-    /// Whether the same call may succeed later without anybody's help.
+    /// Whether the same call may succeed later without anybody's help. Never when nobody knows whether it has happened.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Store(error) if error.is_retryable())
     }

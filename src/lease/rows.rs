@@ -56,7 +56,8 @@ impl Context {
         loop {
             match self.change(LeaseMutation::Release { key: key.clone(), token }).await {
                 Ok(_) | Err(DoorError::Refused(Refusal::LeaseGone { .. })) => return Ok(()),
-                Err(DoorError::Store(error)) if error.is_retryable() && tries < RELEASE_TRIES => {
+                // Given back twice is given back.
+                Err(DoorError::Store(error)) if (error.is_retryable() || error.is_unknown_outcome()) && tries < RELEASE_TRIES => {
                     tries += 1;
                     tokio::time::sleep(RELEASE_PAUSE).await;
                 }

@@ -149,9 +149,10 @@ impl StoreError {
         self.inner.unknown
     }
 
-    /// Whether the same call may succeed later without anybody's help.
+    /// Whether the same call may succeed later without anybody's help. Never when nobody knows whether it has happened: it might happen twice.
     pub fn is_retryable(&self) -> bool {
-        matches!(self.inner.kind, StoreErrorKind::Busy | StoreErrorKind::Full | StoreErrorKind::Unavailable)
+        !self.inner.unknown
+            && matches!(self.inner.kind, StoreErrorKind::Busy | StoreErrorKind::Full | StoreErrorKind::Unavailable)
     }
 }
 
@@ -168,5 +169,27 @@ impl fmt::Display for StoreError {
 impl StdError for StoreError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.inner.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_have_happened_is_not_simply_tried_again() {
+        let lost = StoreError::unknown(StoreErrorKind::Unavailable, "the answer was lost");
+        assert!(!lost.is_retryable() && !crate::Error::from(lost.clone()).is_retryable());
+        assert!(lost.never_applied().is_retryable());
+        assert!(!StoreError::not_applied(StoreErrorKind::Busy, "busy").into_unknown().is_retryable());
+    }
+
+    #[test]
+    fn what_is_said_of_a_fault_stays_with_it() {
+        let fault =
+            StoreError::not_applied(StoreErrorKind::Input, "large").of_one_entry().never_applied().with_source(fmt::Error);
+        assert!(fault.is_of_one_entry() && fault.is_never_applied() && !fault.is_unknown_outcome());
+        let unknown = fault.into_unknown();
+        assert!(!unknown.is_of_one_entry() && !unknown.is_never_applied() && unknown.is_unknown_outcome());
     }
 }
