@@ -130,7 +130,9 @@ fn keep_database(database: &Path, now: DateTime<Utc>) -> Result<String, ProjectE
     let copied = false;
     if !copied {
         files::copy(database, &aside)?;
-        let wal = files::with_suffix(database, "-wal");
+        // It lies where a symbolic link leads.
+        let place = std::fs::canonicalize(database).unwrap_or_else(|_| database.to_owned());
+        let wal = files::with_suffix(&place, "-wal");
         if wal.exists() {
             files::copy(&wal, &files::with_suffix(&aside, "-wal"))?;
         }

@@ -396,3 +396,29 @@ async fn unfinished_files_of_openings_are_swept_when_they_are_old() {
     assert!(!old.exists(), "a crash left it behind");
     assert!(fresh.exists(), "somebody may be making it");
 }
+
+/// SQLite keeps everything where the link leads.
+#[tokio::test]
+async fn a_link_stays_and_the_database_lies_where_it_leads() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, elsewhere) = (dir.path().join("here"), dir.path().join("elsewhere"));
+    std::fs::create_dir(&here).unwrap();
+    std::fs::create_dir(&elsewhere).unwrap();
+    let path = db(&here);
+    std::os::unix::fs::symlink("../elsewhere/state.db", &path).unwrap();
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0), set("n", NodeUpdate::success())]).await;
+    assert!(path.symlink_metadata().unwrap().is_symlink(), "the link is as it was");
+    assert_eq!(bytes_of(&here).len(), 1, "nothing lies beside it");
+    assert!(elsewhere.join("state.db").is_file() && elsewhere.join("state.db-wal").is_file());
+    let direct = open(&elsewhere.join("state.db")).await;
+    assert_eq!(direct.location(), elsewhere.join("state.db").display().to_string());
+    assert!(direct.load_run(&"r".parse().unwrap()).await.unwrap().is_some());
+    direct.close().await.unwrap();
+    backend.close().await.unwrap();
+    // A WAL that waits there is seen.
+    std::fs::remove_file(elsewhere.join("state.db")).unwrap();
+    std::fs::write(elsewhere.join("state.db-wal"), "what was committed").unwrap();
+    let error = make(&path).initialize().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
+}

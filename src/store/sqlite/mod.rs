@@ -59,6 +59,7 @@ use crate::model::{
 /// Where there is no database, or one with nothing in it: that there was one, as the file beside it tells.
 #[cfg(feature = "project")]
 pub(crate) fn lost(db: &Path) -> Option<String> {
+    let db = &place::real(db);
     open::known(db).ok().flatten().and_then(|known| open::lost(db, &known))
 }
 
@@ -91,6 +92,7 @@ pub(crate) fn mend_sidecar(
     aside: impl FnOnce(&Path) -> PathBuf,
     now: DateTime<Utc>,
 ) -> Result<Option<String>, StoreError> {
+    let db = &place::real(db);
     let path = open::beside(db, ".lock");
     if open::known(db).is_ok() {
         return Ok(None);
@@ -181,7 +183,7 @@ impl SqliteBackend {
     }
 
     fn at(path: &Path, read_only: bool, network: bool) -> Self {
-        let (at, foreign) = (Arc::new(Place::new(path)), Arc::<Foreign>::default());
+        let (at, foreign) = (Arc::new(Place::new(&place::real(path))), Arc::<Foreign>::default());
         let follower = Follower::new(Arc::clone(&at), Arc::clone(&foreign));
         let shared = Shared { at, readers: Mutex::new(Some(Vec::new())) };
         Self { shared: Arc::new(shared), foreign, follower, read_only, network, opened: OnceCell::new() }

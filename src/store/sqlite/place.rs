@@ -57,6 +57,20 @@ impl Place {
     }
 }
 
+/// How many links lead from one to the next at most; the system itself follows no more.
+const MOST_LINKS: usize = 40;
+
+/// Where a database really lies: where its symbolic link leads, if it is one, also to a file that is not there yet. SQLite keeps what belongs to it there, and
+/// whatever is made, looked for or locked beside it must be beside that.
+pub(super) fn real(db: &Path) -> PathBuf {
+    let mut place = db.to_owned();
+    for _ in 0..MOST_LINKS {
+        let Ok(target) = std::fs::read_link(&place) else { break };
+        place = place.parent().map_or_else(|| target.clone(), |folder| folder.join(&target));
+    }
+    place
+}
+
 /// Which file a path names now; never opens it.
 #[cfg(unix)]
 fn identity(db: &Path) -> Option<(u64, u64)> {
