@@ -10,9 +10,14 @@ use serde::Serializer;
 
 use super::id::{InputError, excerpt};
 
-/// Cuts a stamp to whole microseconds (towards the past). A leap second becomes the second after it: no store keeps a sixty-first one.
+/// The microseconds at which the years 1 to 9999 begin and end.
+const CALENDAR: (i64, i64) = (-62_135_596_800_000_000, 253_402_300_799_999_999);
+
+/// Cuts a stamp to whole microseconds (towards the past). A leap second becomes the second after it: no store keeps a sixty-first one. A stamp beyond the years
+/// 1 to 9999 becomes their end.
 pub fn to_micros(stamp: DateTime<Utc>) -> DateTime<Utc> {
-    DateTime::from_timestamp_micros(stamp.timestamp_micros()).unwrap_or(stamp)
+    let (first, last) = CALENDAR;
+    DateTime::from_timestamp_micros(stamp.timestamp_micros().clamp(first, last)).unwrap_or(stamp)
 }
 
 /// Whether a stamp can be stored exactly: whole microseconds, years 1 to 9999.
@@ -36,11 +41,10 @@ pub(crate) fn parse_styled(text: &str) -> Result<(DateTime<Utc>, bool), InputErr
     if stamp.timestamp_subsec_nanos() % 1_000 != 0 {
         return Err(refuse("it is finer than a microsecond; cut it to six digits after the second"));
     }
-    let stamp = to_micros(stamp);
     if !(1..=9999).contains(&stamp.year()) {
         return Err(refuse("its year is outside of 1 to 9999"));
     }
-    Ok((stamp, zoned))
+    Ok((to_micros(stamp), zoned))
 }
 
 fn read(text: &str) -> Option<(DateTime<Utc>, bool)> {
@@ -95,10 +99,7 @@ pub(crate) struct Stamp {
 impl Stamp {
     /// Of fixed width: it sorts as time does.
     pub(crate) fn of(stamp: DateTime<Utc>) -> Self {
-        let stamp = match stamp.year() {
-            1..=9999 => stamp,
-            year => from_micros(if year < 1 { -62_135_596_800_000_000 } else { 253_402_300_799_999_999 }).unwrap_or_default(),
-        };
+        let stamp = if (1..=9999).contains(&stamp.year()) { stamp } else { to_micros(stamp) };
         let mut text = *b"0000-00-00T00:00:00.000000Z";
         let mut put = |place: Range<usize>, mut value: u32| {
             for digit in text.get_mut(place).unwrap_or_default().iter_mut().rev() {

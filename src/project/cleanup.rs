@@ -37,7 +37,7 @@ impl Rules {
             .ok()
             .and_then(chrono::Duration::try_days)
             .and_then(|age| now.checked_sub_signed(age))
-            .filter(|cutoff| time::is_storable(time::to_micros(*cutoff)));
+            .filter(|cutoff| (1..=9999).contains(&cutoff.year()));
         let Some(cutoff) = cutoff else {
             let most = now.num_days_from_ce().saturating_sub(1);
             return Err(ProjectError::input(format!("--days {days}: that is before the year 1; give at most {most}")));

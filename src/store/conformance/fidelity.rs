@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
+
 use super::Harness;
 use super::kit::{
     Bench, Fault, add_interval, add_partition, all_foreign_kept, at, create, ensure, ensure_eq, foreign_kept, node, node_id,
@@ -417,13 +419,24 @@ pub(super) async fn stamps_are_exact(harness: &dyn Harness) -> Result<(), Fault>
         let update = NodeUpdate::failed("x").started_at(stamp).finished_at(stamp);
         bench.write(&format!("run {index}"), vec![made, set("n", update)?]).await?;
     }
-    let bench = bench.reopen().await?;
+    let mut bench = bench.reopen().await?;
     for (index, text) in stamps.into_iter().enumerate() {
         let stamp = time::parse(text)?;
         let run = bench.state(&format!("run {index}")).await?;
         ensure_eq!((run.header().created_at, run.header().started_at), (stamp, Some(stamp)), "the stamps of a run");
         let found = node(&run, "n")?;
         ensure_eq!((found.started_at, found.finished_at), (Some(stamp), Some(stamp)), "the stamps of a node");
+    }
+    for (beyond, end) in [(DateTime::<Utc>::MIN_UTC, stamps.first()), (DateTime::<Utc>::MAX_UTC, stamps.last())] {
+        let (run, end) = (format!("beyond {beyond}"), time::parse(end.copied().unwrap_or_default())?);
+        let made = Mutation::Create { run: NewRun::pending().started_at(beyond), at: beyond };
+        let update = NodeUpdate::failed("x").started_at(beyond).finished_at(beyond);
+        bench.write(&run, vec![made, set("n", update)?]).await?;
+        let before = bench.state(&run).await?;
+        ensure_eq!(before.header().created_at, end, "a stamp beyond the calendar is its end");
+        bench = bench.reopen().await?;
+        ensure_eq!(bench.state(&run).await?, before, "a stamp beyond the calendar, opened again");
+        bench.write(&run, vec![Mutation::Delete { keep_coverage: false }]).await?;
     }
     let listed: Vec<String> = bench.list(RunQuery::default().limit(2)).await?.iter().map(|run| run.run_id.to_string()).collect();
     ensure_eq!(listed, ["run 4", "run 3", "run 2", "run 1", "run 0"], "runs by stamps before and after 1970");
