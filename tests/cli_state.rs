@@ -305,6 +305,23 @@ async fn a_move_that_fails_after_it_wrote_something_ends_with_6_and_says_what() 
     assert_eq!(code, 0, "{err}");
 }
 
+/// The journal finds room for what is deleted, the document for what stays does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cleanup_that_cannot_be_closed_ends_with_6_and_says_what_it_deleted() {
+    let dir = projects::project("file").await;
+    let state = open(dir.path()).await;
+    state.set_metadata("still", "long", "x".repeat(4 << 20)).await.unwrap();
+    state.close().await.unwrap();
+    let line =
+        format!("trap '' XFSZ; ulimit -f 3072; exec {} state cleanup --days 30", env!("CARGO_BIN_EXE_seeknal"));
+    let output = Command::new("bash").args(["-c", &line]).current_dir(dir.path()).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(6), "{err}");
+    assert!(err.contains("3 run(s) were deleted; then: "), "{err}");
+    let runs = json(dir.path(), "state runs");
+    assert_eq!((runs.as_array().unwrap().len(), &runs[0]["run_id"]), (1, &Value::from("still")), "they are gone");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_variable_that_names_the_backend_is_told_whatever_it_says() {
     for (set, mend) in [("file", "set it to database"), ("database", "as long as it is set")] {

@@ -6,7 +6,7 @@ use super::args::CleanupArgs;
 use super::exit::CliError;
 use super::output::{Output, counted, no_state, one_line, open_for_reading, open_for_writing, table};
 use crate::model::{Clock, RunId, SystemClock, time};
-use crate::project::Settings;
+use crate::project::{ProjectError, Settings};
 use crate::project::cleanup::{self, Cleaned, Doomed, Plan, Rules};
 
 /// What is printed. Every field is always there.
@@ -33,7 +33,10 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
         let done = if options.dry_run { Ok(Cleaned::default()) } else { cleanup::execute(backend, &plan).await };
         let closed = backend.close().await;
         cleaned = done?;
-        closed?;
+        closed.map_err(|error| {
+            let error = ProjectError::from(error);
+            if cleaned.deleted == 0 { error } else { error.after(format!("{} run(s) were deleted", cleaned.deleted)) }
+        })?;
     }
     if out.is_json() {
         return out.json(&Printed {

@@ -53,7 +53,7 @@ impl ProjectError {
     }
 
     /// The same fault, after something was done already.
-    pub(super) fn after(self, done: impl fmt::Display) -> Self {
+    pub(crate) fn after(self, done: impl fmt::Display) -> Self {
         Self { kind: ProjectErrorKind::Partial, message: format!("{done}; then: {}", self.message), source: self.source }
     }
 
