@@ -440,6 +440,18 @@ async fn copies_of_a_move_that_was_cut_off_follow_their_originals() {
 }
 
 #[tokio::test]
+async fn copies_are_known_again_under_another_path_to_the_project() {
+    let dir = cut_off_and_changed().await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = elsewhere.path().join("project");
+    std::os::unix::fs::symlink(dir.path(), &other).unwrap();
+    let plan = relocate::preview(&settings(&other), Home::Database, |_, _| ()).await.unwrap().plan.unwrap();
+    assert_eq!((plan.differing_runs, plan.only_in_target, plan.moves.runs, plan.equal_runs), (0, 0, 1, 2));
+    let report = relocate::execute(&settings(&other), Home::Database, now(), go_on).await.unwrap();
+    assert_eq!(report.moved.unwrap().verified.runs, 3);
+}
+
+#[tokio::test]
 async fn what_cannot_be_told_from_the_runs_of_others_is_left_and_told() {
     let dir = cut_off_and_changed().await;
     let target = dir.path().join("target");

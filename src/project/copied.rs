@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::ProjectError;
+use super::files::folder_of;
 use crate::model::{RunHeader, RunId, RunState, Version};
 
 /// The notes' name in the state's folder. They are gone when a move has ended well.
@@ -35,12 +36,13 @@ pub(super) struct Copied {
 
 impl Copied {
     /// What is noted of a target; what cannot be read is not known.
-    pub(super) fn load(folder: &Path, target: &str) -> Self {
+    pub(super) fn load(folder: &Path, location: &str) -> Self {
         let path = folder.join(NAME);
+        let target = stable(location);
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-        let runs = lines.filter(|line| line.target == target).map(|line| (line.run, (line.version, line.content))).collect();
-        Self { path, target: target.to_owned(), runs }
+        let runs = lines.filter(|line| line.target == target || line.target == location).map(|line| (line.run, (line.version, line.content))).collect();
+        Self { path, target, runs }
     }
 
     /// The runs that were copied.
@@ -72,6 +74,13 @@ impl Copied {
     pub(super) fn forget(folder: &Path) {
         let _left_behind = std::fs::remove_file(folder.join(NAME)).is_err();
     }
+}
+
+/// A name of a place that is the same from every working folder: of a path the whole one, of anything else what it is.
+fn stable(location: &str) -> String {
+    let path = Path::new(location);
+    let name = path.file_name().and_then(|name| Some(folder_of(path).canonicalize().ok()?.join(name).to_str()?.to_owned()));
+    name.unwrap_or_else(|| location.to_owned())
 }
 
 /// What a run holds, but for its versions, as a number. Other builds may count another one: then a copy is not known any more.
