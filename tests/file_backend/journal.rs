@@ -1,5 +1,7 @@
 //! What becomes of the journal: torn, flipped, cut, without its document.
 
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 
 /// Where the used part of a journal ends: behind the last byte that is not zero, rounded up to whole frames.
@@ -217,6 +219,8 @@ async fn a_journal_whose_first_frame_is_damaged_is_not_empty() {
 async fn a_missing_document_is_brought_back_from_the_previous_one() {
     let (folder, states) = killed_after(4).await;
     std::fs::remove_file(document(folder.path())).unwrap();
+    let previous = folder.path().join("run_state.json.prev");
+    std::fs::set_permissions(&previous, std::fs::Permissions::from_mode(0o600)).unwrap();
     let before = names(folder.path());
     let error = FileBackend::new(&options(folder.path())).initialize().await.unwrap_err();
     assert!(error.to_string().contains("run_state.json.prev is the last one"), "{error}");
@@ -224,6 +228,8 @@ async fn a_missing_document_is_brought_back_from_the_previous_one() {
     assert_eq!((error.kind(), names(folder.path())), (StoreErrorKind::Corrupt, before), "nothing is set aside");
     let lines = repair(folder.path(), at(0), true).unwrap();
     assert!(lines[0].contains("takes its place"), "{lines:?}");
+    let mode = std::fs::metadata(document(folder.path())).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "whoever may not read the one may not read the other");
     let backend = open(folder.path()).await;
     assert_eq!(all(&backend).await, states[states.len() - 1]);
 }

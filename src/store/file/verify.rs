@@ -181,10 +181,16 @@ fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mu
     let aside = Paths::aside(&paths.document, "damaged", now);
     let place = paths.place();
     let temporary = paths::temporary(&place);
-    paths::write_new(&temporary, &bytes, paths.mode()?.as_ref())?;
+    // Where there is no document, the copy knows who may read it.
+    let mode = match paths.mode()? {
+        Some(mode) => mode,
+        None => std::fs::metadata(&paths.previous).map_err(|error| StoreError::io(paths.previous.display(), error))?.permissions(),
+    };
+    paths::write_new(&temporary, &bytes, Some(&mode))?;
     // The damaged one keeps its name until another stands in its place: a folder without a document would be read as empty.
-    let was = if paths.document.exists() {
-        std::fs::copy(&paths.document, &aside).map_err(|error| StoreError::io(aside.display(), error))?;
+    let was = if let Some((damaged, _)) = paths::read(&paths.document)? {
+        paths::write_new(&aside, &damaged, Some(&mode))?;
+        paths.sync_folder()?;
         format!("it cannot be read and is kept as {}", aside.display())
     } else {
         "it is missing".to_owned()
