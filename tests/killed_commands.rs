@@ -65,6 +65,20 @@ async fn a_move_that_is_killed_at_any_call_is_done_when_it_is_run_again() {
 }
 
 #[tokio::test]
+async fn settings_that_are_switched_are_told_to_be_although_their_folder_could_not_be_synced() {
+    if !can_trace() {
+        return;
+    }
+    let dir = project("file").await;
+    fs::write(dir.path().join("seeknal_project.yml"), "state_backend: file\n").unwrap();
+    let order = "migrate-state --backend database --no-dry-run";
+    let told = seeknal(dir.path(), order).inject("fsync", "error=EIO:when=1+").on(dir.path()).run();
+    assert!(told.status.success(), "{}", told.text);
+    assert!(told.text.contains("names the database backend now, but this may not survive"), "{}", told.text);
+    assert_eq!(settings(dir.path()).backend.value, "database");
+}
+
+#[tokio::test]
 async fn a_database_on_a_file_system_of_another_machine_is_refused_and_the_servers_are_named() {
     if !can_trace() {
         return;

@@ -226,7 +226,7 @@ pub async fn execute(
     let moved = move_state(settings, &what, now, &mut observe, &mut report, &mut open, &mut locks).await;
     let moved = moved.and_then(|()| locks.iter().try_for_each(Exclusive::still_held));
     let switched = match moved {
-        Ok(()) => switch.execute().and_then(|()| {
+        Ok(()) => switch_or_see(&switch, &mut report).and_then(|()| {
             Copied::forget(&settings.target.value);
             go_on(observe(Step::Switched))
         }),
@@ -362,6 +362,20 @@ async fn move_state(
         ));
     }
     go_on(observe(Step::Verified))
+}
+
+/// Switches the settings. A fault that comes when the file says so already (its folder could not be synced) takes nothing back: it is told as a notice.
+fn switch_or_see(switch: &Switch, report: &mut Report) -> Result<(), ProjectError> {
+    let Err(error) = switch.execute() else { return Ok(()) };
+    if !switch.is_done_by_now() {
+        return Err(error);
+    }
+    report.notices.push(format!(
+        "{} names the {} backend now, but this may not survive a crash of the machine: {error}",
+        switch.path().display(),
+        switch.backend()
+    ));
+    Ok(())
 }
 
 /// Nothing moves, so nothing is switched: whoever means an empty state says so himself.

@@ -48,6 +48,16 @@ impl Switch {
         self.before.as_ref() == Some(&self.after)
     }
 
+    /// Whether the file, looked at again, says it.
+    pub(super) fn is_done_by_now(&self) -> bool {
+        Self::plan(&self.path, &self.backend).is_ok_and(|fresh| fresh.is_done())
+    }
+
+    /// What it is switched to.
+    pub(super) fn backend(&self) -> &str {
+        &self.backend
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -71,7 +81,7 @@ impl Switch {
     /// Does it, atomically and durably. A file that was edited since is looked at anew.
     ///
     /// # Errors
-    /// As [`plan`](Self::plan), and whatever the system refuses; then the file is as it was.
+    /// As [`plan`](Self::plan), and whatever the system refuses; then the file is as it was, but for a folder that could not be synced at the end.
     pub fn execute(&self) -> Result<(), ProjectError> {
         let fresh = Self::plan(&self.path, &self.backend)?;
         if fresh.is_done() {
