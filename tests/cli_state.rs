@@ -312,8 +312,7 @@ async fn a_cleanup_that_cannot_be_closed_ends_with_6_and_says_what_it_deleted() 
     let state = open(dir.path()).await;
     state.set_metadata("still", "long", "x".repeat(4 << 20)).await.unwrap();
     state.close().await.unwrap();
-    let line =
-        format!("trap '' XFSZ; ulimit -f 3072; exec {} state cleanup --days 30", env!("CARGO_BIN_EXE_seeknal"));
+    let line = format!("trap '' XFSZ; ulimit -f 3072; exec {} state cleanup --days 30", env!("CARGO_BIN_EXE_seeknal"));
     let output = Command::new("bash").args(["-c", &line]).current_dir(dir.path()).output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(6), "{err}");

@@ -6,8 +6,8 @@ use super::args::CleanupArgs;
 use super::exit::CliError;
 use super::output::{Output, counted, no_state, one_line, open_for_reading, open_for_writing, table};
 use crate::model::{Clock, RunId, SystemClock, time};
-use crate::project::{ProjectError, Settings};
 use crate::project::cleanup::{self, Cleaned, Doomed, Plan, Rules};
+use crate::project::{ProjectError, Settings};
 
 /// What is printed. Every field is always there.
 #[derive(Serialize)]

@@ -41,7 +41,10 @@ impl Copied {
         let target = stable(location);
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-        let runs = lines.filter(|line| line.target == target || line.target == location).map(|line| (line.run, (line.version, line.content))).collect();
+        let runs = lines
+            .filter(|line| line.target == target || line.target == location)
+            .map(|line| (line.run, (line.version, line.content)))
+            .collect();
         Self { path, target, runs }
     }
 

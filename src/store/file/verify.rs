@@ -184,7 +184,9 @@ fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mu
     // Where there is no document, the copy knows who may read it.
     let mode = match paths.mode()? {
         Some(mode) => mode,
-        None => std::fs::metadata(&paths.previous).map_err(|error| StoreError::io(paths.previous.display(), error))?.permissions(),
+        None => {
+            std::fs::metadata(&paths.previous).map_err(|error| StoreError::io(paths.previous.display(), error))?.permissions()
+        }
     };
     paths::write_new(&temporary, &bytes, Some(&mode))?;
     // The damaged one keeps its name until another stands in its place: a folder without a document would be read as empty.
