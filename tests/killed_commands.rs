@@ -70,7 +70,7 @@ async fn settings_that_are_switched_are_told_to_be_although_their_folder_could_n
         return;
     }
     let dir = project("file").await;
-    fs::write(dir.path().join("seeknal_project.yml"), "state_backend: file\n").unwrap();
+    std::fs::write(dir.path().join("seeknal_project.yml"), "state_backend: file\n").unwrap();
     let order = "migrate-state --backend database --no-dry-run";
     let told = seeknal(dir.path(), order).inject("fsync", "error=EIO:when=1+").on(dir.path()).run();
     assert!(told.status.success(), "{}", told.text);

@@ -169,13 +169,21 @@ impl CoordinatorBuilder {
 /// programs write theirs without a zone. What lies further ahead is a mistake, behind which nobody goes.
 const FURTHEST_ZONE: TimeDelta = TimeDelta::hours(26);
 
+/// How long a backend may take to say which run is its newest.
+const LISTED_WITHIN: Duration = Duration::from_secs(5);
+
 /// When the newest run was created, in microseconds, so that the runs of this coordinator are newer than those that it found, whatever clock these came
 /// from.
 async fn last_creation(backend: &dyn StateBackend, clock: &dyn Clock) -> i64 {
+    if backend.is_read_only() {
+        return 0;
+    }
     let furthest = clock.now().checked_add_signed(FURTHEST_ZONE);
     let filter = furthest.map_or_else(RunFilter::all, |furthest| RunFilter::all().created_before(furthest));
-    // What cannot be listed is told to whoever lists it.
-    let newest = backend.list_runs(&RunQuery::new(filter).limit(1)).await.ok().and_then(|page| page.runs.into_iter().next());
+    // What cannot be listed, or not in time, is told to whoever lists it.
+    let query = RunQuery::new(filter).limit(1);
+    let listed = tokio::time::timeout(LISTED_WITHIN, backend.list_runs(&query)).await;
+    let newest = listed.ok().and_then(Result::ok).and_then(|page| page.runs.into_iter().next());
     newest.map_or(0, |run| crate::model::time::micros(run.header.created_at))
 }
 

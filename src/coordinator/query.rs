@@ -429,8 +429,8 @@ impl Engine {
         Ok(all)
     }
 
-    /// What the clock says, and the stamp of a new run: later than that of every run that this coordinator found or made before, so that runs order as they
-    /// were made.
+    /// What the clock says, and the stamp of a new run: later than that of every run that this coordinator found when it was opened, or made since, so
+    /// that these order as they were made.
     pub(super) fn next_creation_stamp(&self) -> (DateTime<Utc>, DateTime<Utc>) {
         use std::sync::atomic::Ordering;
         let now = crate::model::time::micros(self.context.clock.now());

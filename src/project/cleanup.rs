@@ -11,7 +11,7 @@ use super::migrate::commit;
 use crate::coordinator::{Coordinator, OnDelete};
 use crate::error::Error;
 use crate::model::{
-    Batch, Entry, Guard, Mutation, NodeStatus, Outcome, Refusal, RunId, RunPart, RunQuery, RunStatus, RunSummary, Version, time,
+    Batch, Entry, Guard, Mutation, NodeStatus, Outcome, Refusal, RunId, RunPart, RunQuery, RunStatus, RunSummary, Version,
 };
 use crate::store::StateBackend;
 
@@ -283,6 +283,7 @@ mod tests {
     use super::*;
     use crate::model::{
         FencingToken, Interval, LeaseKey, LeaseOwner, LeaseRecord, NewRun, NodeId, NodeUpdate, ProcessInfo, RunHeader, RunUpdate,
+        time,
     };
     use crate::project::ProjectErrorKind;
     use crate::store::{LeaseStore, MemoryBackend};

@@ -278,14 +278,14 @@ async fn move_state(
         told.refuse_conflicts(&plan)?;
     }
     seen.close().await?;
-    // A state that comes from a server may have none yet; what is noted meanwhile lies there.
-    files::make_folder(&settings.target.value)?;
     let source = from.open_writable(settings, &mut report.notices).await?;
     open.push(Arc::clone(&source));
     locks.extend(Exclusive::take(&source).await?);
     if *from != file {
         refuse_busy(&*source).await?;
     }
+    // A state that comes from a server may have none yet; what is noted meanwhile lies there.
+    files::make_folder(&settings.target.value)?;
     report.from = source.location();
     let before = migrate::stamp(&*source).await?;
     let mut target = None;

@@ -145,7 +145,8 @@ impl Coordinator {
     /// between processes.
     ///
     /// A claim is a lease on a node, and so is kept out by the lock on the whole run: while somebody holds that, the answer is [`Next::Locked`]. Who awaits it
-    /// gets it when the claims that are held have ended, and until then nobody gets a new one.
+    /// gets it when the claims that are held have ended, and until then nobody in his process gets a new one; between processes whoever asks first when it is
+    /// free does.
     ///
     /// Without [`ClaimFilter::wait`] it answers at once: who asks in a loop sets a wait, or pauses by itself.
     ///

@@ -140,8 +140,7 @@ impl Lock {
         if seq <= self.value.seq {
             return Ok(());
         }
-        refuse_beyond(seq, "sequence number")?;
-        self.put(HighWater { seq: seq.saturating_add(SEQ_BLOCK).min(HIGHEST), ..self.value.clone() })
+        self.put(HighWater { seq: seq.max(seq.saturating_add(SEQ_BLOCK).min(HIGHEST)), ..self.value.clone() })
     }
 
     /// Gives out tokens; synced before it returns.
@@ -150,7 +149,6 @@ impl Lock {
         let end = start.checked_add(count).ok_or_else(|| {
             StoreError::not_applied(StoreErrorKind::Input, format!("{count} fencing tokens are more than there are left"))
         })?;
-        refuse_beyond(end - 1, "fencing token")?;
         self.put(HighWater { token: end - 1, ..self.value.clone() })?;
         Ok(start..end)
     }
@@ -165,6 +163,8 @@ impl Lock {
     }
 
     fn put(&mut self, value: HighWater) -> Result<(), StoreError> {
+        refuse_beyond(value.seq, "sequence number")?;
+        refuse_beyond(value.token, "fencing token")?;
         self.file.write(&value)?;
         if let Some(other) = &mut self.behind_link {
             other.write(&value)?;
