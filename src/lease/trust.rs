@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::error::LostReason;
+use crate::store::boot_time;
 
 /// A sleeping machine stops tokio's clock: nobody sleeps longer than this before looking at the time again.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -48,15 +49,6 @@ impl LeaseTime {
             self.doze(until).await;
         }
     }
-}
-
-#[cfg(any(target_os = "linux", target_os = "android"))]
-const BOOT_CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-const BOOT_CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
-
-fn boot_time() -> Duration {
-    Duration::try_from(rustix::time::clock_gettime(BOOT_CLOCK)).unwrap_or_default()
 }
 
 /// Until when to trust, in microseconds; the last few values say that it is over, and why.

@@ -4,6 +4,7 @@
 //! default. It is asynchronous and dyn-compatible; a backend that blocks owns a thread and hides it.
 
 mod answers;
+mod boot_time;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod columns;
 #[cfg(any(feature = "postgres", feature = "libsql"))]
@@ -20,6 +21,8 @@ mod pull;
 mod registry;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod short_answer;
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+mod unsettled;
 
 #[cfg(any(feature = "conformance", test))]
 pub mod conformance;
@@ -57,6 +60,7 @@ use crate::model::{
 };
 
 pub use answers::AnswerLog;
+pub(crate) use boot_time::boot_time;
 pub use error::{StoreError, StoreErrorKind};
 pub use foreign::ForeignCommits;
 pub use lease_book::LeaseBook;

@@ -13,7 +13,7 @@
 //! included: at most one request with that id is ever applied, and the row of the id says which answers go with it. So nothing is ever looked up and
 //! passed over.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,6 +35,7 @@ use crate::model::{
     Batch, BatchAnswer, BatchId, LeaseKey, LeaseMutation, LeaseOwner, Outcome, Refusal, RunId, RunState, Version,
 };
 use crate::store::decide::{Decision, OwnRuns, decide};
+use crate::store::unsettled::Unsettled;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How often a batch is decided anew because others were faster.
@@ -51,9 +52,6 @@ const TOLD_AT_ONCE: usize = 512;
 
 /// Commits between two looks for what dead openings left; the first commit of an opening looks too.
 const SWEEP_EVERY: u64 = 4096;
-
-/// An unknown outcome that is older than this cannot be settled any more: other openings may have removed its row.
-const SETTLED_WITHIN: Duration = Duration::from_secs(12 * 3600);
 
 /// Counters that are older than this are read anew: a run's beginning is told apart from an earlier run of its name by them and by tombstones, which
 /// stay for a day.
@@ -80,7 +78,7 @@ struct Memory {
     /// Commit sequence and fencing token that were given out last, as far as is known, and since when.
     counters: Option<(u64, u64, Instant)>,
     /// Batches of which a request was sent and not answered.
-    unsettled: HashMap<BatchId, Instant>,
+    unsettled: Unsettled,
     told: VecDeque<(BatchId, Instant)>,
     commits: u64,
     contested: HashSet<LeaseKey>,
@@ -200,28 +198,15 @@ impl Committer {
     pub(super) async fn commit(&self, batch: &Batch) -> Result<BatchAnswer, StoreError> {
         let mut memory = self.turn.lock().await;
         let _on_the_way = OnTheWay::begin(&self.follow);
-        if memory.unsettled.get(&batch.id).is_some_and(|since| since.elapsed() > SETTLED_WITHIN) {
-            return Err(StoreError::unknown(
-                StoreErrorKind::Poisoned,
-                format!("{}: a batch was without an answer for too long to be settled; open the state anew", self.client.place()),
-            ));
-        }
+        memory.unsettled.check(batch.id, self.client.place())?;
         let answer = self.attempts(&mut memory, batch).await;
+        memory.unsettled.note(batch.id, &answer);
         match &answer {
             Ok(answer) => {
-                memory.unsettled.remove(&batch.id);
                 memory.told.push_back((batch.id, Instant::now()));
                 Self::contested(&mut memory, batch, answer);
             }
-            Err(error) if error.is_never_applied() => {
-                memory.unsettled.remove(&batch.id);
-                memory.told.push_back((batch.id, Instant::now()));
-            }
-            Err(error) if error.is_unknown_outcome() => {
-                // Whoever comes back for one that is much older is told that it cannot be settled, or has long given up.
-                memory.unsettled.retain(|_, since| since.elapsed() < 2 * SETTLED_WITHIN);
-                memory.unsettled.entry(batch.id).or_insert_with(Instant::now);
-            }
+            Err(error) if error.is_never_applied() => memory.told.push_back((batch.id, Instant::now())),
             Err(_) => {}
         }
         answer
@@ -229,7 +214,7 @@ impl Committer {
 
     async fn attempts(&self, memory: &mut Memory, batch: &Batch) -> Result<BatchAnswer, StoreError> {
         let began = Instant::now();
-        let doubtful = memory.unsettled.contains_key(&batch.id);
+        let doubtful = memory.unsettled.holds(batch.id);
         // The request may have been applied, or a copy of it may still be.
         let unsure = |fault: Fault| Err(fault.into_error(self.client.place()).into_unknown());
         // Once a request was under way a copy of it may still be: then only its row, or nobody, knows how it ends.

@@ -50,7 +50,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
 use uuid::Uuid;
@@ -61,6 +61,7 @@ use self::openings::Lock;
 use self::place::Place;
 use super::decide::OwnRuns;
 use super::engine::Engine;
+use super::unsettled::Unsettled;
 use super::{
     BackendOptions, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError,
     StoreErrorKind, VerifyReport,
@@ -98,9 +99,14 @@ struct Shared {
     follower: Arc<Follower>,
     /// Batches of this opening whose answers are stored and were told, oldest first.
     told: Mutex<VecDeque<BatchId>>,
+    unsettled: Mutex<Unsettled>,
 }
 
 impl Shared {
+    fn unsettled(&self) -> MutexGuard<'_, Unsettled> {
+        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn follower(&self) -> Option<&Follower> {
         (!self.pool.place.read_only).then_some(&*self.follower)
     }
@@ -129,7 +135,14 @@ impl PostgresBackend {
         let pool = Arc::new(Pool::new(Arc::clone(&self.place))?);
         let process = ProcessInfo::current(SystemClock.now());
         let follower = Arc::new(Follower::new(&process));
-        let shared = Arc::new(Shared { pool, own: OwnRuns::default(), process, follower, told: Mutex::default() });
+        let shared = Arc::new(Shared {
+            pool,
+            own: OwnRuns::default(),
+            process,
+            follower,
+            told: Mutex::default(),
+            unsettled: Mutex::default(),
+        });
         let opening = open(Arc::clone(&shared));
         let report = engine.run(opening, StoreError::not_applied).await?;
         Ok((Opened { engine, shared }, report))
@@ -276,7 +289,12 @@ impl StateBackend for PostgresBackend {
             }
             let shared = Arc::clone(&opened.shared);
             let id = batch.id;
-            let work = async move { commit::commit(&shared, &batch).await };
+            let work = async move {
+                shared.unsettled().check(batch.id, &shared.pool.place.name)?;
+                let answer = commit::commit(&shared, &batch).await;
+                shared.unsettled().note(batch.id, &answer);
+                answer
+            };
             let answer = opened.engine.run(work, StoreError::unknown).await?;
             let many = {
                 let mut told = opened.shared.told.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,0 +1,13 @@
+//! Time that goes on while the machine sleeps.
+
+use std::time::Duration;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const BOOT_CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const BOOT_CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
+
+/// Since the machine was started. It never goes back.
+pub(crate) fn boot_time() -> Duration {
+    Duration::try_from(rustix::time::clock_gettime(BOOT_CLOCK)).unwrap_or_default()
+}
