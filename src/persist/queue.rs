@@ -55,17 +55,20 @@ pub(super) enum Item<S, B> {
 pub(super) struct Flight<S, B> {
     pub(super) sinks: Vec<(S, u64)>,
     pub(super) barriers: Vec<B>,
+    /// About how many bytes its entries take.
+    pub(super) weight: usize,
 }
 
 impl<S, B> Flight<S, B> {
     /// Parts what was taken into the entries that go down and those who wait for them.
     pub(super) fn of(items: VecDeque<Item<S, B>>) -> (Vec<Entry>, Self) {
         let mut entries = Vec::with_capacity(items.len());
-        let mut flight = Self { sinks: Vec::with_capacity(items.len()), barriers: Vec::new() };
+        let mut flight = Self { sinks: Vec::with_capacity(items.len()), barriers: Vec::new(), weight: 0 };
         for item in items {
             match item {
-                Item::Entry(Submission { entry, chain, sink, .. }) => {
+                Item::Entry(Submission { entry, chain, sink, weight }) => {
                     entries.push(entry);
+                    flight.weight = flight.weight.saturating_add(weight);
                     flight.sinks.push((sink, chain));
                 }
                 Item::Barrier(barrier) => flight.barriers.push(barrier),
@@ -78,6 +81,7 @@ impl<S, B> Flight<S, B> {
     pub(super) fn join(&mut self, later: Self) {
         self.sinks.extend(later.sinks);
         self.barriers.extend(later.barriers);
+        self.weight = self.weight.saturating_add(later.weight);
     }
 }
 
@@ -181,9 +185,11 @@ impl<S, B> FlushQueue<S, B> {
         Some(taken)
     }
 
-    /// What joins a batch that is under way: as [`take`](Self::take), but nothing while entries are sent apart, so that what comes apart gets smaller.
-    pub(super) fn take_more(&mut self) -> Option<VecDeque<Item<S, B>>> {
-        if self.apart.is_empty() { self.take() } else { None }
+    /// What joins a batch of this weight that is under way: all that waits, if together they are no more than a batch may be. Nothing while entries are sent
+    /// apart, so that what comes apart gets smaller.
+    pub(super) fn take_more(&mut self, weight: usize) -> Option<VecDeque<Item<S, B>>> {
+        let fits = self.bytes.saturating_add(weight) <= MAX_BATCH_BYTES;
+        if fits && self.apart.is_empty() { self.take() } else { None }
     }
 
     /// Puts the entries of a batch back that failed, with nothing written, for what one of them is: they are sent in ever smaller batches, so that the

@@ -135,6 +135,19 @@ fn a_wrong_number_of_outcomes_is_unknown_for_all() {
 }
 
 #[test]
+fn what_joins_a_batch_keeps_it_within_its_limits() {
+    let mut queue: FlushQueue<u32, ()> = FlushQueue::new();
+    assert!(queue.push(Submission { weight: MAX_BATCH_BYTES - 150, ..submission("a", 1, 1) }).is_none());
+    let (_, mut flight) = Flight::of(queue.take().unwrap());
+    assert!(queue.push(submission("b", 1, 2)).is_none());
+    flight.join(Flight::of(queue.take_more(flight.weight).unwrap()).1);
+    assert_eq!(flight.sinks, [(1, 1), (2, 1)]);
+    assert!(queue.push(submission("c", 1, 3)).is_none());
+    assert!(queue.take_more(flight.weight).is_none());
+    assert_eq!(queue.take().unwrap().len(), 1);
+}
+
+#[test]
 fn batches_are_bounded_and_keep_the_order() {
     let mut queue: FlushQueue<u32, u32> = FlushQueue::new();
     let total = u32::try_from(MAX_BATCH_ENTRIES).unwrap() + 10;

@@ -51,6 +51,15 @@ struct Current<S> {
     pause: Duration,
 }
 
+impl<S> Current<S> {
+    /// Says in the span how many entries it has become.
+    fn note_entries(&self) {
+        if self.unknown_since.is_none() && !self.span.is_disabled() {
+            self.span.record("entries", self.batch.entries.len());
+        }
+    }
+}
+
 /// What the lock guards. Nothing that may call out (logging, telling) happens under it.
 struct Line<S> {
     queue: FlushQueue<S, BarrierReply>,
@@ -256,7 +265,7 @@ impl<S: Sink> Shard<S> {
         // Taken in a statement of its own: its lock ends here. The span ends outside of all locks: that calls whoever listens to the log.
         let unsettled = self.current().take();
         let mut span = None;
-        if let Some(Current { batch, flight: Flight { sinks, barriers: waiting }, span: ending, .. }) = unsettled {
+        if let Some(Current { batch, flight: Flight { sinks, barriers: waiting, .. }, span: ending, .. }) = unsettled {
             settled.extend(line.queue.failed(&batch.entries, sinks, &error.clone().into_unknown()));
             barriers.extend(waiting);
             span = Some(ending);
@@ -468,7 +477,7 @@ impl<S: Sink> BatchSource for Shard<S> {
         // What was sent before may be in stable storage, under its name.
         let known = |current: &&mut Current<S>| current.batch.id == batch.id && current.unknown_since.is_none();
         let Some(current) = current.as_mut().filter(known) else { return false };
-        let Some(items) = line.queue.take_more() else { return false };
+        let Some(items) = line.queue.take_more(current.flight.weight) else { return false };
         drop(line);
         let (entries, flight) = Flight::of(items);
         current.flight.join(flight);
@@ -482,6 +491,7 @@ impl<S: Sink> BatchSource for Shard<S> {
     fn answer(&self, answer: Result<BatchAnswer, StoreError>) {
         let Some(mut current) = self.current().take() else { return };
         let took = current.sent.elapsed();
+        current.note_entries();
         self.stats.flushed(current.batch.entries.len(), took);
         let sinks = std::mem::take(&mut current.flight.sinks);
         if answer.is_ok() {
@@ -500,7 +510,7 @@ impl<S: Sink> BatchSource for Shard<S> {
                 let barriers = std::mem::take(&mut current.flight.barriers);
                 let mut line = self.line();
                 line.stuck = None;
-                return line.queue.put_apart(&current.batch.entries, Flight { sinks, barriers });
+                return line.queue.put_apart(&current.batch.entries, Flight { sinks, barriers, weight: 0 });
             }
             Err(error) if is_certain(&error, &current) => {
                 self.stats.failed_flushes.fetch_add(1, Ordering::Relaxed);
@@ -525,7 +535,6 @@ impl<S: Sink> BatchSource for Shard<S> {
         self.stats.refused.fetch_add((settled.len() - applied) as u64, Ordering::Relaxed);
         let Current { span, flight, batch, .. } = current;
         if !span.is_disabled() {
-            span.record("entries", batch.entries.len());
             span.record("micros", u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
             span.record("applied", applied).record("refused", settled.len() - applied);
         }

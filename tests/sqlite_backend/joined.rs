@@ -190,3 +190,28 @@ async fn what_joins_shares_the_fate_of_its_batch() {
     assert!(answer.outcomes.into_iter().all(|outcome| matches!(outcome, Outcome::Applied(_))));
     assert_eq!(load(&backend, "a").await.nodes().count(), 2);
 }
+
+/// Who gives up waiting and sends the same batch again may find both in one transaction.
+#[tokio::test]
+async fn a_batch_that_waits_twice_is_applied_once_and_both_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(&db(dir.path())).await;
+    change(&backend, "a", vec![create(0), rows("n", 1)]).await;
+    let mut a = Tip::of(&backend, "a").await;
+    let earlier = Arc::new(Batch::new(vec![a.entry(vec![], vec![rows("n", 2)])]));
+    let batch = Arc::new(Batch::new(vec![a.entry(vec![], vec![rows("n", 3)])]));
+    let sql = raw(&db(dir.path()));
+    sql.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (earlier, first, second, ()) =
+        tokio::join!(backend.commit(earlier), backend.commit(Arc::clone(&batch)), backend.commit(Arc::clone(&batch)), async {
+            sql.execute_batch("COMMIT").unwrap()
+        });
+    for outcome in earlier.unwrap().outcomes {
+        applied(outcome);
+    }
+    let first = first.unwrap();
+    assert_eq!(second.unwrap(), first);
+    assert_eq!(backend.commit(batch).await.unwrap(), first);
+    let now = load(&backend, "a").await;
+    assert_eq!((now.version(), now.node("n").unwrap().row_count), (a.state.unwrap().version(), Some(3)));
+}

@@ -10,7 +10,7 @@ use super::rows::{At, Number, Stamp, counter, fingerprint_text, list_text, metad
 use crate::model::{NodeId, NodeState, RawJson, RunHeader, RunId, Version};
 use crate::store::StoreError;
 
-/// What is on the right of `=` in an update is the row as it was: the version before this transaction.
+/// What is on the right of `=` in an update is the row as it was: the version before this writing.
 const PUT_VERSION: &str = "UPDATE runs SET version = ?2, nodes_deleted_version = ?3, \
      change_sets_from = CASE WHEN ?4 THEN coalesce(change_sets_from, version) END WHERE run_id = ?1";
 

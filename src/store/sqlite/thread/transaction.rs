@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rusqlite::params;
 
 use super::{HELD_UP, Writer};
-use crate::model::{Batch, BatchAnswer, Clock, SystemClock};
+use crate::model::{Batch, BatchAnswer, BatchId, Clock, SystemClock};
 use crate::store::StoreError;
 use crate::store::pull::BatchReply;
 use crate::store::sqlite::checkpoint::Due;
@@ -105,7 +105,11 @@ impl Writer {
         }
         let noting = self.company.noting(&self.at.path);
         let known = batches.iter().map(|(batch, _)| answer::find(&self.conn, batch)).collect::<Result<Vec<_>, _>>()?;
-        let fresh: Vec<bool> = known.iter().map(Option::is_none).collect();
+        // Who gave up waiting may have sent a batch again: both are answered by what becomes of the first one.
+        let ids: Vec<BatchId> = batches.iter().map(|(batch, _)| batch.id).collect();
+        let first = |number: usize, id: BatchId| ids.iter().take(number).position(|earlier| *earlier == id);
+        let twins: Vec<Option<usize>> = ids.iter().enumerate().map(|(number, id)| first(number, *id)).collect();
+        let fresh: Vec<bool> = known.iter().zip(&twins).map(|(known, twin)| known.is_none() && twin.is_none()).collect();
         let mut answers: Vec<BatchAnswer> =
             known.into_iter().map(|known| known.unwrap_or_else(|| BatchAnswer { outcomes: Vec::new() })).collect();
         // While rows are written, those come back who were answered last: what they bring shares the sync.
@@ -125,6 +129,12 @@ impl Writer {
         }
         for ((batch, _), answer) in batches.iter().zip(&answers).zip(&fresh).filter_map(|(both, fresh)| fresh.then_some(both)) {
             answer::keep(&self.conn, batch, answer, at)?;
+        }
+        for (number, twin) in twins.iter().enumerate() {
+            let told = twin.and_then(|twin| answers.get(twin).cloned());
+            if let (Some(told), Some(answer)) = (told, answers.get_mut(number)) {
+                *answer = told;
+            }
         }
         let settled = session.finish()?;
         let (seq, token) = settled.counters;
