@@ -303,7 +303,11 @@ impl Committer {
         let statements = [write::forswear(batch)];
         let steps = Steps { exclusive: true, writes: true, statements: &statements, replication_index: None };
         match send::once(&self.client, &steps).await {
-            Ok(_) => Err(error.never_applied()),
+            Ok(mut result) => {
+                // Where the counters' row is missing nothing took the id.
+                let taken = Table::new(result.take(Steps::step_of(0)), "batches").first().is_some();
+                Err(if taken { error.never_applied() } else { error.into_unknown() })
+            }
             Err(failed) if failed.statement == Some(0) && failed.is_duplicate => self.known(memory, batch).await,
             Err(_) => Err(error.into_unknown()),
         }

@@ -160,10 +160,12 @@ impl Checks {
 /// The answer of a batch that was given up: no request with its id is applied any more.
 pub(super) const NEVER: &str = "null";
 
-/// Takes the id of a batch, so that none of its requests is applied any more; fails if one was.
+/// Takes the id of a batch, so that none of its requests is applied any more; fails if one was. It took it only if it answers with a row.
 pub(super) fn forswear(batch: &Batch) -> Stmt {
-    Stmt::exec(
-        "INSERT INTO batches (id, at, answers, seq, token, versions) SELECT ?1, unixepoch(), ?2, m.seq, m.token, '{}' FROM meta AS m WHERE m.id = 1",
+    Stmt::ask(
+        "batches",
+        "INSERT INTO batches (id, at, answers, seq, token, versions) SELECT ?1, unixepoch(), ?2, m.seq, m.token, '{}' FROM meta AS m WHERE m.id = 1 \
+         RETURNING seq",
         vec![batch.id.to_string().into(), NEVER.to_owned().into()],
     )
 }
