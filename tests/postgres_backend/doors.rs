@@ -216,3 +216,98 @@ async fn of_several_servers_the_one_that_writes_is_used() {
     let error = open(&[standby.port, standby.port]).await.unwrap_err();
     assert!(error.kind() == StoreErrorKind::ReadOnly && error.to_string().contains("primary"), "{error}");
 }
+
+/// Options for a state on one of several servers of this machine.
+fn at_hosts(store: &Store, user: &str, hosts: &[u16]) -> BackendOptions {
+    let hosts: Vec<String> = hosts.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let url = format!("postgres://{user}:{}@{}/tests?sslmode=disable", server::PASSWORD, hosts.join(","));
+    store.options().database_url(url)
+}
+
+async fn opened(options: &BackendOptions) -> Backend {
+    let backend = create_state_backend("database", options).unwrap();
+    backend.initialize().await.unwrap();
+    backend
+}
+
+/// Whether sessions of a server may write unless they ask for it; those that are there hear of it a little later.
+async fn writable(cluster: &server::Cluster, may: bool) {
+    cluster.sql(&format!("ALTER SYSTEM SET default_transaction_read_only = {}", if may { "off" } else { "on" }));
+    cluster.sql("SELECT pg_reload_conf()");
+    let wanted = if may { "off" } else { "on" };
+    until("the server takes the setting", async || cluster.sql("SHOW default_transaction_read_only") == wanted).await;
+}
+
+/// A copy does not know every number that was given out before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_opening_that_goes_on_at_a_copy_gives_out_higher_numbers() {
+    let store = store!();
+    let Some(before) = server::Cluster::start() else { return };
+    // Made one after the other in the same way, two databases could have the same ids.
+    store.sql(&format!("CREATE SCHEMA {s}; CREATE TABLE {s}_other (id int PRIMARY KEY); DROP TABLE {s}_other", s = store.schema));
+    store.open().await.close().await.unwrap();
+    store.sql("UPDATE meta SET origin = '1/1; timeline 1'");
+    let moved = opened(&at_hosts(&store, "postgres", &[before.port, store.cluster.port])).await;
+    let first = lock(&moved, &LeaseKey::run(run_id("a")), "w", 60_000).await.unwrap();
+    writable(&before, false).await;
+    let mut rounds = 0;
+    let mut last = first;
+    until("the copy is written to", async || {
+        rounds += 1;
+        last = lock(&moved, &LeaseKey::run(run_id(&format!("b{rounds}"))), "w", 60_000).await.unwrap();
+        store.sql("SELECT count(*) FROM locks") != "0"
+    })
+    .await;
+    assert!(last.0 > 1_000_000_000 && first.0 < 1_000, "{first:?}, {last:?}");
+    assert!(store.sql("SELECT last_value > 1000000000 FROM commit_seq") == "t");
+    // Once is enough, whoever connects next.
+    store.open().await.close().await.unwrap();
+    assert!(store.sql("SELECT last_value < 2000000000 FROM fencing_token") == "t");
+    moved.close().await.unwrap();
+}
+
+/// A standby refuses to tell of commits, and may be behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_only_reads_goes_where_is_written_too() {
+    let store = store!();
+    let Some(standby) = server::Cluster::start() else { return };
+    writable(&standby, false).await;
+    let backend = store.open().await;
+    change(&backend, "r", vec![create(0)]).await;
+    let reading = opened(&at_hosts(&store, "postgres", &[standby.port, store.cluster.port]).read_only(true)).await;
+    assert_eq!(load(&reading, "r").await, load(&backend, "r").await);
+    reading.close().await.unwrap();
+
+    // A role that writes nowhere takes what there is.
+    let role = format!("still_{}", store.schema);
+    store.cluster.sql(&format!("CREATE ROLE {role} LOGIN PASSWORD '{}'", server::PASSWORD));
+    store.cluster.sql(&format!("ALTER ROLE {role} SET default_transaction_read_only = on"));
+    store.sql(&format!("GRANT USAGE ON SCHEMA {s} TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA {s} TO {role}; GRANT SELECT ON ALL SEQUENCES IN SCHEMA {s} TO {role}", s = store.schema));
+    let port = store.cluster.port;
+    let reading = opened(&at_hosts(&store, &role, &[port, port]).read_only(true)).await;
+    assert_eq!(load(&reading, "r").await, load(&backend, "r").await);
+    reading.close().await.unwrap();
+    backend.close().await.unwrap();
+}
+
+/// In whatever order the hosts are named.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_no_host_is_the_primary_a_commit_waits_for_one() {
+    let store = store!();
+    let Some(primary) = server::Cluster::start() else { return };
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for (run, hosts) in [("a", [nobody, primary.port]), ("b", [primary.port, nobody])] {
+        let backend = opened(&at_hosts(&store, "postgres", &hosts)).await;
+        writable(&primary, false).await;
+        // Sessions that are there are ended: the next one is a new one.
+        primary.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'seeknal-state'");
+        let change = async || change(&backend, run, vec![create(0)]).await;
+        let mut waiting = std::pin::pin!(change());
+        let early = tokio::time::timeout(Duration::from_millis(700), &mut waiting).await;
+        assert!(early.is_err(), "{run}: nobody could be written to");
+        writable(&primary, true).await;
+        waiting.await;
+        assert!(backend.load_run(&run_id(run)).await.unwrap().is_some());
+        backend.close().await.unwrap();
+    }
+}

@@ -20,6 +20,12 @@ impl OwnRuns {
         runs.into_iter().filter_map(|run| Some((run.clone(), known.get(run)?.clone()))).collect()
     }
 
+    /// Knows nothing any more: what is stored may be older than what was noted.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn forget(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Notes what a batch of this process did, once it is committed.
     pub(crate) fn note(&self, answer: &BatchAnswer) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);

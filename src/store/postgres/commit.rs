@@ -97,7 +97,7 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
         let done = tokio::time::timeout_at(deadline, attempt(shared, batch, &decided)).await;
         let error = match done {
             Ok(Ok(answer)) => {
-                shared.own.note(&answer);
+                shared.pool.own.note(&answer);
                 return Ok(answer);
             }
             Ok(Err(error)) => error,
@@ -120,8 +120,8 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
         if error.kind() == StoreErrorKind::Unavailable {
             shared.pool.forget_idle();
         }
-        // Connections of before say nothing of where is written now; new ones do, once.
-        let elsewhere = is_of_standby(&error) && !std::mem::replace(&mut looked_elsewhere, true);
+        // Connections of before say nothing of where is written now; new ones do: once, and of several hosts until one of them is written to.
+        let elsewhere = is_of_standby(&error) && (shared.pool.place.moves || !std::mem::replace(&mut looked_elsewhere, true));
         if elsewhere {
             shared.pool.forget_idle();
         }
@@ -332,7 +332,7 @@ async fn lock(shared: &Shared, conn: &mut Conn, id: Uuid, wanted: &Wanted) -> Re
         let moving = rows(2).first().map(|row| Fields::new(row, "table locks").lease(0)).transpose()?;
         Ok(Rows {
             moving,
-            own: shared.own.of(&wanted.runs).into_iter().collect(),
+            own: shared.pool.own.of(&wanted.runs).into_iter().collect(),
             heads,
             headers: BTreeMap::new(),
             nodes: BTreeMap::new(),

@@ -3,18 +3,22 @@
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
+use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{AsyncMessage, Client, Connection, Error, Notification, Row, SimpleQueryMessage, Socket, Statement};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, Error, Notification, Row, SimpleQueryMessage, Socket, Statement};
 
-use super::error::{is_refused, sql_error};
+use super::error::{is_refused, is_without_primary, sql_error};
 use super::place::Place;
+use super::schema;
 use super::tls::{MakeTls, TlsStream};
+use crate::store::decide::OwnRuns;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How long a statement may take on the server, milliseconds. A commit as a whole has as long.
@@ -29,6 +33,9 @@ const IDLE_IN_TRANSACTION_MS: u64 = 3_000;
 
 /// Questions that are asked at once; batches have connections beside these.
 const READERS: usize = 8;
+
+/// Between two times that a question looks for the primary among several hosts.
+const BETWEEN_HOSTS: Duration = Duration::from_millis(100);
 
 /// A value for a statement.
 pub(super) type Param<'a> = Box<dyn ToSql + Sync + Send + 'a>;
@@ -74,12 +81,10 @@ pub(super) struct Conn {
 type Driver = Connection<Socket, TlsStream>;
 
 impl Conn {
-    async fn open(place: &Arc<Place>, tls: &MakeTls) -> Result<(Self, Driver), StoreError> {
-        let connect = place.config.connect(tls.clone());
+    async fn open(place: &Arc<Place>, config: &Config, tls: &MakeTls) -> Result<(Self, Driver), StoreError> {
+        let connect = config.connect(tls.clone());
         // The driver's limit is one for TCP alone, host by host; a server that is reached may also be silent.
-        let hosts = place.config.get_hosts().len().max(1);
-        let limit = place.config.get_connect_timeout().copied().unwrap_or_default();
-        let limit = limit.saturating_mul(u32::try_from(hosts).unwrap_or(1));
+        let limit = config.get_connect_timeout().copied().unwrap_or_default().saturating_mul(place.hosts);
         let made = tokio::time::timeout(limit, connect).await.map_err(|_| {
             StoreError::not_applied(
                 StoreErrorKind::Unavailable,
@@ -246,12 +251,75 @@ pub(super) struct Pool {
     /// None at all once it is closed.
     idle: Mutex<Option<Vec<Conn>>>,
     readers: Semaphore,
+    /// What this opening committed itself.
+    pub(super) own: OwnRuns,
+    /// Whether one of several hosts could be written to before.
+    found_primary: AtomicBool,
+    /// Which copy of the database it counts in; none before that is known, and where it cannot become another one.
+    origin: tokio::sync::Mutex<Option<String>>,
 }
 
 impl Pool {
     pub(super) fn new(place: Arc<Place>) -> Result<Self, StoreError> {
         let tls = MakeTls::of(&place)?;
-        Ok(Self { place, tls, idle: Mutex::new(Some(Vec::new())), readers: Semaphore::new(READERS) })
+        Ok(Self {
+            place,
+            tls,
+            idle: Mutex::new(Some(Vec::new())),
+            readers: Semaphore::new(READERS),
+            own: OwnRuns::default(),
+            found_primary: AtomicBool::new(false),
+            origin: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Keeps in mind which copy of the database this is, whose tables were looked at: of several hosts another one may have another.
+    pub(super) async fn keep_origin(&self, conn: &mut Conn) -> Result<(), StoreError> {
+        if self.place.moves && !self.place.read_only {
+            let here = schema::origin(conn, &self.place).await?;
+            *self.origin.lock().await = Some(here);
+        }
+        Ok(())
+    }
+
+    /// Before anything is written over a new connection: where it leads to another copy, numbers that were given out may not be known there.
+    async fn check_origin(&self, conn: &mut Conn) -> Result<(), StoreError> {
+        let mut origin = self.origin.lock().await;
+        let Some(before) = origin.as_deref() else { return Ok(()) };
+        if let Some(here) = schema::recheck(conn, &self.place, before).await? {
+            // What was committed here before, the copy may not have.
+            self.own.forget();
+            self.forget_idle();
+            *origin = Some(here);
+        }
+        Ok(())
+    }
+
+    /// Reaches a server: of several the one that can be written to. Who only reads takes another one where there was never such a one, as for a role that may
+    /// write nowhere.
+    async fn reach(&self) -> Result<(Conn, Driver), StoreError> {
+        let place = &self.place;
+        let made = Conn::open(place, &place.config, &self.tls).await;
+        match made {
+            Ok(made) => {
+                self.found_primary.store(true, Ordering::Release);
+                Ok(made)
+            }
+            Err(error) if !place.moves || !is_without_primary(&error) => Err(error),
+            Err(_) if self.found_primary.load(Ordering::Acquire) => Err(StoreError::not_applied(
+                StoreErrorKind::Unavailable,
+                format!(
+                    "{}: none of the hosts that answer can be written to now; see whether one becomes the primary",
+                    place.name
+                ),
+            )),
+            Err(_) if place.read_only => {
+                let mut any = place.config.clone();
+                any.target_session_attrs(TargetSessionAttrs::Any);
+                Conn::open(place, &any, &self.tls).await
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Option<Vec<Conn>>> {
@@ -273,19 +341,20 @@ impl Pool {
 
     /// A new connection, driven by a task of its own.
     pub(super) async fn connect(&self) -> Result<Conn, StoreError> {
-        let (mut conn, driver) = Conn::open(&self.place, &self.tls).await?;
+        let (mut conn, driver) = self.reach().await?;
         let driving = tokio::spawn(async move {
             // Whoever uses the connection is told the same.
             let _told = driver.await.is_err();
         });
         conn.driver = Some(driving.abort_handle());
         conn.set_up(&self.place, false).await?;
+        self.check_origin(&mut conn).await?;
         Ok(conn)
     }
 
     /// A new connection for work that need not wait for the disk; what the server tells unasked goes to `told`, until the connection ends.
     pub(super) async fn connect_for_messages(&self, told: mpsc::UnboundedSender<Notification>) -> Result<Conn, StoreError> {
-        let (mut conn, mut driver) = Conn::open(&self.place, &self.tls).await?;
+        let (mut conn, mut driver) = self.reach().await?;
         let driving = tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|cx| driver.poll_message(cx)).await {
                 if let AsyncMessage::Notification(notification) = message {
@@ -305,33 +374,40 @@ impl Pool {
         }
     }
 
-    /// Sends questions in one read-only transaction that sees one state; again once, if an idle connection turns out to be dead.
+    /// Sends questions in one read-only transaction that sees one state; again once, if an idle connection turns out to be dead. While
+    /// none of several hosts is the primary it waits for one to become it.
     pub(super) async fn read(&self, questions: Vec<Sql<'_>>) -> Result<Vec<Vec<Row>>, StoreError> {
         let _turn = self.readers.acquire().await.map_err(|_| StoreError::closed())?;
         let count = questions.len();
         let mut statements = vec![Sql::plain("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")];
         statements.extend(questions);
         statements.push(Sql::plain("COMMIT"));
+        let waits = self.place.moves && self.found_primary.load(Ordering::Acquire);
         let mut tried = false;
         let began = Instant::now();
         loop {
-            let mut conn = self.get().await?;
-            match conn.send(&statements).await {
-                Ok(answers) => {
-                    self.put(conn);
-                    return Ok(answers.into_iter().skip(1).take(count).collect());
-                }
-                Err(failed) => {
-                    let gone = failed.error.kind() == StoreErrorKind::Unavailable;
-                    if gone {
-                        self.forget_idle();
+            let (error, made) = match self.get().await {
+                Err(error) => (error, false),
+                Ok(mut conn) => match conn.send(&statements).await {
+                    Ok(answers) => {
+                        self.put(conn);
+                        return Ok(answers.into_iter().skip(1).take(count).collect());
                     }
-                    if tried || !gone || began.elapsed() >= ANSWER {
-                        return Err(failed.error);
-                    }
-                    tried = true;
-                }
+                    Err(failed) => (failed.error, true),
+                },
+            };
+            let gone = error.kind() == StoreErrorKind::Unavailable;
+            if gone {
+                self.forget_idle();
             }
+            let again = waits || (made && !tried);
+            if !again || !gone || began.elapsed() >= ANSWER {
+                return Err(error);
+            }
+            if tried || !made {
+                tokio::time::sleep(BETWEEN_HOSTS).await;
+            }
+            tried = true;
         }
     }
 

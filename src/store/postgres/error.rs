@@ -23,8 +23,7 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
                  database_ca_file",
             );
         }
-        // The driver's own words, of the last of several hosts.
-        if error.source().is_some_and(|source| source.to_string() == "database does not allow writes") {
+        if is_not_written_to(error) {
             return STANDBY;
         }
         if error.is_closed() || error.source().is_some_and(<dyn std::error::Error>::is::<std::io::Error>) {
@@ -141,10 +140,25 @@ pub(super) fn corrupt(place: impl fmt::Display, why: impl fmt::Display) -> Store
     .of_one_entry()
 }
 
+/// What the driver said.
+fn driver_error(error: &StoreError) -> Option<&Error> {
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.find_map(|cause| cause.downcast_ref::<Error>())
+}
+
 /// What the server called it.
 fn state_of(error: &StoreError) -> Option<&SqlState> {
-    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
-    causes.find_map(|cause| cause.downcast_ref::<Error>())?.code()
+    driver_error(error)?.code()
+}
+
+/// Whether the last of several hosts could not be written to: the driver's own words.
+fn is_not_written_to(error: &Error) -> bool {
+    error.source().is_some_and(|source| source.to_string() == "database does not allow writes")
+}
+
+/// Whether no connection was made because none of the hosts can be written to, as far as they answer.
+pub(super) fn is_without_primary(error: &StoreError) -> bool {
+    driver_error(error).is_some_and(is_not_written_to)
 }
 
 /// Whether the session only reads: its server was made a standby, perhaps, and another one of several is written to.

@@ -249,7 +249,15 @@ impl Follower {
         if !anything {
             return Ok(());
         }
-        notify(conn, Told { w: self.process.id.to_string(), r: runs.map(|runs| runs.into_iter().collect()), l: leases }).await
+        let told =
+            Told { w: self.process.id.to_string(), r: runs.as_ref().map(|runs| runs.iter().cloned().collect()), l: leases };
+        let said = notify(conn, told).await;
+        if said.is_err() {
+            // Said by the next connection; twice does no harm.
+            locked(&self.outgoing).add(runs, leases);
+            self.sent.notify_one();
+        }
+        said
     }
 
     async fn look(&self, listening: &mut Listening, lock: Lock) -> Result<(), StoreError> {

@@ -59,7 +59,6 @@ use self::connection::{Pool, Sql};
 use self::follow::{Follower, Listening};
 use self::openings::Lock;
 use self::place::Place;
-use super::decide::OwnRuns;
 use super::engine::Engine;
 use super::unsettled::Unsettled;
 use super::{
@@ -94,7 +93,6 @@ struct Opened {
 /// What everything that runs needs.
 struct Shared {
     pool: Arc<Pool>,
-    own: OwnRuns,
     process: ProcessInfo,
     follower: Arc<Follower>,
     /// Batches of this opening whose answers are stored and were told, oldest first.
@@ -135,14 +133,7 @@ impl PostgresBackend {
         let pool = Arc::new(Pool::new(Arc::clone(&self.place))?);
         let process = ProcessInfo::current(SystemClock.now());
         let follower = Arc::new(Follower::new(&process));
-        let shared = Arc::new(Shared {
-            pool,
-            own: OwnRuns::default(),
-            process,
-            follower,
-            told: Mutex::default(),
-            unsettled: Mutex::default(),
-        });
+        let shared = Arc::new(Shared { pool, process, follower, told: Mutex::default(), unsettled: Mutex::default() });
         let opening = open(Arc::clone(&shared));
         let report = engine.run(opening, StoreError::not_applied).await?;
         Ok((Opened { engine, shared }, report))
@@ -205,6 +196,7 @@ async fn open(shared: Arc<Shared>) -> Result<OpenReport, StoreError> {
                 place.name
             ));
         }
+        pool.keep_origin(&mut conn).await?;
     }
     let lock = Lock::new(&place.schema);
     if !place.read_only {

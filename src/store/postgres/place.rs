@@ -42,6 +42,10 @@ pub(super) enum Protection {
 /// Where the state is and how to get there.
 pub(super) struct Place {
     pub(super) config: Config,
+    /// How many hosts the URL names.
+    pub(super) hosts: u32,
+    /// Whether only one of several hosts is written to, which may be another one tomorrow.
+    pub(super) moves: bool,
     pub(super) protection: Protection,
     /// Whom to trust instead of the public authorities.
     pub(super) ca_file: Option<PathBuf>,
@@ -163,11 +167,13 @@ impl Place {
             return Err(refuse("it names no host"));
         }
         refuse_parameters_in_names(&config)?;
-        // Of several hosts only one is written to, and it may be another one tomorrow.
-        let several = config.get_hosts().len().max(config.get_hostaddrs().len()) > 1;
-        if several && !options.is_read_only() && config.get_target_session_attrs() == TargetSessionAttrs::Any {
+        // Of several hosts only one is written to, and it may be another one tomorrow. Who reads goes there too: a standby may be behind, and tells nothing.
+        let hosts = config.get_hosts().len().max(config.get_hostaddrs().len()).max(1);
+        if hosts > 1 && config.get_target_session_attrs() == TargetSessionAttrs::Any {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
+        let moves = hosts > 1 && config.get_target_session_attrs() == TargetSessionAttrs::ReadWrite;
+        let hosts = u32::try_from(hosts).unwrap_or(u32::MAX);
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
         }
@@ -196,7 +202,7 @@ impl Place {
             })?,
         };
         let name = name(&config, &schema);
-        Ok(Self { config, protection, ca_file, schema, flush_shards, read_only: options.is_read_only(), name })
+        Ok(Self { config, hosts, moves, protection, ca_file, schema, flush_shards, read_only: options.is_read_only(), name })
     }
 }
 

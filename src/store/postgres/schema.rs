@@ -283,27 +283,7 @@ pub(super) async fn migrate(conn: &mut Conn, place: &Place, lock: i64) -> Result
 /// Raises the counters if this is a copy of the database that they counted in: numbers that were given out after the copy was made are not in it.
 /// A copy made by dump has other object ids, one made from the server's files another timeline.
 pub(super) async fn raise(conn: &mut Conn, place: &Place) -> Result<bool, StoreError> {
-    let fail = |error| sql_error(&place.name, error);
-    let timeline = conn
-        .ask(Sql::new("the server's timeline", "SELECT timeline_id::text FROM pg_control_checkpoint()", Vec::new()))
-        .await
-        .ok()
-        .and_then(|rows| rows.first()?.try_get::<_, String>(0).ok());
-    let origin = conn
-        .ask(Sql::new(
-            "table meta",
-            "SELECT origin, (SELECT oid::text FROM pg_database WHERE datname = current_database()) || '/' || 'runs'::regclass::oid::text || ';' \
-             FROM meta WHERE id = 1",
-            Vec::new(),
-        ))
-        .await?;
-    let Some(row) = origin.first() else { return Ok(false) };
-    let known: String = row.try_get(0).map_err(fail)?;
-    let mut here: String = row.try_get(1).map_err(fail)?;
-    if let Some(timeline) = timeline {
-        here.push_str(TIMELINE);
-        here.push_str(&timeline);
-    }
+    let Some((known, here)) = origins(conn, place).await? else { return Ok(false) };
     if is_same(&known, &here) {
         return Ok(false);
     }
@@ -327,6 +307,67 @@ pub(super) async fn raise(conn: &mut Conn, place: &Place) -> Result<bool, StoreE
     }
     conn.batch("COMMIT").await?;
     Ok(!changed.is_empty() && !first)
+}
+
+/// The timeline that the server writes. Right after a promotion the last checkpoint is still of the one before, so that it is asked only where the server
+/// does not tell what it writes.
+async fn timeline(conn: &mut Conn) -> Option<String> {
+    for sql in [
+        "SELECT ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::bigint::text",
+        "SELECT timeline_id::text FROM pg_control_checkpoint()",
+    ] {
+        let told = conn.ask(Sql::new("the server's timeline", sql, Vec::new())).await.ok();
+        if let Some(timeline) = told.and_then(|rows| rows.first()?.try_get::<_, String>(0).ok()) {
+            return Some(timeline);
+        }
+    }
+    None
+}
+
+/// Which copy of the database the tables say that they are, and which they are.
+async fn origins(conn: &mut Conn, place: &Place) -> Result<Option<(String, String)>, StoreError> {
+    let fail = |error| sql_error(&place.name, error);
+    let timeline = timeline(conn).await;
+    let rows = conn
+        .ask(Sql::new(
+            "table meta",
+            "SELECT origin, (SELECT oid::text FROM pg_database WHERE datname = current_database()) || '/' || 'runs'::regclass::oid::text || ';'              FROM meta WHERE id = 1",
+            Vec::new(),
+        ))
+        .await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let known: String = row.try_get(0).map_err(fail)?;
+    let mut here: String = row.try_get(1).map_err(fail)?;
+    if let Some(timeline) = timeline {
+        here.push_str(TIMELINE);
+        here.push_str(&timeline);
+    }
+    Ok(Some((known, here)))
+}
+
+/// Which copy of the database this is.
+pub(super) async fn origin(conn: &mut Conn, place: &Place) -> Result<String, StoreError> {
+    Ok(origins(conn, place).await?.map(|(_, here)| here).unwrap_or_default())
+}
+
+/// What an opening does again where its connections lead to another copy of the database than `before`: tables of a newer version are refused, and the
+/// counters are raised, unless somebody else was faster. Answers with the copy that it is now, if it is another one.
+pub(super) async fn recheck(conn: &mut Conn, place: &Place, before: &str) -> Result<Option<String>, StoreError> {
+    let here = origin(conn, place).await?;
+    if is_same(before, &here) {
+        return Ok(None);
+    }
+    if look(conn, place).await? == Found::Nothing {
+        return Err(StoreError::not_applied(
+            StoreErrorKind::Foreign,
+            format!(
+                "{}: the server that is written to now has no tables of this state; check the hosts of database_url",
+                place.name
+            ),
+        ));
+    }
+    raise(conn, place).await?;
+    Ok(Some(here))
 }
 
 /// Between the object ids and the timeline of an origin.
