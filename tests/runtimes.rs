@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
-use seeknal_state::{Coordinator, NewRun, NodeUpdate, StateBackend};
+use seeknal_state::{Coordinator, Error, NewRun, NodeUpdate, StateBackend};
 use support::LyingBackend;
 use tokio::runtime::{Builder, Runtime};
 
@@ -113,4 +113,33 @@ fn it_is_closed_without_a_runtime() {
     wait_for(state.create_run("r", NewRun::running())).unwrap();
     wait_for(state.close()).unwrap();
     assert!(state.is_closed());
+}
+
+/// The work of the coordinator ended with its runtime; what it had open is given up all the same, while handles on it live.
+#[cfg(all(feature = "file", feature = "sqlite"))]
+#[test]
+fn it_is_closed_after_its_runtime_has_ended() {
+    let workers = workers();
+    for backend in ["file", "database"] {
+        let store = support::Store::of(backend);
+        let own = own();
+        let state = own.block_on(store.open());
+        own.block_on(state.create_run("r", NewRun::running())).unwrap();
+        let lock = own.block_on(state.acquire_lock("r", Duration::ZERO)).unwrap();
+        drop(own);
+        workers.block_on(async {
+            let mut tx = state.transaction();
+            tx.set_node_state("r", "n", NodeUpdate::success());
+            tx.set_node_state("s", "n", NodeUpdate::success());
+            let refused = in_time("a write over two runs", tx.commit()).await;
+            assert!(matches!(refused, Err(Error::Closed)), "{backend}: it never began: {refused:?}");
+            in_time("closing", state.close()).await.unwrap();
+            assert!(state.is_closed());
+            in_time("closing again", state.close()).await.unwrap();
+            let next = in_time("opening", store.open()).await;
+            assert!(next.get_run("r").await.unwrap().is_some());
+            next.close().await.unwrap();
+        });
+        drop((state, lock));
+    }
 }

@@ -189,10 +189,11 @@ impl Engine {
             note_seq(&of_task, &committed);
             committed
         };
-        match self.runtime.spawn(task.instrument(span)).await {
+        match self.apart(task.instrument(span)).await {
             Ok(answer) => answer,
             // It panicked or its runtime ended, perhaps after it was sent.
-            Err(_) => Err(first.map_or(Error::Closed, Error::Unknown)),
+            Err(cut) if cut.begun => Err(first.map_or(Error::Closed, Error::Unknown)),
+            Err(_) => Err(Error::Closed),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The front door: open a store, hand out runs, build transactions, ask, listen, close.
 
+mod apart;
 mod builder;
 mod claims;
 mod commit;
@@ -204,7 +205,8 @@ impl Coordinator {
     }
 
     /// Stops taking writes, flushes and answers everybody, releases all leases, brings the storage into the form that others read, and gives it up.
-    /// A second call, also through another clone, waits for the end of the first, which alone tells what went wrong.
+    /// A second call, also through another clone, waits for the end of the first, which alone tells what went wrong. Where the runtime that it was opened
+    /// on has ended, the storage is given up all the same.
     ///
     /// # Errors
     /// [`Error::DeferredLost`] if deferred writes were lost, [`Error::Store`] if the storage could not be closed in order. All is closed all
@@ -214,8 +216,10 @@ impl Coordinator {
     /// Closing goes on in the background if the future is dropped.
     pub async fn close(&self) -> Result<(), Error> {
         let engine = Arc::clone(self.engine());
-        match self.engine().runtime.spawn(async move { engine.close().await }).await {
+        match self.engine().apart(async move { engine.close().await }).await {
             Ok(closed) => closed,
+            // Its runtime has ended, and with it all that ran there: what is left to be closed is closed from here.
+            Err(cut) if !cut.begun => self.engine().close().await,
             Err(_) => Err(Error::Closed),
         }
     }
