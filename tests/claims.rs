@@ -321,6 +321,20 @@ async fn a_locked_run_keeps_claims_out_and_says_so(store: Store) {
     let lock = state.acquire_lock(RUN, Duration::ZERO).await.unwrap().unwrap();
     let told = state.claim_next(RUN, worker("w")).await.unwrap();
     assert!(matches!(&told, Next::Locked { holder } if holder.token == lock.token()), "{told:?}");
+    lock.release().await.unwrap();
+    // Also who has looked a moment before it was taken is told.
+    let _given_back = state
+        .claim_next(RUN, worker("w").wait(Duration::from_secs(20)))
+        .await
+        .unwrap()
+        .claimed()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    let lock = state.acquire_lock(RUN, Duration::from_secs(20)).await.unwrap().unwrap();
+    let told = state.claim_next(RUN, worker("w")).await.unwrap();
+    assert!(matches!(&told, Next::Locked { holder } if holder.token == lock.token()), "{told:?}");
     assert!(state.claim_node(RUN, "n", "w", TTL).await.unwrap().is_none());
     let own = state.with_lease(&lock);
     for refused in [own.claim_next(RUN, worker("w")).await.map(drop), own.claim_node(RUN, "n", "w", TTL).await.map(drop)] {

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use seeknal_state::{ClaimFilter, Coordinator, MemoryBackend, NewRun, Next, NodeStatus, NodeUpdate, RunUpdate};
-use support::Store;
+use seeknal_state::{
+    ClaimFilter, Coordinator, LostReason, MemoryBackend, NewRun, Next, NodeStatus, NodeUpdate, RunUpdate, StateBackend,
+};
+use support::{LyingBackend, Store};
 
 const TTL: Duration = Duration::from_millis(100);
 
@@ -203,6 +205,73 @@ async fn a_run_is_taken_over_with_its_locks_or_not_at_all() {
         };
         assert_eq!(resumed.header().worker, state.backend().process());
         assert_eq!(state.list_locks().await.unwrap(), [], "after {polls} polls");
+        state.close().await.unwrap();
+    }
+}
+
+async fn until_told<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let all = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), all).await.expect(what);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_the_loss_of_a_claim_is_told_of_its_end() {
+    for backend in ["memory", "database"] {
+        let store = Store::of("database");
+        let state = if backend == "memory" {
+            Coordinator::open(Arc::new(MemoryBackend::new())).await.unwrap()
+        } else {
+            store.open().await
+        };
+        state.create_run("r", NewRun::running()).await.unwrap();
+        pending(&state, "n").await;
+        let claim = state.claim_node("r", "n", "worker", Duration::from_secs(3_600)).await.unwrap().unwrap();
+        let watched = async { tokio::join!(claim.lost(), claim.complete(NodeUpdate::success())) };
+        let (reason, told) = tokio::time::timeout(Duration::from_secs(20), watched).await.expect("both end");
+        told.unwrap();
+        assert_eq!(reason, LostReason::Closed, "{backend}");
+        state.close().await.unwrap();
+    }
+}
+
+/// The claim lives on while nobody waits for its end any more, and learns what that became.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_nobody_waited_for_ends_its_claim() {
+    const LONG: Duration = Duration::from_secs(3_600);
+    let (lying, store) = (LyingBackend::new(false), Store::of("database"));
+    for memory in [true, false] {
+        let state = if memory {
+            Coordinator::open(Arc::clone(&lying) as Arc<dyn StateBackend>).await.unwrap()
+        } else {
+            store.open().await
+        };
+        state.create_run("r", NewRun::running()).await.unwrap();
+        pending(&state, "n").await;
+        let claim = state.claim_node("r", "n", "worker", LONG).await.unwrap().unwrap();
+        let free = state.stats().permits_available;
+        let held = (!memory).then(|| hold_up(&store));
+        lying.close_gate();
+        {
+            let mut end = std::pin::pin!(claim.complete(NodeUpdate::success()));
+            tokio::select! {
+                biased;
+                told = &mut end => panic!("it is held up: {told:?}"),
+                () = until_told("it is sent", || async { state.stats().permits_available < free }) => {}
+            }
+        }
+        assert!(!claim.is_lost());
+        lying.open_gate();
+        drop(held);
+        let reason = tokio::time::timeout(Duration::from_secs(20), claim.lost()).await.expect("it has ended");
+        assert_eq!((reason, claim.is_lost()), (LostReason::Closed, true), "memory: {memory}");
+        until_told("its lock is free", || async { state.list_locks().await.unwrap().is_empty() }).await;
+        let node = state.get_node_state("r", "n").await.unwrap().unwrap();
+        assert_eq!(node.status, NodeStatus::Success);
+        drop(claim);
         state.close().await.unwrap();
     }
 }

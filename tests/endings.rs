@@ -154,6 +154,48 @@ async fn who_asks_for_work_in_a_loop_leaves_room_for_those_who_do_it() {
     state.close().await.unwrap();
 }
 
+/// Runs are spread over the lines by chance: enough of them, so that some are on others than the one that failed.
+#[tokio::test(start_paused = true)]
+async fn what_one_line_wrote_disproves_the_fault_of_another() {
+    let backend = LyingBackend::new(false);
+    backend.lines.store(4, std::sync::atomic::Ordering::SeqCst);
+    let state = Coordinator::open(Arc::clone(&backend) as Arc<dyn StateBackend>).await.unwrap();
+    let run = |number: u32| format!("r{number}");
+    for number in 0..32 {
+        state.create_run(run(number), NewRun::running()).await.unwrap();
+    }
+    for number in 0..31 {
+        backend.tell([Lie::Full]);
+        state.set_node_state(run(number), "n", NodeUpdate::running()).await.unwrap_err();
+        assert!(state.health().storage.is_some_and(|why| why.contains("no space left")));
+        state.set_node_state(run(number + 1), "n", NodeUpdate::running()).await.unwrap();
+        assert!(state.health().is_sound(), "there is space again");
+    }
+    // Not so what nobody knows: as long as something is ready to go on, its pause is not over.
+    backend.tell([Lie::NeverArrived]);
+    let write = |number: u32| {
+        let state = state.clone();
+        async move { state.set_node_state(run(number), "n", NodeUpdate::success()).await.map(drop) }
+    };
+    let unknown = tokio::spawn(write(0));
+    while state.health().storage.is_none() {
+        tokio::task::yield_now().await;
+    }
+    let mut others: tokio::task::JoinSet<_> = (1..32).map(write).collect();
+    let first = loop {
+        if let Some(first) = others.try_join_next() {
+            break first;
+        }
+        tokio::task::yield_now().await;
+    };
+    first.unwrap().unwrap();
+    assert!(!unknown.is_finished() && state.health().storage.is_some_and(|why| why.contains("no answer")));
+    unknown.await.unwrap().unwrap();
+    others.join_all().await.into_iter().for_each(|written| written.unwrap());
+    assert!(state.health().is_sound());
+    state.close().await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn health_tells_that_storage_takes_no_writes() {
     let backend = LyingBackend::new(false);

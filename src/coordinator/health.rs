@@ -51,7 +51,8 @@ pub struct Health {
     /// Where the state is; never with a secret in it.
     pub location: String,
     /// What storage said of the last flush, if that failed or nobody knows what became of it: a full disk, a server that is away, a writer that gave up. The next
-    /// flush that succeeds makes it `None`. Not a write that was refused for itself.
+    /// flush that succeeds makes it `None`; where several are on their way at once, one of which nobody knows what became stays until that is known. Not a
+    /// write that was refused for itself.
     pub storage: Option<String>,
     /// Whether locks are granted; `false` while [`open`](Self::open) is a fault of this library, and mended by opening the state again.
     pub locks: bool,

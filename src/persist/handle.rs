@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::actor::{Msg, PersistActor};
+use super::fault::Fault;
 use super::queue::{Sink, Submission};
 use super::shard::Shard;
 use super::stats::PersistStats;
@@ -30,11 +31,17 @@ pub(crate) struct Persist<S: Sink> {
     lanes: Arc<[Lane<S>]>,
     hasher: RandomState,
     stats: Arc<PersistStats>,
+    failed: Arc<Fault>,
 }
 
 impl<S: Sink> Clone for Persist<S> {
     fn clone(&self) -> Self {
-        Self { lanes: Arc::clone(&self.lanes), hasher: self.hasher.clone(), stats: Arc::clone(&self.stats) }
+        Self {
+            lanes: Arc::clone(&self.lanes),
+            hasher: self.hasher.clone(),
+            stats: Arc::clone(&self.stats),
+            failed: Arc::clone(&self.failed),
+        }
     }
 }
 
@@ -47,16 +54,16 @@ impl<S: Sink> std::fmt::Debug for Persist<S> {
 impl<S: Sink> Persist<S> {
     /// Starts as many lines as the backend takes flushes at once.
     pub(crate) async fn start(backend: &Arc<dyn StateBackend>) -> Result<Self, PersistClosed> {
-        let stats = Arc::new(PersistStats::default());
+        let (stats, failed) = (Arc::new(PersistStats::default()), Arc::new(Fault::default()));
         let runtime = Handle::try_current().map_err(|_| PersistClosed)?;
         let mut lanes = Vec::new();
         for _ in 0..backend.flush_shards().clamp(1, 64) {
-            let shard = Shard::new(Arc::clone(backend), Arc::clone(&stats), runtime.clone());
+            let shard = Shard::new(Arc::clone(backend), Arc::clone(&stats), Arc::clone(&failed), runtime.clone());
             let (actor, _) = Actor::spawn(None, PersistActor::new(), Arc::clone(&shard)).await.map_err(|_| PersistClosed)?;
             shard.begin(actor.clone());
             lanes.push(Lane { shard, actor });
         }
-        Ok(Self { lanes: lanes.into(), hasher: RandomState::new(), stats })
+        Ok(Self { lanes: lanes.into(), hasher: RandomState::new(), stats, failed })
     }
 
     fn shard(&self, run: Option<&RunId>) -> Option<&Arc<Shard<S>>> {
@@ -114,9 +121,9 @@ impl<S: Sink> Persist<S> {
         &self.stats
     }
 
-    /// Why the last flush of some line failed, if it did.
+    /// Why a flush failed, if none succeeded since; or why some line does not know what became of its batch.
     pub(crate) fn fault(&self) -> Option<String> {
-        self.lanes.iter().find_map(|lane| lane.shard.fault())
+        self.lanes.iter().find_map(|lane| lane.shard.unsettled()).or_else(|| self.failed.get())
     }
 
     /// How many entries wait to be flushed.

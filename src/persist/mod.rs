@@ -12,6 +12,7 @@
 
 mod actor;
 mod driver;
+mod fault;
 mod handle;
 mod queue;
 mod shard;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::actor::Msg;
 use super::driver;
+use super::fault::Fault;
 use super::queue::{Flight, FlushQueue, Settlement, Sink, Submission};
 use super::stats::PersistStats;
 use crate::model::{Batch, BatchAnswer, Outcome, RunId};
@@ -112,9 +113,10 @@ pub(super) struct Shard<S: Sink> {
     untold: AtomicUsize,
     /// How many batches in a row failed with nothing written: where it is not one entry in many, sending them apart helps nobody.
     failures: AtomicU32,
-    /// What storage said of the last flush, if that failed or nobody knows: for who asks how it stands.
-    fault: Mutex<Option<String>>,
-    faulty: AtomicBool,
+    /// What storage said of a flush that failed; of all lines. Whichever line succeeds next clears it: they write to the same storage.
+    failed: Arc<Fault>,
+    /// What it said of the batch of which nobody knows what became. Another line's success says nothing of that.
+    unsettled: Fault,
 }
 
 impl<S: Sink> fmt::Debug for Shard<S> {
@@ -124,7 +126,12 @@ impl<S: Sink> fmt::Debug for Shard<S> {
 }
 
 impl<S: Sink> Shard<S> {
-    pub(super) fn new(backend: Arc<dyn StateBackend>, stats: Arc<PersistStats>, runtime: Handle) -> Arc<Self> {
+    pub(super) fn new(
+        backend: Arc<dyn StateBackend>,
+        stats: Arc<PersistStats>,
+        failed: Arc<Fault>,
+        runtime: Handle,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             backend,
@@ -145,8 +152,8 @@ impl<S: Sink> Shard<S> {
             current: Mutex::new(None),
             untold: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
-            fault: Mutex::new(None),
-            faulty: AtomicBool::new(false),
+            failed,
+            unsettled: Fault::default(),
         })
     }
 
@@ -163,20 +170,9 @@ impl<S: Sink> Shard<S> {
         &self.backend
     }
 
-    /// Why the last flush failed, or that nobody knows what became of it.
-    pub(super) fn fault(&self) -> Option<String> {
-        if !self.faulty.load(Ordering::Acquire) {
-            return None;
-        }
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_fault(&self, error: Option<&StoreError>) {
-        // The flushes that succeed are many, and take no lock for it.
-        if error.is_some() || self.faulty.load(Ordering::Acquire) {
-            *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = error.map(ToString::to_string);
-            self.faulty.store(error.is_some(), Ordering::Release);
-        }
+    /// Why nobody knows what became of its batch.
+    pub(super) fn unsettled(&self) -> Option<String> {
+        self.unsettled.get()
     }
 
     fn line(&self) -> MutexGuard<'_, Line<S>> {
@@ -257,7 +253,8 @@ impl<S: Sink> Shard<S> {
     /// Nobody will ever pull again: the runtime has ended.
     pub(super) fn abandon(&self) {
         let error = StoreError::closed();
-        self.set_fault(Some(&error));
+        self.failed.set(&error);
+        self.unsettled.clear();
         let mut line = self.line();
         line.closed = true;
         line.pulled = false;
@@ -336,7 +333,7 @@ impl<S: Sink> Shard<S> {
     /// not: it speaks of the repetition only, unless it says that no sending is ever applied.
     fn unknown(&self, mut current: Current<S>, error: StoreError) {
         self.stats.unknown_flushes.fetch_add(1, Ordering::Relaxed);
-        self.set_fault(Some(&error));
+        self.unsettled.set(&error);
         let since = *current.unknown_since.get_or_insert_with(Instant::now);
         let given_up = since.elapsed() >= GIVE_UP_AFTER;
         let hopeless =
@@ -355,6 +352,9 @@ impl<S: Sink> Shard<S> {
             if hopeless {
                 line.stuck = None;
                 drop(line);
+                // It is sent no more: what is wrong now is known.
+                self.failed.set(&error);
+                self.unsettled.clear();
                 return self.deliver(News { settled, barriers, barred: None, batch: Some(current.batch) });
             }
             let busy = StoreError::not_applied(
@@ -496,7 +496,8 @@ impl<S: Sink> BatchSource for Shard<S> {
         let sinks = std::mem::take(&mut current.flight.sinks);
         if answer.is_ok() {
             self.failures.store(0, Ordering::Relaxed);
-            self.set_fault(None);
+            self.unsettled.clear();
+            self.failed.clear();
         }
         let settled = match answer {
             Ok(answer) if is_plain(&answer, &current) => applied(sinks, answer),
@@ -516,9 +517,10 @@ impl<S: Sink> BatchSource for Shard<S> {
                 self.stats.failed_flushes.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, entries = current.batch.entries.len(), "a flush failed; nothing of it was written");
                 self.failures.fetch_add(1, Ordering::Relaxed);
+                self.unsettled.clear();
                 // What is wrong with one entry is not wrong with storage.
                 if !error.is_of_one_entry() {
-                    self.set_fault(Some(&error));
+                    self.failed.set(&error);
                 }
                 let mut line = self.line();
                 line.stuck = None;

@@ -65,6 +65,14 @@ pub(crate) struct RunContext {
     pub(crate) chain_numbers: Arc<AtomicU64>,
 }
 
+impl RunContext {
+    /// An acknowledged write went with the actor of its run.
+    fn lose(&self, run: &RunId) {
+        let loss = self.losses.note(run, "the actor of the run ended".to_owned().into());
+        self.surroundings.lost(&loss);
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Msg {
     Commit(Envelope),
@@ -143,8 +151,6 @@ pub(super) struct State {
     takes_back: bool,
     /// Whether the run is to be loaded once more when the load that is under way, or who holds it, is done.
     reload_again: bool,
-    /// Whether an op that was acknowledged from memory is in no list, because it is being checked.
-    deciding: bool,
 }
 
 #[cfg_attr(seeknal_ractor_async_trait, ractor::async_trait)]
@@ -170,7 +176,6 @@ impl Actor for RunActor {
             found: None,
             takes_back: false,
             reload_again: false,
-            deciding: false,
         })
     }
 
@@ -213,6 +218,17 @@ impl Drop for Handling<'_> {
         if std::thread::panicking() {
             self.0.cell.set_dead();
             self.0.lose_acknowledged();
+        }
+    }
+}
+
+/// An op that was acknowledged from memory is in no list, because it is being checked.
+struct Deciding(Arc<RunContext>, Arc<RunCell>);
+
+impl Drop for Deciding {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lose(self.1.id());
         }
     }
 }
@@ -359,14 +375,9 @@ impl State {
 
     /// Checks an op against the tip, and sends it down; or answers why it is refused.
     fn decide(&mut self, job: Job) -> Option<Answer> {
-        self.deciding = job.ack.is_none();
-        let answer = self.judge(job);
-        self.deciding = false;
-        answer
-    }
-
-    fn judge(&mut self, job: Job) -> Option<Answer> {
         let Job { order, mut op, ack, permit } = job;
+        // Behind the permit, and so dropped before it.
+        let _lost_by_a_panic = ack.is_none().then(|| Deciding(Arc::clone(&self.context), Arc::clone(&self.cell)));
         if op.attempts > MAX_ATTEMPTS {
             let error = CommitError::Contended(self.cell.id().clone(), op.attempts);
             return Some(Answer { ack, error, permit });
@@ -406,10 +417,12 @@ impl State {
 
     /// The actor ends in the middle: what was acknowledged from memory and was to be checked again does not vanish in silence.
     fn lose_acknowledged(&mut self) {
-        let waiting = std::mem::take(&mut self.again).into_jobs().filter(|job| job.ack.is_none()).count();
-        for _ in 0..waiting + usize::from(std::mem::take(&mut self.deciding)) {
-            let loss = self.context.losses.note(self.cell.id(), "the actor of the run ended".to_owned().into());
-            self.context.surroundings.lost(&loss);
+        for job in std::mem::take(&mut self.again).into_jobs() {
+            if job.ack.is_none() {
+                self.context.lose(self.cell.id());
+            }
+            // Last: closing waits for its permit, and then tells what is noted.
+            drop(job);
         }
     }
 

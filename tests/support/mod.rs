@@ -223,6 +223,8 @@ pub(crate) struct LyingBackend {
     pub(crate) gate: Semaphore,
     pub(crate) gated: AtomicBool,
     pub(crate) shared: bool,
+    /// How many batches it takes at once, of a coordinator that is opened from now on.
+    pub(crate) lines: AtomicUsize,
     pub(crate) commits: AtomicUsize,
     /// How often a run was loaded.
     pub(crate) loads: AtomicUsize,
@@ -266,6 +268,7 @@ impl LyingBackend {
             gate: Semaphore::new(0),
             gated: AtomicBool::new(false),
             shared,
+            lines: AtomicUsize::new(1),
             commits: AtomicUsize::new(0),
             loads: AtomicUsize::new(0),
             loading: tokio::sync::RwLock::default(),
@@ -431,6 +434,10 @@ impl StateBackend for LyingBackend {
 
     fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
         self.inner.list_leases()
+    }
+
+    fn flush_shards(&self) -> usize {
+        self.lines.load(Ordering::SeqCst)
     }
 
     fn lease_store(&self) -> LeaseStore {

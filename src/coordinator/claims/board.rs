@@ -14,6 +14,8 @@ use crate::run::ChangeSeed;
 
 /// Boards of one run, each for another idea of what is done; more of them are not kept.
 const MOST_OF_A_RUN: usize = 8;
+/// The longest pause between two looks.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The boards of all runs.
 #[derive(Debug, Default)]
@@ -37,6 +39,8 @@ struct Inner {
     /// What the board's time counts from.
     start: Instant,
     next_look: Instant,
+    /// Not before then is a refusal a reason to look early.
+    hurries_from: Instant,
     /// Who was seen to hold the lock on the whole run, which keeps claims out.
     locked: Option<Box<LeaseRecord>>,
 }
@@ -109,7 +113,7 @@ impl Board {
     fn new(snapshot: &Snapshot, done: &[NodeStatus], me: Option<&ProcessInfo>) -> Self {
         let ready = ReadyBoard::new(snapshot.state().clone(), done, me.map_or("", |me| &me.id));
         let now = Instant::now();
-        let inner = Inner { ready, start: now, next_look: now, locked: None };
+        let inner = Inner { ready, start: now, next_look: now, hurries_from: now, locked: None };
         Self { run: snapshot.state().id().clone(), inner: Mutex::new(inner), news: Notify::new() }
     }
 
@@ -201,7 +205,7 @@ impl Board {
 
     /// Whether the caller is to look at leases and at what others did: one does it for all.
     pub(super) fn is_due(&self, ttl: Duration) -> bool {
-        let pause = (ttl / 4).clamp(Duration::from_millis(100), Duration::from_secs(1));
+        let pause = (ttl / 4).clamp(Duration::from_millis(100), LONGEST_PAUSE);
         let mut inner = self.lock();
         let now = Instant::now();
         if now < inner.next_look {
@@ -244,9 +248,16 @@ impl Picked {
         self.board.lock().ready.claim_took(time);
     }
 
-    /// Somebody else has it.
+    /// Somebody else has it. Perhaps the whole run, of which nothing is known here since the last look: then it is time for the next one; rarely, because
+    /// many workers are refused often.
     pub(super) fn was_refused(&mut self) {
         self.refused = true;
+        let mut inner = self.board.lock();
+        let now = Instant::now();
+        if inner.hurries_from <= now {
+            inner.next_look = inner.next_look.min(now);
+            inner.hurries_from = now + LONGEST_PAUSE;
+        }
     }
 }
 

@@ -1,15 +1,19 @@
 //! The guard that a worker keeps while it works on a node.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::Instrument;
 
 use crate::coordinator::write::node_change;
 use crate::coordinator::{Commit, Coordinator};
 use crate::error::Error;
 use crate::lease::{Lease, LostReason};
-use crate::model::{FencingToken, Guard, InputError, NodeId, NodeState, NodeStatus, NodeUpdate, Refusal, RunId, RunStatus};
+use crate::model::{
+    FencingToken, Guard, InputError, LeaseKey, NodeId, NodeState, NodeStatus, NodeUpdate, Refusal, RunId, RunStatus,
+};
 use crate::run::Op;
 
 /// How often an end is told again while storage is busy or full, and how long between.
@@ -23,7 +27,7 @@ const TELL_PAUSE: Duration = Duration::from_millis(200);
 /// never undone by who comes late.
 ///
 /// An end that makes no sense, or that storage does not take, leaves the claim with its caller, who may tell another one or the same once more. A call of
-/// an end that is dropped in the middle happens as a whole or not: if it did, the claim is lost.
+/// an end that is dropped in the middle happens as a whole or not: if it did, the claim is lost, which it learns when it is known.
 ///
 /// Dropped, it is given back in the background: the node is pending again **on the same attempt**, as by `release`; only an attempt that told its end, or
 /// whose worker vanished, counts. If the process dies instead, the lease ends, and whoever looks next takes the node over on its next attempt.
@@ -33,12 +37,38 @@ pub struct Claim {
     node: NodeId,
     state: Arc<NodeState>,
     coordinator: Coordinator,
-    /// `None` only while it is dropped.
-    lease: Option<Lease>,
-    /// An end was told, or can be told no more.
-    ended: AtomicBool,
+    held: Arc<Held>,
     token: FencingToken,
     commit: Commit,
+}
+
+/// What an end that is on its way has in common with the claim, whose caller may be gone.
+struct Held {
+    lease: Lease,
+    /// An end was told, or can be told no more. Who waits for the loss of the claim waits for this too.
+    ended: watch::Sender<bool>,
+}
+
+impl Held {
+    fn is_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    /// What holds the node, unless that is over.
+    fn lease(&self) -> Option<&Lease> {
+        Some(&self.lease).filter(|_| !self.is_ended())
+    }
+
+    /// The end is in storage, and gave the lease back.
+    fn landed(&self) {
+        self.ended.send_replace(true);
+        self.lease.returned();
+    }
+
+    fn forsake(&self) {
+        self.ended.send_replace(true);
+        self.lease.let_go();
+    }
 }
 
 impl Claim {
@@ -50,7 +80,8 @@ impl Claim {
         lease: Lease,
         commit: Commit,
     ) -> Self {
-        Self { run, node, state, coordinator, token: lease.token(), lease: Some(lease), ended: AtomicBool::new(false), commit }
+        let token = lease.token();
+        Self { run, node, state, coordinator, held: Arc::new(Held { lease, ended: watch::Sender::new(false) }), token, commit }
     }
 
     /// The run.
@@ -85,7 +116,7 @@ impl Claim {
 
     /// Its lease: what remains of it, whether it is lost.
     pub fn lease(&self) -> Option<&Lease> {
-        self.lease.as_ref().filter(|_| !self.ended.load(Ordering::Acquire))
+        self.held.lease()
     }
 
     /// Whether it is lost, or has ended: somebody else may work on the node, and nothing more can be told.
@@ -93,23 +124,23 @@ impl Claim {
         self.lease().is_none_or(Lease::is_lost)
     }
 
-    /// Waits until the claim is lost, and says why: the time to stop working. Of one that has ended at once.
+    /// Waits until the claim is lost, and says why: the time to stop working. Once it has ended, by whichever task, it waits no longer, and the reason is
+    /// [`LostReason::Closed`].
     ///
     /// # Cancel safety
     /// Safe: dropping the future changes nothing.
     pub async fn lost(&self) -> LostReason {
-        match self.lease() {
-            Some(lease) => lease.lost().await,
-            None => LostReason::Closed,
+        let mut ended = self.held.ended.subscribe();
+        tokio::select! {
+            biased;
+            _ = ended.wait_for(|ended| *ended) => LostReason::Closed,
+            reason = self.held.lease.lost() => reason,
         }
     }
 
     /// A coordinator whose writes are refused once this claim is lost: for what is noted while the work goes on.
     pub fn fenced(&self) -> Coordinator {
-        match &self.lease {
-            Some(lease) => self.coordinator.with_lease(lease),
-            None => self.coordinator.clone(),
-        }
+        self.coordinator.with_lease(&self.held.lease)
     }
 
     /// Tells that the work is done: `success` unless the update names another end (`cached`, `skipped`, `failed`). That deferred writes on the run were lost
@@ -137,7 +168,8 @@ impl Claim {
     /// ```
     ///
     /// # Cancel safety
-    /// It happens as a whole or not; the claim stays with the caller, and is lost if it did.
+    /// Once polled it is told, on the runtime of the coordinator, though not again if storage did not take it. It happens as a whole or not; the claim
+    /// stays with the caller, and is lost if it did.
     pub async fn complete(&self, update: NodeUpdate) -> Result<Commit, Error> {
         let update = match update.target() {
             None => update.and_status(NodeStatus::Success),
@@ -193,24 +225,52 @@ impl Claim {
         self.tell(vec![NodeUpdate::pending().unbegun()]).await
     }
 
+    /// Tells an end in a task of its own: whoever waits for it or not, the claim learns what it became.
     async fn tell(&self, updates: Vec<NodeUpdate>) -> Result<Commit, Error> {
-        let lost = |token| Refusal::LeaseGone { key: crate::model::LeaseKey::node(self.run.clone(), self.node.clone()), token };
+        if self.is_lost() {
+            return Err(Error::LeaseLost(gone(&self.run, &self.node, self.token)));
+        }
+        // Gone with the caller: nobody is left who wants more than one try.
+        let caller = Arc::new(());
+        let end = End {
+            run: self.run.clone(),
+            node: self.node.clone(),
+            coordinator: self.coordinator.clone(),
+            held: Arc::clone(&self.held),
+            caller: Arc::downgrade(&caller),
+        };
+        let told = self.coordinator.engine().apart(async move { end.tell(&updates).await }.in_current_span()).await;
+        drop(caller);
+        told.unwrap_or_else(|cut| Err(if cut.begun { Error::Unknown(self.run.clone()) } else { Error::Closed }))
+    }
+}
+
+/// An end that is being told.
+struct End {
+    run: RunId,
+    node: NodeId,
+    coordinator: Coordinator,
+    held: Arc<Held>,
+    caller: Weak<()>,
+}
+
+impl End {
+    async fn tell(&self, updates: &[NodeUpdate]) -> Result<Commit, Error> {
         let engine = self.coordinator.engine();
+        let token = self.held.lease.token();
         let mut tries = 0;
         loop {
             // Once lost it stays lost: what storage would say is known.
-            let Some(lease) = self.lease().filter(|lease| !lease.is_lost()) else {
-                return Err(Error::LeaseLost(lost(self.token)));
+            let Some(lease) = self.held.lease().filter(|lease| !lease.is_lost()) else {
+                return Err(Error::LeaseLost(gone(&self.run, &self.node, token)));
             };
             let mut fences = vec![lease.fence()];
             fences.extend(self.coordinator.fences.iter().flat_map(|fences| fences.iter().cloned()));
-            let returning = lease.returning(engine.leases.keeps_rows()).into_iter().collect();
-            let mut on_its_way = OnItsWay { lease, landed: false };
             let op = Op {
                 mutations: updates.iter().map(|update| node_change(self.node.clone(), update.clone())).collect(),
                 guards: running(&self.coordinator, &self.run, &self.node),
                 fences,
-                leases: returning,
+                leases: lease.returning(engine.leases.keeps_rows()).into_iter().collect(),
                 // Lost writes of others are no reason to do this work again.
                 unheard: true,
                 ..Op::default()
@@ -218,66 +278,55 @@ impl Claim {
             tries += 1;
             let error = match engine.commit_one(self.run.clone(), op, false).await {
                 Ok(committed) => {
-                    on_its_way.landed = true;
-                    self.ended.store(true, Ordering::Release);
-                    lease.returned();
+                    self.held.landed();
                     return Ok(committed.into());
                 }
                 Err(error) => error,
             };
-            drop(on_its_way);
+            lease.kept();
             match &error {
                 // What nobody knows is told: a second try would be refused by the first, if that was applied.
                 Error::Store(fault)
-                    if fault.is_retryable() && !fault.is_unknown_outcome() && tries < TELL_TRIES && !lease.is_lost() =>
+                    if fault.is_retryable()
+                        && !fault.is_unknown_outcome()
+                        && tries < TELL_TRIES
+                        && self.caller.strong_count() > 0
+                        && !lease.is_lost() =>
                 {
                     tokio::time::sleep(TELL_PAUSE).await;
                 }
                 Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) => {
-                    self.forsake(lease);
-                    return Err(Error::LeaseLost(lost(self.token)));
+                    self.held.forsake();
+                    return Err(Error::LeaseLost(gone(&self.run, &self.node, token)));
                 }
                 // Nothing is left to be given back: it is lost, or has ended otherwise.
                 Error::LeaseLost(_) | Error::Conflict(_) => {
-                    self.forsake(lease);
+                    self.held.forsake();
                     return Err(error);
                 }
                 _ => return Err(error),
             }
         }
     }
-
-    fn forsake(&self, lease: &Lease) {
-        self.ended.store(true, Ordering::Release);
-        lease.let_go();
-    }
 }
 
-/// An entry that gives a lease back is on its way. Dropped before it landed, it was not committed, or nobody here will know.
-struct OnItsWay<'a> {
-    lease: &'a Lease,
-    landed: bool,
-}
-
-impl Drop for OnItsWay<'_> {
-    fn drop(&mut self) {
-        if !self.landed {
-            self.lease.kept();
-        }
-    }
+fn gone(run: &RunId, node: &NodeId, token: FencingToken) -> Refusal {
+    Refusal::LeaseGone { key: LeaseKey::node(run.clone(), node.clone()), token }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let ended = self.ended.load(Ordering::Acquire);
-        let Some(lease) = self.lease.take().filter(|lease| !ended && !lease.is_lost()) else { return };
+        if self.is_lost() {
+            return;
+        }
+        let held = Arc::clone(&self.held);
         let runtime = self.coordinator.engine().runtime.clone();
         let (run, node, coordinator) = (self.run.clone(), self.node.clone(), self.coordinator.clone());
         // On a runtime that has ended the task is dropped at once; then the lease ends by itself, and the node is taken over.
         let waited_for = super::WaitedFor::new(coordinator.engine());
         drop(runtime.spawn(async move {
             let _until_it_is_given_back = waited_for;
-            give_back(coordinator, run, node, lease).await;
+            give_back(coordinator, run, node, &held).await;
         }));
     }
 }
@@ -292,7 +341,9 @@ fn running(coordinator: &Coordinator, run: &RunId, node: &NodeId) -> Vec<Guard> 
     guards
 }
 
-async fn give_back(coordinator: Coordinator, run: RunId, node: NodeId, lease: Lease) {
+async fn give_back(coordinator: Coordinator, run: RunId, node: NodeId, held: &Held) {
+    // An end may have been told meanwhile, by a call that nobody waited for.
+    let Some(lease) = held.lease() else { return };
     let engine = coordinator.engine();
     let op = Op {
         mutations: vec![node_change(node.clone(), NodeUpdate::pending().unbegun())],
@@ -303,7 +354,7 @@ async fn give_back(coordinator: Coordinator, run: RunId, node: NodeId, lease: Le
         ..Op::default()
     };
     match engine.commit_one(run.clone(), op, false).await {
-        Ok(_) => lease.returned(),
+        Ok(_) => held.landed(),
         Err(error) => {
             tracing::debug!(%run, %node, %error, "a dropped claim was not given back");
             lease.kept();

@@ -148,6 +148,8 @@ impl Coordinator {
     /// gets it when the claims that are held have ended, and until then nobody in his process gets a new one; between processes whoever asks first when it is
     /// free does.
     ///
+    /// What others hold is known as of the last look, which is at most a second old: who comes in between may be told [`Next::NothingReady`] for either.
+    ///
     /// Without [`ClaimFilter::wait`] it answers at once: who asks in a loop sets a wait, or pauses by itself.
     ///
     /// ```
