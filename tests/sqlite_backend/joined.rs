@@ -204,7 +204,7 @@ async fn a_batch_that_waits_twice_is_applied_once_and_both_are_told() {
     sql.execute_batch("BEGIN IMMEDIATE").unwrap();
     let (earlier, first, second, ()) =
         tokio::join!(backend.commit(earlier), backend.commit(Arc::clone(&batch)), backend.commit(Arc::clone(&batch)), async {
-            sql.execute_batch("COMMIT").unwrap()
+            sql.execute_batch("COMMIT").unwrap();
         });
     for outcome in earlier.unwrap().outcomes {
         applied(outcome);
