@@ -11,8 +11,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
-use seeknal_state::{Coordinator, Error, NewRun, NodeUpdate, StateBackend};
-use support::LyingBackend;
+use seeknal_state::{Coordinator, Durability, Error, NewRun, NodeUpdate, StateBackend};
+use support::{Lie, LyingBackend};
 use tokio::runtime::{Builder, Runtime};
 
 /// Longer than anything here takes, however busy the machine is.
@@ -142,4 +142,66 @@ fn it_is_closed_after_its_runtime_has_ended() {
         });
         drop((state, lock));
     }
+}
+
+/// What became of the last writes was on its way to somebody who went with the runtime.
+#[cfg(feature = "sqlite")]
+#[test]
+fn it_is_closed_although_nobody_is_left_to_be_told() {
+    let (own, other) = (workers(), workers());
+    let store = support::Store::of("database");
+    let state = own.block_on(store.open());
+    let deferred = state.with_durability(Durability::Deferred);
+    let writer = rusqlite::Connection::open(store.folder.path().join("state.db")).unwrap();
+    own.block_on(async {
+        state.create_run("r", NewRun::running()).await.unwrap();
+        writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+        for node in ["a", "b", "c"] {
+            deferred.set_node_state("r", node, NodeUpdate::success()).await.unwrap();
+        }
+        in_time("they are sent", async {
+            while state.stats().waiting < 3 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    });
+    // From here on nobody is in it.
+    writer.execute_batch("COMMIT").unwrap();
+    let count = || writer.query_row("SELECT count(*) FROM node_states", [], |row| row.get::<_, u32>(0)).unwrap();
+    let begun = std::time::Instant::now();
+    while count() < 3 {
+        assert!(begun.elapsed() < LONG, "they are never written");
+        std::thread::yield_now();
+    }
+    drop(own);
+    other.block_on(async {
+        in_time("closing", state.close()).await.unwrap();
+        assert!(state.is_closed());
+        let next = in_time("opening", store.open()).await;
+        assert_eq!(next.get_run("r").await.unwrap().unwrap().node_count(), 3);
+        next.close().await.unwrap();
+    });
+}
+
+/// Nobody knows what became of a write, and nobody is left who could ask.
+#[test]
+fn it_is_closed_although_an_outcome_is_never_known() {
+    let (own, other) = (own(), workers());
+    let backend = LyingBackend::new(false);
+    let state = open(&own, &backend);
+    own.block_on(state.create_run("r", NewRun::running())).unwrap();
+    backend.tell([Lie::NeverArrived; 64]);
+    let writing = state.clone();
+    let write = own.spawn(async move { writing.set_node_state("r", "n", NodeUpdate::success()).await.map(drop) });
+    own.block_on(in_time("it is sent", async {
+        while state.health().storage.is_none() {
+            tokio::task::yield_now().await;
+        }
+    }));
+    drop(own);
+    other.block_on(async {
+        assert!(write.await.is_err(), "it went with the runtime");
+        in_time("closing", state.close()).await.unwrap();
+    });
 }

@@ -219,7 +219,10 @@ impl Coordinator {
         match self.engine().apart(async move { engine.close().await }).await {
             Ok(closed) => closed,
             // Its runtime has ended, and with it all that ran there: what is left to be closed is closed from here.
-            Err(cut) if !cut.begun => self.engine().close().await,
+            Err(cut) if !cut.begun => {
+                self.engine().context.persist.abandon();
+                self.engine().close().await
+            }
             Err(_) => Err(Error::Closed),
         }
     }

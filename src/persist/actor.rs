@@ -8,10 +8,10 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::queue::Sink;
-use super::shard::{News, Shard};
+use super::shard::{News, Shard, Untold};
 
 pub(super) enum Msg<S: Sink> {
-    Tell(News<S>),
+    Tell(News<S>, Untold<S>),
     RetryAfter(Duration),
 }
 
@@ -35,9 +35,9 @@ impl<S: Sink> Actor for PersistActor<S> {
 
     async fn handle(&self, _: ActorRef<Msg<S>>, message: Msg<S>, shard: &mut Arc<Shard<S>>) -> Result<(), ActorProcessingErr> {
         match message {
-            Msg::Tell(news) => {
+            Msg::Tell(news, untold) => {
                 news.tell();
-                shard.told();
+                drop(untold);
             }
             Msg::RetryAfter(pause) => {
                 let shard = Arc::clone(shard);

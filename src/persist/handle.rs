@@ -109,6 +109,13 @@ impl<S: Sink> Persist<S> {
         }
     }
 
+    /// The runtime has ended: nothing is told or sent again any more, and nothing is waited for.
+    pub(crate) fn abandon(&self) {
+        for lane in &*self.lanes {
+            lane.shard.abandon();
+        }
+    }
+
     /// Refuses what comes from now on, waits until everything is settled, and ends the actors.
     pub(crate) async fn close(&self) {
         for lane in &*self.lanes {

@@ -99,6 +99,17 @@ impl<S: Sink> News<S> {
     }
 }
 
+/// News that are on their way to the actor. Dropped when it told them, or when it took them along: its runtime has ended.
+pub(super) struct Untold<S: Sink>(Arc<Shard<S>>);
+
+impl<S: Sink> Drop for Untold<S> {
+    fn drop(&mut self) {
+        if self.0.untold.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.end_if_done();
+        }
+    }
+}
+
 /// One line.
 pub(super) struct Shard<S: Sink> {
     me: Weak<Self>,
@@ -308,24 +319,11 @@ impl<S: Sink> Shard<S> {
         if news.settled.len() <= TOLD_AT_ONCE && self.untold.load(Ordering::Acquire) == 0 {
             return news.tell();
         }
+        let (Some(shard), Some(actor)) = (self.me.upgrade(), self.actor.get()) else { return news.tell() };
         self.untold.fetch_add(1, Ordering::AcqRel);
-        let undelivered = match self.actor.get() {
-            Some(actor) => match actor.cast(Msg::Tell(news)) {
-                Err(MessagingErr::SendErr(Msg::Tell(news))) => Some(news),
-                _ => None,
-            },
-            None => Some(news),
-        };
-        if let Some(news) = undelivered {
+        if let Err(MessagingErr::SendErr(Msg::Tell(news, untold))) = actor.cast(Msg::Tell(news, Untold(shard))) {
             news.tell();
-            self.told();
-        }
-    }
-
-    /// The actor told the news of one batch.
-    pub(super) fn told(&self) {
-        if self.untold.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.end_if_done();
+            drop(untold);
         }
     }
 
