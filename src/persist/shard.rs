@@ -18,8 +18,10 @@ use super::driver;
 use super::fault::Fault;
 use super::queue::{Flight, FlushQueue, Settlement, Sink, Submission};
 use super::stats::PersistStats;
-use crate::model::{Batch, BatchAnswer, Outcome, RunId};
+use crate::model::{Batch, RunId};
 use crate::store::{BatchSource, StateBackend, StoreError, StoreErrorKind, Wake};
+
+mod source;
 
 /// How long waiters wait for an unknown outcome to be settled before they are told that it is unknown.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
@@ -28,11 +30,6 @@ const SAID_AGAIN_AFTER: Duration = Duration::from_secs(600);
 /// Pauses between attempts to settle an unknown outcome.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// After so many batches in a row of which nothing was written, those that fail for one entry are not sent apart any more.
-const MOST_FAILURES: u32 = 4;
-/// A batch of so many entries is not joined by what arrives while it is written: its sync is shared by enough of them, and who comes later is not to hold it
-/// up.
-const JOINED_BELOW: usize = 32;
 /// So few outcomes are told by whoever flushed, one hop earlier; more are the actor's work, while the next batch is being flushed.
 const TOLD_AT_ONCE: usize = 1;
 
@@ -387,190 +384,7 @@ impl<S> Line<S> {
     }
 }
 
-impl<S: Sink> BatchSource for Shard<S> {
-    fn forsaken(&self) {
-        let mut line = self.line();
-        line.pulled = false;
-        let must_wake = !line.queue.is_empty() && line.must_wake();
-        drop(line);
-        match self.me.upgrade() {
-            Some(shard) if must_wake => shard.wake(),
-            _ => self.end_if_done(),
-        }
-    }
-
-    fn waits(&self) -> bool {
-        let mut line = self.line();
-        if line.pausing {
-            line.pulled = false;
-            return false;
-        }
-        if self.current().is_some() {
-            return true;
-        }
-        let Err(barriers) = line.queue.holds_entries() else { return true };
-        line.pulled = false;
-        drop(line);
-        self.deliver(News { settled: Vec::new(), barriers, barred: None, batch: None });
-        self.end_if_done();
-        false
-    }
-
-    fn next(&self) -> Option<Arc<Batch>> {
-        loop {
-            let items = {
-                let mut line = self.line();
-                if line.pausing {
-                    line.pulled = false;
-                    return None;
-                }
-                // What is unknown is sent again before anything else.
-                if let Some(current) = &mut *self.current() {
-                    current.sent = Instant::now();
-                    return Some(Arc::clone(&current.batch));
-                }
-                let items = line.queue.take();
-                line.pulled = items.is_some();
-                items
-            };
-            let Some(items) = items else {
-                self.end_if_done();
-                return None;
-            };
-            let (entries, flight) = Flight::of(items);
-            if entries.is_empty() {
-                // Behind what was settled before and is not told yet.
-                self.deliver(News { settled: Vec::new(), barriers: flight.barriers, barred: None, batch: None });
-                continue;
-            }
-            let batch = Arc::new(Batch::new(entries));
-            let span = tracing::debug_span!(
-                "flush",
-                backend = self.backend.name(),
-                entries = tracing::field::Empty,
-                batch = %batch.id,
-                micros = tracing::field::Empty,
-                applied = tracing::field::Empty,
-                refused = tracing::field::Empty,
-            );
-            *self.current() = Some(Current {
-                batch: Arc::clone(&batch),
-                flight,
-                span,
-                sent: Instant::now(),
-                unknown_since: None,
-                said: None,
-                pause: FIRST_PAUSE,
-            });
-            return Some(batch);
-        }
-    }
-
-    fn join(&self, batch: &mut Arc<Batch>) -> bool {
-        if batch.entries.len() >= JOINED_BELOW {
-            return false;
-        }
-        let mut line = self.line();
-        let mut current = self.current();
-        // What was sent before may be in stable storage, under its name.
-        let known = |current: &&mut Current<S>| current.batch.id == batch.id && current.unknown_since.is_none();
-        let Some(current) = current.as_mut().filter(known) else { return false };
-        let Some(items) = line.queue.take_more(current.flight.weight) else { return false };
-        drop(line);
-        let (entries, flight) = Flight::of(items);
-        current.flight.join(flight);
-        // Given up here first: who has the only one need not copy it.
-        current.batch = Arc::new(Batch { id: batch.id, entries: Vec::new() });
-        Arc::make_mut(batch).entries.extend(entries);
-        current.batch = Arc::clone(batch);
-        true
-    }
-
-    fn answer(&self, answer: Result<BatchAnswer, StoreError>) {
-        let Some(mut current) = self.current().take() else { return };
-        let took = current.sent.elapsed();
-        current.note_entries();
-        self.stats.flushed(current.batch.entries.len(), took);
-        let sinks = std::mem::take(&mut current.flight.sinks);
-        if answer.is_ok() {
-            self.failures.store(0, Ordering::Relaxed);
-            self.unsettled.clear();
-            self.failed.clear();
-        }
-        let settled = match answer {
-            Ok(answer) if is_plain(&answer, &current) => applied(sinks, answer),
-            Ok(answer) => {
-                let mut line = self.line();
-                line.stuck = None;
-                line.queue.answered(&current.batch.entries, sinks, answer)
-            }
-            Err(error) if is_of_one(&error, &current) && self.failures.load(Ordering::Relaxed) < MOST_FAILURES => {
-                tracing::debug!(%error, entries = current.batch.entries.len(), "a flush failed for one of its entries; they are sent apart");
-                let barriers = std::mem::take(&mut current.flight.barriers);
-                let mut line = self.line();
-                line.stuck = None;
-                return line.queue.put_apart(&current.batch.entries, Flight { sinks, barriers, weight: 0 });
-            }
-            Err(error) if is_certain(&error, &current) => {
-                self.stats.failed_flushes.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(%error, entries = current.batch.entries.len(), "a flush failed; nothing of it was written");
-                self.failures.fetch_add(1, Ordering::Relaxed);
-                self.unsettled.clear();
-                // What is wrong with one entry is not wrong with storage.
-                if !error.is_of_one_entry() {
-                    self.failed.set(&error);
-                }
-                let mut line = self.line();
-                line.stuck = None;
-                line.queue.failed(&current.batch.entries, sinks, &error)
-            }
-            Err(error) => {
-                current.flight.sinks = sinks;
-                return self.unknown(current, error);
-            }
-        };
-        // Counted first: whoever was told finds itself in the figures.
-        let applied = settled.iter().filter(|(_, settlement)| matches!(settlement, Settlement::Applied(_))).count();
-        self.stats.applied.fetch_add(applied as u64, Ordering::Relaxed);
-        self.stats.refused.fetch_add((settled.len() - applied) as u64, Ordering::Relaxed);
-        let Current { span, flight, batch, .. } = current;
-        if !span.is_disabled() {
-            span.record("micros", u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-            span.record("applied", applied).record("refused", settled.len() - applied);
-        }
-        drop(span);
-        self.deliver(News { settled, barriers: flight.barriers, barred: None, batch: Some(batch) });
-    }
-}
-
 /// Whether it is time to log what goes on: when it begins, and then rarely.
 pub(super) fn is_to_be_said(said: Option<Instant>, now: Instant) -> bool {
     said.is_none_or(|said| now.saturating_duration_since(said) >= SAID_AGAIN_AFTER)
-}
-
-/// Whether a batch failed, with nothing written, for what one of several entries is: a value that storage cannot take, a row that it cannot read.
-fn is_of_one<S>(error: &StoreError, current: &Current<S>) -> bool {
-    is_certain(error, current) && error.is_of_one_entry() && current.batch.entries.len() > 1
-}
-
-/// Whether nothing was written: by the only sending that there was, or by any of them.
-fn is_certain<S>(error: &StoreError, current: &Current<S>) -> bool {
-    !error.is_unknown_outcome() && (current.unknown_since.is_none() || error.is_never_applied())
-}
-
-/// Whether everything was applied, at the first try: then there is nothing to decide.
-fn is_plain<S>(answer: &BatchAnswer, current: &Current<S>) -> bool {
-    current.unknown_since.is_none()
-        && answer.outcomes.len() == current.batch.entries.len()
-        && answer.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Applied(_)))
-}
-
-fn applied<S>(sinks: Vec<(S, u64)>, answer: BatchAnswer) -> Vec<(S, Settlement)> {
-    let mut settled = Vec::with_capacity(sinks.len());
-    for ((sink, _), outcome) in sinks.into_iter().zip(answer.outcomes) {
-        if let Outcome::Applied(receipt) = outcome {
-            settled.push((sink, Settlement::Applied(receipt)));
-        }
-    }
-    settled
 }
