@@ -77,7 +77,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Contended { .. } | Self::Locked(_) | Self::Overloaded => true,
-            Self::Store(error) | Self::Lease(crate::lease::LeaseError::Store(error)) => error.is_retryable(),
+            Self::Store(error) => error.is_retryable(),
             _ => false,
         }
     }
@@ -85,16 +85,15 @@ impl Error {
     /// Whether somebody else was first: a guard, an existing run, a lock; or the caller's own other lock is in the way.
     pub fn is_conflict(&self) -> bool {
         use crate::lease::LeaseError as L;
-        match self {
+        matches!(
+            self,
             Self::Conflict(_)
-            | Self::Contended { .. }
-            | Self::RunExists(_)
-            | Self::Locked(_)
-            | Self::RunInUse { .. }
-            | Self::Lease(L::Reentrant { .. } | L::Deadlock { .. }) => true,
-            Self::Lease(L::Refused(refusal)) => Self::from(refusal.clone()).is_conflict(),
-            _ => false,
-        }
+                | Self::Contended { .. }
+                | Self::RunExists(_)
+                | Self::Locked(_)
+                | Self::RunInUse { .. }
+                | Self::Lease(L::Reentrant { .. } | L::Deadlock { .. })
+        )
     }
 
     /// Whether something that was asked for is not there.
@@ -112,7 +111,7 @@ impl Error {
         match self {
             Self::Unknown(_) => true,
             Self::DeferredLost(loss) => loss.unknown,
-            Self::Store(error) | Self::Lease(crate::lease::LeaseError::Store(error)) => error.is_unknown_outcome(),
+            Self::Store(error) => error.is_unknown_outcome(),
             _ => false,
         }
     }
@@ -120,11 +119,7 @@ impl Error {
     /// Whether a lease is lost under which the call was made.
     pub fn is_lease_lost(&self) -> bool {
         use crate::lease::LeaseError as L;
-        match self {
-            Self::LeaseLost(_) | Self::Lease(L::Lost { .. }) => true,
-            Self::Lease(L::Refused(refusal)) => matches!(refusal, Refusal::Fenced { .. } | Refusal::LeaseGone { .. }),
-            _ => false,
-        }
+        matches!(self, Self::LeaseLost(_) | Self::Lease(L::Lost { .. }))
     }
 }
 
