@@ -331,7 +331,8 @@ async fn origins(conn: &mut Conn, place: &Place) -> Result<Option<(String, Strin
     let rows = conn
         .ask(Sql::new(
             "table meta",
-            "SELECT origin, (SELECT oid::text FROM pg_database WHERE datname = current_database()) || '/' || 'runs'::regclass::oid::text || ';'              FROM meta WHERE id = 1",
+            "SELECT origin, (SELECT oid::text FROM pg_database WHERE datname = current_database()) || '/' || 'runs'::regclass::oid::text || ';' \
+             FROM meta WHERE id = 1",
             Vec::new(),
         ))
         .await?;
