@@ -257,9 +257,7 @@ async fn a_writer_whose_lock_is_taken_away_spares_the_journal_of_the_next_one() 
     let error = one.reserve_tokens(1).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Poisoned, "{error}");
     assert_eq!(one.close().await.unwrap_err().kind(), StoreErrorKind::Poisoned);
-    let killed = tempfile::tempdir().unwrap();
-    copy_folder(folder.path(), killed.path());
-    assert_eq!(all(&open(killed.path()).await).await, told);
+    assert_eq!(all_after_a_kill(folder.path()).await, told);
 }
 
 /// With nothing to note it finds out when it closes.
@@ -274,9 +272,7 @@ async fn a_writer_whose_lock_is_taken_away_removes_no_journal_when_it_closes() {
     set(&two, "run_1", "a", NodeUpdate::success(), 1).await;
     assert_eq!(one.close().await.unwrap_err().kind(), StoreErrorKind::Poisoned);
     assert!(journal(folder.path()).exists());
-    let killed = tempfile::tempdir().unwrap();
-    copy_folder(folder.path(), killed.path());
-    assert_eq!(all(&open(killed.path()).await).await, all(&two).await);
+    assert_eq!(all_after_a_kill(folder.path()).await, all(&two).await);
 }
 
 #[tokio::test]
@@ -289,9 +285,7 @@ async fn what_is_acknowledged_after_the_journal_was_removed_is_in_the_document()
     set(&backend, "run_1", "b", NodeUpdate::running(), 2).await;
     set(&backend, "run_1", "c", NodeUpdate::running(), 3).await;
     let told = all(&backend).await;
-    let killed = tempfile::tempdir().unwrap();
-    copy_folder(folder.path(), killed.path());
-    assert_eq!(all(&open(killed.path()).await).await, told);
+    assert_eq!(all_after_a_kill(folder.path()).await, told);
     backend.close().await.unwrap();
     assert_eq!(all(&open(folder.path()).await).await, told);
 }

@@ -110,6 +110,13 @@ async fn set(backend: &FileBackend, run: &str, node: &str, update: NodeUpdate, s
     commit(backend, entry(vec![part(run, version, vec![mutation])])).await
 }
 
+/// What a kill at this moment would leave, opened.
+async fn all_after_a_kill(folder: &Path) -> Vec<RunState> {
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder, killed.path());
+    all(&open(killed.path()).await).await
+}
+
 async fn all(backend: &FileBackend) -> Vec<RunState> {
     let mut runs = Vec::new();
     for summary in backend.list_runs(&RunQuery::default().limit(1000)).await.unwrap().runs {

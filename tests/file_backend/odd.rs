@@ -70,9 +70,7 @@ async fn numbers_that_are_used_up_are_refused_before_they_are_given_out() {
     let error = refused.unwrap();
     assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Input, false), "{error}");
     let told = all(&backend).await;
-    let killed = tempfile::tempdir().unwrap();
-    copy_folder(folder.path(), killed.path());
-    assert_eq!(all(&open(killed.path()).await).await, told);
+    assert_eq!(all_after_a_kill(folder.path()).await, told);
     backend.close().await.unwrap();
     assert_eq!(all(&open(folder.path()).await).await, told);
 }
