@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::ProjectError;
+use crate::store::folder;
 
 /// The folder that a path is in; `.` for a bare name.
 pub(super) fn folder_of(path: &Path) -> &Path {
@@ -16,12 +17,12 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 
 /// Makes what happened to the names in a folder durable.
 pub(super) fn sync_folder(folder: &Path) -> Result<(), ProjectError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| ProjectError::io(folder, error))
+    folder::sync(folder).map_err(|error| ProjectError::io(folder, error))
 }
 
-/// Makes a folder, and those above it, where they are not there.
+/// Makes a folder, and those above it, where they are not there; their names are durable.
 pub(super) fn make_folder(folder: &Path) -> Result<(), ProjectError> {
-    fs::create_dir_all(folder).map_err(|error| ProjectError::io(folder, error))
+    folder::make(folder).map_err(|error| ProjectError::io(folder, error))
 }
 
 /// The path with a longer name.

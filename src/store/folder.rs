@@ -5,12 +5,12 @@ use std::io::{ErrorKind, Result};
 use std::path::Path;
 
 /// Makes renames and new names in a folder durable.
-pub(super) fn sync(folder: &Path) -> Result<()> {
+pub(crate) fn sync(folder: &Path) -> Result<()> {
     File::open(named(folder)).and_then(|folder| folder.sync_all())
 }
 
 /// Makes a folder, and those that it lies in; the names of those that were not there are durable when it returns.
-pub(super) fn make(folder: &Path) -> Result<()> {
+pub(crate) fn make(folder: &Path) -> Result<()> {
     let missing: Vec<&Path> = folder.ancestors().take_while(|folder| !named(folder).exists()).collect();
     std::fs::create_dir_all(named(folder))?;
     missing.iter().rev().filter_map(|made| made.parent()).try_for_each(|parent| match sync(parent) {

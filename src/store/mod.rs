@@ -31,8 +31,8 @@ pub mod conformance;
 pub(crate) mod decide;
 #[cfg(feature = "file")]
 pub mod file;
-#[cfg(any(feature = "file", feature = "sqlite"))]
-mod folder;
+#[cfg(any(feature = "file", feature = "sqlite", feature = "project"))]
+pub(crate) mod folder;
 #[cfg(any(feature = "file", feature = "sqlite"))]
 mod highwater;
 #[cfg(feature = "libsql")]
