@@ -39,7 +39,9 @@ impl<S: Sink> BatchSource for Shard<S> {
         let Err(barriers) = line.queue.holds_entries() else { return true };
         line.pulled = false;
         drop(line);
-        self.deliver(News { settled: Vec::new(), barriers, barred: None, batch: None });
+        if !barriers.is_empty() {
+            self.deliver(News { settled: Vec::new(), barriers, barred: None, batch: None });
+        }
         self.end_if_done();
         false
     }

@@ -129,6 +129,47 @@ pub(super) async fn attempts_are_kept_as_history(harness: &dyn Harness) -> Resul
     Ok(())
 }
 
+/// What is taken out of a node again is gone, and nothing else with it, whichever of it is left.
+pub(super) async fn what_is_cleared_is_gone(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    let full = || NodeUpdate::failed("why").fingerprint("print").metadata("note", 1).depends_on(["other"]).max_attempts(3);
+    let clearing: [fn(NodeUpdate) -> NodeUpdate; 5] = [
+        NodeUpdate::clear_error,
+        NodeUpdate::clear_fingerprint,
+        |update| update.remove_metadata("note"),
+        |update| update.depends_on(std::iter::empty::<NodeId>()),
+        NodeUpdate::clear_max_attempts,
+    ];
+    bench.write("run", vec![create(0)]).await?;
+    // Every choice of what is cleared, each on a node of its own.
+    let chosen = |choice: usize| clearing.iter().enumerate().filter(move |(at, _)| choice & (1 << at) != 0);
+    let choices = 0..1_usize << clearing.len();
+    let name = |choice: usize| format!("n{choice}");
+    let filled = choices.clone().map(|choice| set(&name(choice), full().row_count(7))).collect::<Result<Vec<_>, _>>()?;
+    bench.write("run", filled).await?;
+    let cleared = choices.clone().map(|choice| {
+        let update = chosen(choice).fold(NodeUpdate::new(), |update, (_, clear)| clear(update));
+        set(&name(choice), update)
+    });
+    bench.write("run", cleared.collect::<Result<Vec<_>, _>>()?).await?;
+    let bench = bench.reopen().await?;
+    let run = bench.state("run").await?;
+    for choice in choices {
+        let found = node(&run, &name(choice))?;
+        let there = [
+            found.error.as_deref() == Some("why"),
+            found.fingerprint.is_some(),
+            !found.metadata.is_empty(),
+            !found.depends_on.is_empty(),
+            found.max_attempts == Some(3),
+        ];
+        let expected: [bool; 5] = std::array::from_fn(|at| choice & (1 << at) == 0);
+        ensure_eq!(there, expected, "what is left of node {choice}");
+        ensure_eq!((found.status.clone(), found.row_count), (NodeStatus::Failed, Some(7)), "the rest of node {choice}");
+    }
+    Ok(())
+}
+
 pub(super) async fn large_numbers_are_exact(harness: &dyn Harness) -> Result<(), Fault> {
     let bench = Bench::open(harness).await?;
     let mut mutations = vec![create(0)];

@@ -224,6 +224,7 @@ suite! { $
     fidelity:
         foreign_text_is_kept_token_for_token,
         attempts_are_kept_as_history,
+        what_is_cleared_is_gone,
         large_numbers_are_exact,
         unknown_statuses_are_kept,
         awkward_ids_are_data,
