@@ -41,6 +41,10 @@ pub(crate) struct Submission<S> {
 /// Limits of one batch. A larger one would hold up those who come after it for longer than it saves.
 const MAX_BATCH_ENTRIES: usize = 4096;
 const MAX_BATCH_BYTES: usize = 8 << 20;
+/// So much joins a batch that is under way at most: about what a few hundred clients send who write one thing each. Where more waits it is a batch of its
+/// own, and whoever came before it is not held up by its work.
+const MAX_JOINED_ENTRIES: usize = 512;
+const MAX_JOINED_BYTES: usize = 256 << 10;
 
 /// What stands in the line.
 #[derive(Debug)]
@@ -55,20 +59,23 @@ pub(super) enum Item<S, B> {
 pub(super) struct Flight<S, B> {
     pub(super) sinks: Vec<(S, u64)>,
     pub(super) barriers: Vec<B>,
-    /// About how many bytes its entries take.
+    /// About how many bytes its entries take, together and each.
     pub(super) weight: usize,
+    pub(super) weights: Vec<usize>,
 }
 
 impl<S, B> Flight<S, B> {
     /// Parts what was taken into the entries that go down and those who wait for them.
     pub(super) fn of(items: VecDeque<Item<S, B>>) -> (Vec<Entry>, Self) {
         let mut entries = Vec::with_capacity(items.len());
-        let mut flight = Self { sinks: Vec::with_capacity(items.len()), barriers: Vec::new(), weight: 0 };
+        let (sinks, weights) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+        let mut flight = Self { sinks, barriers: Vec::new(), weight: 0, weights };
         for item in items {
             match item {
                 Item::Entry(Submission { entry, chain, sink, weight }) => {
                     entries.push(entry);
                     flight.weight = flight.weight.saturating_add(weight);
+                    flight.weights.push(weight);
                     flight.sinks.push((sink, chain));
                 }
                 Item::Barrier(barrier) => flight.barriers.push(barrier),
@@ -82,6 +89,7 @@ impl<S, B> Flight<S, B> {
         self.sinks.extend(later.sinks);
         self.barriers.extend(later.barriers);
         self.weight = self.weight.saturating_add(later.weight);
+        self.weights.extend(later.weights);
     }
 }
 
@@ -89,7 +97,7 @@ impl<S, B> Flight<S, B> {
 #[derive(Debug)]
 pub(super) struct FlushQueue<S, B> {
     waiting: VecDeque<Item<S, B>>,
-    /// About how many bytes wait.
+    /// About how many bytes wait, without those that came back.
     bytes: usize,
     broken: HashMap<RunId, u64>,
     /// What came back with a batch that failed for one of its entries; it goes before all that waits.
@@ -185,22 +193,23 @@ impl<S, B> FlushQueue<S, B> {
         Some(taken)
     }
 
-    /// What joins a batch of this weight that is under way: all that waits, if together they are no more than a batch may be. Nothing while entries are sent
-    /// apart, so that what comes apart gets smaller.
+    /// What joins a batch of this weight that is under way: all that waits, if it is little and together they are no more than a batch may be. Nothing while
+    /// entries are sent apart, so that what comes apart gets smaller.
     pub(super) fn take_more(&mut self, weight: usize) -> Option<VecDeque<Item<S, B>>> {
+        let is_little = self.waiting.len() <= MAX_JOINED_ENTRIES && self.bytes <= MAX_JOINED_BYTES;
         let fits = self.bytes.saturating_add(weight) <= MAX_BATCH_BYTES;
-        if fits && self.apart.is_empty() { self.take() } else { None }
+        if is_little && fits && self.apart.is_empty() { self.take() } else { None }
     }
 
     /// Puts the entries of a batch back that failed, with nothing written, for what one of them is: they are sent in ever smaller batches, so that the
     /// fault is told to that one alone.
     pub(super) fn put_apart(&mut self, entries: &[Entry], flight: Flight<S, B>) {
         self.piece = (entries.len() / 2).max(1);
-        let back = |((sink, chain), entry): ((S, u64), &Entry)| {
-            // Their bytes are not counted a second time: together they made one batch.
-            Item::Entry(Submission { entry: entry.clone(), weight: 0, chain, sink })
+        let back = |(((sink, chain), weight), entry): (((S, u64), usize), &Entry)| {
+            Item::Entry(Submission { entry: entry.clone(), weight, chain, sink })
         };
-        let mut back: VecDeque<Item<S, B>> = flight.sinks.into_iter().zip(entries).map(back).collect();
+        let sinks = flight.sinks.into_iter().zip(flight.weights);
+        let mut back: VecDeque<Item<S, B>> = sinks.zip(entries).map(back).collect();
         back.extend(flight.barriers.into_iter().map(Item::Barrier));
         back.append(&mut self.apart);
         self.apart = back;
@@ -304,7 +313,10 @@ impl<S, B> FlushQueue<S, B> {
 
     fn take_broken(&mut self, settled: &mut Vec<(S, Settlement)>) {
         let apart = std::mem::take(&mut self.apart);
+        // Of these `bytes` knows nothing.
+        let waiting = self.bytes;
         self.apart = self.without_broken(apart, settled);
+        self.bytes = waiting;
         let waiting = std::mem::take(&mut self.waiting);
         self.waiting = self.without_broken(waiting, settled);
     }

@@ -147,6 +147,47 @@ fn what_joins_a_batch_keeps_it_within_its_limits() {
     assert_eq!(queue.take().unwrap().len(), 1);
 }
 
+/// Whoever came first, alone, is not to wait for the work of a crowd: the crowd is the next batch.
+#[test]
+fn a_crowd_joins_no_batch_that_is_under_way() {
+    for (crowd, weight, joins) in
+        [(256, 700, true), (512, 100, true), (513, 100, false), (4_000, 100, false), (20, 20 << 10, false)]
+    {
+        let mut queue: FlushQueue<u32, u32> = FlushQueue::new();
+        assert!(queue.push(submission("a", 1, 0)).is_none());
+        let (_, flight) = Flight::of(queue.take().unwrap());
+        for sink in 1..=crowd {
+            assert!(queue.push(Submission { weight, ..submission(&format!("r{sink}"), 1, sink) }).is_none());
+        }
+        assert_eq!(queue.take_more(flight.weight).is_some(), joins, "{crowd} of {weight} bytes");
+        let waits = usize::try_from(if joins { 0 } else { crowd }).unwrap();
+        assert_eq!((queue.len(), queue.take().map_or(0, |next| next.len())), (waits, waits));
+    }
+}
+
+#[test]
+fn what_was_sent_apart_keeps_its_weight() {
+    let mut queue: FlushQueue<u32, ()> = FlushQueue::new();
+    for sink in 1..=2 {
+        assert!(queue.push(Submission { weight: MAX_BATCH_BYTES / 2, ..submission(&format!("r{sink}"), 1, sink) }).is_none());
+    }
+    let (entries, flight) = Flight::of(queue.take().unwrap());
+    queue.put_apart(&entries, flight);
+    let (_, first) = Flight::of(queue.take().unwrap());
+    assert_eq!((&first.sinks[..], first.weight), (&[(1, 1)][..], MAX_BATCH_BYTES / 2));
+    assert!(queue.push(submission("late", 1, 3)).is_none());
+    assert!(queue.take_more(first.weight).is_none(), "nothing joins while entries are sent apart");
+    // The last one has company again, within the limit.
+    let (entries, last) = Flight::of(queue.take().unwrap());
+    assert_eq!((&last.sinks[..], last.weight), (&[(2, 1)][..], MAX_BATCH_BYTES / 2));
+    // Once more apart, and then taken out as what stood on something broken: what waits is counted as before.
+    queue.put_apart(&entries, last);
+    let error = StoreError::not_applied(StoreErrorKind::Full, "full");
+    let settled = queue.failed(&[entry("r2")], vec![(9, 1)], &error);
+    assert_eq!(names(&settled), [(9, "not applied"), (2, "recheck")]);
+    assert_eq!(queue.bytes, 100);
+}
+
 #[test]
 fn batches_are_bounded_and_keep_the_order() {
     let mut queue: FlushQueue<u32, u32> = FlushQueue::new();

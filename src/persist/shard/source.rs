@@ -136,10 +136,10 @@ impl<S: Sink> BatchSource for Shard<S> {
             }
             Err(error) if is_of_one(&error, &current) && self.failures.load(Ordering::Relaxed) < MOST_FAILURES => {
                 tracing::debug!(%error, entries = current.batch.entries.len(), "a flush failed for one of its entries; they are sent apart");
-                let barriers = std::mem::take(&mut current.flight.barriers);
+                let flight = Flight { sinks, ..current.flight };
                 let mut line = self.line();
                 line.stuck = None;
-                return line.queue.put_apart(&current.batch.entries, Flight { sinks, barriers, weight: 0 });
+                return line.queue.put_apart(&current.batch.entries, flight);
             }
             Err(error) if is_certain(&error, &current) => {
                 self.stats.failed_flushes.fetch_add(1, Ordering::Relaxed);
