@@ -33,6 +33,17 @@ async fn one_writer_at_a_time_and_readers_beside_it() {
     second.initialize().await.unwrap();
 }
 
+#[tokio::test]
+async fn one_backend_that_is_opened_twice_at_once_is_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = FileBackend::new(&options(folder.path()));
+    let (first, second) = tokio::join!(backend.initialize(), backend.initialize());
+    first.unwrap();
+    second.unwrap();
+    create(&backend, "run_1", 0).await;
+    backend.initialize().await.unwrap();
+}
+
 /// What a crash left lying is removed by who holds the lock, and by nobody else: it may be somebody's work of this moment.
 #[tokio::test]
 async fn only_who_holds_the_lock_sweeps() {

@@ -61,7 +61,12 @@ pub struct FileBackend {
 
 enum Access {
     Read(Arc<Reader>),
-    Write { phase: Mutex<Phase>, leases: Arc<LeaseBook> },
+    Write {
+        phase: Mutex<Phase>,
+        /// Held by who opens it: who comes meanwhile finds it open, and not in the way of itself.
+        opening: tokio::sync::Mutex<()>,
+        leases: Arc<LeaseBook>,
+    },
 }
 
 /// A writing backend's life.
@@ -115,7 +120,8 @@ impl FileBackend {
         let access = if options.is_read_only() {
             Access::Read(Arc::new(Reader::new(paths.clone())))
         } else {
-            Access::Write { phase: Mutex::new(Phase::New), leases: Arc::new(LeaseBook::new()) }
+            let opening = tokio::sync::Mutex::default();
+            Access::Write { phase: Mutex::new(Phase::New), opening, leases: Arc::new(LeaseBook::new()) }
         };
         Self { paths, access }
     }
@@ -223,7 +229,8 @@ impl StateBackend for FileBackend {
                     Ok(report)
                 })
             }
-            Access::Write { phase, leases } => Box::pin(async move {
+            Access::Write { phase, opening, leases } => Box::pin(async move {
+                let _alone = opening.lock().await;
                 if matches!(*lock(phase), Phase::Open(_)) {
                     return Ok(OpenReport::new());
                 }
