@@ -94,7 +94,12 @@ async fn go_on() {
                     say("acknowledged");
                     break;
                 }
-                Err(error) => say(&format!("commit {:?} {error}", error.kind())),
+                Err(error) => {
+                    say(&format!("commit {:?} {error}", error.kind()));
+                    if error.is_unknown_outcome() {
+                        say(&format!("unknown {error}"));
+                    }
+                }
             }
         }
         if number % 6 == 5 {
@@ -246,6 +251,26 @@ async fn a_full_disk_is_told_at_every_write_and_service_goes_on() {
         }
         // The file backend writes a whole document instead, and nobody need be told.
         assert!(full > 0 || name == "file", "{name} {call}: nobody was told");
+    }
+}
+
+/// A quota that is used up, a disk that takes no more: what was not written was not written, and nobody waits for a word on it.
+#[tokio::test]
+async fn a_write_that_is_refused_leaves_no_outcome_unknown() {
+    if !can_trace() {
+        return;
+    }
+    for error in ["EDQUOT", "EIO"] {
+        let mut refused = 0;
+        for when in (1..=70).step_by(4) {
+            let what = format!("{error} {when}");
+            let place = Place::filled("database").await;
+            let told = place.child().inject("pwrite64", &format!("error={error}:when={when}")).run();
+            place.holds(&told, &what).await;
+            assert_eq!(told.after("told: unknown "), Vec::<String>::new(), "{what}");
+            refused += told.after("told: commit ").len();
+        }
+        assert!(refused > 0, "{error}: nobody was told");
     }
 }
 

@@ -22,6 +22,10 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
                 (StoreErrorKind::Corrupt, "it was left as it is; `seeknal state verify` says more, a backup brings it back")
             }
             ErrorCode::TooBig => (StoreErrorKind::Input, "a value is larger than the database takes; make it smaller"),
+            // SQLite does not say why.
+            _ if is_unwritten(error) => {
+                (StoreErrorKind::Io, "the system refused to write: check quotas, the disk and the system's log")
+            }
             _ => (StoreErrorKind::Io, "check the disk and the system's log"),
         },
         Error::FromSqlConversionFailure(..)
@@ -65,6 +69,11 @@ pub(super) fn corrupt(place: impl fmt::Display, why: impl fmt::Display) -> Store
 /// Whether the error tells of the system's failure to write or sync, after which nobody knows what the disk has.
 pub(super) fn is_io(error: &Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::SystemIoFailure))
+}
+
+/// Whether the error tells that the system refused a write: a quota, a file system that became read-only, a disk that takes no more.
+pub(super) fn is_unwritten(error: &Error) -> bool {
+    error.sqlite_error().is_some_and(|failure| failure.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE)
 }
 
 /// Whether the error tells that no space was left.

@@ -10,7 +10,7 @@ use crate::store::StoreError;
 use crate::store::pull::BatchReply;
 use crate::store::sqlite::checkpoint::Due;
 use crate::store::sqlite::decide::Session;
-use crate::store::sqlite::error::{is_full, is_io, sql_error};
+use crate::store::sqlite::error::{is_full, is_io, is_unwritten, sql_error};
 use crate::store::sqlite::open::beside;
 use crate::store::sqlite::own::Settled;
 use crate::store::sqlite::owners::Deaths;
@@ -151,8 +151,9 @@ impl Writer {
         self.memory.doubt();
         // After a failed write or sync the commit may lie in the WAL all the same, and count after a crash. The batch is sent again under its id: either
         // it is found, or its pages are written anew in the same place.
-        // A full disk is certain: the commit's last page did not fit, and SQLite has rolled back by itself.
-        let certain = (still_inside && !is_io(&error)) || is_full(&error);
+        // A full disk is certain, and so is any other write that the system refused: the page that says "committed" is written last, and nothing follows
+        // it but the sync. Cut short it fails its checksum, and SQLite has rolled back by itself: what comes next is written over it.
+        let certain = (still_inside && !is_io(&error)) || is_full(&error) || is_unwritten(&error);
         let error = sql_error(&self.at.name, error);
         Err(if certain { error } else { error.into_unknown() })
     }
