@@ -377,6 +377,84 @@ fn without_file_descriptors_there_are_errors_only_and_locks_are_kept() {
     }
 }
 
+/// Commits so often that the WAL is grown to its full length, and says how long it is.
+#[tokio::test]
+#[ignore = "it is run by another test, on a disk that says how full it is"]
+async fn child_that_commits_often() {
+    let folder = PathBuf::from(std::env::var_os("STATE_FOLDER").unwrap());
+    let state = backend("database", &folder, false);
+    state.initialize().await.unwrap();
+    for number in 0..66 {
+        state.commit(setting(&state, &format!("node_{}", number % 4)).await).await.unwrap();
+    }
+    state.checkpoint().await.unwrap();
+    say(&format!("length {}", std::fs::metadata(folder.join("state.db-wal")).unwrap().len()));
+    state.close().await.unwrap();
+}
+
+/// What is only there for speed takes no space that commits may need.
+#[test]
+fn a_disk_that_is_nearly_full_is_left_to_commits() {
+    if !can_trace() {
+        return;
+    }
+    // As the kernel answers: the type (ext4), the size of a block, how many there are, are free, and are free to everybody.
+    let answer =
+        |free: &str| format!("poke_exit=@arg2=53ef000000000000{0}{1}{free}{free}", "0010000000000000", "0000000100000000");
+    for (free, grows) in [("0000000100000000", true), ("0010000000000000", false)] {
+        let place = Place::new("database");
+        let child = Child::test("child_that_commits_often").env("STATE_FOLDER", &place.state);
+        let told = child.inject("statfs", &answer(free)).run();
+        told.passed(free);
+        let length: u64 = told.after("told: length ")[0].parse().unwrap();
+        assert_eq!(length > 8 << 20, grows, "{length}");
+    }
+}
+
+/// Asks 2,000 times at once for runs that nobody has in memory.
+#[tokio::test]
+#[ignore = "it is run by another test, with a limit"]
+async fn child_with_a_crowd() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let folder = PathBuf::from(std::env::var_os("STATE_FOLDER").unwrap());
+    let at = time::parse("2024-01-10T12:00:00Z").unwrap();
+    let state = backend("database", &folder, false);
+    state.initialize().await.unwrap();
+    let runs: Vec<RunId> = (0..20).map(|number| RunId::new(format!("run_{number}")).unwrap()).collect();
+    // Of some length, so that whoever reads is not done before the next one begins.
+    let create = |run: &RunId| {
+        let node = |number| Mutation::SetNode {
+            node: NodeId::new(format!("node_{number}")).unwrap(),
+            update: Box::new(NodeUpdate::success()),
+            at,
+        };
+        let mutations = [Mutation::Create { run: NewRun::running(), at }].into_iter().chain((0..100).map(node)).collect();
+        let part =
+            RunPart { run: run.clone(), base: Version::NONE, expect: Version::NONE, guards: vec![], mutations, after: None };
+        Entry { parts: vec![part], ..Entry::default() }
+    };
+    state.commit(Arc::new(Batch::new(runs.iter().map(create).collect()))).await.unwrap();
+    let limits = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: limits.maximum }).unwrap();
+    let loading: Vec<_> = (0..100)
+        .flat_map(|_| runs.clone())
+        .map(|run| {
+            let state = Arc::clone(&state);
+            tokio::spawn(async move { state.load_run(&run).await })
+        })
+        .collect();
+    for load in loading {
+        assert!(load.await.unwrap().unwrap().is_some());
+    }
+    state.close().await.unwrap();
+}
+
+#[test]
+fn a_crowd_of_readers_shares_few_file_descriptors() {
+    let place = Place::new("database");
+    Child::test("child_with_a_crowd").env("STATE_FOLDER", &place.state).run().passed("a crowd");
+}
+
 #[tokio::test]
 async fn a_file_system_of_another_machine_is_refused_by_sqlite_and_told_by_the_file_backend() {
     if !can_trace() {

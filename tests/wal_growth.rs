@@ -1,9 +1,11 @@
-//! A reader that stays for long keeps SQLite from emptying its WAL: that is told, and is over when the reader is gone.
+//! A reader that stays for long keeps SQLite from emptying its WAL, and so do short ones that overlap: the WAL begins anew all the same, or it is told.
 #![cfg(feature = "sqlite")]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
 
 use std::fmt::{Debug, Write};
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, create_state_backend};
 use tracing::field::{Field, Visit};
@@ -40,28 +42,123 @@ impl Subscriber for Warnings {
     fn exit(&self, _: &Id) {}
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_holds_the_wal_up_is_told_once() {
+static WARNINGS: LazyLock<Warnings> = LazyLock::new(|| {
     let warnings = Warnings::default();
     tracing::subscriber::set_global_default(warnings.clone()).unwrap();
-    let held_up = || warnings.0.lock().unwrap().iter().filter(|text| text.contains("keeps the WAL")).count();
+    warnings
+});
 
-    let dir = tempfile::tempdir().unwrap();
-    let state = Coordinator::open(create_state_backend("database", &BackendOptions::new().base_path(dir.path())).unwrap());
+/// How often it was told that the WAL of the database in this folder does not begin anew.
+fn held_up(folder: &Path) -> usize {
+    let of = |text: &&String| text.contains("the WAL") && text.contains(folder.to_str().unwrap());
+    WARNINGS.0.lock().unwrap().iter().filter(of).count()
+}
+
+async fn open(folder: &Path) -> Coordinator {
+    LazyLock::force(&WARNINGS);
+    let state = Coordinator::open(create_state_backend("database", &BackendOptions::new().base_path(folder)).unwrap());
     let state = state.await.unwrap();
     state.create_run("run_1", NewRun::running()).await.unwrap();
+    state
+}
+
+/// So many KiB.
+async fn write(state: &Coordinator, number: u32, kib: usize) {
+    let text = char::from_digit(number % 10, 10).unwrap().to_string().repeat(kib << 10);
+    state.set_node_state("run_1", "node", NodeUpdate::running().metadata("text", text)).await.unwrap();
+}
+
+fn wal_length(folder: &Path) -> u64 {
+    std::fs::metadata(folder.join("state.db-wal")).unwrap().len()
+}
+
+/// A reader of another program.
+struct Reader(rusqlite::Connection);
+
+impl Reader {
+    fn new(folder: &Path) -> Self {
+        let conn = rusqlite::Connection::open(folder.join("state.db")).unwrap();
+        conn.busy_timeout(std::time::Duration::from_secs(60)).unwrap();
+        Self(conn)
+    }
+
+    fn begin(&self) {
+        self.0.execute_batch("BEGIN").unwrap();
+        let runs: i64 = self.0.query_row("SELECT count(*) FROM runs", [], |row| row.get(0)).unwrap();
+        assert_eq!(runs, 1);
+    }
+
+    fn end(&self) {
+        self.0.execute_batch("ROLLBACK").unwrap();
+    }
+}
+
+/// Two of them, never both out; each stays for longer than a commit takes, and not for long.
+fn overlap(folder: PathBuf, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let readers = [Reader::new(&folder), Reader::new(&folder)];
+        let stay = || std::thread::sleep(std::time::Duration::from_millis(25));
+        readers[0].begin();
+        while !stop.load(Ordering::Acquire) {
+            for (next, last) in [(1, 0), (0, 1)] {
+                readers[next].begin();
+                readers[last].end();
+                stay();
+            }
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_short_readers_that_overlap_the_wal_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path()).await;
+    let stop = Arc::<AtomicBool>::default();
+    let readers = overlap(dir.path().to_owned(), Arc::clone(&stop));
+    // 100 MiB.
+    for number in 0..800 {
+        write(&state, number, 128).await;
+    }
+    stop.store(true, Ordering::Release);
+    readers.join().unwrap();
+    let (length, told) = (wal_length(dir.path()) >> 20, held_up(dir.path()));
+    assert!(length < 80 || told == 1, "{length} MiB, told {told} times");
+    state.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_never_let_the_wal_begin_anew_are_told_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path()).await;
+    let readers = [Reader::new(dir.path()), Reader::new(dir.path())];
+    readers[0].begin();
+    // Whatever one of them keeps out of the database is little, and one of them is always there.
+    for number in 0..180 {
+        write(&state, number, 512).await;
+        if number % 4 == 3 {
+            let (next, last) = if number % 8 == 3 { (1, 0) } else { (0, 1) };
+            readers[next].begin();
+            readers[last].end();
+        }
+    }
+    assert_eq!(held_up(dir.path()), 1, "{} MiB; {:?}", wal_length(dir.path()) >> 20, WARNINGS.0.lock().unwrap());
+    state.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_holds_the_wal_up_is_told_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path()).await;
+    let held_up = || held_up(dir.path());
+    let warnings = &*WARNINGS;
     let reader = rusqlite::Connection::open(dir.path().join("state.db")).unwrap();
     reader.execute_batch("BEGIN").unwrap();
     let runs: i64 = reader.query_row("SELECT count(*) FROM runs", [], |row| row.get(0)).unwrap();
     assert_eq!(runs, 1);
 
-    // Half a mebibyte each time, until the WAL is far longer than it may be without a word.
-    let write = async |number: u32| {
-        let text = char::from_digit(number % 10, 10).unwrap().to_string().repeat(512 << 10);
-        state.set_node_state("run_1", "node", NodeUpdate::running().metadata("text", text)).await.unwrap();
-    };
+    // Until the WAL is far longer than it may be without a word.
     for number in 0..120 {
-        write(number).await;
+        write(&state, number, 512).await;
     }
     state.backend().checkpoint().await.unwrap();
     assert_eq!(held_up(), 1, "{:?}", warnings.0.lock().unwrap());
@@ -69,12 +166,11 @@ async fn a_reader_that_holds_the_wal_up_is_told_once() {
     // The reader ends: the WAL is used from its beginning again, and does not grow.
     reader.execute_batch("ROLLBACK").unwrap();
     state.backend().checkpoint().await.unwrap();
-    let length = || std::fs::metadata(dir.path().join("state.db-wal")).unwrap().len();
-    let before = length();
+    let before = wal_length(dir.path());
     for number in 0..20 {
-        write(number).await;
+        write(&state, number, 512).await;
     }
-    assert_eq!(length(), before);
+    assert_eq!(wal_length(dir.path()), before);
     assert_eq!(held_up(), 1);
     state.close().await.unwrap();
 }

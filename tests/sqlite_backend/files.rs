@@ -309,14 +309,8 @@ async fn closing_answers_and_then_refuses() {
     assert!(!path.with_file_name("state.db-wal").exists());
 }
 
-#[tokio::test]
-async fn a_replaced_database_is_noticed() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = db(dir.path());
-    let backend = open(&path).await;
-    change(&backend, "r", vec![create(0)]).await;
-    std::fs::rename(&path, dir.path().join("away.db")).unwrap();
-    // The writer looks now and then, readers look each time.
+/// What a writer is told of that has lost its file, as soon as it looks: it looks now and then.
+async fn noticed(backend: &Backend) -> StoreError {
     let noticed = async {
         loop {
             if let Err(error) = backend.commit(Arc::new(Batch::new(vec![]))).await {
@@ -324,11 +318,87 @@ async fn a_replaced_database_is_noticed() {
             }
         }
     };
-    let error = tokio::time::timeout(std::time::Duration::from_secs(10), noticed).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), noticed).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_replaced_database_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0)]).await;
+    std::fs::rename(&path, dir.path().join("away.db")).unwrap();
+    let error = noticed(&backend).await;
     assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Poisoned, false));
+    // Readers look each time.
     assert_eq!(backend.load_run(&run_id("r")).await.unwrap_err().kind(), StoreErrorKind::Poisoned);
     std::fs::rename(dir.path().join("away.db"), &path).unwrap();
     change(&backend, "r", vec![set("n", NodeUpdate::running())]).await;
+}
+
+/// SQLite goes on in files that no path names any more: what is written there is gone with the process.
+#[tokio::test]
+async fn a_wal_or_its_index_that_is_taken_away_is_noticed() {
+    for suffix in ["-wal", "-shm"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = db(dir.path());
+        let beside = dir.path().join(format!("state.db{suffix}"));
+        let backend = open(&path).await;
+        change(&backend, "r", vec![create(0)]).await;
+        let away = dir.path().join("away");
+        std::fs::rename(&beside, &away).unwrap();
+        let error = noticed(&backend).await;
+        assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Poisoned, false), "{suffix}");
+        assert!(error.to_string().contains(beside.to_str().unwrap()), "{error}");
+        assert_eq!(backend.load_run(&run_id("r")).await.unwrap_err().kind(), StoreErrorKind::Poisoned, "{suffix}");
+        // Another one in its place is none.
+        std::fs::write(&beside, "").unwrap();
+        assert_eq!(noticed(&backend).await.kind(), StoreErrorKind::Poisoned, "{suffix}");
+        std::fs::rename(&away, &beside).unwrap();
+        change(&backend, "r", vec![set("n", NodeUpdate::running())]).await;
+        backend.close().await.unwrap();
+    }
+}
+
+/// What was acknowledged before it was noticed is brought into the database by an orderly end.
+#[tokio::test]
+async fn what_was_acknowledged_into_a_wal_that_is_gone_is_there_after_closing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0), set("n", NodeUpdate::success())]).await;
+    let state = load(&backend, "r").await;
+    for suffix in ["-wal", "-shm"] {
+        std::fs::remove_file(dir.path().join(format!("state.db{suffix}"))).unwrap();
+    }
+    noticed(&backend).await;
+    backend.close().await.unwrap();
+    let error = backend.load_run(&run_id("r")).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Closed, "{error}");
+    assert_eq!(load(&open(&path).await, "r").await, state);
+}
+
+/// The files beside the database go when the last opening ends, and only then: whoever is left is not told that something was taken away.
+#[tokio::test]
+async fn the_files_beside_the_database_stay_while_anybody_has_it_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let backend = open(&path).await;
+    for round in 0..3 {
+        let other = open(&path).await;
+        change(&other, &format!("r{round}"), vec![create(0)]).await;
+        change(&backend, &format!("s{round}"), vec![create(0)]).await;
+        other.close().await.unwrap();
+        raw(&path).execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        let mode: Result<String, _> = raw(&path).query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0));
+        assert!(mode.is_err(), "{mode:?}");
+        load(&backend, &format!("r{round}")).await;
+        change(&backend, &format!("t{round}"), vec![create(0)]).await;
+    }
+    backend.close().await.unwrap();
+    assert!(!dir.path().join("state.db-wal").exists());
+    // A backend whose opening is repeated looks at the files of its own.
+    change(&open(&path).await, "u", vec![create(0)]).await;
 }
 
 #[tokio::test]
@@ -421,4 +491,55 @@ async fn a_link_stays_and_the_database_lies_where_it_leads() {
     std::fs::write(elsewhere.join("state.db-wal"), "what was committed").unwrap();
     let error = make(&path).initialize().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
+}
+
+/// Sweeping is tidying up: what hinders it hinders nothing else.
+#[tokio::test]
+async fn a_sweep_that_fails_half_way_hinders_no_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let (backend, other) = (open(&path).await, open(&path).await);
+    change(&backend, "r", vec![create(0)]).await;
+    change(&other, "r", vec![set("n", NodeUpdate::running())]).await;
+    change(&backend, "r", vec![set("n", NodeUpdate::success())]).await;
+    backend.close().await.unwrap();
+    other.close().await.unwrap();
+    let conn = raw(&path);
+    let noted: i64 = conn.query_row("SELECT count(*) FROM change_sets", [], |row| row.get(0)).unwrap();
+    assert!(noted > 0, "there is something to sweep");
+    conn.execute_batch("CREATE TRIGGER kept BEFORE DELETE ON change_sets BEGIN SELECT RAISE(ABORT, 'kept'); END").unwrap();
+    drop(conn);
+    let backend = open(&path).await;
+    change(&backend, "r", vec![set("n", NodeUpdate::running())]).await;
+    backend.close().await.unwrap();
+}
+
+/// The WAL is grown once, for a writer that commits: not again at each commit that fails, on a disk that may be full.
+#[tokio::test]
+async fn the_wal_is_not_grown_again_by_commits_that_fail() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let length = || std::fs::metadata(dir.path().join("state.db-wal")).unwrap().len();
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0)]).await;
+    for row in 0..63 {
+        assert!(length() < 1 << 20);
+        change(&backend, "r", vec![set("n", NodeUpdate::success().row_count(row))]).await;
+    }
+    // The writer does it when it has answered, and before anything else.
+    backend.checkpoint().await.unwrap();
+    assert!(length() > 8 << 20, "it has its full length after 64 commits");
+    let conn = raw(&path);
+    conn.execute_batch(
+        "CREATE TRIGGER full BEFORE UPDATE ON runs BEGIN SELECT RAISE(ABORT, 'no'); END; PRAGMA wal_checkpoint(TRUNCATE)",
+    )
+    .unwrap();
+    let state = load(&backend, "r").await;
+    let part = part_on(Some(&state), state.version(), "r", vec![], vec![set("n", NodeUpdate::running())]);
+    backend.commit(Arc::new(Batch::new(vec![entry(part)]))).await.unwrap_err();
+    backend.checkpoint().await.unwrap();
+    assert!(length() < 1 << 20, "{}", length());
+    conn.execute_batch("DROP TRIGGER full").unwrap();
+    change(&backend, "r", vec![set("n", NodeUpdate::running())]).await;
+    backend.close().await.unwrap();
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, Weak};
 
 use seeknal_state::model::{BatchAnswer, Interval};
-use seeknal_state::store::{BatchSource, StoreError, Wake};
+use seeknal_state::store::{BatchSource, Wake};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::*;

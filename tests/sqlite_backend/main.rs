@@ -14,7 +14,7 @@ use seeknal_state::model::{
     NodeStatus, NodeUpdate, Outcome, PartitionKey, RawJson, Refusal, RunFilter, RunQuery, RunState, RunStatus, RunUpdate,
     Version, apply_all, time,
 };
-use seeknal_state::store::{BackendOptions, StoreErrorKind, create_state_backend};
+use seeknal_state::store::{BackendOptions, StoreError, StoreErrorKind, create_state_backend};
 
 #[path = "../support/batches.rs"]
 mod batches;

@@ -1,7 +1,7 @@
 //! The SQLite database, `target/state.db`: one writer thread, separate readers, leases as rows, any number of processes on one machine.
 //!
 //! - `open`, `schema`, `network`: what lies at the path, what is refused untouched, settings, tables.
-//! - `thread`: the writer, `turn`: how it waits for others; `decide` judges entries, `cell` is one run meanwhile, `write` puts rows down, `own` is what it remembers, `answer` the answers of batches.
+//! - `thread`: the writer, `turn`: how it waits for others; `decide` judges entries, `cell` is one run meanwhile, `write` puts rows down, `checkpoint` and `wal` bring them into the database, `own` is what it remembers, `answer` the answers of batches.
 //! - `read`, `reload`: everything that is asked; `follow`: commits of others; `lease`: locks; `outlive`: what stays of deleted runs; `owners`: who has it open; `place`: where it is.
 
 mod answer;
@@ -26,6 +26,7 @@ mod schema;
 mod thread;
 mod turn;
 mod verify;
+mod wal;
 mod write;
 
 use std::collections::BTreeSet;
@@ -33,13 +34,13 @@ use std::fmt;
 use std::path::Path;
 #[cfg(feature = "project")]
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 #[cfg(feature = "project")]
 use chrono::{DateTime, Utc};
 use rusqlite::Connection;
-use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::sync::{OnceCell, Semaphore, mpsc, oneshot};
 
 use self::follow::{Follower, Foreign};
 use self::owners::Deaths;
@@ -104,8 +105,8 @@ pub(crate) fn mend_sidecar(
     mended
 }
 
-/// Idle connections that are kept for readers.
-const READERS: usize = 4;
+/// Readers at a time, each with a connection of its own that is kept for the next one: a crowd waits, instead of using up the file descriptors.
+const READERS: usize = 16;
 
 /// The SQLite backend. Nothing is opened before [`initialize`](StateBackend::initialize).
 pub struct SqliteBackend {
@@ -133,6 +134,8 @@ struct Shared {
     at: Arc<Place>,
     /// Idle connections; none at all once it is closed.
     readers: Mutex<Option<Vec<Connection>>>,
+    /// Who reads has one of these; in the order in which they came.
+    turns: Arc<Semaphore>,
 }
 
 impl fmt::Debug for SqliteBackend {
@@ -147,8 +150,9 @@ impl fmt::Debug for SqliteBackend {
 impl Shared {
     /// Asks with a connection of its own, in one read transaction. Blocks.
     fn ask<T>(&self, ask: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        self.at.check()?;
-        let idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut().ok_or_else(StoreError::closed)?.pop();
+        let idle = self.idle().as_mut().ok_or_else(StoreError::closed)?.pop();
+        // Whoever asks while it is closed is not told of files that go with it.
+        self.at.check().map_err(|error| if self.idle().is_none() { StoreError::closed() } else { error })?;
         let (mut conn, lasting) = match idle {
             Some(conn) => (conn, true),
             None => open::open_reader(&self.at.path)?,
@@ -157,12 +161,15 @@ impl Shared {
         // A connection that met an error is not trusted with the next question.
         if found.is_ok()
             && lasting
-            && let Some(idle) =
-                self.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut().filter(|idle| idle.len() < READERS)
+            && let Some(idle) = self.idle().as_mut()
         {
             idle.push(conn);
         }
         found
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Option<Vec<Connection>>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -185,7 +192,7 @@ impl SqliteBackend {
     fn at(path: &Path, read_only: bool, network: bool) -> Self {
         let (at, foreign) = (Arc::new(Place::new(&place::real(path))), Arc::<Foreign>::default());
         let follower = Follower::new(Arc::clone(&at), Arc::clone(&foreign));
-        let shared = Shared { at, readers: Mutex::new(Some(Vec::new())) };
+        let shared = Shared { at, readers: Mutex::new(Some(Vec::new())), turns: Arc::new(Semaphore::new(READERS)) };
         Self { shared: Arc::new(shared), foreign, follower, read_only, network, opened: OnceCell::new() }
     }
 
@@ -211,7 +218,7 @@ impl SqliteBackend {
                 open::recheck(&conn, &shared.at.name)?;
                 shared.at.opened();
                 foreign.sent(read::counters(&conn)?.0);
-                if lasting && let Some(idle) = shared.readers.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+                if lasting && let Some(idle) = shared.idle().as_mut() {
                     idle.push(conn);
                 }
                 Ok(())
@@ -265,7 +272,13 @@ impl SqliteBackend {
         Box::pin(async move {
             self.opened()?;
             let shared = Arc::clone(&self.shared);
-            blocking(move || shared.ask(ask)).await
+            let turn = Arc::clone(&shared.turns).acquire_owned().await.map_err(|_| StoreError::closed())?;
+            blocking(move || {
+                // Given back when it is done, also where nobody waits for it any more.
+                let _turn = turn;
+                shared.ask(ask)
+            })
+            .await
         })
     }
 }
@@ -435,7 +448,7 @@ impl StateBackend for SqliteBackend {
         Box::pin(async move {
             self.follower.close().await;
             // Readers first: the last connection to go, the writer's, tidies up.
-            let idle = self.shared.readers.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let idle = self.shared.idle().take();
             drop(idle);
             let Some(Opened { writer: Some(writer), .. }) = self.opened.get() else { return Ok(()) };
             let (reply, closed) = oneshot::channel();

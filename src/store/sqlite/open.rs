@@ -317,7 +317,7 @@ pub(super) fn grow_wal(conn: &Connection, db: &Path) -> rusqlite::Result<()> {
     let wanted = WAL_PAGES.saturating_mul(PAGE_SIZE);
     let there = std::fs::metadata(beside(db, "-wal")).map_or(0, |meta| meta.len());
     let missing = wanted.saturating_sub(i64::try_from(there).unwrap_or(i64::MAX));
-    if missing < wanted / 4 {
+    if missing < wanted / 4 || !has_room(db, missing) {
         return Ok(());
     }
     // A cache this small makes SQLite write the pages out before the transaction ends.
@@ -329,6 +329,18 @@ pub(super) fn grow_wal(conn: &Connection, db: &Path) -> rusqlite::Result<()> {
     });
     conn.pragma_update(None, "cache_size", -WRITER_CACHE)?;
     grown
+}
+
+/// Whether the disk has far more space than this: the last of it belongs to commits.
+#[cfg(unix)]
+fn has_room(db: &Path, bytes: i64) -> bool {
+    let free = rustix::fs::statvfs(db).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+    free / 4 > u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+#[cfg(not(unix))]
+fn has_room(_: &Path, _: i64) -> bool {
+    true
 }
 
 /// Sweeps what dead openings left; nothing depends on it.

@@ -178,11 +178,14 @@ pub(super) fn sweep(conn: &Connection, db: &Path, own: &ProcessInfo) -> Result<(
     let noted = "SELECT EXISTS (SELECT 1 FROM change_sets)";
     if alone && conn.query_row(noted, [], |row| row.get::<_, bool>(0)).map_err(fail)? {
         // Nobody is left to find them. Both in one: what is not complete must not say that it is.
-        conn.execute_batch(
+        let forgotten = conn.execute_batch(
             "BEGIN IMMEDIATE; DELETE FROM change_sets; \
              UPDATE runs SET change_sets_from = NULL WHERE change_sets_from IS NOT NULL; COMMIT",
-        )
-        .map_err(fail)?;
+        );
+        if forgotten.is_err() && !conn.is_autocommit() {
+            conn.execute_batch("ROLLBACK").map_err(fail)?;
+        }
+        forgotten.map_err(fail)?;
     }
     for dead in all.into_iter().filter(|opening| opening.alive == Some(false)) {
         conn.execute("DELETE FROM locks WHERE owner_process = ?1", [&*dead.process.id]).map_err(fail)?;

@@ -1,8 +1,9 @@
 //! Where the database is, and whether that is still the file that was opened.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{OnceLock, PoisonError, RwLock};
 
+use super::open::beside;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The path of a database. Which file it names is noted when it is opened, and asked again before each use.
@@ -12,16 +13,28 @@ pub(super) struct Place {
     /// The path for messages.
     pub(super) name: String,
     opened: OnceLock<Option<(u64, u64)>>,
+    /// The WAL and its index, while an opening writes.
+    beside: RwLock<Vec<(PathBuf, (u64, u64))>>,
 }
 
 impl Place {
     pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), name: path.display().to_string(), opened: OnceLock::new() }
+        Self { path: path.to_owned(), name: path.display().to_string(), opened: OnceLock::new(), beside: RwLock::default() }
     }
 
     /// Notes which file the path names now.
     pub(super) fn opened(&self) {
         self.opened.get_or_init(|| identity(&self.path));
+    }
+
+    /// Notes which files lie beside the database now. SQLite makes them when a connection reads for the first time, and removes them under a lock that only the
+    /// last connection gets: they stay the same as long as one of them is open, whoever else comes and goes. So they are noted by who keeps one, anew each time.
+    pub(super) fn opened_beside(&self) {
+        let there = ["-wal", "-shm"].into_iter().filter_map(|suffix| {
+            let path = beside(&self.path, suffix);
+            identity(&path).map(|identity| (path, identity))
+        });
+        *self.beside.write().unwrap_or_else(PoisonError::into_inner) = there.collect();
     }
 
     /// Names a file system that was made read-only meanwhile: SQLite only says that a write failed.
@@ -47,12 +60,26 @@ impl Place {
     /// Refuses to go on with a file that was renamed, removed or replaced: what is written there is written to nobody, and what is read there is not
     /// what others see.
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        match self.opened.get() {
-            Some(Some(opened)) if identity(&self.path) != Some(*opened) => Err(StoreError::not_applied(
+        if let Some(Some(opened)) = self.opened.get()
+            && identity(&self.path) != Some(*opened)
+        {
+            return Err(StoreError::not_applied(
                 StoreErrorKind::Poisoned,
                 format!("{} was renamed, removed or replaced while it was open; put it back or open the state anew", self.name),
+            ));
+        }
+        let beside = self.beside.read().unwrap_or_else(PoisonError::into_inner);
+        match beside.iter().find(|(path, opened)| identity(path) != Some(*opened)) {
+            Some((path, _)) => Err(StoreError::not_applied(
+                StoreErrorKind::Poisoned,
+                format!(
+                    "{} was renamed, removed or replaced while {} was open: what was committed last may be in no file that can be found; put it back, \
+                     or close the state, which brings that into the database, and open it anew",
+                    path.display(),
+                    self.name
+                ),
             )),
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 }

@@ -26,7 +26,7 @@ use super::open::{self, beside};
 use super::own::Memory;
 use super::owners::Owner;
 use super::place::Place;
-use super::schema::PAGE_SIZE;
+use super::wal::Wal;
 use super::{read, write};
 use crate::model::{Batch, BatchAnswer, BatchId, ProcessInfo};
 use crate::store::highwater::{HighWater, HighWaterFile};
@@ -44,9 +44,6 @@ const GROW_AFTER: u64 = 64;
 /// How often the writer looks whether its file is still the one that the path names. What was written between is lost with the file in any case, as all
 /// that was written before is.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// So many pages of the WAL that cannot be brought into the database are told: 32 MiB.
-const HELD_UP: i64 = 32 * 1024;
 
 /// What the writer is asked for.
 pub(super) enum Job {
@@ -96,8 +93,9 @@ pub(super) struct Writer {
     checkpointer: Checkpointer,
     /// The length of the WAL when it was longest.
     wal_length: u64,
-    /// Whether it was told that a reader holds the WAL up.
-    held_up: bool,
+    wal: Wal,
+    /// Whether the WAL was grown to its full length.
+    grown: bool,
     /// Whether the rest of a checkpoint is to be done.
     rest_due: bool,
     /// Whether there is more that nobody will ask for any more.
@@ -127,6 +125,7 @@ impl Writer {
         at.opened();
         let (seq, _) = read::counters(&conn)?;
         foreign.sent(seq);
+        at.opened_beside();
         let checkpointer = Checkpointer::new(db);
         // One that was there already may just not have had its first commit yet.
         let notice = made.then(|| open::lost(db, &reserved)).flatten();
@@ -144,7 +143,8 @@ impl Writer {
             commits: 0,
             checkpointer,
             wal_length: 0,
-            held_up: false,
+            wal: Wal::default(),
+            grown: false,
             rest_due: false,
             sweep_due: false,
             owner,
@@ -219,26 +219,9 @@ impl Writer {
         raised
     }
 
-    /// Brings the WAL into the database as far as readers allow, and says so when one of them holds it up for too long.
+    /// Brings the WAL into the database as far as readers allow.
     fn checkpoint(&mut self) -> Result<(), StoreError> {
-        let left = self
-            .conn
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
-                let (pages, done): (i64, i64) = (row.get(1)?, row.get(2)?);
-                Ok(pages.saturating_sub(done))
-            })
-            .map_err(|error| sql_error(&self.at.name, error))?;
-        let held_up = left >= HELD_UP;
-        if held_up && !std::mem::replace(&mut self.held_up, true) {
-            tracing::warn!(
-                database = self.at.name,
-                mib = left.saturating_mul(PAGE_SIZE) >> 20,
-                "a reader that stays keeps the WAL from being brought into the database: it grows until that one ends; look for a program with an \
-                 open transaction on it"
-            );
-        }
-        self.held_up = held_up;
-        Ok(())
+        self.wal.checkpoint(&mut self.conn, &self.at.name)
     }
 
     /// Begins a transaction, when nobody else is in one any more.
@@ -290,7 +273,8 @@ impl Writer {
         {
             tracing::warn!(%error, "the WAL could not be brought into the database; it grows until that is possible");
         }
-        if self.commits == GROW_AFTER {
+        // Right after the commit that it is due after, and not again where the next ones fail: on a disk without space it would take the last of it.
+        if self.commits == GROW_AFTER && !std::mem::replace(&mut self.grown, true) {
             // Only speed depends on it.
             let _slower = open::grow_wal(&self.conn, &self.at.path).is_err();
             self.leave_transaction();

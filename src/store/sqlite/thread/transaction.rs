@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::params;
 
-use super::{HELD_UP, Writer};
+use super::Writer;
 use crate::model::{Batch, BatchAnswer, BatchId, Clock, SystemClock};
 use crate::store::StoreError;
 use crate::store::pull::BatchReply;
@@ -16,6 +16,7 @@ use crate::store::sqlite::own::Settled;
 use crate::store::sqlite::owners::Deaths;
 use crate::store::sqlite::rows::Stamp;
 use crate::store::sqlite::schema::PAGE_SIZE;
+use crate::store::sqlite::wal::HELD_UP;
 use crate::store::sqlite::{answer, schema};
 
 /// How often a transaction takes in what arrived while it was filled.

@@ -1,0 +1,98 @@
+//! How long the WAL becomes: it is brought into the database and begins anew, or it is told why not.
+//!
+//! A checkpoint that waits for nobody does, as long as there is a moment without readers now and then: the next commit begins the log anew. Short readers that overlap leave no
+//! such moment, although everything is in the database: then the writer waits for them, shortly, while nothing is committed. Whoever comes meanwhile reads
+//! the database alone, and stands in nobody's way.
+
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use super::error::sql_error;
+use super::schema::PAGE_SIZE;
+use super::turn;
+use crate::store::StoreError;
+
+/// So many pages of the WAL that cannot be brought into the database are told: 32 MiB. A log of this length is to begin anew; one that is twice as long
+/// and did not is told.
+pub(super) const HELD_UP: i64 = 32 * 1024;
+
+/// How long the writer waits for readers at most, so that the log can begin anew.
+const WAIT: Duration = Duration::from_millis(50);
+
+/// How often it does.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What the writer knows of the log.
+#[derive(Debug, Default)]
+pub(super) struct Wal {
+    /// Whether it was told that it is held up.
+    told: bool,
+    /// When the writer waited last for readers.
+    waited: Option<Instant>,
+}
+
+/// The log as a checkpoint left it.
+struct Log {
+    /// Pages since its beginning.
+    pages: i64,
+    /// Pages that are not in the database.
+    left: i64,
+    /// Whether somebody stood in the way.
+    held: bool,
+}
+
+fn checkpoint(conn: &Connection, sql: &str) -> rusqlite::Result<Log> {
+    conn.query_row(sql, [], |row| {
+        let (held, pages, done): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        Ok(Log { pages, left: pages.saturating_sub(done), held: held != 0 })
+    })
+}
+
+impl Wal {
+    /// Brings the log into the database as far as readers allow, and says so when they hold it up for too long.
+    pub(super) fn checkpoint(&mut self, conn: &mut Connection, place: &str) -> Result<(), StoreError> {
+        let fail = |error| sql_error(place, error);
+        let mut log = checkpoint(conn, "PRAGMA wal_checkpoint(PASSIVE)").map_err(fail)?;
+        if log.pages < 0 {
+            // Somebody else is at it.
+            return Ok(());
+        }
+        if log.pages >= HELD_UP && log.left < HELD_UP && self.waited.is_none_or(|at| at.elapsed() >= AGAIN) {
+            self.waited = Some(Instant::now());
+            if begin_anew(conn).map_err(fail)? {
+                log = Log { pages: 0, left: 0, held: false };
+            }
+        }
+        let stays = log.left >= HELD_UP;
+        let held_up = stays || log.pages >= 2 * HELD_UP;
+        if held_up && !std::mem::replace(&mut self.told, true) {
+            let mib = if stays { log.left } else { log.pages }.saturating_mul(PAGE_SIZE) >> 20;
+            if stays {
+                tracing::warn!(
+                    database = place,
+                    mib,
+                    "a reader that stays keeps the WAL from being brought into the database: it grows until that one ends; look for a program with an \
+                     open transaction on it"
+                );
+            } else {
+                tracing::warn!(
+                    database = place,
+                    mib,
+                    "readers that overlap keep the WAL from beginning anew: it grows until none of them is in a transaction for a moment; look for \
+                     programs that read it without a pause"
+                );
+            }
+        }
+        self.told = held_up;
+        Ok(())
+    }
+}
+
+/// Lets the log begin anew with the next commit, if readers end in time.
+fn begin_anew(conn: &mut Connection) -> rusqlite::Result<bool> {
+    conn.busy_timeout(WAIT)?;
+    let begun = checkpoint(conn, "PRAGMA wal_checkpoint(RESTART)");
+    conn.busy_handler(Some(turn::wait))?;
+    begun.map(|log| !log.held)
+}
