@@ -82,6 +82,12 @@ impl LockOptions {
         self
     }
 
+    /// Refuses what [`acquire`](super::LeaseHandle::acquire) would refuse, before anything is asked for.
+    pub(crate) fn checked(self) -> Result<Self, InputError> {
+        self.clone().check()?;
+        Ok(self)
+    }
+
     pub(super) fn check(self) -> Result<Terms, InputError> {
         let ttl = self.ttl.unwrap_or(DEFAULT_TTL);
         check_text("lock owner", self.owner.as_deref())?;

@@ -41,7 +41,7 @@ struct Inner {
     next_look: Instant,
     /// Not before then is a refusal a reason to look early.
     hurries_from: Instant,
-    /// Who was seen to hold the lock on the whole run, which keeps claims out.
+    /// Who was seen to hold the lock on the whole run, or whatever else keeps all claims out, until the next look.
     locked: Option<Box<LeaseRecord>>,
 }
 
@@ -173,9 +173,12 @@ impl Board {
         self.lock().ready.version()
     }
 
-    /// A node for the caller alone, until what is answered is dropped.
+    /// A node for the caller alone, until what is answered is dropped; none while all claims are known to be kept out: each of them would be refused.
     pub(super) fn pick(self: &Arc<Self>) -> Option<Picked> {
         let mut inner = self.lock();
+        if inner.locked.is_some() {
+            return None;
+        }
         let pick = inner.ready.pick()?;
         if inner.ready.has_next() {
             self.news.notify_one();
@@ -188,11 +191,13 @@ impl Board {
         self.lock().ready.pending()
     }
 
-    pub(super) fn drained(&self) -> Option<usize> {
-        self.lock().ready.drained()
+    /// How many nodes are blocked if nothing is ready or runs, and the version at which that is so.
+    pub(super) fn drained(&self) -> Option<(usize, Version)> {
+        let inner = self.lock();
+        inner.ready.drained().map(|blocked| (blocked, inner.ready.version()))
     }
 
-    /// Who held the lock on the whole run at the last look.
+    /// Who held the lock on the whole run when that was seen last.
     pub(super) fn locked(&self) -> Option<Box<LeaseRecord>> {
         self.lock().locked.clone()
     }
@@ -200,7 +205,9 @@ impl Board {
     /// When there may be something to do that nobody tells.
     pub(super) fn next_look(&self) -> Instant {
         let inner = self.lock();
-        inner.ready.next_at().map_or(inner.next_look, |at| inner.next_look.min(inner.start + at))
+        // A node that is kept out is nothing to do, however long it was ready.
+        let next_at = inner.ready.next_at().filter(|_| inner.locked.is_none());
+        next_at.map_or(inner.next_look, |at| inner.next_look.min(inner.start + at))
     }
 
     /// Whether the caller is to look at leases and at what others did: one does it for all.
@@ -246,6 +253,11 @@ impl Picked {
     /// How long it took to claim it, or to be refused.
     pub(super) fn took(&self, time: Duration) {
         self.board.lock().ready.claim_took(time);
+    }
+
+    /// Nobody gets any, because of this lock: whoever asks before the next look need not try.
+    pub(super) fn is_kept_out(&self, holder: Box<LeaseRecord>) {
+        self.board.lock().locked = Some(holder);
     }
 
     /// Somebody else has it. Perhaps the whole run, of which nothing is known here since the last look: then it is time for the next one; rarely, because

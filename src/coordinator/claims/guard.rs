@@ -12,13 +12,36 @@ use crate::coordinator::{Commit, Coordinator};
 use crate::error::Error;
 use crate::lease::{Lease, LostReason};
 use crate::model::{
-    FencingToken, Guard, InputError, LeaseKey, NodeId, NodeState, NodeStatus, NodeUpdate, Refusal, RunId, RunStatus,
+    Fence, FencingToken, Guard, InputError, LeaseKey, NodeId, NodeState, NodeStatus, NodeUpdate, Refusal, RunId, RunStatus,
 };
 use crate::run::Op;
 
 /// How often an end is told again while storage is busy or full, and how long between.
 const TELL_TRIES: u32 = 10;
 const TELL_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often something was told.
+#[derive(Debug, Default)]
+pub(super) struct Tries(u32);
+
+impl Tries {
+    /// Whether storage may take at the next try what it did not at this one: it was busy or full, and not for long. What nobody knows is not tried again: a
+    /// second try would be refused by the first, if that was applied.
+    fn are_left(&mut self, error: &Error) -> bool {
+        self.0 += 1;
+        let passes = matches!(error, Error::Store(fault) if fault.is_retryable() && !fault.is_unknown_outcome());
+        passes && self.0 < TELL_TRIES
+    }
+
+    /// As [`are_left`](Self::are_left), behind a pause if so.
+    pub(super) async fn once_more(&mut self, error: &Error) -> bool {
+        let left = self.are_left(error);
+        if left {
+            tokio::time::sleep(TELL_PAUSE).await;
+        }
+        left
+    }
+}
 
 /// A node that this worker, and nobody else, works on. Its lease is renewed by itself, on a thread that a blocked runtime cannot starve.
 ///
@@ -236,6 +259,7 @@ impl Claim {
             run: self.run.clone(),
             node: self.node.clone(),
             coordinator: self.coordinator.clone(),
+            fences: self.coordinator.fences.clone(),
             held: Arc::clone(&self.held),
             caller: Arc::downgrade(&caller),
         };
@@ -250,6 +274,8 @@ struct End {
     run: RunId,
     node: NodeId,
     coordinator: Coordinator,
+    /// What must hold besides its own lease.
+    fences: Option<Arc<[Fence]>>,
     held: Arc<Held>,
     caller: Weak<()>,
 }
@@ -258,14 +284,14 @@ impl End {
     async fn tell(&self, updates: &[NodeUpdate]) -> Result<Commit, Error> {
         let engine = self.coordinator.engine();
         let token = self.held.lease.token();
-        let mut tries = 0;
+        let mut tries = Tries::default();
         loop {
             // Once lost it stays lost: what storage would say is known.
             let Some(lease) = self.held.lease().filter(|lease| !lease.is_lost()) else {
                 return Err(Error::LeaseLost(gone(&self.run, &self.node, token)));
             };
             let mut fences = vec![lease.fence()];
-            fences.extend(self.coordinator.fences.iter().flat_map(|fences| fences.iter().cloned()));
+            fences.extend(self.fences.iter().flat_map(|fences| fences.iter().cloned()));
             let op = Op {
                 mutations: updates.iter().map(|update| node_change(self.node.clone(), update.clone())).collect(),
                 guards: running(&self.coordinator, &self.run, &self.node),
@@ -275,7 +301,6 @@ impl End {
                 unheard: true,
                 ..Op::default()
             };
-            tries += 1;
             let error = match engine.commit_one(self.run.clone(), op, false).await {
                 Ok(committed) => {
                     self.held.landed();
@@ -285,14 +310,7 @@ impl End {
             };
             lease.kept();
             match &error {
-                // What nobody knows is told: a second try would be refused by the first, if that was applied.
-                Error::Store(fault)
-                    if fault.is_retryable()
-                        && !fault.is_unknown_outcome()
-                        && tries < TELL_TRIES
-                        && self.caller.strong_count() > 0
-                        && !lease.is_lost() =>
-                {
+                Error::Store(_) if tries.are_left(&error) && self.caller.strong_count() > 0 && !lease.is_lost() => {
                     tokio::time::sleep(TELL_PAUSE).await;
                 }
                 Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) => {
@@ -319,14 +337,25 @@ impl Drop for Claim {
         if self.is_lost() {
             return;
         }
-        let held = Arc::clone(&self.held);
         let runtime = self.coordinator.engine().runtime.clone();
-        let (run, node, coordinator) = (self.run.clone(), self.node.clone(), self.coordinator.clone());
+        let caller = Arc::new(());
+        let end = End {
+            run: self.run.clone(),
+            node: self.node.clone(),
+            coordinator: self.coordinator.clone(),
+            // Whatever else its worker lost: it gives back what it has.
+            fences: None,
+            held: Arc::clone(&self.held),
+            caller: Arc::downgrade(&caller),
+        };
         // On a runtime that has ended the task is dropped at once; then the lease ends by itself, and the node is taken over.
-        let waited_for = super::WaitedFor::new(coordinator.engine());
+        let waited_for = super::WaitedFor::new(self.coordinator.engine());
         drop(runtime.spawn(async move {
-            let _until_it_is_given_back = waited_for;
-            give_back(coordinator, run, node, &held).await;
+            let _until_it_is_given_back = (waited_for, caller);
+            // An end may have been told meanwhile, by a call that nobody waited for.
+            if let Err(error) = end.tell(&[NodeUpdate::pending().unbegun()]).await {
+                tracing::debug!(run = %end.run, node = %end.node, %error, "a dropped claim was not given back");
+            }
         }));
     }
 }
@@ -339,27 +368,6 @@ fn running(coordinator: &Coordinator, run: &RunId, node: &NodeId) -> Vec<Guard> 
         guards.push(Guard::RunStatus([RunStatus::Pending, RunStatus::Running].into_iter().chain(status).collect()));
     }
     guards
-}
-
-async fn give_back(coordinator: Coordinator, run: RunId, node: NodeId, held: &Held) {
-    // An end may have been told meanwhile, by a call that nobody waited for.
-    let Some(lease) = held.lease() else { return };
-    let engine = coordinator.engine();
-    let op = Op {
-        mutations: vec![node_change(node.clone(), NodeUpdate::pending().unbegun())],
-        guards: running(&coordinator, &run, &node),
-        fences: vec![lease.fence()],
-        leases: lease.returning(engine.leases.keeps_rows()).into_iter().collect(),
-        unheard: true,
-        ..Op::default()
-    };
-    match engine.commit_one(run.clone(), op, false).await {
-        Ok(_) => held.landed(),
-        Err(error) => {
-            tracing::debug!(%run, %node, %error, "a dropped claim was not given back");
-            lease.kept();
-        }
-    }
 }
 
 impl fmt::Debug for Claim {

@@ -7,7 +7,7 @@ use crate::error::Error;
 impl Engine {
     /// Brings a board up to date with what it cannot know by itself.
     pub(super) async fn look(&self, board: &Board) -> Result<(), Error> {
-        self.follow_up(board.run()).await?;
+        self.follow_up(board.run(), Some(board.version())).await?;
         // The version first: a lease that is held under what the board shows is among those that are listed after it.
         let version = board.version();
         let leases = self.leases.list().await?;

@@ -18,14 +18,17 @@ pub(super) use self::board::Boards;
 pub use self::filter::ClaimFilter;
 pub use self::guard::Claim;
 
-use self::take::{Tried, WaitedFor, Want};
+use self::take::{Tried, WaitedFor, Want, terms};
 use super::write::ids;
 use super::{Coordinator, Engine};
 use crate::error::Error;
-use crate::model::{InputError, IntoNodeId, IntoRunId, LeaseKey, LeaseRecord, NodeId, NodeStatus, RunId, Taking};
+use crate::model::{InputError, IntoNodeId, IntoRunId, LeaseKey, LeaseRecord, NodeId, NodeStatus, RunId, Taking, Version};
 
 /// How often `claim_node` looks again when it meets others.
 const TRIES: u32 = 8;
+/// How many nodes that others have `claim_next` tries when its wait is over: where many are ready, going through all of them would take as long as it
+/// takes until they are tried anew.
+const LATE_TRIES: u32 = 32;
 
 /// What there was to do.
 #[derive(Debug)]
@@ -36,7 +39,7 @@ pub enum Next {
     Claimed(Claim),
     /// Nothing is ready yet; others are working.
     NothingReady,
-    /// Somebody holds the lock on the whole run, and as long as that is so nobody gets any of its nodes.
+    /// Somebody holds the lock on the whole run, or moves the whole state elsewhere, and as long as that is so nobody gets any of its nodes.
     Locked {
         /// The lock, as it was seen last.
         holder: Box<LeaseRecord>,
@@ -94,11 +97,12 @@ impl Coordinator {
     ) -> Result<Option<Claim>, Error> {
         let (run, node) = ids(run, node)?;
         let owner: Arc<str> = Arc::from(owner.as_ref());
+        terms(&owner, ttl).map(drop)?;
         let engine = self.engine();
         self.refuse_own_lock(&run).await?;
         for attempt in 0..TRIES {
             if attempt > 0 {
-                engine.follow_up(&run).await?;
+                engine.follow_up(&run, None).await?;
             }
             let snapshot = engine.snapshot(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
             let Some(seen) = snapshot.state().node_shared(node.as_str()) else {
@@ -133,7 +137,7 @@ impl Coordinator {
             };
             match self.try_claim(want).await? {
                 Tried::Claimed(claim) => return Ok(Some(claim)),
-                Tried::GaveUp | Tried::TooLate => return Ok(None),
+                Tried::GaveUp | Tried::TooLate | Tried::Locked(_) => return Ok(None),
                 Tried::Taken => {}
             }
         }
@@ -187,7 +191,6 @@ impl Coordinator {
     pub async fn claim_next(&self, run: impl IntoRunId, filter: ClaimFilter) -> Result<Next, Error> {
         let run = run.into_run_id()?;
         filter.check()?;
-        self.refuse_own_lock(&run).await?;
         // Whichever room is found closed first.
         self.next(run, filter).await.map_err(|error| if self.is_closed() { Error::Closed } else { error })
     }
@@ -196,7 +199,11 @@ impl Coordinator {
         let engine = self.engine();
         let ttl = filter.ttl.unwrap_or(engine.limits.lease_ttl);
         let owner = filter.owner.clone().unwrap_or_else(|| self.default_owner());
+        terms(&owner, ttl).map(drop)?;
+        self.refuse_own_lock(&run).await?;
         let until = Instant::now().checked_add(filter.wait);
+        let is_late = || until.is_some_and(|until| until <= Instant::now());
+        let mut late_tries = 0;
         loop {
             if engine.is_closed() {
                 return Err(Error::Closed);
@@ -212,7 +219,7 @@ impl Coordinator {
             }
             if snapshot.header().status.is_ended() {
                 // Others may have opened it again.
-                if engine.follow_up(&run).await? {
+                if engine.follow_up(&run, Some(snapshot.durable_version())).await? {
                     continue;
                 }
                 return Ok(Next::Drained { blocked: board.pending() });
@@ -224,28 +231,35 @@ impl Coordinator {
             let news = board.news();
             tokio::pin!(news);
             news.as_mut().enable();
-            if let Some(mut picked) = board.pick() {
+            if late_tries < LATE_TRIES
+                && let Some(mut picked) = board.pick()
+            {
                 let want = Self::want(&snapshot, &picked, &owner, ttl, &filter.done);
                 let began = Instant::now();
                 let tried = self.try_claim(want).await?;
                 picked.took(began.elapsed());
                 match tried {
                     Tried::Claimed(claim) => return Ok(Next::Claimed(claim)),
-                    Tried::Taken => picked.was_refused(),
+                    Tried::Taken => {
+                        picked.was_refused();
+                        late_tries += u32::from(is_late());
+                    }
+                    Tried::Locked(holder) => picked.is_kept_out(holder),
                     // Where storage is that slow the wait must end all the same.
-                    Tried::TooLate if until.is_some_and(|until| until <= Instant::now()) => return Ok(Next::NothingReady),
+                    Tried::TooLate if is_late() => return Ok(Next::NothingReady),
                     Tried::GaveUp | Tried::TooLate => {}
                 }
                 continue;
             }
-            if let Some(blocked) = board.drained() {
-                if engine.follow_up(&run).await? {
+            if let Some((blocked, at)) = board.drained() {
+                // What it was judged by: the snapshot, or a commit that came to the board since.
+                let seen = if at > snapshot.version() { at } else { snapshot.durable_version() };
+                if engine.follow_up(&run, Some(seen)).await? {
                     continue;
                 }
                 return Ok(Next::Drained { blocked });
             }
-            let now = Instant::now();
-            if until.is_some_and(|until| until <= now) {
+            if is_late() {
                 // Who asks again at once leaves those room who do the work, on whose end it depends.
                 tokio::task::yield_now().await;
                 return Ok(board.locked().map_or(Next::NothingReady, |holder| Next::Locked { holder }));
@@ -260,7 +274,8 @@ impl Coordinator {
     }
 
     /// Frees the nodes of a run whose workers vanished: they are pending again on their next attempt, or failed after the last one. Workers that ask
-    /// for work do so by themselves; this is for a process that only looks on. Answers with the nodes that it freed; of a run that has ended none is.
+    /// for work do so by themselves; this is for a process that only looks on. Answers with the nodes that it freed; of a run that has ended none is,
+    /// and of one that ends meanwhile, or is locked as a whole, those that were freed before.
     ///
     /// # Errors
     /// [`Error::RunNotFound`], [`Error::Store`].
@@ -270,7 +285,7 @@ impl Coordinator {
     pub async fn free_dead_claims(&self, run: impl IntoRunId) -> Result<Vec<NodeId>, Error> {
         let run = run.into_run_id()?;
         let engine = self.engine();
-        engine.follow_up(&run).await?;
+        engine.follow_up(&run, None).await?;
         let snapshot = engine.snapshot(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
         if snapshot.header().status.is_ended() {
             return Ok(Vec::new());
@@ -294,13 +309,21 @@ impl Coordinator {
                 ttl: engine.limits.lease_ttl.max(Duration::from_millis(100)),
                 hasty: false,
             };
-            match self.try_claim(want).await? {
-                Tried::Claimed(claim) => {
-                    claim.release().await?;
-                    freed.push(node.clone());
-                }
+            let tried = match self.try_claim(want).await {
+                // The run has ended meanwhile: nothing more of it is freed.
+                Err(Error::Conflict(_)) => break,
+                tried => tried?,
+            };
+            match tried {
+                Tried::Claimed(claim) => match claim.release().await {
+                    Ok(_) => freed.push(node.clone()),
+                    // So it is if the run ended between the two.
+                    Err(Error::LeaseLost(_) | Error::Conflict(_)) => {}
+                    Err(error) => return Err(error),
+                },
                 Tried::GaveUp => freed.push(node.clone()),
                 Tried::Taken | Tried::TooLate => {}
+                Tried::Locked(_) => break,
             }
         }
         Ok(freed)
@@ -327,20 +350,26 @@ impl Coordinator {
 }
 
 impl Engine {
-    /// Brings a resident run up to what is stored, if others wrote to it; says whether it was behind.
-    pub(super) async fn follow_up(&self, run: &RunId) -> Result<bool, Error> {
+    /// Brings a resident run up to what is stored, if others wrote to it; says whether more is stored than what the caller has seen: the run at this version, or
+    /// no such run.
+    pub(super) async fn follow_up(&self, run: &RunId, seen: Option<Version>) -> Result<bool, Error> {
         if !self.backend.is_shared() {
             return Ok(false);
         }
         let stored = self.backend.run_version(run).await?;
-        let Some(handle) = self.directory.get(run.as_str()) else { return Ok(false) };
-        let known = handle.cell().durable_version();
-        // What this process has on its way may be stored before it is published here.
-        if known >= stored {
-            return Ok(false);
+        // No number is used twice: what is gone, and what was made anew, is not what was seen.
+        let is_behind = |known: Option<Version>| match (known, stored) {
+            (Some(known), Some(stored)) => known < stored,
+            (known, stored) => known.is_some() != stored.is_some(),
+        };
+        if let Some(handle) = self.directory.get(run.as_str())
+            && is_behind(handle.cell().durable_version())
+        {
+            // What this process has on its way may be stored before it is published here.
+            handle.follow(stored);
+            handle.settle().await;
         }
-        handle.reload();
-        handle.settle().await;
-        Ok(true)
+        // Not what is known now: somebody else may have brought that up to date meanwhile.
+        Ok(is_behind(seen))
     }
 }

@@ -7,12 +7,14 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::board::Picked;
+use super::guard::Tries;
 use super::{Claim, Coordinator, Engine};
 use crate::coordinator::write::node_change;
 use crate::error::Error;
 use crate::lease::{LeaseError, LockOptions, Place};
 use crate::model::{
-    Fence, Guard, LeaseKey, NodeId, NodeState, NodeStatus, NodeUpdate, Pick, RunId, RunStatus, Snapshot, Taking, Version, updated,
+    Fence, Guard, InputError, LeaseKey, LeaseRecord, NodeId, NodeState, NodeStatus, NodeUpdate, Pick, Refusal, RunId, RunStatus,
+    Snapshot, Taking, Version, updated,
 };
 use crate::run::Op;
 use crate::store::StoreErrorKind;
@@ -41,6 +43,8 @@ pub(super) enum Tried {
     Claimed(Claim),
     /// Somebody else has it, or it is not what it was.
     Taken,
+    /// Somebody keeps everybody out of the whole run, or of the whole store.
+    Locked(Box<LeaseRecord>),
     /// It was on its last attempt, and has failed now.
     GaveUp,
     /// Storage took so long that the lease was over before it was known. The node is as it was, on the same attempt.
@@ -86,8 +90,8 @@ impl Coordinator {
             return Err(Error::Closed);
         }
         let Want { run, node, seen, taking, guards: more, run_status, owner, ttl, hasty } = want;
-        let options = LockOptions::new().owner(&owner).ttl(ttl).purpose("claim");
-        let Some(place) = engine.leases.reserve(LeaseKey::node(run.clone(), node.clone()), options).await? else {
+        let key = LeaseKey::node(run.clone(), node.clone());
+        let Some(place) = engine.leases.reserve(key.clone(), terms(&owner, ttl)?).await? else {
             return Ok(Tried::Taken);
         };
         let mut open = vec![RunStatus::Pending, RunStatus::Running];
@@ -114,11 +118,10 @@ impl Coordinator {
         op.stamp(|| at);
         let committed = match engine.commit_one(run.clone(), op, false).await {
             Ok(committed) => committed,
-            Err(Error::Conflict(refusal))
-                if !hasty && matches!(&refusal, crate::model::Refusal::Guard { guard: Guard::RunStatus(_), .. }) =>
-            {
+            Err(Error::Conflict(refusal)) if !hasty && matches!(&refusal, Refusal::Guard { guard: Guard::RunStatus(_), .. }) => {
                 return Err(Error::Conflict(refusal));
             }
+            Err(Error::Locked(Refusal::LeaseHeld { holder })) if holder.key != key => return Ok(Tried::Locked(holder)),
             Err(Error::Conflict(_) | Error::Locked(_) | Error::Contended { .. }) => return Ok(Tried::Taken),
             Err(error) => {
                 if error.is_unknown_outcome() {
@@ -177,7 +180,7 @@ async fn retract(engine: Weak<Engine>, run: RunId, node: NodeId, begun: Option<N
     let engine = engine.upgrade();
     let _closing_waits = engine.as_ref().map(WaitedFor::new);
     if let (Some(begun), Some(engine)) = (begun, &engine)
-        && let Ok(Some(now)) = engine.fresh(&run).await
+        && let Some(now) = engine.fresh_in_time(&run).await
         && let Some(found) = now.node(node.as_str())
         && (&found.status, &found.worker, found.attempt, found.started_at)
             == (&begun.status, &begun.worker, begun.attempt, begun.started_at)
@@ -190,14 +193,31 @@ async fn retract(engine: Weak<Engine>, run: RunId, node: NodeId, begun: Option<N
 impl Engine {
     /// Gives a node back whose lease is gone already, unless somebody else was faster.
     async fn unclaim(&self, run: &RunId, node: &NodeId, claimed: Version) {
-        let op = Op {
-            mutations: vec![node_change(node.clone(), NodeUpdate::pending().unbegun())],
-            guards: vec![Guard::NodeVersion { node: node.clone(), version: claimed }],
-            unheard: true,
-            ..Op::default()
-        };
-        if let Err(error) = self.commit_one(run.clone(), op, false).await {
-            tracing::debug!(%run, %node, %error, "a claim that came too late was not given back");
+        let mut tries = Tries::default();
+        loop {
+            let op = Op {
+                mutations: vec![node_change(node.clone(), NodeUpdate::pending().unbegun())],
+                guards: vec![Guard::NodeVersion { node: node.clone(), version: claimed }],
+                unheard: true,
+                ..Op::default()
+            };
+            let Err(error) = self.commit_one(run.clone(), op, false).await else { return };
+            if !tries.once_more(&error).await {
+                tracing::debug!(%run, %node, %error, "a claim that came too late was not given back");
+                return;
+            }
+        }
+    }
+
+    /// A run as it is in storage, unless that cannot be read for longer than an end is told.
+    async fn fresh_in_time(&self, run: &RunId) -> Option<Snapshot> {
+        let mut tries = Tries::default();
+        loop {
+            match self.fresh(run).await {
+                Ok(found) => return found,
+                Err(error) if tries.once_more(&error).await => {}
+                Err(_) => return None,
+            }
         }
     }
 }
@@ -217,6 +237,11 @@ impl Drop for WaitedFor {
     fn drop(&mut self) {
         self.0.claiming.send_modify(|count| *count = count.saturating_sub(1));
     }
+}
+
+/// How the lease of a claim is asked for.
+pub(super) fn terms(owner: &str, ttl: Duration) -> Result<LockOptions, InputError> {
+    LockOptions::new().owner(owner).ttl(ttl).purpose("claim").checked()
 }
 
 fn vanished(node: &NodeState) -> String {

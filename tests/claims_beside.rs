@@ -1,0 +1,362 @@
+//! Claims while others do something at the very moment: commit, lock, open, end. And while storage is busy for a moment.
+#![cfg(feature = "sqlite")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use seeknal_state::model::{Batch, BatchAnswer, LeaseMutation};
+use seeknal_state::store::{BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess};
+use seeknal_state::{
+    ClaimFilter, Coordinator, Error, LeaseRecord, NewRun, Next, NodeStatus, NodeUpdate, OnDelete, OpenReport, ProcessInfo, RunId,
+    RunPage, RunQuery, RunState, RunUpdate, StateBackend, StoreError, StoreErrorKind, Version,
+};
+use support::{Lie, LyingBackend, Store};
+use tokio::sync::Notify;
+
+const TTL: Duration = Duration::from_secs(30);
+
+/// A place where the next one who comes by waits until he is let go.
+#[derive(Debug, Default)]
+struct Stop {
+    armed: AtomicBool,
+    reached: Notify,
+    go: Notify,
+}
+
+impl Stop {
+    fn arm(&self) {
+        self.armed.store(true, Ordering::SeqCst);
+    }
+
+    async fn pass(&self) {
+        if self.armed.swap(false, Ordering::SeqCst) {
+            self.reached.notify_one();
+            self.go.notified().await;
+        }
+    }
+}
+
+/// In front of a real backend: hears of no other opening's commits by itself, and stops where it is told to.
+#[derive(Debug)]
+struct Slow {
+    backend: Arc<dyn StateBackend>,
+    /// Behind the reading of a run's version.
+    version: Stop,
+    /// In front of the reading of runs.
+    list: Stop,
+    /// Behind a commit that writes to runs.
+    written: Stop,
+    /// Whether the next one of those finds no space.
+    full: AtomicBool,
+    /// Leases on nodes that were asked for.
+    grants: AtomicUsize,
+    /// Whether the leases that are held are not told.
+    silent: AtomicBool,
+}
+
+impl Slow {
+    fn new(store: &Store) -> Arc<Self> {
+        Arc::new(Self {
+            backend: store.backend(),
+            version: Stop::default(),
+            list: Stop::default(),
+            written: Stop::default(),
+            full: AtomicBool::new(false),
+            grants: AtomicUsize::new(0),
+            silent: AtomicBool::new(false),
+        })
+    }
+
+    async fn open(self: &Arc<Self>) -> Coordinator {
+        Coordinator::open(Arc::clone(self) as Arc<dyn StateBackend>).await.unwrap()
+    }
+}
+
+impl StateBackend for Slow {
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+
+    fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
+        self.backend.initialize()
+    }
+
+    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
+        let leases = batch.entries.iter().flat_map(|entry| &entry.leases);
+        let asked = leases.filter(|lease| matches!(lease, LeaseMutation::Grant { key, .. } if key.node.is_some())).count();
+        self.grants.fetch_add(asked, Ordering::SeqCst);
+        Box::pin(async move {
+            let writes = batch.entries.iter().any(|entry| !entry.parts.is_empty());
+            if writes && self.full.swap(false, Ordering::SeqCst) {
+                return Err(StoreError::not_applied(StoreErrorKind::Full, "no space left"));
+            }
+            let answer = self.backend.commit(batch).await;
+            if writes {
+                self.written.pass().await;
+            }
+            answer
+        })
+    }
+
+    fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        self.backend.load_run(run)
+    }
+
+    fn reload_run<'a>(&'a self, have: &'a RunState) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        self.backend.reload_run(have)
+    }
+
+    fn run_version<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<Version>, StoreError>> {
+        Box::pin(async move {
+            let version = self.backend.run_version(run).await;
+            self.version.pass().await;
+            version
+        })
+    }
+
+    fn run_versions<'a>(&'a self, runs: &'a [RunId]) -> BoxFuture<'a, Result<Vec<Option<Version>>, StoreError>> {
+        self.backend.run_versions(runs)
+    }
+
+    fn others_committed(&self) -> BoxFuture<'_, Result<ForeignCommits, StoreError>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
+        Box::pin(async move {
+            self.list.pass().await;
+            self.backend.list_runs(query).await
+        })
+    }
+
+    fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
+        Box::pin(async move {
+            let leases = self.backend.list_leases().await?;
+            Ok(if self.silent.load(Ordering::SeqCst) { Vec::new() } else { leases })
+        })
+    }
+
+    fn lease_store(&self) -> LeaseStore {
+        self.backend.lease_store()
+    }
+
+    fn reserve_tokens(&self, count: u64) -> BoxFuture<'_, Result<Range<u64>, StoreError>> {
+        self.backend.reserve_tokens(count)
+    }
+
+    fn is_shared(&self) -> bool {
+        self.backend.is_shared()
+    }
+
+    fn process(&self) -> Option<ProcessInfo> {
+        self.backend.process()
+    }
+
+    fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
+        self.backend.processes()
+    }
+
+    fn known_openings(&self) -> KnownOpenings {
+        self.backend.known_openings()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.backend.close()
+    }
+}
+
+async fn in_time<F: Future>(what: &str, future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(30), future).await.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+/// Waits for something that happens in the background.
+async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let all = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    in_time(what, all).await;
+}
+
+async fn begin(state: &Coordinator, nodes: usize) {
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let mut tx = state.transaction();
+    for node in 0..nodes {
+        tx.set_node_state("r", format!("n{node}"), NodeUpdate::pending().max_attempts(1));
+    }
+    tx.commit().await.unwrap();
+}
+
+/// Whether the lock is seen when leases are listed, or only by the refusal, as that of whoever moves the state away: nobody tries one node after the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_locked_run_is_not_tried_node_by_node() {
+    for silent in [false, true] {
+        let store = Store::of("database");
+        let slow = Slow::new(&store);
+        let (state, other) = (slow.open().await, store.open().await);
+        begin(&other, 200).await;
+        let lock = other.acquire_lock("r", Duration::ZERO).await.unwrap().unwrap();
+        slow.silent.store(silent, Ordering::SeqCst);
+        let told = in_time("it asks once", state.claim_next("r", ClaimFilter::new())).await.unwrap();
+        assert!(matches!(&told, Next::Locked { holder } if holder.token == lock.token()), "silent: {silent}, {told:?}");
+        let tried = slow.grants.load(Ordering::SeqCst);
+        assert!(tried <= 8, "silent: {silent}, {tried} nodes were tried");
+        let waiting = tokio::spawn({
+            let state = state.clone();
+            async move { state.claim_next("r", ClaimFilter::new().wait(Duration::from_secs(20))).await.unwrap() }
+        });
+        lock.release().await.unwrap();
+        slow.silent.store(false, Ordering::SeqCst);
+        let claim = waiting.await.unwrap().claimed().expect("it is free again");
+        claim.complete(NodeUpdate::success()).await.unwrap();
+        state.close().await.unwrap();
+        other.close().await.unwrap();
+    }
+}
+
+/// What was judged was older than what is stored, though this process knew by then what is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_committed_before_the_call_is_claimed() {
+    let store = Store::of("database");
+    let slow = Slow::new(&store);
+    let (state, other) = (slow.open().await, store.open().await);
+    other.create_run("r", NewRun::running()).await.unwrap();
+    other.set_node_state("r", "done", NodeUpdate::success()).await.unwrap();
+    assert!(matches!(state.claim_next("r", ClaimFilter::new()).await.unwrap(), Next::Drained { blocked: 0 }));
+    for round in 0..5 {
+        let node = format!("n{round}");
+        other.set_node_state("r", &node, NodeUpdate::pending()).await.unwrap();
+        slow.version.arm();
+        let asking = tokio::spawn({
+            let state = state.clone();
+            async move { state.claim_next("r", ClaimFilter::new()).await.unwrap() }
+        });
+        in_time("storage is asked", slow.version.reached.notified()).await;
+        state.fresh("r").await.unwrap();
+        slow.version.go.notify_one();
+        let next = asking.await.unwrap();
+        let Next::Claimed(claim) = next else { panic!("round {round}: {next:?}") };
+        assert_eq!(claim.node_id().as_str(), node);
+        claim.complete(NodeUpdate::success()).await.unwrap();
+    }
+    state.close().await.unwrap();
+    other.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_others_deleted_is_not_drained() {
+    let store = Store::of("database");
+    let slow = Slow::new(&store);
+    let (state, other) = (slow.open().await, store.open().await);
+    other.create_run("r", NewRun::running()).await.unwrap();
+    assert!(matches!(state.claim_next("r", ClaimFilter::new()).await.unwrap(), Next::Drained { blocked: 0 }));
+    other.delete_run("r", OnDelete::DropCoverage).await.unwrap();
+    let next = in_time("it is answered", state.claim_next("r", ClaimFilter::new())).await;
+    assert!(matches!(next, Err(Error::RunNotFound(_))), "{next:?}");
+    state.close().await.unwrap();
+    other.close().await.unwrap();
+}
+
+async fn assert_given_back(state: &Coordinator, what: &str) {
+    until(what, || async {
+        state.get_node_state("r", "n0").await.unwrap().is_some_and(|node| node.status == NodeStatus::Pending)
+    })
+    .await;
+    let node = state.get_node_state("r", "n0").await.unwrap().unwrap();
+    assert_eq!((node.attempt, node.attempts.len(), node.started_at), (1, 0, None), "{what}");
+    until("its lease is free", || async { state.list_locks().await.unwrap().is_empty() }).await;
+}
+
+/// A moment in which storage takes nothing costs no attempt, and so not the node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_is_given_back_when_storage_was_full_for_a_moment() {
+    const SHORT: Duration = Duration::from_millis(100);
+    let lying = LyingBackend::new(false);
+    let state = Coordinator::open(Arc::clone(&lying) as Arc<dyn StateBackend>).await.unwrap();
+    begin(&state, 1).await;
+    let claim = state.claim_node("r", "n0", "worker", TTL).await.unwrap().unwrap();
+    lying.tell([Lie::Full]);
+    drop(claim);
+    assert_given_back(&state, "dropped").await;
+
+    state.close().await.unwrap();
+
+    let store = Store::of("database");
+    let slow = Slow::new(&store);
+    let state = slow.open().await;
+    begin(&state, 1).await;
+    slow.written.arm();
+    let late = tokio::spawn({
+        let state = state.clone();
+        async move { state.claim_node("r", "n0", "worker", SHORT).await.unwrap() }
+    });
+    in_time("it is written", slow.written.reached.notified()).await;
+    // Longer than the lease lasts.
+    tokio::time::sleep(3 * SHORT).await;
+    slow.full.store(true, Ordering::SeqCst);
+    slow.written.go.notify_one();
+    assert!(late.await.unwrap().is_none(), "its lease was over before it was known");
+    assert_given_back(&state, "known too late").await;
+    state.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_ends_while_dead_claims_are_freed_is_no_failure() {
+    let lying = LyingBackend::new(false);
+    let state = Coordinator::open(Arc::clone(&lying) as Arc<dyn StateBackend>).await.unwrap();
+    begin(&state, 2).await;
+    for node in ["n0", "n1"] {
+        state.set_node_state("r", node, NodeUpdate::new().max_attempts(3)).await.unwrap();
+        let claim = state.claim_node("r", node, "worker", TTL).await.unwrap().unwrap();
+        state.force_unlock(claim.token()).await.unwrap();
+        claim.lost().await;
+    }
+    let (commits, free) = (lying.commits.load(Ordering::SeqCst), state.stats().permits_available);
+    lying.close_gate();
+    let freeing = tokio::spawn({
+        let state = state.clone();
+        async move { state.free_dead_claims("r").await }
+    });
+    in_time("the first one is sent", lying.arrived(commits + 1)).await;
+    let ending = tokio::spawn({
+        let state = state.clone();
+        async move { state.update_run("r", RunUpdate::cancelled()).await }
+    });
+    until("the end is on its way", || async { free - state.stats().permits_available >= 2 }).await;
+    lying.open_gate();
+    ending.await.unwrap().unwrap();
+    let freed = freeing.await.unwrap().expect("what was freed until then is told");
+    assert!(freed.len() <= 1, "{freed:?}");
+    state.close().await.unwrap();
+}
+
+/// Whether or not there is anything to claim.
+#[tokio::test]
+async fn who_asks_for_what_makes_no_sense_is_told_at_once() {
+    let lying = LyingBackend::new(false);
+    let state = Coordinator::open(Arc::clone(&lying) as Arc<dyn StateBackend>).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    state.set_node_state("r", "n", NodeUpdate::success()).await.unwrap();
+    let short = Duration::from_millis(1);
+    for wrong in [ClaimFilter::new().ttl(short), ClaimFilter::new().owner(""), ClaimFilter::new().ttl(Duration::from_secs(3_601))]
+    {
+        for run in ["r", "no such run"] {
+            let next = state.claim_next(run, wrong.clone()).await;
+            assert!(matches!(next, Err(Error::Input(_))), "{next:?}");
+        }
+    }
+    for (owner, ttl) in [("worker", short), ("", TTL)] {
+        for node in ["n", "no such node"] {
+            let claim = state.claim_node("r", node, owner, ttl).await;
+            assert!(matches!(claim, Err(Error::Input(_))), "{claim:?}");
+        }
+    }
+    state.close().await.unwrap();
+}
