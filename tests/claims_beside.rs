@@ -1,4 +1,4 @@
-//! Claims while others do something at the very moment: commit, lock, open, end. And while storage is busy for a moment.
+//! Claims, and runs that are taken over, while others do something at the very moment: commit, lock, open, end. And while storage is busy for a moment.
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
@@ -260,6 +260,42 @@ async fn a_run_that_others_deleted_is_not_drained() {
     other.delete_run("r", OnDelete::DropCoverage).await.unwrap();
     let next = in_time("it is answered", state.claim_next("r", ClaimFilter::new())).await;
     assert!(matches!(next, Err(Error::RunNotFound(_))), "{next:?}");
+    state.close().await.unwrap();
+    other.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_of_a_process_that_opened_while_runs_were_listed_is_not_abandoned() {
+    let store = Store::of("database");
+    let slow = Slow::new(&store);
+    let state = slow.open().await;
+    slow.list.arm();
+    let asking = tokio::spawn({
+        let state = state.clone();
+        async move { state.abandoned_runs().await.unwrap() }
+    });
+    in_time("runs are listed", slow.list.reached.notified()).await;
+    let other = store.open().await;
+    other.create_run("r", NewRun::running()).await.unwrap();
+    slow.list.go.notify_one();
+    assert_eq!(asking.await.unwrap(), []);
+    other.close().await.unwrap();
+    assert_eq!(state.abandoned_runs().await.unwrap().len(), 1, "now it is");
+    state.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_others_took_over_is_not_ones_own_any_more() {
+    let store = Store::of("database");
+    let slow = Slow::new(&store);
+    let (state, other) = (slow.open().await, store.open().await);
+    state.create_run("r", NewRun::running()).await.unwrap();
+    assert!(state.resume_run("r").await.unwrap().commit.is_none(), "it is its own");
+    other.update_run("r", RunUpdate::failed()).await.unwrap();
+    other.update_run("r", RunUpdate::running()).await.unwrap();
+    let resumed = state.resume_run("r").await;
+    let theirs = other.backend().process().unwrap();
+    assert!(matches!(&resumed, Err(Error::RunInUse { worker, .. }) if *worker == theirs), "{resumed:?}");
     state.close().await.unwrap();
     other.close().await.unwrap();
 }

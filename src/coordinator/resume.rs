@@ -47,22 +47,20 @@ impl Coordinator {
     /// # Cancel safety
     /// Reads only.
     pub async fn abandoned_runs(&self) -> Result<Vec<AbandonedRun>, Error> {
-        let processes = self.engine().backend.processes().await?;
-        let mut abandoned = Vec::new();
+        let mut running = Vec::new();
         let mut query = RunQuery::new(RunFilter::all().status(RunStatus::Running)).limit(1000);
         loop {
             let page = self.list_runs(&query).await?;
-            for summary in page.runs {
-                let worker = summary.header.worker.clone();
-                if self.is_gone(worker.as_ref(), &processes) {
-                    abandoned.push(AbandonedRun { summary, worker });
-                }
-            }
+            running.extend(page.runs);
             if page.next.is_none() {
-                return Ok(abandoned);
+                break;
             }
             query = query.after(page.next);
         }
+        // Behind the runs: who works on one of them has the storage open before.
+        let processes = self.engine().backend.processes().await?;
+        let found = running.into_iter().map(|summary| AbandonedRun { worker: summary.header.worker.clone(), summary });
+        Ok(found.filter(|run| self.is_gone(run.worker.as_ref(), &processes)).collect())
     }
 
     fn is_gone(&self, worker: Option<&ProcessInfo>, processes: &[OpenProcess]) -> bool {
@@ -123,7 +121,8 @@ impl Coordinator {
     pub async fn resume_run(&self, run: impl IntoRunId) -> Result<Resumed, Error> {
         let run = run.into_run_id()?;
         let mut commit = None;
-        let snapshot = self.get_run(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
+        // What this process knows may be of a time when the run was its own.
+        let snapshot = self.fresh(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
         let worker = snapshot.header().worker.clone();
         if snapshot.header().status == RunStatus::Running
             && worker.as_ref().map(|w| &w.id) != self.worker().as_ref().map(|me| &me.id)
