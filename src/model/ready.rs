@@ -55,6 +55,8 @@ struct Card {
     missing: usize,
     needs: List<NodeId>,
     place: Option<Place>,
+    /// Since when it has one.
+    since: Duration,
 }
 
 impl Card {
@@ -158,8 +160,10 @@ impl ReadyBoard {
         (self.ready, self.pending) = (0, 0);
         let state = self.state.clone();
         for (id, node) in state.nodes() {
-            self.cards
-                .insert(id.clone(), Card { kind: self.kind(node), missing: 0, needs: node.depends_on.clone(), place: None });
+            self.cards.insert(
+                id.clone(),
+                Card { kind: self.kind(node), missing: 0, needs: node.depends_on.clone(), place: None, since: Duration::ZERO },
+            );
             for needed in &node.depends_on {
                 self.dependents.entry(needed.clone()).or_default().push(id.clone());
             }
@@ -244,7 +248,7 @@ impl ReadyBoard {
                 for needed in needs {
                     self.dependents.entry(needed.clone()).or_default().push(id.clone());
                 }
-                let card = Card { kind, missing: self.missing(needs), needs: needs.clone(), place: None };
+                let card = Card { kind, missing: self.missing(needs), needs: needs.clone(), place: None, since: Duration::ZERO };
                 self.pending += usize::from(kind == Kind::Pending);
                 self.ready += usize::from(card.is_ready());
                 self.cards.insert(id.clone(), card);
@@ -280,6 +284,11 @@ impl ReadyBoard {
 
     /// Queues a node if it may be taken, else takes it out of the queue.
     fn place(&mut self, id: &NodeId) {
+        self.place_since(id, self.now);
+    }
+
+    /// As [`place`](Self::place), as from then on.
+    fn place_since(&mut self, id: &NodeId, since: Duration) {
         let Some(card) = self.cards.get(id) else { return };
         let free = (card.is_ready() || (card.kind == Kind::Running && self.is_dead(id)))
             && !self.taken.contains(id)
@@ -288,7 +297,7 @@ impl ReadyBoard {
         if old.is_some() == free {
             return;
         }
-        let new = free.then(|| self.order(id));
+        let new = free.then(|| self.order(id, since));
         if let Some(old) = old {
             self.queue.remove(&(old, id.clone()));
         }
@@ -297,19 +306,20 @@ impl ReadyBoard {
         }
         if let Some(card) = self.cards.get_mut(id) {
             card.place = new;
+            card.since = since;
         }
     }
 
     /// At once where this process comes first for a node, else when those before it had their time; and then in an order that differs between
     /// processes.
-    fn order(&self, id: &NodeId) -> Place {
+    fn order(&self, id: &NodeId, since: Duration) -> Place {
         let name = hash(id.as_str());
         let mine = mix(name ^ self.me);
         let before = self.peers.iter().filter(|peer| mix(name ^ **peer) > mine).count();
         let patience = (self.claiming * PATIENCE).clamp(LEAST_PATIENCE, MOST_PATIENCE);
         // Who comes first has the most reason to be let go first; all others follow one another.
         let patience = patience + patience.saturating_mul(u32::try_from(before.saturating_sub(1)).unwrap_or(u32::MAX).min(8)) / 4;
-        let from = if before == 0 { Duration::ZERO } else { self.now.saturating_add(patience) };
+        let from = if before == 0 { Duration::ZERO } else { since.saturating_add(patience) };
         (from, mine)
     }
 
@@ -321,10 +331,11 @@ impl ReadyBoard {
         if peers != self.peers {
             self.peers = peers;
             for (_, id) in std::mem::take(&mut self.queue) {
-                if let Some(card) = self.cards.get_mut(&id) {
-                    card.place = None;
-                }
-                self.place(&id);
+                let Some(card) = self.cards.get_mut(&id) else { continue };
+                card.place = None;
+                // The time for which it was left to others counts: where processes come and go it would never be over.
+                let since = card.since;
+                self.place_since(&id, since);
             }
         }
     }

@@ -186,3 +186,22 @@ fn every_node_has_one_process_that_comes_first() {
     }
     assert_eq!(first.len(), 400);
 }
+
+#[test]
+fn processes_that_come_and_go_keep_no_node_waiting() {
+    let mut world = World::new();
+    for node in 0..100 {
+        assert!(world.set(node, NodeUpdate::new()));
+    }
+    let mut board = world.board("a");
+    let step = LEAST_PATIENCE / 4;
+    for round in 0..16 {
+        board.at(step * round);
+        board.set_peers(if round % 2 == 0 { ["a", "b", "c"] } else { ["a", "b", "b"] });
+    }
+    let mut picked = 0;
+    while board.pick().is_some() {
+        picked += 1;
+    }
+    assert_eq!(picked, 100, "all of them had their time");
+}
