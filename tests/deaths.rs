@@ -13,8 +13,8 @@ use chrono::{DateTime, Utc};
 use seeknal_state::model::{Batch, BatchAnswer};
 use seeknal_state::store::{BatchSource, BoxFuture, LeaseStore, Wake};
 use seeknal_state::{
-    Clock, Coordinator, Durability, Error, Event, LeaseRecord, MemoryBackend, NewRun, NodeId, NodeUpdate, OpenReport,
-    ProcessInfo, RunId, RunPage, RunQuery, RunState, StateBackend, StoreError, StoreErrorKind, SystemClock,
+    Clock, Coordinator, Durability, Error, Event, LeaseRecord, LostReason, MemoryBackend, NewRun, NodeId, NodeUpdate, OpenReport,
+    ProcessInfo, RunId, RunPage, RunQuery, RunState, RunUpdate, StateBackend, StoreError, StoreErrorKind, SystemClock,
 };
 use support::LyingBackend;
 
@@ -67,6 +67,32 @@ async fn who_is_answered_by_a_dead_actor_reads_what_he_wrote() {
     let seen = written.await.unwrap().expect("it is in storage");
     assert_eq!(seen, (true, true, true), "after Ok everybody reads it");
     assert!(victim.await.unwrap().unwrap_err().is_unknown_outcome());
+}
+
+/// Also where only what the actor left behind hears that the end of the run is in storage.
+#[tokio::test]
+async fn the_locks_of_a_run_are_free_though_the_actor_that_ended_it_died() {
+    let backend = LyingBackend::new(false);
+    let (state, fault) = open(Arc::clone(&backend) as _).await;
+    let run = state.acquire_lock("r", Duration::ZERO).await.unwrap().unwrap();
+    backend.close_gate();
+    let ending = {
+        let state = state.clone();
+        tokio::spawn(async move { state.update_run("r", RunUpdate::success()).await })
+    };
+    backend.arrived(2).await;
+    settle().await;
+    fault.store(true, Ordering::SeqCst);
+    let victim = {
+        let state = state.clone();
+        tokio::spawn(async move { state.set_node_state("r", "victim", NodeUpdate::running()).await })
+    };
+    backend.open_gate();
+    ending.await.unwrap().expect("it is in storage");
+    assert!(victim.await.unwrap().unwrap_err().is_unknown_outcome());
+    let reason = tokio::time::timeout(Duration::from_secs(20), run.lost()).await.expect("its run has ended");
+    assert_eq!(reason, LostReason::RunEnded);
+    assert_eq!(state.list_locks().await.unwrap(), []);
 }
 
 /// A backend with a writer of its own, which asks for the next batch at once. While it is held, it writes nothing; then it is full, until it is told

@@ -23,7 +23,7 @@ use super::handle::{HoldGrant, Release, RunCell};
 use super::losses::Losses;
 use super::op::{Ack, ChangeSeed, CommitError, Committed, DeferredLoss, Envelope, Op};
 use super::sink::{FlushSink, Outcomes, RunSink};
-use crate::model::{Clock, RunId, RunReceipt, RunState, Version};
+use crate::model::{Clock, Mutation, RunId, RunReceipt, RunState, Version};
 use crate::persist::{Persist, Submission};
 use crate::store::{StateBackend, StoreError};
 
@@ -391,7 +391,9 @@ impl State {
                 self.cell.set_unsettled(true);
                 let losses = deferred.then(|| (Arc::clone(&context.losses), self.cell.id().clone()));
                 let (attempts, hasty) = (op.attempts, op.hasty);
-                let mut sink = RunSink { actor: self.myself.clone(), ticket, order, ack, attempts, hasty, losses, permit };
+                let frees_locks = entry.parts.iter().flat_map(|part| &part.mutations).any(Mutation::frees_locks);
+                let ends = frees_locks.then(|| (Arc::clone(&context.surroundings), self.cell.id().clone()));
+                let mut sink = RunSink { actor: self.myself.clone(), ticket, order, ack, attempts, hasty, losses, ends, permit };
                 if deferred {
                     self.cell.set_deferred(true);
                     if let Some(ack) = sink.ack.take() {

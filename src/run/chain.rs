@@ -59,8 +59,6 @@ struct InFlight {
     expect: Version,
     after: Option<RunState>,
     barrier: bool,
-    /// Whether the run's locks are free when this is in storage.
-    frees_locks: bool,
     touched: Option<Touched>,
 }
 
@@ -140,7 +138,6 @@ impl Chain {
         let (barrier, deferred) = (op.is_barrier(), op.is_deferred());
         // A node that is gone says nothing afterwards: who begins to listen meanwhile is told of it by this alone.
         let touched = (note || op.mutations.iter().any(Mutation::deletes_node)).then(|| touched(&op.mutations));
-        let frees_locks = op.mutations.iter().any(Mutation::frees_locks);
         let planned = plan(&self.id, base, self.tip.as_ref(), std::mem::take(&mut op.mutations), std::mem::take(&mut op.guards));
         let Planned { part, after } = planned.map_err(|refused| {
             let Refused { refusal, mutations, guards } = *refused;
@@ -153,7 +150,7 @@ impl Chain {
         if !deferred {
             self.durable.push_back(ticket);
         }
-        self.in_flight.push_back(InFlight { ticket, expect: part.expect, after, barrier, frees_locks, touched });
+        self.in_flight.push_back(InFlight { ticket, expect: part.expect, after, barrier, touched });
         let entry = Entry {
             parts: vec![part],
             leases: std::mem::take(&mut op.leases),
@@ -174,14 +171,14 @@ impl Chain {
         Some(entry)
     }
 
-    /// An entry is in storage. Says also whether it frees the run's locks.
-    pub(super) fn applied(&mut self, ticket: u64, receipt: Option<&RunReceipt>) -> (Progress, bool) {
-        let Some(entry) = self.take(ticket) else { return (Progress::Overtaken, false) };
+    /// An entry is in storage.
+    pub(super) fn applied(&mut self, ticket: u64, receipt: Option<&RunReceipt>) -> Progress {
+        let Some(entry) = self.take(ticket) else { return Progress::Overtaken };
         // What stands on something that is not there as it was thought is not either, whatever its numbers.
         let Some(receipt) = receipt.filter(|receipt| receipt.before == entry.expect && !self.broken) else {
             // The tip stands on a state that never was: nothing of it may be seen before the run is loaded.
             self.broken = true;
-            return (Progress::Overtaken, entry.frees_locks);
+            return Progress::Overtaken;
         };
         self.committed = match entry.after {
             Some(after) if after.version() != receipt.after => {
@@ -193,7 +190,7 @@ impl Chain {
             }
             after => after,
         };
-        (Progress::Moved(entry.touched), entry.frees_locks)
+        Progress::Moved(entry.touched)
     }
 
     /// An entry is not in storage. The chain is broken: what stood on it comes back.

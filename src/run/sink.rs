@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
-use super::actor::Msg;
+use super::actor::{Msg, Surroundings};
 use super::admission::Permit;
 use super::losses::Losses;
 use super::op::{Ack, CommitError, Committed};
@@ -36,7 +36,18 @@ pub(crate) struct RunSink {
     pub(super) hasty: bool,
     /// Where the loss of a deferred write is noted if the actor is gone.
     pub(super) losses: Option<(Arc<Losses>, RunId)>,
+    /// Whom to tell that the run's locks are free, if they are once the entry is in storage.
+    pub(super) ends: Option<(Arc<dyn Surroundings>, RunId)>,
     pub(super) permit: Permit,
+}
+
+impl RunSink {
+    /// The entry is in storage. Whoever hears of it first says so: its actor, or nobody but what it left.
+    pub(super) fn landed(&self) {
+        if let Some((surroundings, run)) = &self.ends {
+            surroundings.ended(run);
+        }
+    }
 }
 
 /// The outcome of an entry goes to a task.
@@ -68,6 +79,9 @@ impl Outcomes {
 impl Drop for Outcomes {
     fn drop(&mut self) {
         for (sink, settlement) in self.0.drain(..) {
+            if let Settlement::Applied(_) = &settlement {
+                sink.landed();
+            }
             if let (Some((losses, run)), None) = (&sink.losses, &sink.ack) {
                 let cause = match &settlement {
                     Settlement::Applied(_) => continue,

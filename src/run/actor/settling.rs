@@ -16,6 +16,9 @@ impl State {
         let (mut acks, mut refused, mut news) = (Vec::new(), Vec::new(), Vec::new());
         let (mut moved, chain) = (false, self.chain.number());
         for (sink, settlement) in outcomes.take() {
+            if let Settlement::Applied(_) = &settlement {
+                sink.landed();
+            }
             let RunSink { ticket, order, ack, attempts, hasty, permit, .. } = sink;
             // A deferred write that is settled before it was acknowledged is answered like any other.
             let was_deferred = ack.is_none();
@@ -23,11 +26,7 @@ impl State {
             self.takes_back |= was_deferred && !matches!(settlement, Settlement::Applied(_));
             match settlement {
                 Settlement::Applied(receipt) => {
-                    let (progress, frees_locks) = self.chain.applied(ticket, receipt.runs.first());
-                    if frees_locks {
-                        self.context.surroundings.ended(self.cell.id());
-                    }
-                    match progress {
+                    match self.chain.applied(ticket, receipt.runs.first()) {
                         Progress::Moved(touched) => {
                             moved = true;
                             news.extend(self.news(&receipt, touched));
