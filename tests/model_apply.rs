@@ -318,6 +318,17 @@ fn intervals_and_partitions_make_their_node() {
     assert_eq!(run.node_count(), 2);
 }
 
+/// A node that nobody named as one to be worked on does not come to be by taking something out of it.
+#[test]
+fn taking_out_makes_no_node() {
+    let run = after(&[
+        create(),
+        Mutation::RemoveInterval { node: n("i"), interval: span(5, 6) },
+        Mutation::RemovePartition { node: n("p"), partition: PartitionKey::new("a").unwrap() },
+    ]);
+    assert_eq!((run.node_count(), run.version()), (0, Version(3)));
+}
+
 #[test]
 fn what_needs_a_run_is_refused_without_one() {
     let partition = PartitionKey::new("p").unwrap();

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 use seeknal_state::model::{
-    BatchAnswer, CommitSeq, Entry, Fence, FenceCheck, FencingToken, Guard, Interval, LastSuccess, LeaseKey, Ledger, Mutation,
-    NewRun, NoFences, NodeCoverage, NodeId, NodeStatus, NodeUpdate, Outcome, PartitionKey, Receipt, Refusal, Retained, RunFilter,
-    RunId, RunPart, RunQuery, RunState, RunStatus, RunUpdate, Version, apply_all, time,
+    BatchAnswer, CommitSeq, Entry, Fence, FenceCheck, FencingToken, Guard, Interval, LastSuccess, LeaseKey, Ledger, LoggedPart,
+    Mutation, NewRun, NoFences, NodeCoverage, NodeId, NodeStatus, NodeUpdate, Outcome, PartitionKey, Receipt, Refusal, Retained,
+    RunFilter, RunId, RunPart, RunQuery, RunState, RunStatus, RunUpdate, Version, apply_all, time,
 };
 
 fn at(seconds: i64) -> DateTime<Utc> {
@@ -62,6 +62,29 @@ fn write(ledger: &mut Ledger, run: &str, mutations: Vec<Mutation>) -> Receipt {
 
 fn latest(ledger: &Ledger, node: &str) -> Vec<String> {
     ledger.runs_of_node(node).map(|run| run.id().to_string()).collect()
+}
+
+/// Of a log of an earlier version, for which taking something out made a node: what it deleted then is not there to be deleted now.
+#[test]
+fn a_log_in_which_taking_out_made_a_node_is_replayed() {
+    let out = |node: &str| Mutation::RemoveInterval { node: n(node), interval: span(0, 1) };
+    let gone = |node: &str| Mutation::DeleteNode { node: n(node) };
+    let steps = [
+        vec![create(0)],
+        vec![out("a")],
+        vec![gone("a")],
+        vec![out("b"), gone("b"), add("c", 0, 2)],
+        vec![out("d")],
+        vec![set("d", NodeUpdate::success())],
+    ];
+    let mut ledger = Ledger::new();
+    for (before, mutations) in (0_u64..).zip(steps) {
+        let part = LoggedPart { run: r("run"), before: Version(before), after: Version(before + 1), mutations };
+        ledger.replay(CommitSeq(before + 1), &[part], &[]).unwrap();
+    }
+    let run = ledger.run("run").unwrap();
+    assert_eq!(run.nodes().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["c", "d"]);
+    assert_eq!(run.version(), Version(6));
 }
 
 #[test]

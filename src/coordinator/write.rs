@@ -156,7 +156,7 @@ impl Coordinator {
         self.write(run.into_run_id()?, mutation).await
     }
 
-    /// Takes a stretch of time out again (a restatement), in this run.
+    /// Takes a stretch of time out again (a restatement), in this run. A node that is not there is not made.
     ///
     /// # Errors
     /// As [`add_completed_interval`](Self::add_completed_interval).
@@ -190,7 +190,7 @@ impl Coordinator {
         self.write(run.into_run_id()?, mutation).await
     }
 
-    /// Takes a partition out again, in this run. One that is not there changes nothing.
+    /// Takes a partition out again, in this run. One that is not there changes nothing, and a node that is not there is not made.
     ///
     /// # Errors
     /// As [`add_completed_partition`](Self::add_completed_partition).

@@ -50,7 +50,7 @@ pub fn apply(state: &mut Option<RunState>, id: &RunId, mutation: &Mutation, vers
             if !run.drop_node(node_id) {
                 return Err(missing());
             }
-        } else {
+        } else if !mutation.only_removes() || run.node(node_id.as_str()).is_some() {
             let mut node = run.node(node_id.as_str()).cloned().unwrap_or_else(|| NodeState::new(NodeStatus::Pending));
             match mutation {
                 Mutation::SetNode { update, at, .. } => update_node(&mut node, update, to_micros(*at)),
@@ -99,6 +99,29 @@ pub fn apply_all(state: &mut Option<RunState>, id: &RunId, mutations: &[Mutation
         next.set_version(version);
     }
     *state = next;
+    Ok(())
+}
+
+/// Applies the mutations of one entry that was accepted once, as a log says. Earlier versions made a node where something was only removed, and may have
+/// deleted it then: what is not there now needs no deleting.
+///
+/// # Errors
+/// [`Refusal`] of the first mutation that is refused otherwise; then the state is half-way.
+pub(super) fn apply_logged(
+    state: &mut Option<RunState>,
+    id: &RunId,
+    mutations: &[Mutation],
+    version: Version,
+) -> Result<(), Refusal> {
+    for mutation in mutations {
+        match apply(state, id, mutation, version) {
+            Err(Refusal::NodeNotFound { .. }) => {}
+            applied => applied?,
+        }
+    }
+    if let Some(state) = state {
+        state.set_version(version);
+    }
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 use serde::{Deserialize, Serialize};
 
-use super::apply::apply_all;
+use super::apply::{apply_all, apply_logged};
 use super::batch::{BatchAnswer, Entry, Fence, Outcome, Receipt, Refusal, RunPart, RunReceipt};
 use super::coverage::{LastSuccess, NodeCoverage, Retained};
 use super::guard::{Guard, NoRun, check_guards, first_violated};
@@ -165,7 +165,7 @@ impl Ledger {
                 return Err(refuse(format!("it moves run {:?} from version {} to {}", part.run, part.before, part.after)));
             }
             let mut state = current.cloned();
-            apply_all(&mut state, &part.run, &part.mutations, part.after).map_err(|refusal| refuse(refusal.to_string()))?;
+            apply_logged(&mut state, &part.run, &part.mutations, part.after).map_err(|refusal| refuse(refusal.to_string()))?;
             states.push(state);
         }
         for (part, state) in parts.iter().zip(states) {

@@ -75,7 +75,7 @@ pub enum Mutation {
         /// Which time.
         interval: Interval,
     },
-    /// Marks a stretch of time as not complete (a restatement).
+    /// Marks a stretch of time as not complete (a restatement); a node that is not there is not made.
     RemoveInterval {
         /// For which node.
         node: NodeId,
@@ -89,7 +89,7 @@ pub enum Mutation {
         /// Which one.
         partition: PartitionKey,
     },
-    /// Marks a partition as not complete.
+    /// Marks a partition as not complete; a node that is not there is not made.
     RemovePartition {
         /// For which node.
         node: NodeId,
@@ -120,6 +120,11 @@ impl Mutation {
     /// Whether this deletes a node.
     pub(crate) fn deletes_node(&self) -> bool {
         matches!(self, Self::DeleteNode { .. })
+    }
+
+    /// Whether this only takes something out of a node: where there is none, nothing is to be done.
+    pub(crate) fn only_removes(&self) -> bool {
+        matches!(self, Self::RemoveInterval { .. } | Self::RemovePartition { .. })
     }
 
     /// Whether this changes the run's header.

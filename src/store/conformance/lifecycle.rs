@@ -184,6 +184,33 @@ pub(super) async fn every_mutation_is_stored(harness: &dyn Harness) -> Result<()
     Ok(())
 }
 
+pub(super) async fn removing_from_a_node_that_is_not_there_makes_none(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    let first = bench.create("run", 0).await?.version();
+    let interval = |node: &str| Ok::<_, Fault>(Mutation::RemoveInterval { node: node_id(node)?, interval: span(0, 1)? });
+    let key = |node: &str| Ok::<_, Fault>(Mutation::RemovePartition { node: node_id(node)?, partition: partition("p")? });
+    let steps = vec![
+        vec![interval("a")?],
+        vec![key("b")?],
+        vec![key("made")?, add_interval("made", 0, 2)?, interval("made")?],
+        vec![add_partition("gone", "p")?],
+        vec![key("gone")?, Mutation::DeleteNode { node: node_id("gone")? }, interval("gone")?],
+        vec![interval("gone")?, key("made")?],
+    ];
+    let mut version = first;
+    for (index, mutations) in steps.into_iter().enumerate() {
+        let receipt = bench.write("run", mutations).await?;
+        ensure_eq!(versions(&receipt)?, (version, version.next()), "step {index}: it is an entry like any other");
+        version = version.next();
+    }
+    for run in [bench.state("run").await?, bench.reopen().await?.state("run").await?] {
+        ensure_eq!(run.nodes().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["made"], "the nodes that are there");
+        ensure_eq!(node(&run, "made")?.intervals.iter().collect::<Vec<_>>(), [span(1, 2)?], "what was not taken out");
+        ensure_eq!(run.version(), version, "the run's version");
+    }
+    Ok(())
+}
+
 pub(super) async fn every_node_field_is_stored(harness: &dyn Harness) -> Result<(), Fault> {
     let bench = Bench::open(harness).await?;
     let update = NodeUpdate::failed("boom \u{1F4A5}")

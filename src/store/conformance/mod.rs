@@ -174,6 +174,7 @@ suite! { $
         a_run_is_created_once,
         a_run_is_imported_whole,
         every_mutation_is_stored,
+        removing_from_a_node_that_is_not_there_makes_none,
         every_node_field_is_stored,
         versions_grow_by_one_and_rows_carry_them,
         versions_are_never_used_again,

@@ -145,6 +145,10 @@ impl Cell {
                 continue;
             };
             let state = after.node_shared(id.as_str());
+            if state.is_none() && !mutation.deletes_node() && !self.nodes.contains_key(id) {
+                // Something was removed from a node that is not there, or is deleted below.
+                continue;
+            }
             if !self.nodes.contains_key(id) {
                 self.nodes.insert(id.clone(), NodeWrite::default());
             }

@@ -105,6 +105,10 @@ impl Cell {
                 continue;
             };
             let mut state = after.node_shared(id.as_str());
+            if state.is_none() && !mutation.deletes_node() && !self.nodes.contains_key(id) {
+                // Something was removed from a node that is not there, or is deleted below.
+                continue;
+            }
             if let Some(state) = state.as_mut().filter(|state| state.version != version) {
                 Arc::make_mut(state).version = version;
             }
