@@ -11,7 +11,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::kept;
-use super::node::{self, Dialect, Place};
+use super::node::{self, Dialect};
+use super::node_write::{self, Place};
 use super::stamp;
 use super::text::{self, Members, Source, damaged, get, line_and_column, string};
 use crate::model::{
@@ -467,7 +468,7 @@ fn read_our_nodes(
         // A node of which nothing is told beside was put in by somebody else.
         let mut kept = Some("true");
         if let Some(raw) = beside.get(text.id.as_str()) {
-            let is_strange = |(key, _): &(std::borrow::Cow<'_, str>, &str)| !node::is_own_member(key);
+            let is_strange = |(key, _): &(std::borrow::Cow<'_, str>, &str)| !node_write::is_own_member(key);
             kept = (edited && text.members.iter().any(is_strange)).then_some("true");
             let mut fields = Vec::new();
             for (field, raw) in text::members(raw).map_err(|error| source.parse_error(raw, &error))? {
@@ -488,7 +489,7 @@ fn read_our_nodes(
                 let mut as_it_was = state.clone();
                 as_it_was.extra = kept.and_then(|note| kept::restore(note, &text.members));
                 let place = Place { id: &text.id, run: run.as_ref().unwrap_or(top), top, dialect };
-                let was = node::as_told(&as_it_was, place).map_err(|error| source.parse_error(raw, &error))?;
+                let was = node_write::as_told(&as_it_was, place).map_err(|error| source.parse_error(raw, &error))?;
                 fields.retain(|(field, _)| !node::differ(field, &was, &told));
                 state = told;
                 fields.iter().try_for_each(|field| set(&mut state, field))?;

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::document::{FORMAT, NO_CHECKSUM, Shape, checksum, told_by_top};
 use super::kept;
-use super::node::{self, Dialect, ObjectWriter, Overrides, Place};
+use super::node::Dialect;
+use super::node_write::{self, ObjectWriter, Overrides, Place};
 use super::stamp::{self, Style};
 use super::text::{self, Members, get, indent, string};
 use crate::model::{LastSuccess, Ledger, NodeId, NodeState, RunId, RunState, RunStatus, time};
@@ -91,7 +92,7 @@ fn compact(ledger: &Ledger, generation: Generation<'_>, shape: &Shape) -> serde_
         // Where there is a node there is a run, and so a newest one.
         let top = top.map_or(node.run.id(), RunState::id);
         let place = Place { id: node.id, run: node.run.id(), top, dialect: shape.dialect() };
-        beside.push((node.id, node.state, node::write(&mut out, node.state, place)?));
+        beside.push((node.id, node.state, node_write::write(&mut out, node.state, place)?));
     }
     out.extend_from_slice(b"},\"seeknal_state\":");
     let mark;

@@ -18,6 +18,7 @@ mod journal;
 mod kept;
 mod lock;
 mod node;
+mod node_write;
 mod paths;
 mod reader;
 mod record;
@@ -25,6 +26,7 @@ mod recover;
 mod spare;
 mod stamp;
 mod text;
+mod values;
 mod verify;
 mod writer;
 
