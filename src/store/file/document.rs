@@ -55,6 +55,8 @@ pub(super) struct Document {
     /// Whether it carries our own part (also if it was edited since).
     pub(super) is_ours: bool,
     pub(super) shape: Shape,
+    /// What an operator should know of it.
+    pub(super) notices: Vec<String>,
 }
 
 /// Reads a document. Versions and sequence numbers of what is foreign in it begin after `base_seq`.
@@ -85,7 +87,8 @@ pub(super) fn read_bare(path: &Path, bytes: &[u8], base_seq: u64) -> Result<Docu
     let source = Source { path, text };
     let members = text::members(text).map_err(|error| source.parse_error(text, &error))?;
     if members.is_empty() {
-        return Ok(Document { ledger: Ledger::new(), generation: None, follows: None, is_ours: false, shape: Shape::default() });
+        let (ledger, shape) = (Ledger::new(), Shape::default());
+        return Ok(Document { ledger, generation: None, follows: None, is_ours: false, shape, notices: Vec::new() });
     }
     read_foreign(source, &members, None, base_seq)
 }
@@ -135,7 +138,7 @@ fn read_top(members: &Members<'_>) -> Top {
     Top {
         run_id: get(members, "run_id").and_then(string).and_then(|text| RunId::new(text).ok()),
         status: get(members, "status").and_then(string).map(|text| RunStatus::parse(&text)),
-        started_at: stamp("started_at").or_else(|| stamp("last_run")),
+        started_at: stamp("started_at").or_else(|| get(members, "last_run").and_then(stamp::from_json_or_epoch)),
         finished_at: stamp("finished_at"),
     }
 }
@@ -201,6 +204,37 @@ fn without_our_part<'a>(members: &Members<'a>) -> Members<'a> {
     members.iter().filter(|(key, _)| key != "nodes" && key != "seeknal_state").cloned().collect()
 }
 
+/// Completed work of which nobody here knows what it means.
+#[derive(Debug, Default)]
+struct Unread {
+    elements: usize,
+    nodes: usize,
+    first: Option<NodeId>,
+}
+
+impl Unread {
+    fn note(&mut self, node: &NodeId, elements: usize) {
+        if elements > 0 {
+            self.elements += elements;
+            self.nodes += 1;
+            self.first.get_or_insert_with(|| node.clone());
+        }
+    }
+
+    fn told(self, path: &Path) -> Vec<String> {
+        let notice = |first: NodeId| {
+            format!(
+                "{}: {} element(s) of `completed_intervals` or `completed_partitions` of {} node(s) ({first:?} is the first) are in a shape that is not \
+                 understood: they stay as they are, and count as not completed",
+                path.display(),
+                self.elements,
+                self.nodes
+            )
+        };
+        self.first.map(notice).into_iter().collect()
+    }
+}
+
 struct NodeText<'a> {
     id: NodeId,
     raw: &'a str,
@@ -236,10 +270,12 @@ fn read_foreign(source: Source<'_>, members: &Members<'_>, nodes: Option<&str>, 
         Some(id) => id,
         None => derived_id(source.text).map_err(|error| source.error(source.text, error))?,
     };
+    let mut unread = Unread::default();
     let mut groups: BTreeMap<RunId, Vec<(NodeId, NodeState)>> = BTreeMap::new();
     groups.entry(top_id.clone()).or_default();
     for text in texts {
-        let node::Found { mut state, run } = node::read(&text.members);
+        let node::Found { mut state, run, unread: not_understood } = node::read(&text.members);
+        unread.note(&text.id, not_understood);
         state.extra = RawJson::parse(text.raw).ok();
         state.version = version;
         groups.entry(run.unwrap_or_else(|| top_id.clone())).or_default().push((text.id, state));
@@ -273,7 +309,7 @@ fn read_foreign(source: Source<'_>, members: &Members<'_>, nodes: Option<&str>, 
     }
     ledger.raise_seq(CommitSeq(version.0));
     let shape = shape_of(top_members, order);
-    Ok(Document { ledger, generation: None, follows: None, is_ours: false, shape })
+    Ok(Document { ledger, generation: None, follows: None, is_ours: false, shape, notices: unread.told(source.path) })
 }
 
 /// A run id made from the content: the same at every opening (FNV-1a).
@@ -342,7 +378,7 @@ fn read_ours(source: Source<'_>, members: &Members<'_>, state: &str) -> Result<D
         top_id = Some(id.clone());
         runs.insert(id, run);
     }
-    let order = read_our_nodes(source, members, &part, (top_id.as_ref(), edited), &mut runs)?;
+    let (order, unread) = read_our_nodes(source, members, &part, (top_id.as_ref(), edited), &mut runs)?;
     let numbers = runs.values().flat_map(|run| {
         let of_nodes = run.nodes.iter().map(|(_, node)| node.version);
         [run.version, run.created, run.header.version].into_iter().chain(of_nodes)
@@ -364,6 +400,7 @@ fn read_ours(source: Source<'_>, members: &Members<'_>, state: &str) -> Result<D
         follows: part.follows,
         is_ours: true,
         shape: shape_of(members, order),
+        notices: unread.told(source.path),
     })
 }
 
@@ -452,8 +489,9 @@ fn read_our_nodes(
     part: &OwnPart<'_>,
     (top_id, edited): (Option<&RunId>, bool),
     runs: &mut BTreeMap<RunId, Building>,
-) -> Result<Vec<NodeId>, StoreError> {
-    let Some(nodes) = get(members, "nodes") else { return Ok(Vec::new()) };
+) -> Result<(Vec<NodeId>, Unread), StoreError> {
+    let mut unread = Unread::default();
+    let Some(nodes) = get(members, "nodes") else { return Ok((Vec::new(), unread)) };
     let beside: HashMap<_, _> = match part.nodes {
         Some(raw) => text::members(raw.get()).map_err(|error| source.parse_error(raw.get(), &error))?.into_iter().collect(),
         None => HashMap::new(),
@@ -463,7 +501,8 @@ fn read_our_nodes(
     let mut order = Vec::with_capacity(texts.len());
     for text in texts {
         order.push(text.id.clone());
-        let node::Found { mut state, mut run } = node::read(&text.members);
+        let node::Found { mut state, mut run, unread: not_understood } = node::read(&text.members);
+        unread.note(&text.id, not_understood);
         state.version = part.run_version;
         // A node of which nothing is told beside was put in by somebody else.
         let mut kept = Some("true");
@@ -508,7 +547,7 @@ fn read_our_nodes(
         });
         building.nodes.push((text.id, state));
     }
-    Ok(order)
+    Ok((order, unread))
 }
 
 fn read_retained(source: Source<'_>, part: &OwnPart<'_>) -> Result<BTreeMap<NodeId, Retained>, StoreError> {

@@ -189,7 +189,7 @@ fn top_member(key: &str, raw: &str, members: &Members<'_>, run: &RunState, diale
     let header = run.header();
     let json = |text: &str| serde_json::to_string(text).ok();
     let stamp = |now: Option<chrono::DateTime<chrono::Utc>>| {
-        let was = stamp::from_json(raw);
+        let was = if key == "last_run" { stamp::from_json_or_epoch(raw) } else { stamp::from_json(raw) };
         if was == now {
             return None;
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::stamp;
 use super::text::{Members, get, string};
-use super::values::{fingerprint, intervals, list, millis, notes, partitions, token};
+use super::values::{count, duration_ms, fingerprint, intervals, list, millis, notes, partitions, token};
 use crate::model::{NodeState, NodeStatus, RawJson, RunId};
 
 /// Whose words a document speaks.
@@ -26,6 +26,8 @@ pub(super) struct Found {
     pub(super) state: NodeState,
     /// The run that the object itself names.
     pub(super) run: Option<RunId>,
+    /// How many completed intervals and partitions are not understood.
+    pub(super) unread: usize,
 }
 
 /// Reads a node's object. A field that makes no sense is left at its default: its text stays in the object.
@@ -35,6 +37,7 @@ pub(super) fn read(members: &Members<'_>) -> Found {
     let mut run = None;
     let mut last_run = None;
     let mut seconds = None;
+    let mut unread = 0;
     for (key, raw) in members {
         match &**key {
             "run_id" => run = string(raw).and_then(|text| RunId::new(text).ok()),
@@ -42,9 +45,9 @@ pub(super) fn read(members: &Members<'_>) -> Found {
             "started_at" => node.started_at = stamp::from_json(raw),
             "finished_at" => node.finished_at = stamp::from_json(raw),
             "last_run" => last_run = stamp::from_json_or_epoch(raw),
-            "duration_ms" => node.duration_ms = raw.parse().ok(),
+            "duration_ms" => node.duration_ms = duration_ms(raw),
             "duration" => seconds = millis(raw),
-            "row_count" => node.row_count = raw.parse().ok(),
+            "row_count" => node.row_count = count(raw),
             "fingerprint" => node.fingerprint = fingerprint(raw),
             "error" => node.error = string(raw).map(Arc::from),
             "watermarks" => {
@@ -58,8 +61,16 @@ pub(super) fn read(members: &Members<'_>) -> Found {
                 }
             }
             "metadata" => node.metadata = notes(raw),
-            "completed_intervals" => node.intervals = Arc::new(intervals(raw)),
-            "completed_partitions" => node.partitions = Arc::new(partitions(raw)),
+            "completed_intervals" => {
+                let (read, not_understood) = intervals(raw);
+                node.intervals = Arc::new(read);
+                unread += not_understood;
+            }
+            "completed_partitions" => {
+                let (read, not_understood) = partitions(raw);
+                node.partitions = Arc::new(read);
+                unread += not_understood;
+            }
             "depends_on" => node.depends_on = list(raw),
             "max_attempts" => node.max_attempts = raw.parse().ok(),
             "attempts" => node.attempts = list(raw),
@@ -74,7 +85,7 @@ pub(super) fn read(members: &Members<'_>) -> Found {
     } else if node.status == NodeStatus::Running {
         node.started_at = node.started_at.or(last_run);
     }
-    Found { state: node, run }
+    Found { state: node, run, unread }
 }
 
 /// The fields that a node's object tells, for a macro that takes them.

@@ -10,7 +10,9 @@ use super::kept;
 use super::node::{Dialect, Found, read, told_fields};
 use super::stamp::{self, Style};
 use super::text::{self, Members, elements, get, string};
-use super::values::{fingerprint, interval, list, millis, notes, partition, token};
+use super::values::{
+    Form, bounds, count, duration_ms, fingerprint, interval, is_whole_number, list, millis, notes, partition, token,
+};
 use crate::model::{Attempt, Fingerprint, Interval, IntervalSet, NodeId, NodeState, NodeStatus, PartitionKey, RunId, time};
 
 /// Where a node stands in the document that is written.
@@ -190,9 +192,10 @@ fn claim_member(key: &str, node: &NodeState) -> Option<String> {
 
 /// Writes over an object that was found: its members in their order, then what it lacks.
 fn write_over(out: &mut Vec<u8>, members: &Members<'_>, node: &NodeState, place: Place<'_>) -> serde_json::Result<()> {
+    let was = read(members).state;
     let mut object = ObjectWriter::begin(out);
     for (key, raw) in members {
-        if let Some(text) = member(key, raw, members, node, place) {
+        if let Some(text) = member(key, raw, (members, &was), node, place) {
             object.raw(key, &text)?;
         }
     }
@@ -218,6 +221,11 @@ fn json(value: &(impl Serialize + ?Sized)) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned())
 }
 
+/// Whether the status is one of which `last_run` tells a stamp.
+fn is_told_by_last_run(node: &NodeState) -> bool {
+    node.status.is_ended() || node.status == NodeStatus::Running
+}
+
 /// The stamp that `last_run` tells: the end of what has ended, the start of what runs.
 fn last_run(node: &NodeState) -> Option<DateTime<Utc>> {
     if node.status.is_ended() {
@@ -229,21 +237,30 @@ fn last_run(node: &NodeState) -> Option<DateTime<Utc>> {
     }
 }
 
-/// A member that the object has, as it is written now; `None` drops it.
-fn member<'a>(key: &str, raw: &'a str, members: &Members<'_>, node: &NodeState, place: Place<'_>) -> Option<Cow<'a, str>> {
+/// A member that the object has, as it is written now; `None` drops it. `was`: what the whole object says, of which several members may tell one thing: as
+/// long as it is the same, none of them changes.
+fn member<'a>(
+    key: &str,
+    raw: &'a str,
+    (members, was): (&Members<'_>, &NodeState),
+    node: &NodeState,
+    place: Place<'_>,
+) -> Option<Cow<'a, str>> {
     let seeknal = place.dialect == Dialect::Seeknal;
     let keep = Some(Cow::Borrowed(raw));
     let anew = |text: String| Some(Cow::Owned(text));
-    let number = |now: Option<u64>| match (raw.parse::<u64>().ok(), now) {
-        (was, now) if was == now => Some(Cow::Borrowed(raw)),
-        (_, Some(now)) => Some(Cow::Owned(now.to_string())),
-        (_, None) => Some(Cow::Borrowed(if seeknal { "0" } else { "null" })),
+    let number = |was: Option<u64>, now: Option<u64>| match now {
+        now if was == now => Some(Cow::Borrowed(raw)),
+        Some(now) => Some(Cow::Owned(now.to_string())),
+        None => Some(Cow::Borrowed(if seeknal { "0" } else { "null" })),
     };
     let stamp = |was: Option<DateTime<Utc>>, now: Option<DateTime<Utc>>, gone: &'static str| match now {
         now if was == now => Some(Cow::Borrowed(raw)),
         Some(now) => Some(Cow::Owned(json(&style_of(raw, place.dialect).format(now)))),
         None => Some(Cow::Borrowed(gone)),
     };
+    // `last_run` is the one stamp of what runs, and the other one of what has ended.
+    let as_before = was.status.is_ended() == node.status.is_ended() && is_told_by_last_run(was) == is_told_by_last_run(node);
     match key {
         "run_id" => match string(raw) {
             Some(text) if RunId::new(&*text).is_ok_and(|was| was != *place.run) => anew(json(place.run)),
@@ -254,16 +271,19 @@ fn member<'a>(key: &str, raw: &'a str, members: &Members<'_>, node: &NodeState, 
             _ => anew(json(&node.status)),
         },
         "attempt" if raw.parse().unwrap_or(1_u32) != node.attempt => anew(node.attempt.to_string()),
+        "started_at" if as_before && was.started_at == node.started_at => keep,
+        "finished_at" if as_before && was.finished_at == node.finished_at => keep,
         "started_at" => stamp(stamp::from_json(raw), node.started_at, "null"),
         "finished_at" => stamp(stamp::from_json(raw), node.finished_at, "null"),
-        "last_run" => match (stamp::from_json_or_epoch(raw), last_run(node)) {
-            // What is neither running nor ended says nothing by this stamp: it stays.
-            (_, None) if !node.status.is_ended() && node.status != NodeStatus::Running => keep,
-            (was, now) => stamp(was, now, "\"\""),
-        },
-        "duration_ms" => number(node.duration_ms),
-        "row_count" => number(node.row_count),
-        "duration" if get(members, "duration_ms").is_none() && millis(raw) != node.duration_ms => match node.duration_ms {
+        // What is neither running nor ended says nothing by this stamp: it stays.
+        "last_run" if last_run(node).is_none() && !is_told_by_last_run(node) => keep,
+        "last_run" if as_before && last_run(was) == last_run(node) => keep,
+        "last_run" => stamp(stamp::from_json_or_epoch(raw), last_run(node), "\"\""),
+        "duration_ms" if was.duration_ms == node.duration_ms => keep,
+        "duration_ms" => number(duration_ms(raw), node.duration_ms),
+        "row_count" => number(count(raw), node.row_count),
+        "duration" if was.duration_ms == node.duration_ms || get(members, "duration_ms").and_then(duration_ms).is_some() => keep,
+        "duration" if millis(raw) != node.duration_ms => match node.duration_ms {
             #[expect(clippy::cast_precision_loss, reason = "seconds with a fraction are what this shape has")]
             Some(ms) => anew(json(&(ms as f64 / 1e3))),
             None => anew("null".to_owned()),
@@ -279,6 +299,7 @@ fn member<'a>(key: &str, raw: &'a str, members: &Members<'_>, node: &NodeState, 
             (_, now) => anew(json(&now)),
         },
         "metadata" if notes(raw) != node.metadata => anew(node.metadata.to_raw().as_str().to_owned()),
+        "watermarks" | "last_watermark" | "pg_last_watermark" if was.watermarks == node.watermarks => keep,
         "watermarks" if notes(raw) != node.watermarks => anew(node.watermarks.to_raw().as_str().to_owned()),
         "last_watermark" | "pg_last_watermark" => match node.watermarks.get(key) {
             Some(now) if now.as_str() != raw => anew(now.as_str().to_owned()),
@@ -374,9 +395,17 @@ fn shaped(print: &Fingerprint, object: bool) -> String {
 /// A list of intervals that says what the set says: elements that still hold stay as they are, in their order; what is gone is cut out
 /// of those that do not; what is new comes last, in the list's own style. Elements that are not understood stay.
 fn interval_list(listed: &[&str], now: &IntervalSet, dialect: Dialect) -> String {
-    let first = listed.iter().find_map(|raw| interval(raw).and_then(|_| elements(raw)?.first().copied()));
-    let style = first.map_or_else(|| style_of("null", dialect), |raw| style_of(raw, dialect));
-    let pair = |interval: Interval| json(&(style.format(interval.start()), style.format(interval.end())));
+    let first = listed.iter().find_map(|raw| interval(raw).and_then(|_| bounds(raw)));
+    let (form, style) =
+        first.map_or_else(|| (Form::Pair, style_of("null", dialect)), |(form, start, _)| (form, Style::of(&start)));
+    let pair = |interval: Interval| {
+        let (start, end) = (style.format(interval.start()), style.format(interval.end()));
+        match form {
+            Form::Pair => json(&(start, end)),
+            Form::Named => format!("{{\"start\":{},\"end\":{}}}", json(&start), json(&end)),
+            Form::Text => json(&format!("{start}/{end}")),
+        }
+    };
     let mut told = IntervalSet::new();
     let mut list: Vec<Cow<'_, str>> = Vec::with_capacity(listed.len() + 1);
     for raw in listed {
@@ -397,7 +426,7 @@ fn interval_list(listed: &[&str], now: &IntervalSet, dialect: Dialect) -> String
     format!("[{}]", list.join(","))
 }
 
-/// A list of partitions that says what the set says, in the order that it had; new ones come last.
+/// A list of partitions that says what the set says, in the order that it had; new ones come last, as numbers where all of them are.
 fn partition_list(listed: &[&str], now: &BTreeSet<PartitionKey>) -> String {
     let mut told = BTreeSet::new();
     let mut list: Vec<Cow<'_, str>> = Vec::with_capacity(now.len());
@@ -411,7 +440,9 @@ fn partition_list(listed: &[&str], now: &BTreeSet<PartitionKey>) -> String {
             Some(_) => {}
         }
     }
-    list.extend(now.difference(&told).map(|new| Cow::Owned(json(new))));
+    let numbers = !listed.is_empty() && listed.iter().all(|raw| is_whole_number(raw));
+    let new = |key: &PartitionKey| if numbers && is_whole_number(key.as_str()) { key.to_string() } else { json(key) };
+    list.extend(now.difference(&told).map(|key| Cow::Owned(new(key))));
     format!("[{}]", list.join(","))
 }
 

@@ -143,6 +143,7 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
         (keeps_previous, copy_seq) = (joined.keeps_previous, joined.copy_seq);
         joined.document
     };
+    notices.extend(document.notices);
     drop(bytes);
     let mut state = State {
         document_seq: document.ledger.seq().0,
@@ -200,7 +201,9 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
     let document = match paths::read(&paths.bare)? {
         Some((bytes, _)) => {
             notices.push(format!("{} is read as one run; it is never written", paths.bare.display()));
-            Some(document::read_bare(&paths.bare, &bytes, highest_seq)?)
+            let document = document::read_bare(&paths.bare, &bytes, highest_seq)?;
+            notices.extend(document.notices.iter().cloned());
+            Some(document)
         }
         None => None,
     };

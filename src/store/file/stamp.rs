@@ -75,12 +75,25 @@ pub(super) fn from_json(raw: &str) -> Option<DateTime<Utc>> {
     parse(&string(raw)?)
 }
 
-/// Reads a stamp from JSON text: a string, or seconds since the epoch as the oldest runner wrote them (cut to microseconds).
+/// Seconds of fewer digits are years, dates and small numbers of somebody else: the first that are counted are of 1973.
+const FEWEST_DIGITS: usize = 9;
+
+/// Reads a stamp from JSON text: a string, or seconds since the epoch as the oldest runner wrote them (cut to microseconds), also within a string, where
+/// Seeknal puts them when it takes over the runner's file.
 pub(super) fn from_json_or_epoch(raw: &str) -> Option<DateTime<Utc>> {
-    if !raw.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
-        return from_json(raw);
+    if raw.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
+        return from_seconds(raw);
     }
-    let seconds: f64 = raw.parse().ok()?;
+    let text = string(raw)?;
+    parse(&text).or_else(|| {
+        let (whole, rest) = text.split_once('.').unwrap_or((&text, "0"));
+        let digits = |text: &str, fewest| text.len() >= fewest && text.bytes().all(|byte| byte.is_ascii_digit());
+        (digits(whole, FEWEST_DIGITS) && digits(rest, 1)).then(|| from_seconds(&text))?
+    })
+}
+
+fn from_seconds(text: &str) -> Option<DateTime<Utc>> {
+    let seconds: f64 = text.parse().ok()?;
     let micros = (seconds * 1e6).round();
     // Beyond this the years have five digits, and below it they are before the first.
     if !micros.is_finite() || micros.abs() > 1e18 {

@@ -1,0 +1,216 @@
+//! What other programs wrote, understood as they meant it, and written back as they wrote it.
+#![cfg(all(feature = "project", feature = "file", feature = "sqlite"))]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use seeknal_state::model::time;
+use seeknal_state::project::{Settings, relocate};
+use seeknal_state::store::file::FileBackend;
+use seeknal_state::{
+    BackendOptions, Coordinator, NodeState, NodeUpdate, RawJson, RunQuery, RunState, StateBackend, create_state_backend,
+};
+use tempfile::TempDir;
+
+const DOCUMENT: &str = "target/run_state.json";
+
+/// A project with this document.
+fn project(text: impl AsRef<[u8]>) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(DOCUMENT);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+    dir
+}
+
+/// Seeknal's document with one node `n`, which has these members besides those that its reader needs.
+fn seeknal(members: &str) -> String {
+    format!(
+        r#"{{"schema_version": "2.0", "seeknal_version": "2.1.0", "last_run": "2024-01-10T12:00:00", "run_id": "r", "config": {{}},
+            "nodes": {{"n": {{"hash": "h", "version": 1, {members}}}}}}}"#
+    )
+}
+
+/// The guide's document with one node `n` of these members.
+fn guide(members: &str) -> String {
+    format!(
+        r#"{{"run_id": "r", "started_at": "2024-01-10T12:00:00Z", "finished_at": null, "status": "running", "nodes": {{"n": {{{members}}}}}}}"#
+    )
+}
+
+/// All runs as they are read, newest first, and what the opening said.
+async fn opened(dir: &Path) -> (Vec<RunState>, Vec<String>) {
+    let backend = FileBackend::new(&BackendOptions::new().base_path(dir.join("target")).read_only(true));
+    let notices = backend.initialize().await.unwrap_or_else(|error| panic!("{error}")).notices;
+    let mut runs = Vec::new();
+    for run in backend.list_runs(&RunQuery::default()).await.unwrap().runs {
+        runs.push(backend.load_run(&run.run_id).await.unwrap().unwrap());
+    }
+    (runs, notices)
+}
+
+/// The node `n` of the newest run.
+async fn node(text: &str) -> NodeState {
+    opened(project(text).path()).await.0[0].node("n").unwrap().clone()
+}
+
+async fn move_to(project: &Path, home: relocate::Home) {
+    let settings = Settings::load(project, &|_| None).unwrap();
+    let now = time::parse("2026-01-01").unwrap();
+    relocate::execute(&settings, home, now, |_| ControlFlow::Continue(())).await.unwrap();
+}
+
+/// The document after a move to the database and back into an empty folder.
+async fn back_from_the_database(dir: &Path) -> String {
+    let document = dir.join(DOCUMENT);
+    move_to(dir, relocate::Home::Database).await;
+    for entry in fs::read_dir(dir.join("target")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with("run_state.json") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    move_to(dir, relocate::Home::File).await;
+    fs::read_to_string(document).unwrap()
+}
+
+async fn open(dir: &Path) -> Coordinator {
+    Coordinator::open(create_state_backend("file", &BackendOptions::new().base_path(dir.join("target"))).unwrap()).await.unwrap()
+}
+
+/// A member somewhere below, as its own text.
+fn member(text: &str, path: &[&str]) -> Option<String> {
+    let mut here = RawJson::parse(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    for key in path {
+        here = here.members()?.into_iter().find(|(k, _)| k == key)?.1;
+    }
+    Some(here.to_string())
+}
+
+/// `last_run` and `finished_at` of one node tell the same thing in two places, as `last_watermark` and `watermarks` do.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_tell_one_thing_together_stay_as_they_are() {
+    for members in [
+        r#""status":"success","last_run":"2024-01-10T12:00:00","started_at":"2024-01-10T12:00:00","finished_at":"2024-01-10T12:00:01.500000""#,
+        r#""status":"success","last_run":"2024-01-10T12:00:01.500000","started_at":"2024-01-10T12:00:00","finished_at":null"#,
+        r#""status":"running","last_run":"2024-01-10T12:00:01","started_at":null"#,
+        r#""status":"running","last_run":"2024-01-10T12:00:01","started_at":"2024-01-10T12:00:03""#,
+        r#""status":"success","last_run":"","watermarks":{"a":"1"},"last_watermark":"w","pg_last_watermark":"p""#,
+        r#""status":"success","last_run":"","last_watermark":"w","watermarks":{"a":"1"}"#,
+        r#""status":"success","last_run":"","duration_ms":null,"duration":1.5"#,
+    ] {
+        for document in [seeknal(members), guide(members)] {
+            let dir = project(&document);
+            let after = back_from_the_database(dir.path()).await;
+            for (key, value) in RawJson::parse(&format!("{{{members}}}")).unwrap().members().unwrap() {
+                assert_eq!(member(&after, &["nodes", "n", &key]), Some(value.to_string()), "{key} of {document}");
+            }
+        }
+    }
+}
+
+/// Once one of them says something else, all of them do.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_tell_one_thing_together_change_together() {
+    let members = r#""status":"success","last_run":"2024-01-10T12:00:00","started_at":"2024-01-10T12:00:00","finished_at":"2024-01-10T12:00:01""#;
+    let dir = project(seeknal(members));
+    let state = open(dir.path()).await;
+    state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+    state.set_node_state("r", "n", NodeUpdate::success()).await.unwrap();
+    let told = state.get_node_state("r", "n").await.unwrap().unwrap();
+    state.close().await.unwrap();
+    let after = fs::read_to_string(dir.path().join(DOCUMENT)).unwrap();
+    let finished = member(&after, &["nodes", "n", "finished_at"]).unwrap();
+    assert_eq!(member(&after, &["nodes", "n", "last_run"]), Some(finished));
+    let (runs, _) = opened(dir.path()).await;
+    assert_eq!(runs[0].node("n").unwrap().without_version(), told.without_version());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whole_numbers_that_were_written_as_fractions_are_read() {
+    for (text, duration, rows) in [
+        (r#""duration_ms":1500.75,"row_count":1500.0"#, Some(1501), Some(1500)),
+        (r#""duration_ms":9E0,"row_count":1e1"#, Some(9), Some(10)),
+        (r#""duration_ms":-1,"row_count":-1"#, None, None),
+        (r#""duration_ms":1e300,"row_count":1500.5"#, None, None),
+        (r#""duration_ms":"1500","row_count":9007199254740994.0"#, None, None),
+        (r#""duration_ms":0.0,"row_count":18446744073709551615"#, Some(0), Some(u64::MAX)),
+    ] {
+        let document = seeknal(&format!(r#""status":"success","last_run":"",{text}"#));
+        let found = node(&document).await;
+        assert_eq!((found.duration_ms, found.row_count), (duration, rows), "{text}");
+        let after = back_from_the_database(project(&document).path()).await;
+        for key in ["duration_ms", "row_count"] {
+            assert_eq!(member(&after, &["nodes", "n", key]), member(&document, &["nodes", "n", key]), "{text}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn completed_work_is_read_in_every_shape() {
+    let day = |day: u32| time::parse(&format!("2024-01-0{day}")).unwrap();
+    for (text, added) in [
+        (r#"[["2024-01-01","2024-01-02"]]"#, r#"["2024-01-03T00:00:00","2024-01-04T00:00:00"]"#),
+        (
+            r#"[{"start":"2024-01-01T00:00:00","end":"2024-01-02T00:00:00"}]"#,
+            r#"{"start":"2024-01-03T00:00:00","end":"2024-01-04T00:00:00"}"#,
+        ),
+        (r#"["2024-01-01T00:00:00Z/2024-01-02T00:00:00Z"]"#, r#""2024-01-03T00:00:00Z/2024-01-04T00:00:00Z""#),
+    ] {
+        let document = seeknal(&format!(
+            r#""status":"success","last_run":"","completed_intervals":{text},"completed_partitions":[20240101,"p"]"#
+        ));
+        let dir = project(&document);
+        let (runs, notices) = opened(dir.path()).await;
+        assert!(notices.is_empty(), "{notices:?}");
+        let found = runs[0].node("n").unwrap();
+        let intervals: Vec<_> = found.intervals.iter().map(|found| (found.start(), found.end())).collect();
+        assert_eq!(intervals, [(day(1), day(2))], "{text}");
+        let partitions: Vec<_> = found.partitions.iter().map(|key| key.as_str().to_owned()).collect();
+        assert_eq!(partitions, ["20240101", "p"]);
+        let after = back_from_the_database(dir.path()).await;
+        assert_eq!(
+            member(&after, &["nodes", "n", "completed_intervals"]),
+            member(&document, &["nodes", "n", "completed_intervals"])
+        );
+        assert_eq!(member(&after, &["nodes", "n", "completed_partitions"]).unwrap(), r#"[20240101,"p"]"#);
+        // What is new is written as the rest of the list is.
+        let dir = project(&document);
+        let state = open(dir.path()).await;
+        state.add_completed_interval("r", "n", day(3)..day(4)).await.unwrap();
+        state.close().await.unwrap();
+        let after = fs::read_to_string(dir.path().join(DOCUMENT)).unwrap();
+        let list = member(&after, &["nodes", "n", "completed_intervals"]).unwrap();
+        assert!(list.ends_with(&format!(",{added}]")), "{list}");
+    }
+}
+
+#[tokio::test]
+async fn completed_work_that_is_not_understood_is_told_once() {
+    let text =
+        r#""status":"success","completed_intervals":[[1,2],["2024-01-01","2024-01-02"]],"completed_partitions":{"dt":true}"#;
+    let (runs, notices) = opened(project(seeknal(text)).path()).await;
+    assert_eq!(runs[0].node("n").unwrap().intervals.len(), 1);
+    let told: Vec<_> = notices.iter().filter(|notice| notice.contains("completed_intervals")).collect();
+    assert_eq!(told.len(), 1, "{notices:?}");
+    assert!(told[0].contains("\"n\"") && told[0].contains('2'), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stamps_that_count_seconds_are_read() {
+    let at = time::parse("2026-11-23T00:49:35.154480").unwrap();
+    for last_run in ["\"1795394975.15448\"", "1795394975.15448"] {
+        let document = seeknal(&format!(r#""status":"success","last_run":{last_run}"#));
+        assert_eq!(node(&document).await.finished_at, Some(at), "{last_run}");
+        let document = document.replace("\"2024-01-10T12:00:00\"", last_run);
+        let dir = project(&document);
+        assert_eq!(opened(dir.path()).await.0[0].header().started_at, Some(at), "{last_run}");
+        let after = back_from_the_database(dir.path()).await;
+        assert_eq!(member(&after, &["last_run"]).as_deref(), Some(last_run));
+        assert_eq!(member(&after, &["nodes", "n", "last_run"]).as_deref(), Some(last_run));
+    }
+    // Short ones are years and dates.
+    assert_eq!(node(&seeknal(r#""status":"success","last_run":"20240110""#)).await.finished_at, None);
+}
