@@ -10,19 +10,24 @@ use seeknal_state::model::time;
 use seeknal_state::project::{Settings, relocate};
 use seeknal_state::store::file::FileBackend;
 use seeknal_state::{
-    BackendOptions, Coordinator, NodeState, NodeUpdate, RawJson, RunQuery, RunState, StateBackend, create_state_backend,
+    BackendOptions, Coordinator, NewRun, NodeState, NodeUpdate, RawJson, RunQuery, RunState, StateBackend, create_state_backend,
 };
 use tempfile::TempDir;
 
 const DOCUMENT: &str = "target/run_state.json";
+const BARE: &str = "target/state/execution_state.json";
 
-/// A project with this document.
-fn project(text: impl AsRef<[u8]>) -> TempDir {
+/// A project with this text in this place.
+fn project_at(place: &str, text: impl AsRef<[u8]>) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join(DOCUMENT);
+    let path = dir.path().join(place);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, text).unwrap();
     dir
+}
+
+fn project(text: impl AsRef<[u8]>) -> TempDir {
+    project_at(DOCUMENT, text)
 }
 
 /// Seeknal's document with one node `n`, which has these members besides those that its reader needs.
@@ -51,6 +56,11 @@ async fn opened(dir: &Path) -> (Vec<RunState>, Vec<String>) {
     (runs, notices)
 }
 
+async fn refusal(dir: &Path) -> String {
+    let backend = FileBackend::new(&BackendOptions::new().base_path(dir.join("target")).read_only(true));
+    backend.initialize().await.unwrap_err().to_string()
+}
+
 /// The node `n` of the newest run.
 async fn node(text: &str) -> NodeState {
     opened(project(text).path()).await.0[0].node("n").unwrap().clone()
@@ -72,6 +82,7 @@ async fn back_from_the_database(dir: &Path) -> String {
             fs::remove_file(path).unwrap();
         }
     }
+    let _where_there_is_one = fs::remove_dir_all(dir.join("target/state"));
     move_to(dir, relocate::Home::File).await;
     fs::read_to_string(document).unwrap()
 }
@@ -126,6 +137,79 @@ async fn members_that_tell_one_thing_together_change_together() {
     assert_eq!(member(&after, &["nodes", "n", "last_run"]), Some(finished));
     let (runs, _) = opened(dir.path()).await;
     assert_eq!(runs[0].node("n").unwrap().without_version(), told.without_version());
+}
+
+/// Python writes numbers that JSON does not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_are_no_numbers_are_kept() {
+    let members = r#""status":"success","last_run":"","row_count":NaN,"metadata":{"rate":NaN,"all":[1,Infinity,-Infinity],"text":"NaN, \"Infinity","k":"-Infinity"}"#;
+    let dir = project(seeknal(members));
+    let before = fs::read_to_string(dir.path().join(DOCUMENT)).unwrap();
+    let (runs, notices) = opened(dir.path()).await;
+    let found = runs[0].node("n").unwrap();
+    assert_eq!((found.row_count, found.metadata.get("rate").unwrap().as_text().as_deref()), (None, Some("NaN")));
+    assert!(notices.iter().any(|notice| notice.contains("4 values") && notice.contains("line 2, column")), "{notices:?}");
+    let (metadata, nodes) = ("\"rate\": NaN", "\"row_count\": NaN");
+
+    let state = open(dir.path()).await;
+    state.create_run("ours", NewRun::running()).await.unwrap();
+    state.set_node_state("ours", "m", NodeUpdate::success()).await.unwrap();
+    state.close().await.unwrap();
+    let after = fs::read_to_string(dir.path().join(DOCUMENT)).unwrap();
+    for kept in [metadata, nodes, "-Infinity,", "\"k\": \"-Infinity\"", "\"text\": \"NaN, \\\"Infinity\""] {
+        assert!(after.contains(kept) || after.contains(kept.trim_end_matches(',')), "{kept}: {after}");
+    }
+    let copies: Vec<_> = fs::read_dir(dir.path().join("target"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_str().unwrap().contains("run_state.json.original-"))
+        .collect();
+    assert_eq!(copies.len(), 1);
+    assert_eq!(fs::read_to_string(&copies[0]).unwrap(), before);
+    // What we wrote with them is still ours and whole.
+    let (again, notices) = opened(dir.path()).await;
+    assert!(!notices.iter().any(|notice| notice.contains("edited") || notice.contains("rewritten")), "{notices:?}");
+    assert_eq!(again[1].node("n").unwrap().without_version(), found.without_version());
+
+    let dir = project(seeknal(members));
+    let after = back_from_the_database(dir.path()).await;
+    assert!(after.contains(metadata) && after.contains(nodes), "{after}");
+}
+
+#[tokio::test]
+async fn a_word_in_a_text_is_not_taken_for_the_fault_behind_it() {
+    let dir = project(seeknal(r#""status":"success","metadata":{"m":"NaN" "x":1}"#));
+    let why = refusal(dir.path()).await;
+    assert!(!why.contains("NaN"), "{why}");
+    let dir = project(seeknal(r#""status":"success","metadata":{NaN:1}"#));
+    refusal(dir.path()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_without_nodes_is_a_run_without_nodes() {
+    for (text, runs) in [
+        (r#"{"run_id":"r","started_at":"2024-01-10T12:00:00Z","status":"running"}"#, 1),
+        (r#"{"schema_version":"2.0","seeknal_version":"2.0.0","last_run":"2024-01-10T12:00:00","run_id":"r","config":{}}"#, 1),
+        (r#"{"run_id":"r","status":"running","nodes":null}"#, 1),
+        ("{}", 0),
+        (r#"{"nodes":{}}"#, 0),
+        (r#"{"nodes":null}"#, 0),
+    ] {
+        let dir = project(text);
+        let (found, _) = opened(dir.path()).await;
+        assert_eq!(found.len(), runs, "{text}");
+        assert!(found.iter().all(|run| run.id().as_str() == "r" && run.node_count() == 0), "{text}");
+        let state = open(dir.path()).await;
+        state.ensure_run("r", NewRun::running()).await.unwrap();
+        state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+        state.close().await.unwrap();
+        let (found, _) = opened(dir.path()).await;
+        assert_eq!((found.len(), found[0].node_count()), (1, 1), "{text}");
+    }
+    for text in [r#"{"runs":[]}"#, r#"{"status":"success"}"#] {
+        let why = refusal(project(text).path()).await;
+        assert!(why.contains("this is no state"), "{why}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,4 +297,81 @@ async fn stamps_that_count_seconds_are_read() {
     }
     // Short ones are years and dates.
     assert_eq!(node(&seeknal(r#""status":"success","last_run":"20240110""#)).await.finished_at, None);
+}
+
+/// Seeknal's reader wants an object for a fingerprint, and `hash`, `last_run` and `status` in every node.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_from_seeknal_is_written_for_its_reader() {
+    let map = r#"{"n":{"status":"success","duration":1.5,"row_count":10,"last_run":1795394975.15448}}"#;
+    let unmarked = r#"{"last_run":"2024-01-10T12:00:00","run_id":"r","config":{},"nodes":{"n":{"hash":"h","last_run":"","status":"success"}}}"#;
+    let told = r#"{"seeknal_version":"2.1.0","run_id":"r","nodes":{"n":{"status":"success","last_run":""}}}"#;
+    for (place, text) in [(BARE, map), (DOCUMENT, map), (DOCUMENT, unmarked), (DOCUMENT, told)] {
+        let by_a_run_of_ours = {
+            let dir = project_at(place, text);
+            let state = open(dir.path()).await;
+            state.create_run("ours", NewRun::running()).await.unwrap();
+            state.set_node_state("ours", "m", NodeUpdate::success().fingerprint("abc")).await.unwrap();
+            state.close().await.unwrap();
+            fs::read_to_string(dir.path().join(DOCUMENT)).unwrap()
+        };
+        let by_a_move = back_from_the_database(project_at(place, text).path()).await;
+        for after in [&by_a_run_of_ours, &by_a_move] {
+            assert_eq!(member(after, &["schema_version"]).as_deref(), Some("\"2.0\""), "{text}: {after}");
+            for key in ["hash", "last_run", "status"] {
+                assert!(member(after, &["nodes", "n", key]).is_some(), "{text}: {key}: {after}");
+            }
+        }
+        let print = member(&by_a_run_of_ours, &["nodes", "m", "fingerprint"]).unwrap();
+        assert_eq!(print, r#"{"content_hash":"abc"}"#);
+    }
+    // The guide's own shape stays what it is.
+    let after = back_from_the_database(project(guide(r#""status":"success""#)).path()).await;
+    assert_eq!(member(&after, &["schema_version"]), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shape_decides_how_a_document_is_read_and_not_its_place() {
+    let text = seeknal(r#""status":"success","last_run":"""#);
+    let (runs, _) = opened(project_at(BARE, &text).path()).await;
+    assert_eq!((runs.len(), runs[0].id().as_str(), runs[0].node_count()), (1, "r", 1));
+    // Beside its nodes a map may hold other things.
+    let map = r#"{"n":{"status":"success"},"_meta":{"runner":"1.0"},"updated_at":"2024-01-01"}"#;
+    for place in [BARE, DOCUMENT] {
+        let dir = project_at(place, map);
+        let (runs, _) = opened(dir.path()).await;
+        assert_eq!((runs.len(), runs[0].node_count()), (1, 1), "{place}");
+        let after = back_from_the_database(dir.path()).await;
+        assert_eq!(member(&after, &["_meta"]).as_deref(), Some(r#"{"runner":"1.0"}"#), "{place}");
+        assert_eq!(member(&after, &["updated_at"]).as_deref(), Some("\"2024-01-01\""), "{place}");
+        assert!(member(&after, &["nodes", "n"]).is_some(), "{place}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_only_nodes_name_their_run_the_newest_one_has_the_header() {
+    let text = r#"{"status":"failed","config":{"full":true},"nodes":{
+        "a":{"run_id":"r1","status":"success","started_at":"2024-01-09T12:00:00Z"},
+        "b":{"run_id":"r2","status":"success","started_at":"2024-01-10T12:00:00Z"},
+        "c":{"status":"cached"}}}"#;
+    let dir = project(text);
+    let (runs, _) = opened(dir.path()).await;
+    let ids: Vec<_> = runs.iter().map(|run| (run.id().as_str(), run.header().status.as_str(), run.node_count())).collect();
+    assert_eq!(ids, [("r2", "failed", 2), ("r1", "success", 1)]);
+    assert!(runs[0].header().extra.as_ref().unwrap().as_str().contains("config"));
+}
+
+#[tokio::test]
+async fn a_refusal_says_what_is_wrong_and_what_mends_it() {
+    for (text, part) in [
+        (r#"{"run_id":"r","nodes":[]}"#, "`nodes` is a list; it must be an object from node id to node"),
+        (r#"{"run_id":"r","nodes":"x"}"#, "`nodes` is a text; it must be an object from node id to node"),
+        (r#"{"run_id":"r","nodes":{},"seeknal_state":null}"#, "`seeknal_state` is null; it must be an object"),
+        ("[]", "the whole file is a list; it must be an object"),
+        ("12", "the whole file is a number; it must be an object"),
+        (r#"{"run_id":"r","nodes":{"a\udce9":{"status":"success"}}}"#, "half of a character"),
+        (r#"{"run_id":"r","nodes":{},"k\udce9":1}"#, "half of a character"),
+    ] {
+        let why = refusal(project(text).path()).await;
+        assert!(why.contains(part), "{text}: {why}");
+    }
 }

@@ -72,6 +72,7 @@ pub(super) fn put_document(
     let identity = paths::write_new(&temporary, &bytes, mode.as_ref())?;
     let keeps = expected.identity.is_none() || expected.keeps_previous;
     let placed = if keeps { keep_previous(paths) } else { Ok(()) }
+        .and_then(|()| if shape.keeps_original { keep_original(paths) } else { Ok(()) })
         .and_then(|()| check(paths, expected.identity))
         .and_then(|()| expected.lock.check(paths))
         .and_then(|()| paths::rename(&temporary, &place));
@@ -112,6 +113,22 @@ fn keep_previous(paths: &Paths) -> Result<(), StoreError> {
     if std::fs::hard_link(&paths.previous, &aside).is_err() {
         paths::rename(&paths.previous, &aside)?;
     }
+    paths.sync_folder()
+}
+
+/// What is no JSON is written as it was found, but others may think otherwise: the first document of this kind is kept, byte for byte.
+fn keep_original(paths: &Paths) -> Result<(), StoreError> {
+    const WHY: &str = "original";
+    let Some((bytes, _)) = paths::read(&paths.document)? else { return Ok(()) };
+    let kept = format!("{}.{WHY}-", paths.document.file_name().unwrap_or_default().to_string_lossy());
+    let fail = |error| StoreError::io(paths.base.display(), error);
+    for entry in std::fs::read_dir(&paths.base).map_err(fail)? {
+        if entry.map_err(fail)?.file_name().to_string_lossy().starts_with(&kept) {
+            return Ok(());
+        }
+    }
+    let copy = Paths::aside(&paths.document, WHY, SystemClock.now());
+    paths::write_new(&copy, &bytes, paths.mode()?.as_ref())?;
     paths.sync_folder()
 }
 

@@ -10,14 +10,16 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::foreign::{self, derived_status};
 use super::kept;
+use super::nan;
 use super::node::{self, Dialect};
 use super::node_write::{self, Place};
 use super::stamp;
-use super::text::{self, Members, Source, damaged, get, line_and_column, string};
+use super::text::{self, Members, Source, damaged, get, kind, line_and_column, string};
 use crate::model::{
-    CommitSeq, IntervalSet, LastSuccess, Ledger, NodeCoverage, NodeId, NodeState, NodeStatus, PartitionKey, RawJson, Retained,
-    RunHeader, RunId, RunState, RunStatus, Version, time,
+    CommitSeq, IntervalSet, LastSuccess, Ledger, NodeCoverage, NodeId, NodeState, PartitionKey, RawJson, Retained, RunHeader,
+    RunId, RunState, RunStatus, Version, time,
 };
 use crate::store::highwater::HIGHEST;
 use crate::store::{StoreError, StoreErrorKind};
@@ -35,6 +37,8 @@ pub(super) struct Shape {
     pub(super) seeknal: Vec<(String, RawJson)>,
     /// The order in which the nodes stood, if it was not that of their ids.
     pub(super) order: Vec<NodeId>,
+    /// Whether somebody else wrote it, and not as JSON: its bytes are kept before something else takes their place.
+    pub(super) keeps_original: bool,
 }
 
 impl Shape {
@@ -61,40 +65,54 @@ pub(super) struct Document {
 
 /// Reads a document. Versions and sequence numbers of what is foreign in it begin after `base_seq`.
 pub(super) fn read(path: &Path, bytes: &[u8], base_seq: u64) -> Result<Document, StoreError> {
-    let text = checked_text(path, bytes)?;
-    let source = Source { path, text };
-    let members = text::members(text).map_err(|error| source.parse_error(text, &error))?;
-    match (get(&members, "seeknal_state"), get(&members, "nodes")) {
-        (Some(state), _) => read_ours(source, &members, state),
-        (None, Some(nodes)) => read_foreign(source, &members, Some(nodes), base_seq),
-        (None, None) if is_bare_map(&members) => read_foreign(source, &members, None, base_seq),
-        (None, None) => Err(source.error(text, "this is no state: it has neither `nodes` nor `seeknal_state`")),
-    }
+    with_members(path, bytes, |source, members| match get(members, "seeknal_state") {
+        Some(state) => read_ours(source, members, state),
+        None => foreign::read(source, members, foreign::Lies::InTheDocument, base_seq),
+    })
 }
 
 /// What a document of ours tells a reader who knows nothing of our part.
 pub(super) fn read_without_our_part(path: &Path, bytes: &[u8]) -> Result<Ledger, StoreError> {
-    let text = checked_text(path, bytes)?;
-    let source = Source { path, text };
-    let members = text::members(text).map_err(|error| source.parse_error(text, &error))?;
-    let nodes = get(&members, "nodes").unwrap_or("{}");
-    Ok(read_foreign(source, &members, Some(nodes), 0)?.ledger)
+    let foreign = with_members(path, bytes, |source, members| foreign::read(source, members, foreign::Lies::InTheDocument, 0));
+    Ok(foreign?.ledger)
 }
 
-/// Reads the bare map of nodes that the oldest runner wrote.
+/// Reads the file of the oldest runner; what lies there may have come from somewhere else.
 pub(super) fn read_bare(path: &Path, bytes: &[u8], base_seq: u64) -> Result<Document, StoreError> {
-    let text = checked_text(path, bytes)?;
-    let source = Source { path, text };
-    let members = text::members(text).map_err(|error| source.parse_error(text, &error))?;
-    if members.is_empty() {
-        let (ledger, shape) = (Ledger::new(), Shape::default());
-        return Ok(Document { ledger, generation: None, follows: None, is_ours: false, shape, notices: Vec::new() });
-    }
-    read_foreign(source, &members, None, base_seq)
+    with_members(path, bytes, |source, members| match get(members, "seeknal_state") {
+        Some(state) if state.starts_with('{') && get(members, "nodes").is_some() => read_ours(source, members, state),
+        _ => foreign::read(source, members, foreign::Lies::WithTheRunner, base_seq),
+    })
 }
 
-fn is_bare_map(members: &Members<'_>) -> bool {
-    !members.is_empty() && members.iter().all(|(_, raw)| text::members(raw).is_ok_and(|node| get(&node, "status").is_some()))
+/// Reads the members of a whole file; words that JSON does not know are taken for texts.
+fn with_members(
+    path: &Path,
+    bytes: &[u8],
+    read: impl FnOnce(Source<'_>, &Members<'_>) -> Result<Document, StoreError>,
+) -> Result<Document, StoreError> {
+    let text = checked_text(path, bytes)?;
+    let source = Source { path, text, accepted: None };
+    let error = match text::members(text) {
+        Ok(members) => return read(source, &members),
+        Err(error) => error,
+    };
+    if !text.trim_ascii_start().starts_with('{') && serde_json::from_str::<&RawValue>(text).is_ok() {
+        return Err(source.error(text, format!("the whole file is {}; it must be an object", kind(text))));
+    }
+    let Some(accepted) = nan::accept(text) else { return Err(source.parse_error(text, &error)) };
+    let source = Source { path, text: &accepted.text, accepted: Some(&accepted) };
+    let members = text::members(source.text).map_err(|error| source.parse_error(source.text, &error))?;
+    let mut document = read(source, &members)?;
+    let (line, column) = line_and_column(text.as_bytes(), accepted.first);
+    document.notices.push(format!(
+        "{}: {} values are NaN or Infinity, which JSON does not know (the first in line {line}, column {column}): they are kept as they are, \
+         and are texts to whom this program hands them",
+        path.display(),
+        accepted.count()
+    ));
+    document.shape.keeps_original = !document.is_ours;
+    Ok(document)
 }
 
 /// The text of a document that is neither empty nor anything but text.
@@ -126,14 +144,14 @@ struct Building {
 }
 
 /// What the top level says about its run.
-struct Top {
-    run_id: Option<RunId>,
-    status: Option<RunStatus>,
-    started_at: Option<DateTime<Utc>>,
-    finished_at: Option<DateTime<Utc>>,
+pub(super) struct Top {
+    pub(super) run_id: Option<RunId>,
+    pub(super) status: Option<RunStatus>,
+    pub(super) started_at: Option<DateTime<Utc>>,
+    pub(super) finished_at: Option<DateTime<Utc>>,
 }
 
-fn read_top(members: &Members<'_>) -> Top {
+pub(super) fn read_top(members: &Members<'_>) -> Top {
     let stamp = |key| get(members, key).and_then(stamp::from_json);
     Top {
         run_id: get(members, "run_id").and_then(string).and_then(|text| RunId::new(text).ok()),
@@ -149,28 +167,6 @@ pub(super) fn told_by_top(members: &Members<'_>) -> (Option<RunId>, Option<DateT
     (top.run_id, top.started_at, top.finished_at)
 }
 
-/// What a run's nodes say about it: one failed, one running, all ended; else it waits.
-pub(super) fn derived_status<'a>(nodes: impl Iterator<Item = &'a NodeState> + Clone) -> RunStatus {
-    let mut all = nodes.clone();
-    if all.any(|node| node.status == NodeStatus::Failed) {
-        RunStatus::Failed
-    } else if nodes.clone().any(|node| node.status == NodeStatus::Running) {
-        RunStatus::Running
-    } else if nodes.clone().next().is_some() && nodes.clone().all(|node| node.status.is_ended()) {
-        RunStatus::Success
-    } else {
-        RunStatus::Pending
-    }
-}
-
-fn newest_stamp(nodes: &[(NodeId, NodeState)]) -> Option<DateTime<Utc>> {
-    nodes.iter().flat_map(|(_, node)| [node.started_at, node.finished_at]).flatten().max()
-}
-
-fn oldest_stamp(nodes: &[(NodeId, NodeState)]) -> Option<DateTime<Utc>> {
-    nodes.iter().flat_map(|(_, node)| [node.started_at, node.finished_at]).flatten().min()
-}
-
 /// A stamp so many microseconds later, if there is such a one.
 pub(super) fn moved(stamp: DateTime<Utc>, micros: i64) -> DateTime<Utc> {
     let moved = stamp.checked_add_signed(TimeDelta::microseconds(micros));
@@ -184,7 +180,7 @@ const OWN_TOP: &[&str] =
 /// The members by which Seeknal knows its files.
 const SEEKNAL_TOP: &[&str] = &["schema_version", "version", "seeknal_version"];
 
-fn shape_of(members: &Members<'_>, order: Vec<NodeId>) -> Shape {
+pub(super) fn shape_of(members: &Members<'_>, order: Vec<NodeId>) -> Shape {
     let is_seeknal = get(members, "schema_version").is_some() || get(members, "version").is_some();
     let seeknal = if is_seeknal {
         members
@@ -196,24 +192,24 @@ fn shape_of(members: &Members<'_>, order: Vec<NodeId>) -> Shape {
         Vec::new()
     };
     let order = if order.is_sorted() { Vec::new() } else { order };
-    Shape { seeknal, order }
+    Shape { seeknal, order, keeps_original: false }
 }
 
 /// The members of the top level that are neither nodes nor ours.
-fn without_our_part<'a>(members: &Members<'a>) -> Members<'a> {
+pub(super) fn without_our_part<'a>(members: &Members<'a>) -> Members<'a> {
     members.iter().filter(|(key, _)| key != "nodes" && key != "seeknal_state").cloned().collect()
 }
 
 /// Completed work of which nobody here knows what it means.
 #[derive(Debug, Default)]
-struct Unread {
+pub(super) struct Unread {
     elements: usize,
     nodes: usize,
     first: Option<NodeId>,
 }
 
 impl Unread {
-    fn note(&mut self, node: &NodeId, elements: usize) {
+    pub(super) fn note(&mut self, node: &NodeId, elements: usize) {
         if elements > 0 {
             self.elements += elements;
             self.nodes += 1;
@@ -221,7 +217,7 @@ impl Unread {
         }
     }
 
-    fn told(self, path: &Path) -> Vec<String> {
+    pub(super) fn told(self, path: &Path) -> Vec<String> {
         let notice = |first: NodeId| {
             format!(
                 "{}: {} element(s) of `completed_intervals` or `completed_partitions` of {} node(s) ({first:?} is the first) are in a shape that is not \
@@ -235,13 +231,13 @@ impl Unread {
     }
 }
 
-struct NodeText<'a> {
-    id: NodeId,
-    raw: &'a str,
-    members: Members<'a>,
+pub(super) struct NodeText<'a> {
+    pub(super) id: NodeId,
+    pub(super) raw: &'a str,
+    pub(super) members: Members<'a>,
 }
 
-fn read_nodes<'a>(source: Source<'_>, nodes: Members<'a>) -> Result<Vec<NodeText<'a>>, StoreError> {
+pub(super) fn read_nodes<'a>(source: Source<'_>, nodes: Members<'a>) -> Result<Vec<NodeText<'a>>, StoreError> {
     let read = |(key, raw): (std::borrow::Cow<'a, str>, &'a str)| {
         let id = NodeId::new(&*key).map_err(|error| source.error(raw, error))?;
         if !raw.starts_with('{') {
@@ -251,72 +247,6 @@ fn read_nodes<'a>(source: Source<'_>, nodes: Members<'a>) -> Result<Vec<NodeText
         Ok(NodeText { id, raw, members })
     };
     nodes.into_iter().map(read).collect()
-}
-
-fn read_foreign(source: Source<'_>, members: &Members<'_>, nodes: Option<&str>, base_seq: u64) -> Result<Document, StoreError> {
-    let version = Version(base_seq.saturating_add(1));
-    let node_members = match nodes {
-        Some(raw) => text::members(raw).map_err(|error| source.parse_error(raw, &error))?,
-        None => members.clone(),
-    };
-    let texts = read_nodes(source, node_members)?;
-    let order: Vec<NodeId> = texts.iter().map(|node| node.id.clone()).collect();
-    // A bare map has no top level: what stands there are its nodes.
-    let bare = nodes.is_none();
-    let no_members = Members::new();
-    let top_members = if bare { &no_members } else { members };
-    let top = read_top(top_members);
-    let top_id = match top.run_id {
-        Some(id) => id,
-        None => derived_id(source.text).map_err(|error| source.error(source.text, error))?,
-    };
-    let mut unread = Unread::default();
-    let mut groups: BTreeMap<RunId, Vec<(NodeId, NodeState)>> = BTreeMap::new();
-    groups.entry(top_id.clone()).or_default();
-    for text in texts {
-        let node::Found { mut state, run, unread: not_understood } = node::read(&text.members);
-        unread.note(&text.id, not_understood);
-        state.extra = RawJson::parse(text.raw).ok();
-        state.version = version;
-        groups.entry(run.unwrap_or_else(|| top_id.clone())).or_default().push((text.id, state));
-    }
-    // Whatever stands there of other runs, the top level is about the one that was begun last.
-    let top_created = top.started_at.or_else(|| newest_stamp(groups.get(&top_id)?));
-    let others_created = |nodes: &[(NodeId, NodeState)]| {
-        let created = oldest_stamp(nodes).unwrap_or(DateTime::UNIX_EPOCH);
-        top_created.map_or(created, |top| created.min(moved(top, -1)))
-    };
-    let top_created = top_created.unwrap_or_else(|| {
-        let newest = groups.iter().filter(|(id, _)| **id != top_id).map(|(_, nodes)| others_created(nodes)).max();
-        newest.map_or(DateTime::UNIX_EPOCH, |newest| moved(newest, 1))
-    });
-    let mut ledger = Ledger::new();
-    for (id, nodes) in groups {
-        let mut header = RunHeader::new(derived_status(nodes.iter().map(|(_, node)| node)), DateTime::UNIX_EPOCH);
-        if id == top_id {
-            header.started_at = top.started_at;
-            header.finished_at = top.finished_at;
-            if let Some(status) = &top.status {
-                header.status = status.clone();
-            }
-            header.created_at = top_created;
-            header.extra = if bare { None } else { kept::restore("true", &without_our_part(members)) };
-        } else {
-            header.created_at = others_created(&nodes);
-        }
-        header.version = version;
-        ledger.restore_run(RunState::from_parts(id, header, version, version, nodes));
-    }
-    ledger.raise_seq(CommitSeq(version.0));
-    let shape = shape_of(top_members, order);
-    Ok(Document { ledger, generation: None, follows: None, is_ours: false, shape, notices: unread.told(source.path) })
-}
-
-/// A run id made from the content: the same at every opening (FNV-1a).
-fn derived_id(text: &str) -> Result<RunId, crate::model::InputError> {
-    let hash =
-        text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    RunId::new(format!("run_{hash:016x}"))
 }
 
 /// Our own part of a document.
@@ -345,6 +275,9 @@ struct OwnPart<'a> {
 }
 
 fn read_ours(source: Source<'_>, members: &Members<'_>, state: &str) -> Result<Document, StoreError> {
+    if !state.starts_with('{') {
+        return Err(source.error(state, format!("`seeknal_state` is {}; it must be an object", kind(state))));
+    }
     let own = text::members(state).map_err(|error| source.parse_error(state, &error))?;
     let format = get(&own, "format").and_then(|raw| raw.parse::<u32>().ok());
     match format {
@@ -407,9 +340,8 @@ fn read_ours(source: Source<'_>, members: &Members<'_>, state: &str) -> Result<D
 /// Whether the bytes are those that we wrote: an editor, or a tool that wrote them anew, makes another document of it.
 fn is_untouched(source: Source<'_>, sum: &str) -> bool {
     let Some(told) = string(sum).and_then(|text| u32::from_str_radix(&text, 16).ok()) else { return false };
-    let at = source.offset(sum) + 1;
-    let (Some(before), Some(after)) = (source.text.as_bytes().get(..at), source.text.as_bytes().get(at + NO_CHECKSUM.len()..))
-    else {
+    let (bytes, at) = (source.original().as_bytes(), source.original_offset(source.offset(sum)) + 1);
+    let (Some(before), Some(after)) = (bytes.get(..at), bytes.get(at + NO_CHECKSUM.len()..)) else {
         return false;
     };
     checksum(before, after) == told
@@ -496,7 +428,7 @@ fn read_our_nodes(
         Some(raw) => text::members(raw.get()).map_err(|error| source.parse_error(raw.get(), &error))?.into_iter().collect(),
         None => HashMap::new(),
     };
-    let texts = read_nodes(source, text::members(nodes).map_err(|error| source.parse_error(nodes, &error))?)?;
+    let texts = read_nodes(source, foreign::nodes_of(source, nodes)?)?;
     let dialect = shape_of(members, Vec::new()).dialect();
     let mut order = Vec::with_capacity(texts.len());
     for text in texts {

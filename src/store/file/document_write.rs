@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::document::{FORMAT, NO_CHECKSUM, Shape, checksum, told_by_top};
 use super::kept;
+use super::nan;
 use super::node::Dialect;
 use super::node_write::{self, ObjectWriter, Overrides, Place};
 use super::stamp::{self, Style};
@@ -94,6 +95,7 @@ fn compact(ledger: &Ledger, generation: Generation<'_>, shape: &Shape) -> serde_
         let place = Place { id: node.id, run: node.run.id(), top, dialect: shape.dialect() };
         beside.push((node.id, node.state, node_write::write(&mut out, node.state, place)?));
     }
+    nan::restore(&mut out);
     out.extend_from_slice(b"},\"seeknal_state\":");
     let mark;
     {
@@ -132,7 +134,7 @@ fn with_newest_dialect(ledger: &Ledger, shape: &Shape) -> Shape {
         })
     };
     let seeknal = ledger.runs().find_map(of).unwrap_or_else(|| shape.seeknal.clone());
-    Shape { seeknal, order: shape.order.clone() }
+    Shape { seeknal, ..shape.clone() }
 }
 
 fn write_top(out: &mut Vec<u8>, run: &RunState, shape: &Shape) -> serde_json::Result<()> {

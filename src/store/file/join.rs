@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
-use super::document::{self, Document, derived_status};
+use super::document::{self, Document};
+use super::foreign::derived_status;
 use super::paths::{self, Paths};
 use super::text::{self, Members, get};
 use crate::model::{Ledger, NodeId, NodeState, NodeStatus, RawJson, RunHeader, RunId, RunState};

@@ -13,10 +13,12 @@
 mod checkpoint;
 mod document;
 mod document_write;
+mod foreign;
 mod join;
 mod journal;
 mod kept;
 mod lock;
+mod nan;
 mod node;
 mod node_write;
 mod paths;

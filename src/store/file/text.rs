@@ -8,6 +8,7 @@ use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use super::nan::Accepted;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The members of an object in their own order.
@@ -112,11 +113,25 @@ pub(super) fn get<'a>(members: &Members<'a>, key: &str) -> Option<&'a str> {
     members.iter().find(|(known, _)| known == key).map(|(_, raw)| *raw)
 }
 
+/// What a JSON text is, for a message.
+pub(super) fn kind(raw: &str) -> &'static str {
+    match raw.trim_ascii_start().bytes().next() {
+        Some(b'{') => "an object",
+        Some(b'[') => "a list",
+        Some(b'"') => "a text",
+        Some(b't' | b'f') => "a truth value",
+        Some(b'n') => "null",
+        _ => "a number",
+    }
+}
+
 /// A whole document, for errors that name line and column of a piece of it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Source<'a> {
     pub(super) path: &'a Path,
     pub(super) text: &'a str,
+    /// What lies there, if it is not the text itself.
+    pub(super) accepted: Option<&'a Accepted<'a>>,
 }
 
 impl Source<'_> {
@@ -133,11 +148,11 @@ impl Source<'_> {
         let at = start + line_start + error.column().saturating_sub(1);
         let message = error.to_string();
         let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
-        // Python's writer puts these there, though they are no JSON.
-        let near = self.text.as_bytes().get(at.saturating_sub(9)..self.text.len().min(at + 9)).unwrap_or_default();
-        let is_near = |word: &[u8]| near.windows(word.len()).any(|part| part == word);
-        if is_near(b"NaN") || is_near(b"Infinity") {
-            return self.at_offset(at, "NaN and Infinity are no numbers of JSON; write null there, or a text");
+        // Python's reader and writer let it pass; no text that is one can hold it.
+        if message.contains("surrogate") || message.contains("end of hex escape") {
+            let mend = "an id or the name of a member holds half of a character (a lone surrogate, \\ud800 to \\udfff); write the whole character \
+                        there, or another name";
+            return self.at_offset(at, format!("{message}: {mend}"));
         }
         self.at_offset(at, message)
     }
@@ -147,8 +162,18 @@ impl Source<'_> {
         (piece.as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize).min(self.text.len())
     }
 
+    /// What lies there, byte for byte.
+    pub(super) fn original(&self) -> &str {
+        self.accepted.map_or(self.text, |accepted| accepted.original)
+    }
+
+    /// Where something in the text lies there.
+    pub(super) fn original_offset(&self, offset: usize) -> usize {
+        self.accepted.map_or(offset, |accepted| accepted.original_offset(offset))
+    }
+
     fn at_offset(&self, offset: usize, why: impl fmt::Display) -> StoreError {
-        let (line, column) = line_and_column(self.text.as_bytes(), offset);
+        let (line, column) = line_and_column(self.original().as_bytes(), self.original_offset(offset));
         damaged(self.path, &format!("line {line}, column {column}"), why)
     }
 }
