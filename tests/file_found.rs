@@ -361,6 +361,24 @@ async fn where_only_nodes_name_their_run_the_newest_one_has_the_header() {
 }
 
 #[tokio::test]
+async fn a_damaged_document_names_the_newest_backup_that_can_be_read() {
+    let dir = project("{\"nodes\": {");
+    let beside = |end: &str| dir.path().join(format!("{DOCUMENT}{end}"));
+    let good = seeknal(r#""status":"success""#);
+    for (end, text, age) in [(".bak", good.as_str(), 30), (".bak.r1", &good, 20), (".bak.r2", &good, 10), (".bak.r3", "{", 0)] {
+        fs::write(beside(end), text).unwrap();
+        let file = fs::File::options().write(true).open(beside(end)).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(2_000_000_000 - age)).unwrap();
+    }
+    let why = refusal(dir.path()).await;
+    assert!(why.contains(".bak.r2") && !why.contains(".bak.r1") && !why.contains(".bak.r3"), "{why}");
+    fs::remove_file(beside("")).unwrap();
+    let (runs, notices) = opened(dir.path()).await;
+    assert!(runs.is_empty());
+    assert!(notices.iter().any(|notice| notice.contains(".bak.r2")), "{notices:?}");
+}
+
+#[tokio::test]
 async fn a_refusal_says_what_is_wrong_and_what_mends_it() {
     for (text, part) in [
         (r#"{"run_id":"r","nodes":[]}"#, "`nodes` is a list; it must be an object from node id to node"),

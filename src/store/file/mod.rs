@@ -10,6 +10,7 @@
 //! all ended, `success`; else `pending`. It was created when it started, or at its newest stamp, or (without any) at the epoch: never "now", so
 //! that every opening sees the same.
 
+mod backups;
 mod checkpoint;
 mod document;
 mod document_write;

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 
+use super::backups;
 use super::document::{self, Shape};
 use super::join;
 use super::journal::{HEADER_LEN, Header, Journal, Kind, Stored, frame_at, frame_behind, last_written, lines};
@@ -212,6 +213,15 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
             "{} is missing: an empty state is opened; the last one is {}, and is kept under another name when something is written",
             paths.document.display(),
             paths.previous.display()
+        ));
+    }
+    if document.is_none()
+        && let Some(backup) = backups::newest(&paths.document)
+    {
+        notices.push(format!(
+            "{} is missing: an empty state is opened; {} is the newest copy of one that can be read: put it in its place if it should be there",
+            paths.document.display(),
+            backup.display()
         ));
     }
     let (mut ledger, shape) =

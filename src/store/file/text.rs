@@ -8,6 +8,7 @@ use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use super::backups;
 use super::nan::Accepted;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -188,20 +189,18 @@ pub(super) fn line_and_column(bytes: &[u8], offset: usize) -> (usize, usize) {
 
 /// A document that cannot be read, and how to mend it.
 pub(super) fn damaged(path: &Path, place: &str, why: impl fmt::Display) -> StoreError {
-    let beside = |end: &str| {
-        let mut other = path.as_os_str().to_owned();
-        other.push(end);
-        Path::new(&other).exists().then(|| Path::new(&other).display().to_string())
-    };
-    let other = beside(".bak").unwrap_or_else(|| "a backup".to_owned());
-    let mend = match beside(".prev") {
-        Some(previous) => format!(
-            "Mend it there; or bring back {previous}, the last document that this program wrote (`seeknal state verify --repair --use-previous`, \
-             which keeps a copy of the damaged one); or put {other} in its place"
-        ),
-        None => {
-            format!("Mend it there (`seeknal state verify --repair` can mend a journal, not this), or put {other} in its place")
-        }
+    let mut previous = path.as_os_str().to_owned();
+    previous.push(".prev");
+    let previous = Path::new(&previous);
+    let other = backups::newest(path).map_or_else(|| "a backup".to_owned(), |backup| backup.display().to_string());
+    let mend = if previous.exists() {
+        format!(
+            "Mend it there; or bring back {}, the last document that this program wrote (`seeknal state verify --repair --use-previous`, \
+             which keeps a copy of the damaged one); or put {other} in its place",
+            previous.display()
+        )
+    } else {
+        format!("Mend it there (`seeknal state verify --repair` can mend a journal, not this), or put {other} in its place")
     };
     StoreError::not_applied(StoreErrorKind::Corrupt, format!("{}: {place}: {why}; it was left as it is. {mend}", path.display()))
 }
