@@ -1,5 +1,6 @@
 //! `seeknal state show RUN`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
@@ -139,11 +140,18 @@ pub(super) async fn run(settings: &Settings, run: &RunId, out: &mut Output) -> R
             node.row_count.map_or_else(dash, |rows| rows.to_string()),
             node.intervals.len().to_string(),
             node.partitions.len().to_string(),
-            node.error.as_deref().map_or_else(dash, shortened),
+            error_of(node).map_or_else(dash, |error| shortened(&error)),
         ]);
     }
     out.line("")?;
     out.table(&nodes)
+}
+
+/// What went wrong with a node. Seeknal itself tells it only among the metadata.
+fn error_of(node: &NodeState) -> Option<Cow<'_, str>> {
+    let noted = || node.metadata.get("error").filter(|error| !error.is_null());
+    let told = node.error.as_deref().map(Cow::Borrowed);
+    told.or_else(|| noted().map(|error| Cow::Owned(error.as_text().unwrap_or_else(|| error.to_string()))))
 }
 
 fn shortened(text: &str) -> String {

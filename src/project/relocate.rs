@@ -18,7 +18,7 @@ use super::migrate::{self, Fate, Moved, Plan, go_on};
 pub use super::origin::{Home, Move, Origin};
 use super::shown::{counted, lossy, lossy_option, shell};
 use super::{ProjectError, ProjectErrorKind, Settings, Source, Switch, files};
-use crate::model::RunSummary;
+use crate::model::{RunQuery, RunSummary};
 use crate::store::{KnownOpenings, MIGRATION, StateBackend};
 
 /// The document's name in the state's folder.
@@ -129,6 +129,7 @@ pub async fn preview(
     let switch = Switch::plan(&settings.file_or_default(), to.name())?;
     let mut notices = overrides(settings, to);
     let source = from.open_existing(settings, &mut notices).await?;
+    let source = unless_empty(source).await?;
     let target = Origin::from(to).open_existing(settings, &mut notices).await?;
     let place = |origin: &Origin, open: &Option<Arc<dyn StateBackend>>| {
         let place = origin.place(settings)?;
@@ -264,7 +265,8 @@ async fn move_state(
 ) -> Result<(), ProjectError> {
     let (from, to) = (&what.from, Origin::from(what.to));
     let file = Origin::Home(Home::File);
-    let Some(seen) = from.open_existing(settings, &mut Vec::new()).await? else {
+    let seen = from.open_existing(settings, &mut Vec::new()).await?;
+    let Some(seen) = unless_empty(seen).await? else {
         return if report.switched { Err(no_state(settings, report, what.to)) } else { Ok(()) };
     };
     let mut told = Told::new(settings, what, report.from.clone(), report.to.clone());
@@ -376,6 +378,16 @@ fn switch_or_see(switch: &Switch, report: &mut Report) -> Result<(), ProjectErro
         switch.backend()
     ));
     Ok(())
+}
+
+/// A state that has no run, and knows nothing of any that it had, is none: there is nothing to move.
+async fn unless_empty(source: Option<Arc<dyn StateBackend>>) -> Result<Option<Arc<dyn StateBackend>>, ProjectError> {
+    let Some(source) = source else { return Ok(None) };
+    let is_empty = source.list_runs(&RunQuery::default().limit(1)).await?.runs.is_empty() && source.retained().await?.is_empty();
+    if is_empty {
+        source.close().await?;
+    }
+    Ok((!is_empty).then_some(source))
 }
 
 /// Nothing moves, so nothing is switched: whoever means an empty state says so himself.

@@ -2,6 +2,8 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
+#[cfg(feature = "cli")]
+use std::path::PathBuf;
 
 use super::files::with_suffix;
 use super::{ProjectError, ProjectErrorKind, Settings};
@@ -123,8 +125,50 @@ impl Settings {
             ("database", None) if is_file() => (&document, "state_backend: file?"),
             ("database", Some(_)) if is_database() => (&database, "`seeknal migrate-state --backend database --from sqlite`?"),
             ("database", Some(_)) if is_file() => (&document, "`seeknal migrate-state --backend database`?"),
+            ("file", _) => return copies(&document).or_else(|| of_single_runs(&self.target.value)),
             _ => return None,
         };
         Some(format!("{} is there: {mend}", place.display()))
     }
+}
+
+/// The newest of so many paths: whose file changed last.
+#[cfg(feature = "cli")]
+fn newest(paths: Vec<PathBuf>) -> Option<PathBuf> {
+    paths.into_iter().max_by_key(|path| std::fs::metadata(path).and_then(|found| found.modified()).ok())
+}
+
+#[cfg(feature = "cli")]
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path())
+}
+
+/// Where the document is gone, the copies of it that a move and Seeknal keep.
+#[cfg(feature = "cli")]
+fn copies(document: &Path) -> Option<String> {
+    let backup = with_suffix(document, ".bak");
+    let is_copy = |path: &PathBuf| {
+        let (name, backup) = (path.as_os_str().as_encoded_bytes(), backup.as_os_str().as_encoded_bytes());
+        name.strip_prefix(backup).is_some_and(|end| end.is_empty() || end.starts_with(b"."))
+    };
+    let newest = newest(entries(document.parent()?).filter(is_copy).collect())?;
+    Some(format!("{} is there: copy it to {}?", newest.display(), document.display()))
+}
+
+/// Seeknal's own file backend keeps one document a run, each in a folder of its own; they are not read.
+#[cfg(feature = "cli")]
+fn of_single_runs(folder: &Path) -> Option<String> {
+    const NAMED: usize = 3;
+    let mut runs: Vec<PathBuf> = entries(folder).map(|run| run.join(DOCUMENT)).filter(|document| document.is_file()).collect();
+    runs.sort_unstable();
+    let names: Vec<_> = runs.iter().take(NAMED).map(|run| run.display().to_string()).collect();
+    let more = if runs.len() > NAMED { format!(", and {} more", runs.len() - NAMED) } else { String::new() };
+    let newest = newest(runs)?;
+    Some(format!(
+        "Documents of single runs are there, as Seeknal's own file backend keeps them, and are not read: {}{more}. To go on with one of them, copy it \
+         ({} is the newest) to {}",
+        names.join(", "),
+        newest.display(),
+        folder.join(DOCUMENT).display()
+    ))
 }
