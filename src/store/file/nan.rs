@@ -3,8 +3,6 @@
 //! Within this program, in a journal and in a database such a value is a text in a spelling that nobody else uses: every character of it is
 //! escaped (`"\u004e\u0061\u004e"`). So it is valid JSON wherever it goes, reads as what it is, and becomes the bare word again in a document.
 
-use std::borrow::Cow;
-
 /// The words, and the texts that stand for them. The longer one of two that end alike comes first.
 const WORDS: [(&str, &str); 3] = [
     ("-Infinity", r#""\u002d\u0049\u006e\u0066\u0069\u006e\u0069\u0074\u0079""#),
@@ -89,18 +87,23 @@ fn is_value(bytes: &[u8], start: usize, end: usize) -> bool {
         && behind.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b':')
 }
 
-/// Puts the words back into a written document, which is valid UTF-8.
+/// Puts the words back into a written document, where values stand.
 pub(super) fn restore(written: &mut Vec<u8>) {
     let Ok(text) = std::str::from_utf8(written) else { return };
-    let mut now = Cow::Borrowed(text);
+    let (mut now, mut done) = (String::new(), 0);
     // All of them begin alike, and hardly any document has one.
-    if !text.contains(r#""\u002d\u0049"#) && !text.contains(r#""\u0049\u006e"#) && !text.contains(r#""\u004e\u0061"#) {
-        return;
+    for (at, _) in text.match_indices(r#""\u00"#) {
+        let rest = text.get(at..).unwrap_or_default();
+        let word = WORDS.iter().find(|(_, stands_for)| rest.starts_with(stands_for));
+        let Some((word, stands_for)) = word.filter(|(_, text)| is_value(written, at, at + text.len())) else { continue };
+        now.push_str(text.get(done..at).unwrap_or_default());
+        now.push_str(word);
+        done = at + stands_for.len();
     }
-    for (word, stands_for) in WORDS {
-        now = Cow::Owned(now.replace(stands_for, word));
+    if done > 0 {
+        now.push_str(text.get(done..).unwrap_or_default());
+        *written = now.into_bytes();
     }
-    *written = now.into_owned().into_bytes();
 }
 
 #[cfg(test)]
@@ -121,6 +124,18 @@ mod tests {
         let mut back = accepted.text.clone().into_bytes();
         restore(&mut back);
         assert_eq!(String::from_utf8(back).unwrap(), original);
+    }
+
+    #[test]
+    fn what_does_not_stand_for_a_value_stays() {
+        let [.., (_, nan)] = WORDS;
+        let inner = nan.trim_matches('"');
+        for text in [format!("{{{nan}:1,{nan}:[\"\\\"{inner}\",\"{inner}\\\"\"]}}"), format!("[\"a{inner}\"]")] {
+            assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{text}");
+            let mut back = text.clone().into_bytes();
+            restore(&mut back);
+            assert_eq!(String::from_utf8(back).unwrap(), text);
+        }
     }
 
     #[test]
