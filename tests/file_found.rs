@@ -324,6 +324,13 @@ async fn what_came_from_seeknal_is_written_for_its_reader() {
         let print = member(&by_a_run_of_ours, &["nodes", "m", "fingerprint"]).unwrap();
         assert_eq!(print, r#"{"content_hash":"abc"}"#);
     }
+    // Where the runner was, Seeknal will read, also if it had nothing to say.
+    let dir = project_at(BARE, "{}");
+    let state = open(dir.path()).await;
+    state.create_run("ours", NewRun::running()).await.unwrap();
+    state.close().await.unwrap();
+    let after = fs::read_to_string(dir.path().join(DOCUMENT)).unwrap();
+    assert_eq!(member(&after, &["schema_version"]).as_deref(), Some("\"2.0\""), "{after}");
     // The guide's own shape stays what it is.
     let after = back_from_the_database(project(guide(r#""status":"success""#)).path()).await;
     assert_eq!(member(&after, &["schema_version"]), None);

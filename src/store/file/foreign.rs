@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
-use super::document::{Document, NodeText, Shape, Unread, moved, read_nodes, read_top, shape_of, without_our_part};
+use super::document::{Document, NodeText, Unread, moved, read_nodes, read_top, shape_of, without_our_part};
 use super::kept;
 use super::node;
 use super::text::{self, Members, Source, get, kind};
@@ -32,7 +32,7 @@ struct Parts<'a> {
     nodes: Members<'a>,
     /// What belongs to the run.
     top: Members<'a>,
-    /// Whether its nodes have no member of their own.
+    /// Whether its nodes have no member of their own, or could have none.
     is_map: bool,
 }
 
@@ -61,7 +61,7 @@ fn parts<'a>(source: Source<'_>, members: &Members<'a>, lies: Lies) -> Result<Pa
     let is_header = has("run_id", &['"']) || has("schema_version", &['"', '2']);
     let has_nodes = members.iter().any(|(_, raw)| is_node(raw));
     if members.is_empty() || (is_header && !(has_nodes && lies == Lies::WithTheRunner)) {
-        return Ok(Parts { nodes: Members::new(), top: members.clone(), is_map: false });
+        return Ok(Parts { nodes: Members::new(), top: members.clone(), is_map: lies == Lies::WithTheRunner });
     }
     let all_objects = members.iter().all(|(_, raw)| raw.starts_with('{'));
     let is_map = has_nodes || (lies == Lies::WithTheRunner && all_objects);
@@ -115,11 +115,11 @@ pub(super) fn read(source: Source<'_>, members: &Members<'_>, lies: Lies, base_s
     let version = Version(base_seq.saturating_add(1));
     let mut parts = parts(source, members, lies)?;
     let texts = read_nodes(source, std::mem::take(&mut parts.nodes))?;
+    let marks = marks(&parts, &texts);
     if texts.is_empty() && parts.top.is_empty() {
-        let (ledger, shape) = (Ledger::new(), Shape::default());
+        let (ledger, shape) = (Ledger::new(), shape_of(&marks, Vec::new()));
         return Ok(Document { ledger, generation: None, follows: None, is_ours: false, shape, notices: Vec::new() });
     }
-    let marks = marks(&parts, &texts);
     parts.top.extend(marks);
     let order: Vec<NodeId> = texts.iter().map(|node| node.id.clone()).collect();
     let top = read_top(&parts.top);
