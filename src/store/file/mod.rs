@@ -5,6 +5,7 @@
 //! - **Lock** (`run_state.json.lock`): one process writes; any number may read beside it. It also remembers how far fencing tokens and
 //!   sequence numbers were given out, which no restored backup brings back.
 //! - **Previous** (`run_state.json.prev`): the last document of ours, for the day on which another program rewrites the present one.
+//! - **Original** (`run_state.json.original-<UTC>`): the first document that was found with words that JSON does not know (`NaN`), as it was.
 //!
 //! A run that a foreign file does not give a status has the one that its nodes tell: one failed, it is `failed`; one running, `running`;
 //! all ended, `success`; else `pending`. It was created when it started, or at its newest stamp, or (without any) at the epoch: never "now", so
