@@ -149,7 +149,7 @@ pub(super) async fn run(settings: &Settings, run: &RunId, out: &mut Output) -> R
 
 /// What went wrong with a node. Seeknal itself tells it only among the metadata.
 fn error_of(node: &NodeState) -> Option<Cow<'_, str>> {
-    let noted = || node.metadata.get("error").filter(|error| !error.is_null());
+    let noted = || node.metadata.get("error").filter(|error| node.status == NodeStatus::Failed && !error.is_null());
     let told = node.error.as_deref().map(Cow::Borrowed);
     told.or_else(|| noted().map(|error| Cow::Owned(error.as_text().unwrap_or_else(|| error.to_string()))))
 }

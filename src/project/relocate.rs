@@ -23,6 +23,9 @@ use crate::store::{KnownOpenings, MIGRATION, StateBackend};
 
 /// The document's name in the state's folder.
 const DOCUMENT: &str = "run_state.json";
+
+/// What the file with the numbers that were given out is called beyond that.
+const NUMBERS: &str = ".lock";
 const DATABASE: &str = "state.db";
 /// What a backup's name ends with.
 const BACKUP: &str = ".bak";
@@ -129,7 +132,7 @@ pub async fn preview(
     let switch = Switch::plan(&settings.file_or_default(), to.name())?;
     let mut notices = overrides(settings, to);
     let source = from.open_existing(settings, &mut notices).await?;
-    let source = unless_empty(source).await?;
+    let source = unless_empty(settings, from, source).await?;
     let target = Origin::from(to).open_existing(settings, &mut notices).await?;
     let place = |origin: &Origin, open: &Option<Arc<dyn StateBackend>>| {
         let place = origin.place(settings)?;
@@ -266,7 +269,7 @@ async fn move_state(
     let (from, to) = (&what.from, Origin::from(what.to));
     let file = Origin::Home(Home::File);
     let seen = from.open_existing(settings, &mut Vec::new()).await?;
-    let Some(seen) = unless_empty(seen).await? else {
+    let Some(seen) = unless_empty(settings, from, seen).await? else {
         return if report.switched { Err(no_state(settings, report, what.to)) } else { Ok(()) };
     };
     let mut told = Told::new(settings, what, report.from.clone(), report.to.clone());
@@ -381,9 +384,17 @@ fn switch_or_see(switch: &Switch, report: &mut Report) -> Result<(), ProjectErro
 }
 
 /// A state that has no run, and knows nothing of any that it had, is none: there is nothing to move.
-async fn unless_empty(source: Option<Arc<dyn StateBackend>>) -> Result<Option<Arc<dyn StateBackend>>, ProjectError> {
+async fn unless_empty(
+    settings: &Settings,
+    from: &Origin,
+    source: Option<Arc<dyn StateBackend>>,
+) -> Result<Option<Arc<dyn StateBackend>>, ProjectError> {
     let Some(source) = source else { return Ok(None) };
-    let is_empty = source.list_runs(&RunQuery::default().limit(1)).await?.runs.is_empty() && source.retained().await?.is_empty();
+    // Where this program wrote, numbers were given out: they go on where the state goes.
+    let is_foreign = *from == Origin::Home(Home::File) && !with_suffix(&settings.target.value.join(DOCUMENT), NUMBERS).exists();
+    let is_empty = is_foreign
+        && source.list_runs(&RunQuery::default().limit(1)).await?.runs.is_empty()
+        && source.retained().await?.is_empty();
     if is_empty {
         source.close().await?;
     }

@@ -110,6 +110,14 @@ impl StoreError {
         Self::of(Inner { kind, unknown, of_one, never, message: message.clone(), source: Some(Box::new(source)) })
     }
 
+    /// The same fault, with more words.
+    #[cfg(feature = "file")]
+    pub(crate) fn and(self, more: impl fmt::Display) -> Self {
+        let Inner { kind, unknown, of_one, never, message, .. } = &*self.inner;
+        let (kind, unknown, of_one, never, message) = (*kind, *unknown, *of_one, *never, format!("{message}{more}"));
+        Self::of(Inner { kind, unknown, of_one, never, message, source: None })
+    }
+
     /// The same fault of a batch, which lies in what one of its entries is or touches (a value that is too large, a row that cannot be read): sent without
     /// that one, the others may well be written. A backend that says so is sent the entries again in smaller batches, so that only the guilty one is told.
     #[must_use]

@@ -119,7 +119,6 @@ fn keep_previous(paths: &Paths) -> Result<(), StoreError> {
 /// What is no JSON is written as it was found, but others may think otherwise: the first document of this kind is kept, byte for byte.
 fn keep_original(paths: &Paths) -> Result<(), StoreError> {
     const WHY: &str = "original";
-    let Some((bytes, _)) = paths::read(&paths.document)? else { return Ok(()) };
     let kept = format!("{}.{WHY}-", paths.document.file_name().unwrap_or_default().to_string_lossy());
     let fail = |error| StoreError::io(paths.base.display(), error);
     for entry in std::fs::read_dir(&paths.base).map_err(fail)? {
@@ -127,6 +126,7 @@ fn keep_original(paths: &Paths) -> Result<(), StoreError> {
             return Ok(());
         }
     }
+    let Some((bytes, _)) = paths::read(&paths.document)? else { return Ok(()) };
     let copy = Paths::aside(&paths.document, WHY, SystemClock.now());
     paths::write_new(&copy, &bytes, paths.mode()?.as_ref())?;
     paths.sync_folder()

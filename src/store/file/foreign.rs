@@ -36,11 +36,8 @@ struct Parts<'a> {
     is_map: bool,
 }
 
-/// The members of `nodes`; `null` has none.
+/// The members of `nodes`.
 pub(super) fn nodes_of<'a>(source: Source<'_>, raw: &'a str) -> Result<Members<'a>, StoreError> {
-    if raw == "null" {
-        return Ok(Members::new());
-    }
     if !raw.starts_with('{') {
         return Err(source.error(raw, format!("`nodes` is {}; it must be an object from node id to node", kind(raw))));
     }
@@ -53,23 +50,31 @@ fn status_of(raw: &str) -> Option<&str> {
 
 fn parts<'a>(source: Source<'_>, members: &Members<'a>, lies: Lies) -> Result<Parts<'a>, StoreError> {
     let is_node = |raw: &str| status_of(raw).is_some();
-    // A map of nodes may have one of this name.
-    if let Some(raw) = get(members, "nodes").filter(|raw| !status_of(raw).is_some_and(|status| status.starts_with('"'))) {
-        return Ok(Parts { nodes: nodes_of(source, raw)?, top: without_our_part(members), is_map: false });
-    }
     let has = |key, starts: &[char]| get(members, key).is_some_and(|raw| raw.starts_with(starts));
     let is_header = has("run_id", &['"']) || has("schema_version", &['"', '2']);
-    let has_nodes = members.iter().any(|(_, raw)| is_node(raw));
-    if members.is_empty() || (is_header && !(has_nodes && lies == Lies::WithTheRunner)) {
-        return Ok(Parts { nodes: Members::new(), top: members.clone(), is_map: lies == Lies::WithTheRunner });
+    // A map of nodes may have one of this name.
+    let is_one = |raw: &&str| !is_header && status_of(raw).is_some_and(|status| status.starts_with('"'));
+    if let Some(raw) = get(members, "nodes").filter(|raw| !is_one(raw)) {
+        let nodes = if raw == "null" { Members::new() } else { nodes_of(source, raw)? };
+        return Ok(Parts { nodes, top: without_our_part(members), is_map: false });
+    }
+    let node = members.iter().find(|(_, raw)| is_node(raw));
+    let has_nodes = node.is_some();
+    if let (true, Lies::InTheDocument, Some((id, raw))) = (is_header, lies, node) {
+        return Err(
+            source.error(raw, format!("{id:?} looks like a node beside the run's own members; nodes belong into `nodes`"))
+        );
+    }
+    if members.is_empty() || (is_header && !has_nodes) {
+        return Ok(Parts { nodes: Members::new(), top: without_our_part(members), is_map: lies == Lies::WithTheRunner });
     }
     let all_objects = members.iter().all(|(_, raw)| raw.starts_with('{'));
     let is_map = has_nodes || (lies == Lies::WithTheRunner && all_objects);
     if !is_map {
         return Err(source.error(source.text, "this is no state: it has neither `nodes` nor `seeknal_state`"));
     }
-    let (nodes, top) = members.iter().cloned().partition(|(_, raw)| !has_nodes || is_node(raw));
-    Ok(Parts { nodes, top, is_map: true })
+    let (nodes, top): (Members<'_>, Members<'_>) = members.iter().cloned().partition(|(_, raw)| !has_nodes || is_node(raw));
+    Ok(Parts { nodes, top: without_our_part(&top), is_map: true })
 }
 
 /// The members by which Seeknal's reader knows its own shape, where what comes from it has none: else it would be written in a shape that it cannot read.

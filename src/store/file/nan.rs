@@ -87,6 +87,11 @@ fn is_value(bytes: &[u8], start: usize, end: usize) -> bool {
         && behind.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b':')
 }
 
+/// Whether a JSON text stands for such a word.
+pub(super) fn is_word(raw: &str) -> bool {
+    raw.starts_with("\"\\u00") && WORDS.iter().any(|(_, stands_for)| *stands_for == raw)
+}
+
 /// Puts the words back into a written document, where values stand.
 pub(super) fn restore(written: &mut Vec<u8>) {
     let Ok(text) = std::str::from_utf8(written) else { return };

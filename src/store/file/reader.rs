@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::backups;
 use super::lock::{self, Seen};
 use super::paths::{Identity, Paths};
 use super::record::Leases;
@@ -174,7 +175,7 @@ pub(super) fn read_settled(paths: &Paths) -> Result<(State, Seen), StoreError> {
         };
         // Without a writer nothing moves: what is apart is apart.
         if (!moved && (settled || !seen.held)) || attempt == ATTEMPTS {
-            return found.map(|state| (state, seen));
+            return found.map(|state| (state, seen)).map_err(|error| backups::named(error, &paths.document));
         }
         std::thread::sleep(PAUSE);
     }

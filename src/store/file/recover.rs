@@ -15,11 +15,12 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 
 use super::backups;
-use super::document::{self, Shape};
+use super::document::{self, Document, Shape};
 use super::join;
 use super::journal::{HEADER_LEN, Header, Journal, Kind, Stored, frame_at, frame_behind, last_written, lines};
 use super::paths::{self, Identity, Paths};
 use super::record::{Leases, Record};
+use super::text;
 use crate::model::{CommitSeq, Ledger, ProcessInfo, RunState, Version};
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -131,7 +132,7 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
     let Some((bytes, identity)) = found else { return without_document(paths, highest_seq, [journal, next]) };
     let mut notices = Vec::new();
     let name = paths.document.display();
-    let document = document::read(&paths.document, &bytes, highest_seq)?;
+    let document = read_document(paths, &bytes, highest_seq)?;
     let told_seq = document.is_ours.then(|| document.ledger.seq().0);
     let (mut keeps_previous, mut copy_seq) = (false, None);
     let document = if document.is_ours {
@@ -171,6 +172,27 @@ pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError>
     Ok(state)
 }
 
+/// Reads the document. One with nothing in it is a new state where nothing of ours lies beside it; elsewhere somebody emptied the one that was there, and that is
+/// nobody's backup.
+pub(super) fn read_document(paths: &Paths, bytes: &[u8], highest_seq: u64) -> Result<Document, StoreError> {
+    let document = document::read(&paths.document, bytes, highest_seq)?;
+    if document.is_ours || document.ledger.runs().next().is_some() {
+        return Ok(document);
+    }
+    let has_records = |journal| Ok::<_, StoreError>(Stored::read(journal)?.is_some_and(|stored| !stored.content().is_empty()));
+    let tells = if has_records(&paths.journal)? || has_records(&paths.next)? {
+        &paths.journal
+    } else if paths.previous.exists() {
+        &paths.previous
+    } else if highest_seq > 0 {
+        &paths.lock
+    } else {
+        return Ok(document);
+    };
+    let why = format!("nothing is in it, but {} tells of a state that was; to begin anew put it away as well", tells.display());
+    Err(text::damaged(&paths.document, "line 1, column 1", why))
+}
+
 fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 2]) -> Result<State, StoreError> {
     let mut spent = Vec::new();
     for journal in journals.into_iter().flatten() {
@@ -202,7 +224,9 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
     let document = match paths::read(&paths.bare)? {
         Some((bytes, _)) => {
             notices.push(format!("{} is read as one run; it is never written", paths.bare.display()));
-            let document = document::read_bare(&paths.bare, &bytes, highest_seq)?;
+            let mut document = document::read_bare(&paths.bare, &bytes, highest_seq)?;
+            // It stays where it is.
+            document.shape.keeps_original = false;
             notices.extend(document.notices.iter().cloned());
             Some(document)
         }

@@ -75,8 +75,8 @@ pub(super) fn from_json(raw: &str) -> Option<DateTime<Utc>> {
     parse(&string(raw)?)
 }
 
-/// Seconds of fewer digits are years, dates and small numbers of somebody else: the first that are counted are of 1973.
-const FEWEST_DIGITS: usize = 9;
+/// Seconds of other lengths are years, dates and numbers of somebody else: these are from 1973 to 2286.
+const DIGITS: std::ops::RangeInclusive<usize> = 9..=10;
 
 /// Reads a stamp from JSON text: a string, or seconds since the epoch as the oldest runner wrote them (cut to microseconds), also within a string, where
 /// Seeknal puts them when it takes over the runner's file.
@@ -87,8 +87,8 @@ pub(super) fn from_json_or_epoch(raw: &str) -> Option<DateTime<Utc>> {
     let text = string(raw)?;
     parse(&text).or_else(|| {
         let (whole, rest) = text.split_once('.').unwrap_or((&text, "0"));
-        let digits = |text: &str, fewest| text.len() >= fewest && text.bytes().all(|byte| byte.is_ascii_digit());
-        (digits(whole, FEWEST_DIGITS) && digits(rest, 1)).then(|| from_seconds(&text))?
+        let are_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        (DIGITS.contains(&whole.len()) && are_digits(whole) && are_digits(rest)).then(|| from_seconds(&text))?
     })
 }
 

@@ -8,8 +8,7 @@ use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::backups;
-use super::nan::Accepted;
+use super::nan::{self, Accepted};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The members of an object in their own order.
@@ -104,8 +103,11 @@ pub(super) fn elements(raw: &str) -> Option<Vec<&str>> {
     serde_json::from_str::<Array<'_>>(raw).ok().map(|array| array.0)
 }
 
-/// The text of a JSON string; `None` if it is none.
+/// The text of a JSON string; `None` if it is none, or stands for a word that JSON does not know: that is no name of anything.
 pub(super) fn string(raw: &str) -> Option<Cow<'_, str>> {
+    if nan::is_word(raw) {
+        return None;
+    }
     serde_json::from_str::<Key<'_>>(raw).ok().map(|key| key.0)
 }
 
@@ -192,15 +194,14 @@ pub(super) fn damaged(path: &Path, place: &str, why: impl fmt::Display) -> Store
     let mut previous = path.as_os_str().to_owned();
     previous.push(".prev");
     let previous = Path::new(&previous);
-    let other = backups::newest(path).map_or_else(|| "a backup".to_owned(), |backup| backup.display().to_string());
     let mend = if previous.exists() {
         format!(
             "Mend it there; or bring back {}, the last document that this program wrote (`seeknal state verify --repair --use-previous`, \
-             which keeps a copy of the damaged one); or put {other} in its place",
+             which keeps a copy of the damaged one); or put a backup in its place",
             previous.display()
         )
     } else {
-        format!("Mend it there (`seeknal state verify --repair` can mend a journal, not this), or put {other} in its place")
+        format!("Mend it there (`seeknal state verify --repair` can mend a journal, not this), or put a backup in its place")
     };
     StoreError::not_applied(StoreErrorKind::Corrupt, format!("{}: {place}: {why}; it was left as it is. {mend}", path.display()))
 }

@@ -125,7 +125,7 @@ fn repair_locked(
 ) -> Result<(), StoreError> {
     match paths::read(&paths.document)? {
         Some((bytes, _)) => {
-            if let Err(error) = document::read(&paths.document, &bytes, lock.seq()) {
+            if let Err(error) = recover::read_document(paths, &bytes, lock.seq()) {
                 if error.kind() != StoreErrorKind::Corrupt || !use_previous {
                     return Err(error);
                 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
+use super::backups;
 use super::checkpoint::{self, Expected, Job};
 use super::document::Shape;
 use super::document_write::Generation;
@@ -158,7 +159,7 @@ impl Writer {
         folder::make(&paths.base).map_err(|error| StoreError::io(paths.base.display(), error))?;
         let mut lock = Lock::acquire(&paths, process)?;
         let swept = paths.sweep()?;
-        let mut state = recover::read(&paths, lock.seq())?;
+        let mut state = recover::read(&paths, lock.seq()).map_err(|error| backups::named(error, &paths.document))?;
         state.notices.extend(lock.make_up_for(state.told_seq.max(state.copy_seq), &paths, SystemClock.now())?);
         let tail = state.active.as_ref().map_or(state.document_seq, |active| active.tail);
         let no_copy = checkpoint::refresh_copy(&paths, &mut state)?;
