@@ -201,7 +201,7 @@ pub(super) fn damaged(path: &Path, place: &str, why: impl fmt::Display) -> Store
             previous.display()
         )
     } else {
-        format!("Mend it there (`seeknal state verify --repair` can mend a journal, not this), or put a backup in its place")
+        "Mend it there (`seeknal state verify --repair` can mend a journal, not this), or put a backup in its place".to_owned()
     };
     StoreError::not_applied(StoreErrorKind::Corrupt, format!("{}: {place}: {why}; it was left as it is. {mend}", path.display()))
 }
