@@ -10,8 +10,8 @@ use seeknal_state::model::time;
 use seeknal_state::project::{Settings, relocate};
 use seeknal_state::store::file::FileBackend;
 use seeknal_state::{
-    BackendOptions, Coordinator, NewRun, NodeState, NodeUpdate, RawJson, RunQuery, RunState, StateBackend, StoreErrorKind,
-    create_state_backend,
+    BackendOptions, Coordinator, NewRun, NodeState, NodeUpdate, PartitionKey, RawJson, RunQuery, RunState, StateBackend,
+    StoreErrorKind, create_state_backend,
 };
 use tempfile::TempDir;
 
@@ -452,7 +452,7 @@ async fn odd_values_name_nothing() {
     assert_eq!(ids, ["r"]);
     let node = runs[0].node("n").unwrap();
     assert_eq!((node.error.as_deref(), node.finished_at), (None, None));
-    assert_eq!(node.partitions.iter().map(|partition| partition.as_str()).collect::<Vec<_>>(), ["p"]);
+    assert_eq!(node.partitions.iter().map(PartitionKey::as_str).collect::<Vec<_>>(), ["p"]);
     assert!(notices.iter().any(|notice| notice.contains("1 element")), "{notices:?}");
     assert_eq!(node.metadata.get("loss").unwrap().as_text().as_deref(), Some("NaN"));
 }
