@@ -78,7 +78,8 @@ pub enum Durability {
 /// - A backend of one's own that neither answers nor fails holds what it was sent, and `close`, without a limit. Put a timeout around the call where that
 ///   matters: dropping a future is safe.
 /// - A lock is waited for as long as the caller says, and beyond that for an answer of storage that is under way.
-/// - Ends of claims are told ten times within two seconds while storage is busy or full.
+/// - Ends of claims, and claims that are given back, are told twice or more while storage is busy or full: up to ten times, of which the last begins at most about
+///   three seconds after the first was refused, or is the second. SQLite takes five seconds to say that another program keeps it busy.
 /// - Reading a run that is in memory waits for nothing; other reads take as long as storage does.
 ///
 /// # Where it runs

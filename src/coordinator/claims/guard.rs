@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::coordinator::write::node_change;
@@ -16,21 +17,28 @@ use crate::model::{
 };
 use crate::run::Op;
 
-/// How often an end is told again while storage is busy or full, and how long between.
+/// How often an end is told while storage is busy or full, and how long between.
 const TELL_TRIES: u32 = 10;
 const TELL_PAUSE: Duration = Duration::from_millis(200);
+/// For how long: storage that takes seconds to say that it is busy would hold its caller, and closing, for as many times.
+const TELL_TIME: Duration = Duration::from_secs(3);
 
-/// How often something was told.
+/// How often something was told, and since when in vain.
 #[derive(Debug, Default)]
-pub(super) struct Tries(u32);
+pub(super) struct Tries {
+    count: u32,
+    since: Option<Instant>,
+}
 
 impl Tries {
     /// Whether storage may take at the next try what it did not at this one: it was busy or full, and not for long. What nobody knows is not tried again: a
     /// second try would be refused by the first, if that was applied.
     fn are_left(&mut self, error: &Error) -> bool {
-        self.0 += 1;
+        self.count += 1;
+        let since = *self.since.get_or_insert_with(Instant::now);
         let passes = matches!(error, Error::Store(fault) if fault.is_retryable() && !fault.is_unknown_outcome());
-        passes && self.0 < TELL_TRIES
+        // Once more in any case, however long the first try took.
+        passes && self.count < TELL_TRIES && (self.count == 1 || since.elapsed() < TELL_TIME)
     }
 
     /// As [`are_left`](Self::are_left), behind a pause if so.
@@ -171,9 +179,9 @@ impl Claim {
     ///
     /// # Errors
     /// [`Error::LeaseLost`] if the claim is lost or has ended, [`Error::Conflict`] if the node does not run any more: nothing was written, and somebody else may
-    /// have taken it over. [`Error::Input`] for an update that does not end the node or is larger than a transaction may be, [`Error::Store`] if storage failed for more than two
-    /// seconds: nothing was written, and the claim is still held, so that its end can be told again (otherwise, or mended). [`Error::Store`] at once if nobody
-    /// knows whether it was written ([`Error::is_unknown_outcome`]): read the node then.
+    /// have taken it over. [`Error::Input`] for an update that does not end the node or is larger than a transaction may be, [`Error::Store`] if storage was busy or full at
+    /// ten tries in a row, or once more three seconds after the first, or failed otherwise: nothing was written, and the claim is still held, so that its end can
+    /// be told again (otherwise, or mended). Each try takes as long as storage needs to refuse it. [`Error::Store`] at once if nobody knows whether it was written ([`Error::is_unknown_outcome`]): read the node then.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {

@@ -137,7 +137,11 @@ impl Coordinator {
             };
             match self.try_claim(want).await? {
                 Tried::Claimed(claim) => return Ok(Some(claim)),
-                Tried::GaveUp | Tried::TooLate | Tried::Locked(_) => return Ok(None),
+                Tried::TooLate(back) => {
+                    back.ended_in_time().await;
+                    return Ok(None);
+                }
+                Tried::GaveUp | Tried::Locked(_) => return Ok(None),
                 Tried::Taken => {}
             }
         }
@@ -245,9 +249,18 @@ impl Coordinator {
                         late_tries += u32::from(is_late());
                     }
                     Tried::Locked(holder) => picked.is_kept_out(holder),
-                    // Where storage is that slow the wait must end all the same.
-                    Tried::TooLate if is_late() => return Ok(Next::NothingReady),
-                    Tried::GaveUp | Tried::TooLate => {}
+                    Tried::TooLate(back) => {
+                        // Nobody here gets it before it is given back: it would look as if its worker had vanished.
+                        engine.runtime.spawn(async move {
+                            back.ended().await;
+                            drop(picked);
+                        });
+                        // Where storage is that slow the wait must end all the same.
+                        if is_late() {
+                            return Ok(Next::NothingReady);
+                        }
+                    }
+                    Tried::GaveUp => {}
                 }
                 continue;
             }
@@ -322,7 +335,8 @@ impl Coordinator {
                     Err(error) => return Err(error),
                 },
                 Tried::GaveUp => freed.push(node.clone()),
-                Tried::Taken | Tried::TooLate => {}
+                Tried::TooLate(back) => back.ended_in_time().await,
+                Tried::Taken => {}
                 Tried::Locked(_) => break,
             }
         }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::board::Picked;
 use super::guard::Tries;
@@ -21,6 +22,8 @@ use crate::store::StoreErrorKind;
 
 /// How long to wait before it is asked again what became of a claim.
 const RETRACT_PAUSE: Duration = Duration::from_secs(1);
+/// How long who asked for one node waits until it is given back.
+const GIVING_BACK: Duration = Duration::from_secs(1);
 
 /// What a claim writes and asks for.
 pub(super) struct Want {
@@ -47,8 +50,25 @@ pub(super) enum Tried {
     Locked(Box<LeaseRecord>),
     /// It was on its last attempt, and has failed now.
     GaveUp,
-    /// Storage took so long that the lease was over before it was known. The node is as it was, on the same attempt.
-    TooLate,
+    /// Storage took so long that the lease was over before it was known. The node is as it was, on the same attempt, as soon as it is given back.
+    TooLate(GivingBack),
+}
+
+/// The way back of a node whose claim was known too late. It comes to its end whether or not somebody waits for that.
+pub(super) struct GivingBack(Option<JoinHandle<()>>);
+
+impl GivingBack {
+    /// Waits until it is given back, or storage did not take that.
+    pub(super) async fn ended(self) {
+        if let Some(task) = self.0 {
+            let _told_in_the_log = task.await;
+        }
+    }
+
+    /// As [`ended`](Self::ended), for a moment: where storage is busy its caller does not wait for it.
+    pub(super) async fn ended_in_time(self) {
+        let _still_on_its_way = tokio::time::timeout(GIVING_BACK, self.ended()).await;
+    }
 }
 
 impl Coordinator {
@@ -137,15 +157,17 @@ impl Coordinator {
             // The run ended: nothing was gained, and nothing is wrong.
             Err(LeaseError::RunEnded { .. }) => return Ok(Tried::Taken),
             Err(error) => {
-                if let (false, Some(claimed)) = (given_up, committed.runs.first()) {
-                    engine.unclaim(&run, &node, claimed.after).await;
-                }
+                let claimed = committed.runs.first().filter(|_| !given_up).map(|claimed| claimed.after);
+                let back = GivingBack(claimed.map(|claimed| {
+                    let (waited_for, run, node) = (WaitedFor::new(engine), run.clone(), node.clone());
+                    engine.runtime.spawn(async move { waited_for.0.unclaim(&run, &node, claimed).await })
+                }));
                 return match error {
                     // This process was asleep for longer than the lease lasts, or storage was.
-                    LeaseError::NotFound { .. } => Ok(Tried::TooLate),
+                    LeaseError::NotFound { .. } => Ok(Tried::TooLate(back)),
                     LeaseError::Store(error) if error.is_retryable() => {
                         tracing::warn!(%run, %node, %error, "a claim came too late to be trusted");
-                        Ok(Tried::TooLate)
+                        Ok(Tried::TooLate(back))
                     }
                     error => Err(error.into()),
                 };
