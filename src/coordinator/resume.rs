@@ -1,5 +1,7 @@
 //! Runs whose process is gone, and how another one takes them over.
 
+use std::collections::HashMap;
+
 use super::{Commit, Coordinator, Transaction};
 use crate::error::Error;
 use crate::model::{
@@ -47,20 +49,35 @@ impl Coordinator {
     /// # Cancel safety
     /// Reads only.
     pub async fn abandoned_runs(&self) -> Result<Vec<AbandonedRun>, Error> {
+        let running = self.running_runs().await?;
+        // Behind the runs: who works on one of them has the storage open before.
+        let processes = self.engine().backend.processes().await?;
+        let mut found: Vec<RunSummary> =
+            running.into_iter().filter(|run| self.is_gone(run.header.worker.as_ref(), &processes)).collect();
+        if !found.is_empty() {
+            // In between its process may have ended a run in order, and itself after it.
+            let worker_of = |run: &RunSummary| run.header.worker.as_ref().map(|worker| worker.id.clone());
+            let now: HashMap<RunId, RunSummary> =
+                self.running_runs().await?.into_iter().map(|run| (run.run_id.clone(), run)).collect();
+            found = found
+                .into_iter()
+                .filter_map(|run| now.get(&run.run_id).filter(|still| worker_of(still) == worker_of(&run)).cloned())
+                .collect();
+        }
+        Ok(found.into_iter().map(|summary| AbandonedRun { worker: summary.header.worker.clone(), summary }).collect())
+    }
+
+    async fn running_runs(&self) -> Result<Vec<RunSummary>, Error> {
         let mut running = Vec::new();
         let mut query = RunQuery::new(RunFilter::all().status(RunStatus::Running)).limit(1000);
         loop {
             let page = self.list_runs(&query).await?;
             running.extend(page.runs);
             if page.next.is_none() {
-                break;
+                return Ok(running);
             }
             query = query.after(page.next);
         }
-        // Behind the runs: who works on one of them has the storage open before.
-        let processes = self.engine().backend.processes().await?;
-        let found = running.into_iter().map(|summary| AbandonedRun { worker: summary.header.worker.clone(), summary });
-        Ok(found.filter(|run| self.is_gone(run.worker.as_ref(), &processes)).collect())
     }
 
     fn is_gone(&self, worker: Option<&ProcessInfo>, processes: &[OpenProcess]) -> bool {
