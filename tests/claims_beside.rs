@@ -8,7 +8,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use seeknal_state::model::{Batch, BatchAnswer, LeaseMutation};
 use seeknal_state::store::{BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess};
@@ -20,6 +20,8 @@ use support::{Lie, LyingBackend, Store};
 use tokio::sync::Notify;
 
 const TTL: Duration = Duration::from_secs(30);
+/// As SQLite, which waits before it says that somebody else keeps it busy.
+const REFUSED_AFTER: Duration = Duration::from_secs(2);
 
 /// A place where the next one who comes by waits until he is let go.
 #[derive(Debug, Default)]
@@ -54,6 +56,10 @@ struct Slow {
     written: Stop,
     /// Whether the next one of those finds no space.
     full: AtomicBool,
+    /// Whether all of those are refused, after a while, by somebody who keeps storage busy.
+    busy: AtomicBool,
+    /// In front of the reading of openings.
+    openings: Stop,
     /// Leases on nodes that were asked for.
     grants: AtomicUsize,
     /// Whether the leases that are held are not told.
@@ -68,6 +74,8 @@ impl Slow {
             list: Stop::default(),
             written: Stop::default(),
             full: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
+            openings: Stop::default(),
             grants: AtomicUsize::new(0),
             silent: AtomicBool::new(false),
         })
@@ -95,6 +103,10 @@ impl StateBackend for Slow {
             let writes = batch.entries.iter().any(|entry| !entry.parts.is_empty());
             if writes && self.full.swap(false, Ordering::SeqCst) {
                 return Err(StoreError::not_applied(StoreErrorKind::Full, "no space left"));
+            }
+            if writes && self.busy.load(Ordering::SeqCst) {
+                tokio::time::sleep(REFUSED_AFTER).await;
+                return Err(StoreError::not_applied(StoreErrorKind::Busy, "somebody else writes"));
             }
             let answer = self.backend.commit(batch).await;
             if writes {
@@ -159,7 +171,10 @@ impl StateBackend for Slow {
     }
 
     fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
-        self.backend.processes()
+        Box::pin(async move {
+            self.openings.pass().await;
+            self.backend.processes().await
+        })
     }
 
     fn known_openings(&self) -> KnownOpenings {
@@ -285,6 +300,61 @@ async fn a_run_of_a_process_that_opened_while_runs_were_listed_is_not_abandoned(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_ended_before_its_process_closed_is_not_abandoned() {
+    let store = Store::of("database");
+    let slow = Slow::new(&store);
+    let (state, other) = (slow.open().await, store.open().await);
+    for run in ["ends", "stays"] {
+        other.create_run(run, NewRun::running()).await.unwrap();
+    }
+    slow.openings.arm();
+    let asking = tokio::spawn({
+        let state = state.clone();
+        async move { state.abandoned_runs().await.unwrap() }
+    });
+    in_time("openings are listed", slow.openings.reached.notified()).await;
+    other.update_run("ends", RunUpdate::success()).await.unwrap();
+    other.close().await.unwrap();
+    slow.openings.go.notify_one();
+    let abandoned: Vec<RunId> = asking.await.unwrap().into_iter().map(|run| run.summary.run_id).collect();
+    assert_eq!(abandoned, [RunId::new("stays").unwrap()]);
+    state.close().await.unwrap();
+}
+
+/// Also where somebody else holds the lock on the run by now: who works under a lost lease is told of that, and waits for nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_under_a_lost_lease_is_told_so_though_the_run_is_locked() {
+    let store = Store::of("database");
+    for own in ["r", "another"] {
+        let (state, other) = (store.open().await, store.open().await);
+        if own == "r" {
+            begin(&state, 3).await;
+            state.create_run("another", NewRun::running()).await.unwrap();
+        }
+        let lease = state.acquire_lock(own, Duration::ZERO).await.unwrap().unwrap();
+        let under = state.with_lease(&lease);
+        if own == "r" {
+            other.force_unlock(lease.token()).await.unwrap();
+        }
+        let lock = other.acquire_lock("r", Duration::ZERO).await.unwrap().unwrap();
+        if own != "r" {
+            let next = under.claim_next("r", ClaimFilter::new()).await;
+            assert!(matches!(next, Ok(Next::Locked { .. })), "its own is held: {next:?}");
+            other.force_unlock(lease.token()).await.unwrap();
+        }
+        for wait in [Duration::ZERO, Duration::from_secs(3_600)] {
+            let next = in_time("it is told", under.claim_next("r", ClaimFilter::new().wait(wait))).await;
+            assert!(matches!(next, Err(Error::LeaseLost(_))), "{own}, {wait:?}: {next:?}");
+        }
+        let claim = under.claim_node("r", "n0", "worker", TTL).await;
+        assert!(matches!(claim, Err(Error::LeaseLost(_))), "{own}: {claim:?}");
+        lock.release().await.unwrap();
+        state.close().await.unwrap();
+        other.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_others_took_over_is_not_ones_own_any_more() {
     let store = Store::of("database");
     let slow = Slow::new(&store);
@@ -341,6 +411,33 @@ async fn a_claim_is_given_back_when_storage_was_full_for_a_moment() {
     assert!(late.await.unwrap().is_none(), "its lease was over before it was known");
     assert_given_back(&state, "known too late").await;
     state.close().await.unwrap();
+}
+
+/// Neither its caller nor the end waits for as many tries as there may be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_storage_does_not_take_back_holds_up_nobody() {
+    const SHORT: Duration = Duration::from_millis(100);
+    let store = Store::of("database");
+    let slow = Slow::new(&store);
+    let state = slow.open().await;
+    begin(&state, 1).await;
+    slow.written.arm();
+    let late = tokio::spawn({
+        let state = state.clone();
+        async move { state.claim_next("r", ClaimFilter::new().ttl(SHORT)).await.unwrap() }
+    });
+    in_time("it is written", slow.written.reached.notified()).await;
+    tokio::time::sleep(3 * SHORT).await;
+    slow.busy.store(true, Ordering::SeqCst);
+    slow.written.go.notify_one();
+    let began = Instant::now();
+    let next = late.await.unwrap();
+    assert!(matches!(next, Next::NothingReady), "{next:?}");
+    assert!(began.elapsed() < REFUSED_AFTER, "{:?}", began.elapsed());
+    let next = state.claim_next("r", ClaimFilter::new()).await.unwrap();
+    assert!(matches!(next, Next::NothingReady), "it is on its way back: {next:?}");
+    state.close().await.unwrap();
+    assert!(began.elapsed() < 6 * REFUSED_AFTER, "{:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

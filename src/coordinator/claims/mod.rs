@@ -22,7 +22,9 @@ use self::take::{Tried, WaitedFor, Want, terms};
 use super::write::ids;
 use super::{Coordinator, Engine};
 use crate::error::Error;
-use crate::model::{InputError, IntoNodeId, IntoRunId, LeaseKey, LeaseRecord, NodeId, NodeStatus, RunId, Taking, Version};
+use crate::model::{
+    InputError, IntoNodeId, IntoRunId, LeaseKey, LeaseRecord, NodeId, NodeStatus, Refusal, RunId, Taking, Version,
+};
 
 /// How often `claim_node` looks again when it meets others.
 const TRIES: u32 = 8;
@@ -116,6 +118,7 @@ impl Coordinator {
                 NodeStatus::Running if seen.worker.is_some() => {
                     let key = LeaseKey::node(run.clone(), node.clone());
                     if engine.leases.list().await?.iter().any(|lease| lease.key.excludes(&key)) {
+                        self.refuse_lost().await?;
                         return Ok(None);
                     }
                     Taking::TakeOver
@@ -141,10 +144,12 @@ impl Coordinator {
                     back.ended_in_time().await;
                     return Ok(None);
                 }
-                Tried::GaveUp | Tried::Locked(_) => return Ok(None),
+                Tried::GaveUp => return Ok(None),
+                Tried::Locked(_) => break,
                 Tried::Taken => {}
             }
         }
+        self.refuse_lost().await?;
         Ok(None)
     }
 
@@ -272,10 +277,15 @@ impl Coordinator {
                 }
                 return Ok(Next::Drained { blocked });
             }
+            let locked = board.locked();
+            if locked.is_some() {
+                // Nothing is tried that would tell.
+                self.refuse_lost().await?;
+            }
             if is_late() {
                 // Who asks again at once leaves those room who do the work, on whose end it depends.
                 tokio::task::yield_now().await;
-                return Ok(board.locked().map_or(Next::NothingReady, |holder| Next::Locked { holder }));
+                return Ok(locked.map_or(Next::NothingReady, |holder| Next::Locked { holder }));
             }
             let look = board.next_look();
             let wake = until.map_or(look, |until| until.min(look));
@@ -355,6 +365,16 @@ impl Coordinator {
         }
         let why = "it is asked for under the lock on the whole run, which keeps out all claims; release that lock, or work under it without claims";
         Err(InputError::new(format!("claim in run {run:?}"), why).into())
+    }
+
+    /// Whoever works under a lease that is lost is told so also where others keep it out, who may be why it is lost.
+    async fn refuse_lost(&self) -> Result<(), Error> {
+        let Some(fences) = &self.fences else { return Ok(()) };
+        let held = self.engine().leases.list().await?;
+        match fences.iter().find(|fence| !held.iter().any(|lease| lease.token == fence.token)) {
+            Some(lost) => Err(Error::LeaseLost(Refusal::Fenced { fence: lost.clone() })),
+            None => Ok(()),
+        }
     }
 
     fn default_owner(&self) -> Arc<str> {
