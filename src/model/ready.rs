@@ -330,11 +330,12 @@ impl ReadyBoard {
         peers.dedup();
         if peers != self.peers {
             self.peers = peers;
-            for (_, id) in std::mem::take(&mut self.queue) {
+            for ((from, _), id) in std::mem::take(&mut self.queue) {
                 let Some(card) = self.cards.get_mut(&id) else { continue };
                 card.place = None;
-                // The time for which it was left to others counts: where processes come and go it would never be over.
-                let since = card.since;
+                // The time for which it was left to others counts: where processes come and go it would never be over. One that was this process's own
+                // was left to nobody yet.
+                let since = if from.is_zero() { self.now } else { card.since };
                 self.place_since(&id, since);
             }
         }

@@ -188,6 +188,31 @@ fn every_node_has_one_process_that_comes_first() {
 }
 
 #[test]
+fn a_process_that_joins_is_left_the_nodes_for_which_it_comes_first() {
+    let mut world = World::new();
+    for node in 0..100 {
+        assert!(world.set(node, NodeUpdate::new()));
+    }
+    let mut board = world.board("a");
+    let joined = Duration::from_secs(10);
+    board.at(joined);
+    board.set_peers(["a", "b"]);
+    let mut picked = 0;
+    while board.pick().is_some() {
+        picked += 1;
+    }
+    assert!((25..75).contains(&picked), "{picked} of 100 for one of two, however long all were its own");
+    // Its time has begun, once.
+    board.at(joined + LEAST_PATIENCE / 2);
+    board.set_peers(["a", "b", "c"]);
+    board.at(joined + LEAST_PATIENCE * 2);
+    while board.pick().is_some() {
+        picked += 1;
+    }
+    assert_eq!(picked, 100, "but not for ever");
+}
+
+#[test]
 fn processes_that_come_and_go_keep_no_node_waiting() {
     let mut world = World::new();
     for node in 0..100 {
