@@ -161,9 +161,11 @@ impl Coordinator {
     /// gets it when the claims that are held have ended, and until then nobody in his process gets a new one; between processes whoever asks first when it is
     /// free does.
     ///
-    /// What others hold is known as of the last look, which is at most a second old: who comes in between may be told [`Next::NothingReady`] for either.
+    /// What others hold is known as of the last look, which is at most a second old: who comes in between may be told [`Next::NothingReady`] for either, and
+    /// [`Next::Locked`] for up to a second after the lock is free.
     ///
-    /// Without [`ClaimFilter::wait`] it answers at once: who asks in a loop sets a wait, or pauses by itself.
+    /// Without [`ClaimFilter::wait`], or when it is over, it answers at once, after at most 32 tries of nodes that turn out to be others': there may be more that
+    /// are ready then. Who asks in a loop sets a wait, or pauses by itself.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -217,7 +219,7 @@ impl Coordinator {
             if engine.is_closed() {
                 return Err(Error::Closed);
             }
-            let taken_back = || engine.directory.get(run.as_str()).map(|handle| handle.cell().taken_back());
+            let taken_back = || engine.directory.get(run.as_str()).map_or(0, |handle| handle.cell().taken_back());
             let before = taken_back();
             let snapshot = engine.snapshot(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
             let board = engine.directory.boards.of(&snapshot, &filter.done, engine.backend.process().as_ref());
@@ -270,9 +272,16 @@ impl Coordinator {
                 continue;
             }
             if let Some((blocked, at)) = board.drained() {
-                // What it was judged by: the snapshot, or a commit that came to the board since.
-                let seen = if at > snapshot.version() { at } else { snapshot.durable_version() };
+                // What it was judged by: the snapshot, or a commit that came to the board since, which counts once it is stored.
+                let stored = || engine.directory.get(run.as_str()).and_then(|handle| handle.cell().durable_version());
+                let newer = at > snapshot.version() && stored().is_some_and(|stored| at <= stored);
+                let seen = if newer { at } else { snapshot.durable_version() };
                 if engine.follow_up(&run, Some(seen)).await? {
+                    continue;
+                }
+                // A deferred write of somebody else may have been on the board, and others have its number now.
+                if taken_back() != before {
+                    engine.directory.boards.forget(&run);
                     continue;
                 }
                 return Ok(Next::Drained { blocked });
