@@ -153,7 +153,9 @@ impl Writer {
         // After a failed write or sync the commit may lie in the WAL all the same, and count after a crash. The batch is sent again under its id: either
         // it is found, or its pages are written anew in the same place.
         // A full disk is certain, and so is any other write that the system refused: the page that says "committed" is written last, and nothing follows
-        // it but the sync. Cut short it fails its checksum, and SQLite has rolled back by itself: what comes next is written over it.
+        // it but the sync. Cut short it fails its checksum, and SQLite has rolled back by itself: what comes next is written over it. (Unless the part that
+        // was not written is byte for byte what lay there before, of an earlier round of the log: then that page counts if this process dies before its
+        // next commit. It takes a write that is cut short inside the last page, an equal rest of it, and a death in that moment.)
         let certain = (still_inside && !is_io(&error)) || is_full(&error) || is_unwritten(&error);
         let error = sql_error(&self.at.name, error);
         Err(if certain { error } else { error.into_unknown() })
