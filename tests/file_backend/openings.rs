@@ -44,6 +44,60 @@ async fn one_backend_that_is_opened_twice_at_once_is_open() {
     backend.initialize().await.unwrap();
 }
 
+/// Its thread goes on for a moment, and is in nobody's way.
+#[tokio::test]
+async fn an_opening_that_is_given_up_is_none_to_be_refused_by() {
+    let filled = tempfile::tempdir().unwrap();
+    let writer = open(filled.path()).await;
+    create(&writer, "run_1", 0).await;
+    for second in 1..100 {
+        let update = NodeUpdate::success().metadata("text", "x".repeat(50_000));
+        set(&writer, "run_1", &format!("node_{second}"), update, second).await;
+    }
+    for round in 0..5 {
+        // As a crash leaves it: there is something to recover.
+        let folder = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(filled.path()).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+        }
+        let backend = FileBackend::new(&options(folder.path()));
+        let mut opening = backend.initialize();
+        assert!(once(&mut opening).await, "round {round}: it takes a moment");
+        // It holds the lock by now.
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        drop(opening);
+        backend.initialize().await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        backend.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_closes_while_it_is_opened_has_closed_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..20 {
+        let backend = FileBackend::new(&options(folder.path()));
+        let mut opening = backend.initialize();
+        assert!(once(&mut opening).await, "round {round}: it takes a moment");
+        let given_up = round % 2 == 0;
+        let opening = if given_up { None } else { Some(opening) };
+        backend.close().await.unwrap();
+        let other = open(folder.path()).await;
+        if let Some(opening) = opening {
+            assert_eq!(opening.await.unwrap_err().kind(), StoreErrorKind::Closed, "round {round}");
+        }
+        other.close().await.unwrap();
+        // It may be opened again, as any that was closed.
+        backend.initialize().await.unwrap();
+        backend.close().await.unwrap();
+    }
+}
+
+/// Polls once; whether it has not come to its end.
+async fn once<F: std::future::Future + Unpin>(future: &mut F) -> bool {
+    std::future::poll_fn(|cx| std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx).is_pending())).await
+}
+
 /// What a crash left lying is removed by who holds the lock, and by nobody else: it may be somebody's work of this moment.
 #[tokio::test]
 async fn only_who_holds_the_lock_sweeps() {

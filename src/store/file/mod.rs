@@ -69,8 +69,8 @@ enum Access {
     Read(Arc<Reader>),
     Write {
         phase: Mutex<Phase>,
-        /// Held by who opens it: who comes meanwhile finds it open, and not in the way of itself.
-        opening: tokio::sync::Mutex<()>,
+        /// Held by an opening until it is open or its thread has ended: who comes meanwhile finds it open, and not in the way of itself.
+        opening: Arc<tokio::sync::Mutex<()>>,
         leases: Arc<LeaseBook>,
     },
 }
@@ -79,6 +79,8 @@ enum Access {
 #[derive(Debug)]
 enum Phase {
     New,
+    /// Its thread is at work, and reads from this. Also where nobody waits for that any more.
+    Opening(Sender<Op>),
     Open(Running),
     Closed,
 }
@@ -126,7 +128,7 @@ impl FileBackend {
         let access = if options.is_read_only() {
             Access::Read(Arc::new(Reader::new(paths.clone())))
         } else {
-            let opening = tokio::sync::Mutex::default();
+            let opening = Arc::default();
             Access::Write { phase: Mutex::new(Phase::New), opening, leases: Arc::new(LeaseBook::new()) }
         };
         Self { paths, access }
@@ -154,7 +156,7 @@ impl FileBackend {
             Access::Read(reader) => Err(self.refuse_writing(reader)),
             Access::Write { phase, .. } => match &*lock(phase) {
                 Phase::Open(running) => Ok(running.sender.clone()),
-                Phase::New => Err(not_open()),
+                Phase::New | Phase::Opening(_) => Err(not_open()),
                 Phase::Closed => Err(StoreError::closed()),
             },
         }
@@ -181,7 +183,7 @@ impl FileBackend {
             Access::Write { phase, .. } => {
                 let found = match &*lock(phase) {
                     Phase::Open(running) => Ok(Arc::clone(&running.shared)),
-                    Phase::New => Err(not_open()),
+                    Phase::New | Phase::Opening(_) => Err(not_open()),
                     Phase::Closed => Err(StoreError::closed()),
                 };
                 Box::pin(async move { Ok(read(&found?.ledger.load())) })
@@ -236,35 +238,54 @@ impl StateBackend for FileBackend {
                 })
             }
             Access::Write { phase, opening, leases } => Box::pin(async move {
-                let _alone = opening.lock().await;
-                if matches!(*lock(phase), Phase::Open(_)) {
-                    return Ok(OpenReport::new());
-                }
-                let process = ProcessInfo::current(SystemClock.now());
+                let alone = Arc::clone(opening).lock_owned().await;
                 let (sender, operations) = channel();
+                {
+                    let mut phase = lock(phase);
+                    if matches!(*phase, Phase::Open(_)) {
+                        return Ok(OpenReport::new());
+                    }
+                    *phase = Phase::Opening(sender.clone());
+                }
+                // Taken out here when it is open. Else the next one waits for the end of the thread, which may hold the lock: also where this future is
+                // dropped, or polled no more.
+                let until_ended = Arc::new(Mutex::new(Some(alone)));
+                let alone = Arc::downgrade(&until_ended);
+                let process = ProcessInfo::current(SystemClock.now());
                 let (told, opened) = oneshot::channel();
                 let (paths, named, own, leases) = (self.paths.clone(), process.clone(), sender.clone(), Arc::clone(leases));
                 let abandoned = CloseUnlessTaken(Some(sender.clone()));
                 let thread = std::thread::Builder::new()
                     .name("seeknal-file-writer".to_owned())
-                    .spawn(move || match Writer::open(paths, &named, own, leases) {
-                        Ok(Opened { writer, report, shared }) => {
-                            // A caller who went away leaves nobody who could use it: the writer closes at once. One who goes away
-                            // before taking the answer drops it, and that closes the writer.
-                            if told.send(Ok((report, shared, abandoned))).is_ok() {
-                                writer.run(operations);
+                    .spawn(move || {
+                        let _until_ended = until_ended;
+                        match Writer::open(paths, &named, own, leases) {
+                            Ok(Opened { writer, report, shared }) => {
+                                // A caller who went away leaves nobody who could use it: the writer closes at once. One who goes away
+                                // before taking the answer drops it, and that closes the writer.
+                                if told.send(Ok((report, shared, abandoned))).is_ok() {
+                                    writer.run(operations);
+                                }
                             }
-                        }
-                        Err(error) => {
-                            let _caller_gone = told.send(Err(error));
+                            Err(error) => {
+                                let _caller_gone = told.send(Err(error));
+                            }
                         }
                     })
                     .map_err(|error| StoreError::io(self.paths.document.display(), error))?;
                 let ended =
                     |_| Err(StoreError::not_applied(StoreErrorKind::Io, "the writer of the state ended while it opened it"));
                 let (report, shared, abandoned) = opened.await.unwrap_or_else(ended)?;
+                let mut phase = lock(phase);
+                if !matches!(*phase, Phase::Opening(_)) {
+                    // Closed meanwhile, and so is the writer.
+                    return Err(StoreError::closed());
+                }
                 abandoned.taken();
-                *lock(phase) = Phase::Open(Running { sender, thread, shared, process });
+                *phase = Phase::Open(Running { sender, thread, shared, process });
+                if let Some(alone) = alone.upgrade() {
+                    *alone.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                }
                 Ok(report)
             }),
         }
@@ -298,7 +319,7 @@ impl StateBackend for FileBackend {
             Access::Write { phase, .. } => {
                 let leases = match &*lock(phase) {
                     Phase::Open(running) => Ok(running.shared.leases.list()),
-                    Phase::New => Err(not_open()),
+                    Phase::New | Phase::Opening(_) => Err(not_open()),
                     Phase::Closed => Err(StoreError::closed()),
                 };
                 Box::pin(async move { leases })
@@ -354,7 +375,7 @@ impl StateBackend for FileBackend {
             Access::Read(_) => None,
             Access::Write { phase, .. } => match &*lock(phase) {
                 Phase::Open(running) => Some(running.process.clone()),
-                Phase::New | Phase::Closed => None,
+                Phase::New | Phase::Opening(_) | Phase::Closed => None,
             },
         }
     }
@@ -411,13 +432,19 @@ impl StateBackend for FileBackend {
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        let Access::Write { phase, .. } = &self.access else { return Box::pin(async { Ok(()) }) };
-        let running = {
-            let mut phase = lock(phase);
-            match std::mem::replace(&mut *phase, Phase::Closed) {
-                Phase::Open(running) => Some(running),
-                Phase::New | Phase::Closed => None,
+        let Access::Write { phase, opening, .. } = &self.access else { return Box::pin(async { Ok(()) }) };
+        let was = std::mem::replace(&mut *lock(phase), Phase::Closed);
+        let running = match was {
+            Phase::Open(running) => Some(running),
+            Phase::Opening(sender) => {
+                // A writer that did not come to be is closed.
+                let _gone = sender.send(Op::Close(None));
+                return Box::pin(async move {
+                    drop(opening.lock().await);
+                    Ok(())
+                });
             }
+            Phase::New | Phase::Closed => None,
         };
         // The message is on its way before the future is first polled: dropping it does not stop the close.
         let closed = running.map(|running| {
