@@ -98,6 +98,10 @@ async fn go_on() {
                     say(&format!("commit {:?} {error}", error.kind()));
                     if error.is_unknown_outcome() {
                         say(&format!("unknown {error}"));
+                    } else if std::env::var_os("DIE").is_some() {
+                        say(&format!("known {}", serde_json::to_string(&known).unwrap()));
+                        let me = rustix::process::getpid();
+                        rustix::process::kill_process(me, rustix::process::Signal::KILL).unwrap();
                     }
                 }
             }
@@ -157,6 +161,11 @@ impl Place {
     /// It went on to its end; without faults, what it was told is there, and service is as before.
     async fn holds(&self, told: &Told, what: &str) {
         told.passed(what);
+        self.kept(told, what).await;
+    }
+
+    /// As [`holds`](Self::holds), wherever it ended.
+    async fn kept(&self, told: &Told, what: &str) {
         let state = backend(self.name, &self.state, false);
         state.initialize().await.unwrap_or_else(|error| panic!("{what}: {error}\n{}", told.output));
         let known = told.after("told: known ").first().map_or_else(Known::new, |known| serde_json::from_str(known).unwrap());
@@ -271,6 +280,28 @@ async fn a_write_that_is_refused_leaves_no_outcome_unknown() {
             refused += told.after("told: commit ").len();
         }
         assert!(refused > 0, "{error}: nobody was told");
+    }
+}
+
+/// Whoever is told so and dies before anything else is written finds it so.
+#[tokio::test]
+async fn what_was_refused_is_not_there_after_a_death_at_once() {
+    if !can_trace() {
+        return;
+    }
+    for error in ["ENOSPC", "EIO"] {
+        let mut died = 0;
+        for when in (1..=70).step_by(4) {
+            let what = format!("{error} {when}");
+            let place = Place::filled("database").await;
+            let told = place.child().env("DIE", "1").inject("pwrite64", &format!("error={error}:when={when}")).run();
+            if told.was_killed(&what) {
+                died += 1;
+                assert!(told.after("told: known ")[0].contains("false"), "{what}: {}", told.output);
+            }
+            place.kept(&told, &what).await;
+        }
+        assert!(died > 0, "{error}: nobody was told");
     }
 }
 
