@@ -91,8 +91,6 @@ pub(super) struct Writer {
     told: VecDeque<BatchId>,
     commits: u64,
     checkpointer: Checkpointer,
-    /// The length of the WAL when it was longest.
-    wal_length: u64,
     wal: Wal,
     /// Whether the WAL was grown to its full length.
     grown: bool,
@@ -142,7 +140,6 @@ impl Writer {
             told: VecDeque::new(),
             commits: 0,
             checkpointer,
-            wal_length: 0,
             wal: Wal::default(),
             grown: false,
             rest_due: false,

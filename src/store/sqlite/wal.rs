@@ -4,18 +4,20 @@
 //! such moment, although everything is in the database: then the writer waits for them, shortly, while nothing is committed. Whoever comes meanwhile reads
 //! the database alone, and stands in nobody's way.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
 use super::error::sql_error;
+use super::open::beside;
 use super::schema::PAGE_SIZE;
 use super::turn;
 use crate::store::StoreError;
 
 /// So many pages of the WAL that cannot be brought into the database are told: 32 MiB. A log of this length is to begin anew; one that is twice as long
 /// and did not is told.
-pub(super) const HELD_UP: i64 = 32 * 1024;
+const HELD_UP: i64 = 32 * 1024;
 
 /// How long the writer waits for readers at most, so that the log can begin anew.
 const WAIT: Duration = Duration::from_millis(50);
@@ -30,6 +32,8 @@ pub(super) struct Wal {
     told: bool,
     /// When the writer waited last for readers.
     waited: Option<Instant>,
+    /// Its length when it was longest, in bytes.
+    longest: u64,
 }
 
 /// The log as a checkpoint left it.
@@ -50,6 +54,15 @@ fn checkpoint(conn: &Connection, sql: &str) -> rusqlite::Result<Log> {
 }
 
 impl Wal {
+    /// Whether it is longer than it ever was and should be, and so to be emptied: wide rows fill it sooner than their number says.
+    pub(super) fn has_grown(&mut self, db: &Path) -> bool {
+        let length = std::fs::metadata(beside(db, "-wal")).map_or(0, |meta| meta.len());
+        let usual = u64::try_from(HELD_UP * PAGE_SIZE).unwrap_or(u64::MAX);
+        let grown = length > self.longest.max(usual);
+        self.longest = self.longest.max(length);
+        grown
+    }
+
     /// Brings the log into the database as far as readers allow, and says so when they hold it up for too long.
     pub(super) fn checkpoint(&mut self, conn: &mut Connection, place: &str) -> Result<(), StoreError> {
         let fail = |error| sql_error(place, error);

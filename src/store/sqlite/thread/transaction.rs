@@ -11,12 +11,9 @@ use crate::store::pull::BatchReply;
 use crate::store::sqlite::checkpoint::Due;
 use crate::store::sqlite::decide::Session;
 use crate::store::sqlite::error::{is_full, is_io, is_unwritten, sql_error};
-use crate::store::sqlite::open::beside;
 use crate::store::sqlite::own::Settled;
 use crate::store::sqlite::owners::Deaths;
 use crate::store::sqlite::rows::Stamp;
-use crate::store::sqlite::schema::PAGE_SIZE;
-use crate::store::sqlite::wal::HELD_UP;
 use crate::store::sqlite::{answer, schema};
 
 /// How often a transaction takes in what arrived while it was filled.
@@ -63,7 +60,7 @@ impl Writer {
                 self.memory.settle(settled);
                 self.commits = self.commits.saturating_add(1);
                 if self.commits.is_multiple_of(LOOK_AT_WAL) {
-                    self.look_at_wal();
+                    self.rest_due |= self.wal.has_grown(&self.at.path);
                 }
                 Ok(answers)
             }
@@ -73,14 +70,6 @@ impl Writer {
                 Err(error)
             }
         }
-    }
-
-    /// Wide rows fill the WAL sooner than their number says: one that grew beyond its usual length is to be emptied.
-    fn look_at_wal(&mut self) {
-        let length = std::fs::metadata(beside(&self.at.path, "-wal")).map_or(0, |meta| meta.len());
-        let usual = u64::try_from(HELD_UP * PAGE_SIZE).unwrap_or(u64::MAX);
-        self.rest_due |= length > self.wal_length.max(usual);
-        self.wal_length = self.wal_length.max(length);
     }
 
     /// Everything between BEGIN and COMMIT. A batch that came from a source may have become longer after it.
