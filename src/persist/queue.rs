@@ -59,8 +59,7 @@ pub(super) enum Item<S, B> {
 pub(super) struct Flight<S, B> {
     pub(super) sinks: Vec<(S, u64)>,
     pub(super) barriers: Vec<B>,
-    /// About how many bytes its entries take, together and each.
-    pub(super) weight: usize,
+    /// About how many bytes each of its entries takes.
     pub(super) weights: Vec<usize>,
 }
 
@@ -69,12 +68,11 @@ impl<S, B> Flight<S, B> {
     pub(super) fn of(items: VecDeque<Item<S, B>>) -> (Vec<Entry>, Self) {
         let mut entries = Vec::with_capacity(items.len());
         let (sinks, weights) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
-        let mut flight = Self { sinks, barriers: Vec::new(), weight: 0, weights };
+        let mut flight = Self { sinks, barriers: Vec::new(), weights };
         for item in items {
             match item {
                 Item::Entry(Submission { entry, chain, sink, weight }) => {
                     entries.push(entry);
-                    flight.weight = flight.weight.saturating_add(weight);
                     flight.weights.push(weight);
                     flight.sinks.push((sink, chain));
                 }
@@ -88,8 +86,12 @@ impl<S, B> Flight<S, B> {
     pub(super) fn join(&mut self, later: Self) {
         self.sinks.extend(later.sinks);
         self.barriers.extend(later.barriers);
-        self.weight = self.weight.saturating_add(later.weight);
         self.weights.extend(later.weights);
+    }
+
+    /// About how many bytes its entries take together.
+    pub(super) fn weight(&self) -> usize {
+        self.weights.iter().sum()
     }
 }
 

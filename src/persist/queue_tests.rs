@@ -140,10 +140,10 @@ fn what_joins_a_batch_keeps_it_within_its_limits() {
     assert!(queue.push(Submission { weight: MAX_BATCH_BYTES - 150, ..submission("a", 1, 1) }).is_none());
     let (_, mut flight) = Flight::of(queue.take().unwrap());
     assert!(queue.push(submission("b", 1, 2)).is_none());
-    flight.join(Flight::of(queue.take_more(flight.weight).unwrap()).1);
+    flight.join(Flight::of(queue.take_more(flight.weight()).unwrap()).1);
     assert_eq!(flight.sinks, [(1, 1), (2, 1)]);
     assert!(queue.push(submission("c", 1, 3)).is_none());
-    assert!(queue.take_more(flight.weight).is_none());
+    assert!(queue.take_more(flight.weight()).is_none());
     assert_eq!(queue.take().unwrap().len(), 1);
 }
 
@@ -159,7 +159,7 @@ fn a_crowd_joins_no_batch_that_is_under_way() {
         for sink in 1..=crowd {
             assert!(queue.push(Submission { weight, ..submission(&format!("r{sink}"), 1, sink) }).is_none());
         }
-        assert_eq!(queue.take_more(flight.weight).is_some(), joins, "{crowd} of {weight} bytes");
+        assert_eq!(queue.take_more(flight.weight()).is_some(), joins, "{crowd} of {weight} bytes");
         let waits = usize::try_from(if joins { 0 } else { crowd }).unwrap();
         assert_eq!((queue.len(), queue.take().map_or(0, |next| next.len())), (waits, waits));
     }
@@ -174,12 +174,12 @@ fn what_was_sent_apart_keeps_its_weight() {
     let (entries, flight) = Flight::of(queue.take().unwrap());
     queue.put_apart(&entries, flight);
     let (_, first) = Flight::of(queue.take().unwrap());
-    assert_eq!((&first.sinks[..], first.weight), (&[(1, 1)][..], MAX_BATCH_BYTES / 2));
+    assert_eq!((&first.sinks[..], first.weight()), (&[(1, 1)][..], MAX_BATCH_BYTES / 2));
     assert!(queue.push(submission("late", 1, 3)).is_none());
-    assert!(queue.take_more(first.weight).is_none(), "nothing joins while entries are sent apart");
+    assert!(queue.take_more(first.weight()).is_none(), "nothing joins while entries are sent apart");
     // The last one has company again, within the limit.
     let (entries, last) = Flight::of(queue.take().unwrap());
-    assert_eq!((&last.sinks[..], last.weight), (&[(2, 1)][..], MAX_BATCH_BYTES / 2));
+    assert_eq!((&last.sinks[..], last.weight()), (&[(2, 1)][..], MAX_BATCH_BYTES / 2));
     // Once more apart, and then taken out as what stood on something broken: what waits is counted as before.
     queue.put_apart(&entries, last);
     let error = StoreError::not_applied(StoreErrorKind::Full, "full");

@@ -105,7 +105,7 @@ impl<S: Sink> BatchSource for Shard<S> {
         // What was sent before may be in stable storage, under its name.
         let known = |current: &&mut Current<S>| current.batch.id == batch.id && current.unknown_since.is_none();
         let Some(current) = current.as_mut().filter(known) else { return false };
-        let Some(items) = line.queue.take_more(current.flight.weight) else { return false };
+        let Some(items) = line.queue.take_more(current.flight.weight()) else { return false };
         drop(line);
         let (entries, flight) = Flight::of(items);
         current.flight.join(flight);
