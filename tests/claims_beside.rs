@@ -186,6 +186,20 @@ impl StateBackend for Slow {
     }
 }
 
+/// Two processes on one store, the first of which can be held up.
+async fn two() -> (Arc<Slow>, Coordinator, Coordinator, Store) {
+    let store = Store::of("database");
+    let slow = Slow::new(&store);
+    let (state, other) = (slow.open().await, store.open().await);
+    (slow, state, other, store)
+}
+
+async fn close(states: [Coordinator; 2]) {
+    for state in states {
+        state.close().await.unwrap();
+    }
+}
+
 async fn in_time<F: Future>(what: &str, future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(30), future).await.unwrap_or_else(|_| panic!("never: {what}"))
 }
@@ -213,9 +227,7 @@ async fn begin(state: &Coordinator, nodes: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_locked_run_is_not_tried_node_by_node() {
     for silent in [false, true] {
-        let store = Store::of("database");
-        let slow = Slow::new(&store);
-        let (state, other) = (slow.open().await, store.open().await);
+        let (slow, state, other, _store) = two().await;
         begin(&other, 200).await;
         let lock = other.acquire_lock("r", Duration::ZERO).await.unwrap().unwrap();
         slow.silent.store(silent, Ordering::SeqCst);
@@ -231,17 +243,14 @@ async fn a_locked_run_is_not_tried_node_by_node() {
         slow.silent.store(false, Ordering::SeqCst);
         let claim = waiting.await.unwrap().claimed().expect("it is free again");
         claim.complete(NodeUpdate::success()).await.unwrap();
-        state.close().await.unwrap();
-        other.close().await.unwrap();
+        close([state, other]).await;
     }
 }
 
 /// What was judged was older than what is stored, though this process knew by then what is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_committed_before_the_call_is_claimed() {
-    let store = Store::of("database");
-    let slow = Slow::new(&store);
-    let (state, other) = (slow.open().await, store.open().await);
+    let (slow, state, other, _store) = two().await;
     other.create_run("r", NewRun::running()).await.unwrap();
     other.set_node_state("r", "done", NodeUpdate::success()).await.unwrap();
     assert!(matches!(state.claim_next("r", ClaimFilter::new()).await.unwrap(), Next::Drained { blocked: 0 }));
@@ -261,22 +270,18 @@ async fn what_was_committed_before_the_call_is_claimed() {
         assert_eq!(claim.node_id().as_str(), node);
         claim.complete(NodeUpdate::success()).await.unwrap();
     }
-    state.close().await.unwrap();
-    other.close().await.unwrap();
+    close([state, other]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_others_deleted_is_not_drained() {
-    let store = Store::of("database");
-    let slow = Slow::new(&store);
-    let (state, other) = (slow.open().await, store.open().await);
+    let (_slow, state, other, _store) = two().await;
     other.create_run("r", NewRun::running()).await.unwrap();
     assert!(matches!(state.claim_next("r", ClaimFilter::new()).await.unwrap(), Next::Drained { blocked: 0 }));
     other.delete_run("r", OnDelete::DropCoverage).await.unwrap();
     let next = in_time("it is answered", state.claim_next("r", ClaimFilter::new())).await;
     assert!(matches!(next, Err(Error::RunNotFound(_))), "{next:?}");
-    state.close().await.unwrap();
-    other.close().await.unwrap();
+    close([state, other]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -301,9 +306,7 @@ async fn a_run_of_a_process_that_opened_while_runs_were_listed_is_not_abandoned(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_ended_before_its_process_closed_is_not_abandoned() {
-    let store = Store::of("database");
-    let slow = Slow::new(&store);
-    let (state, other) = (slow.open().await, store.open().await);
+    let (slow, state, other, _store) = two().await;
     for run in ["ends", "stays"] {
         other.create_run(run, NewRun::running()).await.unwrap();
     }
@@ -349,16 +352,13 @@ async fn who_asks_under_a_lost_lease_is_told_so_though_the_run_is_locked() {
         let claim = under.claim_node("r", "n0", "worker", TTL).await;
         assert!(matches!(claim, Err(Error::LeaseLost(_))), "{own}: {claim:?}");
         lock.release().await.unwrap();
-        state.close().await.unwrap();
-        other.close().await.unwrap();
+        close([state, other]).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_others_took_over_is_not_ones_own_any_more() {
-    let store = Store::of("database");
-    let slow = Slow::new(&store);
-    let (state, other) = (slow.open().await, store.open().await);
+    let (_slow, state, other, _store) = two().await;
     state.create_run("r", NewRun::running()).await.unwrap();
     assert!(state.resume_run("r").await.unwrap().commit.is_none(), "it is its own");
     other.update_run("r", RunUpdate::failed()).await.unwrap();
@@ -366,8 +366,7 @@ async fn a_run_that_others_took_over_is_not_ones_own_any_more() {
     let resumed = state.resume_run("r").await;
     let theirs = other.backend().process().unwrap();
     assert!(matches!(&resumed, Err(Error::RunInUse { worker, .. }) if *worker == theirs), "{resumed:?}");
-    state.close().await.unwrap();
-    other.close().await.unwrap();
+    close([state, other]).await;
 }
 
 async fn assert_given_back(state: &Coordinator, what: &str) {

@@ -263,6 +263,11 @@ async fn a_full_disk_is_told_at_every_write_and_service_goes_on() {
     }
 }
 
+/// Some of the first calls, each refused with this error: what is said of it, and how it is asked for.
+fn now_and_then(error: &str) -> impl Iterator<Item = (String, String)> {
+    (1..=70).step_by(4).map(move |when| (format!("{error} {when}"), format!("error={error}:when={when}")))
+}
+
 /// A quota that is used up, a disk that takes no more: what was not written was not written, and nobody waits for a word on it.
 #[tokio::test]
 async fn a_write_that_is_refused_leaves_no_outcome_unknown() {
@@ -271,10 +276,9 @@ async fn a_write_that_is_refused_leaves_no_outcome_unknown() {
     }
     for error in ["EDQUOT", "EIO"] {
         let mut refused = 0;
-        for when in (1..=70).step_by(4) {
-            let what = format!("{error} {when}");
+        for (what, fault) in now_and_then(error) {
             let place = Place::filled("database").await;
-            let told = place.child().inject("pwrite64", &format!("error={error}:when={when}")).run();
+            let told = place.child().inject("pwrite64", &fault).run();
             place.holds(&told, &what).await;
             assert_eq!(told.after("told: unknown "), Vec::<String>::new(), "{what}");
             refused += told.after("told: commit ").len();
@@ -291,10 +295,9 @@ async fn what_was_refused_is_not_there_after_a_death_at_once() {
     }
     for error in ["ENOSPC", "EIO"] {
         let mut died = 0;
-        for when in (1..=70).step_by(4) {
-            let what = format!("{error} {when}");
+        for (what, fault) in now_and_then(error) {
             let place = Place::filled("database").await;
-            let told = place.child().env("DIE", "1").inject("pwrite64", &format!("error={error}:when={when}")).run();
+            let told = place.child().env("DIE", "1").inject("pwrite64", &fault).run();
             if told.was_killed(&what) {
                 died += 1;
                 assert!(told.after("told: known ")[0].contains("false"), "{what}: {}", told.output);

@@ -25,6 +25,13 @@ impl World {
         world
     }
 
+    /// With so many nodes, all of them ready.
+    fn with_ready(nodes: usize) -> Self {
+        let mut world = Self::new();
+        assert!((0..nodes).all(|node| world.set(node, NodeUpdate::new())));
+        world
+    }
+
     fn apply(&mut self, mutation: &Mutation) -> bool {
         self.version += 1;
         apply(&mut self.state, &RunId::new("r").unwrap(), mutation, Version(self.version)).is_ok()
@@ -41,6 +48,11 @@ impl World {
     fn board(&self, me: &str) -> ReadyBoard {
         ReadyBoard::new(self.state(), DONE, me)
     }
+}
+
+/// How many may be taken now.
+fn pick_all(board: &mut ReadyBoard) -> usize {
+    std::iter::from_fn(|| board.pick()).count()
 }
 
 fn queued(board: &ReadyBoard) -> BTreeSet<NodeId> {
@@ -162,10 +174,7 @@ fn what_can_never_be_ready_is_told() {
 
 #[test]
 fn every_node_has_one_process_that_comes_first() {
-    let mut world = World::new();
-    for node in 0..400 {
-        assert!(world.set(node, NodeUpdate::new()));
-    }
+    let world = World::with_ready(400);
     let names = ["a", "b", "c", "d"];
     let mut first: BTreeMap<NodeId, &str> = BTreeMap::new();
     for name in names {
@@ -189,44 +198,29 @@ fn every_node_has_one_process_that_comes_first() {
 
 #[test]
 fn a_process_that_joins_is_left_the_nodes_for_which_it_comes_first() {
-    let mut world = World::new();
-    for node in 0..100 {
-        assert!(world.set(node, NodeUpdate::new()));
-    }
+    let world = World::with_ready(100);
     let mut board = world.board("a");
     let joined = Duration::from_secs(10);
     board.at(joined);
     board.set_peers(["a", "b"]);
-    let mut picked = 0;
-    while board.pick().is_some() {
-        picked += 1;
-    }
+    let picked = pick_all(&mut board);
     assert!((25..75).contains(&picked), "{picked} of 100 for one of two, however long all were its own");
     // Its time has begun, once.
     board.at(joined + LEAST_PATIENCE / 2);
     board.set_peers(["a", "b", "c"]);
     board.at(joined + LEAST_PATIENCE * 2);
-    while board.pick().is_some() {
-        picked += 1;
-    }
-    assert_eq!(picked, 100, "but not for ever");
+    assert_eq!(picked + pick_all(&mut board), 100, "but not for ever");
 }
 
 #[test]
 fn processes_that_come_and_go_keep_no_node_waiting() {
-    let mut world = World::new();
-    for node in 0..100 {
-        assert!(world.set(node, NodeUpdate::new()));
-    }
+    let world = World::with_ready(100);
     let mut board = world.board("a");
     let step = LEAST_PATIENCE / 4;
     for round in 0..16 {
         board.at(step * round);
         board.set_peers(if round % 2 == 0 { ["a", "b", "c"] } else { ["a", "b", "b"] });
     }
-    let mut picked = 0;
-    while board.pick().is_some() {
-        picked += 1;
-    }
+    let picked = pick_all(&mut board);
     assert_eq!(picked, 100, "all of them had their time");
 }
