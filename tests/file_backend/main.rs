@@ -25,13 +25,17 @@ mod documents;
 mod faults;
 #[path = "../support/folder.rs"]
 mod folder;
+mod foreign;
+mod found;
 mod journal;
 mod kills;
 mod odd;
 mod openings;
 #[path = "../support/power.rs"]
 mod power;
+mod reader;
 mod restored;
+mod shapes;
 #[path = "../support/syncs.rs"]
 mod syncs;
 #[path = "../support/trace.rs"]

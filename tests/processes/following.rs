@@ -5,7 +5,7 @@ use std::time::Duration;
 use seeknal_state::{ChangeStream, Coordinator, Event, NewRun, NodeId, NodeUpdate, OnDelete, RunUpdate};
 
 use super::peer::Peer;
-use super::support::{self, Store};
+use super::support::Store;
 use super::{median, rows, until};
 
 on_every_database!(

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use seeknal_state::{LeaseKey, LockOptions, NewRun, RunId};
 
 use super::peer::Peer;
-use super::support::{self, Store};
+use super::support::Store;
 use super::{median, until};
 
 on_every_database!(

@@ -6,7 +6,7 @@ use seeknal_state::{NewRun, NodeUpdate};
 
 use super::peer::Peer;
 use super::rows;
-use super::support::{self, Store};
+use super::support::Store;
 
 on_every_database!(
     writers_of_different_nodes_never_conflict_and_lose_nothing,

@@ -130,7 +130,7 @@ macro_rules! on_every_backend {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    if let Some(store) = super::support::Store::on_postgres() {
+                    if let Some(store) = crate::support::Store::on_postgres() {
                         super::$case(store).await;
                     }
                 }
@@ -141,7 +141,7 @@ macro_rules! on_every_backend {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    if let Some(store) = super::support::Store::on_libsql() {
+                    if let Some(store) = crate::support::Store::on_libsql() {
                         super::$case(store).await;
                     }
                 }
@@ -153,7 +153,7 @@ macro_rules! on_every_backend {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    super::$case(super::support::Store::of($name)).await;
+                    super::$case(crate::support::Store::of($name)).await;
                 }
             )+
         }
@@ -167,7 +167,7 @@ macro_rules! on_every_database {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    super::$case(super::support::Store::of("database")).await;
+                    super::$case(crate::support::Store::of("database")).await;
                 }
             )+
         }
@@ -176,7 +176,7 @@ macro_rules! on_every_database {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    if let Some(store) = super::support::Store::on_postgres() {
+                    if let Some(store) = crate::support::Store::on_postgres() {
                         super::$case(store).await;
                     }
                 }
@@ -187,7 +187,7 @@ macro_rules! on_every_database {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    if let Some(store) = super::support::Store::on_libsql() {
+                    if let Some(store) = crate::support::Store::on_libsql() {
                         super::$case(store).await;
                     }
                 }

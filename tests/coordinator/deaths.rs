@@ -1,14 +1,13 @@
 //! Code of the embedder that panics inside of an actor or of the follower: what was acknowledged is read, what is lost is told, and work goes on.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod support;
-
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::Duration;
 
+use crate::support::LyingBackend;
 use chrono::{DateTime, Utc};
 use seeknal_state::model::{Batch, BatchAnswer};
 use seeknal_state::store::{BatchSource, BoxFuture, LeaseStore, Wake};
@@ -16,7 +15,6 @@ use seeknal_state::{
     Clock, Coordinator, Durability, Error, Event, LeaseRecord, LostReason, MemoryBackend, NewRun, NodeId, NodeUpdate, OpenReport,
     ProcessInfo, RunId, RunPage, RunQuery, RunState, RunUpdate, StateBackend, StoreError, StoreErrorKind, SystemClock,
 };
-use support::LyingBackend;
 
 /// A clock that panics on demand.
 #[derive(Debug, Default)]

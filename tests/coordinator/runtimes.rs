@@ -1,8 +1,6 @@
 //! A coordinator belongs to the runtime that it was opened on: who uses it from another one, blocks that, ends it or has none, stops nobody else.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod support;
-
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,8 +9,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
+use crate::support::{Lie, LyingBackend};
 use seeknal_state::{Coordinator, Durability, Error, NewRun, NodeUpdate, StateBackend};
-use support::{Lie, LyingBackend};
 use tokio::runtime::{Builder, Runtime};
 
 /// Longer than anything here takes, however busy the machine is.
@@ -121,7 +119,7 @@ fn it_is_closed_without_a_runtime() {
 fn it_is_closed_after_its_runtime_has_ended() {
     let workers = workers();
     for backend in ["file", "database"] {
-        let store = support::Store::of(backend);
+        let store = crate::support::Store::of(backend);
         let own = own();
         let state = own.block_on(store.open());
         own.block_on(state.create_run("r", NewRun::running())).unwrap();
@@ -149,7 +147,7 @@ fn it_is_closed_after_its_runtime_has_ended() {
 #[test]
 fn it_is_closed_although_nobody_is_left_to_be_told() {
     let (own, other) = (workers(), workers());
-    let store = support::Store::of("database");
+    let store = crate::support::Store::of("database");
     let state = own.block_on(store.open());
     let deferred = state.with_durability(Durability::Deferred);
     let writer = rusqlite::Connection::open(store.folder.path().join("state.db")).unwrap();

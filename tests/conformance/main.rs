@@ -2,13 +2,14 @@
 #![cfg(feature = "conformance")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "../examples/custom_backend/json_lines.rs"]
+mod bites;
+#[path = "../../examples/custom_backend/json_lines.rs"]
 mod json_lines;
 #[cfg(feature = "postgres")]
-#[path = "support/postgres.rs"]
+#[path = "../support/postgres.rs"]
 mod postgres_server;
 #[cfg(feature = "postgres")]
-#[path = "support/servers.rs"]
+#[path = "../support/servers.rs"]
 mod servers;
 
 use std::sync::Arc;

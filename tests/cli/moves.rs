@@ -2,9 +2,6 @@
 #![cfg(feature = "cli")]
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-mod projects;
-mod support;
-
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -12,8 +9,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 
+use crate::projects::{GUIDE, open, project, put, tree};
 use assert_cmd::Command;
-use projects::{GUIDE, open, project, put, tree};
 use seeknal_state::model::{Batch, Entry, LeaseKey, LeaseMutation, LeaseOwner, Mutation, NewRun, Outcome, RunId, time};
 use seeknal_state::store::StateBackend;
 use serde_json::Value;
@@ -343,7 +340,7 @@ fn a_token_in_a_wrong_place_is_not_repeated() {
 }
 
 /// The settings of a project whose state is on a server.
-fn on_server(dir: &Path, place: &support::Place) {
+fn on_server(dir: &Path, place: &crate::support::Place) {
     let url = place.url.as_deref().unwrap();
     let schema = place.schema.iter().map(|schema| format!("seeknal_state:\n  options:\n    database_schema: {schema}\n"));
     let text = format!("state_backend: database\ndatabase_url: {url}\n{}", schema.collect::<String>());
@@ -353,38 +350,43 @@ fn on_server(dir: &Path, place: &support::Place) {
 /// From `state.db` to PostgreSQL, from there to libSQL, and from there to another schema: as an operator types it, with a preview before each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn state_moves_from_server_to_server_as_it_is_told() {
-    let Some(cluster) = support::postgres::cluster() else { return };
-    let Some(server) = support::sqld::Sqld::start() else { return };
+    let Some(cluster) = crate::support::postgres::cluster() else { return };
+    let Some(server) = crate::support::sqld::Sqld::start() else { return };
     let dir = project("database").await;
-    let place = |url: String, schema: Option<String>| support::Place { url: Some(url), schema, ..support::Place::default() };
+    let place = |url: String, schema: Option<String>| crate::support::Place {
+        url: Some(url),
+        schema,
+        ..crate::support::Place::default()
+    };
     // Of its own: the place to come from is named by a URL alone, and so is in the schema that the settings name.
-    let postgres = place(cluster.url("?sslmode=disable"), Some(support::postgres::fresh_schema()));
-    let libsql = support::Place { schema: postgres.schema.clone(), ..place(server.url(), None) };
+    let postgres = place(cluster.url("?sslmode=disable"), Some(crate::support::postgres::fresh_schema()));
+    let libsql = crate::support::Place { schema: postgres.schema.clone(), ..place(server.url(), None) };
     let moves = |from: &str| format!("migrate-state --backend database --from {from}");
     for (from, to) in [("sqlite", &postgres), (postgres.url.as_deref().unwrap(), &libsql)] {
         on_server(dir.path(), to);
         let (code, out, err) = run(dir.path(), &format!("{} --summary", moves(from)));
         assert!(code == 0 && out.contains("Would move: 4 runs"), "{out}{err}");
-        assert!(!format!("{out}{err}").contains(support::postgres::PASSWORD), "a password is shown: {out}{err}");
+        assert!(!format!("{out}{err}").contains(crate::support::postgres::PASSWORD), "a password is shown: {out}{err}");
         assert_eq!(json(dir.path(), "state runs"), serde_json::json!([]), "a preview changes nothing");
         let (code, out, err) = run(dir.path(), &format!("{} --no-dry-run", moves(from)));
         assert!(code == 0 && out.contains("Verified: 4 runs"), "{out}{err}");
-        assert!(!format!("{out}{err}").contains(support::postgres::PASSWORD), "a password is shown: {out}{err}");
+        assert!(!format!("{out}{err}").contains(crate::support::postgres::PASSWORD), "a password is shown: {out}{err}");
         assert_eq!(json(dir.path(), "state runs").as_array().unwrap().len(), 4);
         assert_eq!(json(dir.path(), "state verify")["sound"], true);
         let again = json(dir.path(), &format!("{} --no-dry-run", moves(from)));
         assert_eq!((&again["moved"]["moved"]["runs"], &again["moved"]["equal_runs"]), (&0.into(), &4.into()), "{again}");
     }
     // And back, into a schema in which nothing is yet.
-    let back = place(cluster.url("?sslmode=disable"), Some(support::postgres::fresh_schema()));
+    let back = place(cluster.url("?sslmode=disable"), Some(crate::support::postgres::fresh_schema()));
     on_server(dir.path(), &back);
     let moved = json(dir.path(), &format!("{} --no-dry-run", moves(&server.url())));
     assert_eq!(moved["moved"]["verified"]["runs"], 4, "{moved}");
 
     // What came round is what went out, row by row.
-    let reader =
-        |place: &support::Place| seeknal_state::create_state_backend("database", &place.options().read_only(true)).unwrap();
-    let local = reader(&support::Place::of_folder(&dir.path().join("target")));
+    let reader = |place: &crate::support::Place| {
+        seeknal_state::create_state_backend("database", &place.options().read_only(true)).unwrap()
+    };
+    let local = reader(&crate::support::Place::of_folder(&dir.path().join("target")));
     local.initialize().await.unwrap();
     for place in [&postgres, &libsql, &back] {
         let other = reader(place);

@@ -2,16 +2,13 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod projects;
-mod support;
-
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use projects::{project, tree};
-use support::postgres::{PASSWORD, cluster, fresh_schema};
+use crate::projects::{project, tree};
+use crate::support::postgres::{PASSWORD, cluster, fresh_schema};
 
 /// Everything that looks at a state, and the moves that would leave it.
 const LOOKING: &[&str] = &["state runs", "state locks", "state verify", "state cleanup --days 1", "state show run_1"];

@@ -1,17 +1,15 @@
 //! How claims and locks end, and what their holders are told, over a backend that lies.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::{Lie, LyingBackend};
 use seeknal_state::{
     Claim, ClaimFilter, Coordinator, Durability, Error, Event, FencingToken, LeaseError, LeaseKey, LockOptions, LostReason,
     NewRun, Next, NodeId, NodeState, NodeStatus, NodeUpdate, RunFilter, RunId, RunQuery, StateBackend, StoreError,
     StoreErrorKind,
 };
-use support::{Lie, LyingBackend};
 
 const TTL: Duration = Duration::from_secs(30);
 

@@ -2,18 +2,14 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-#[path = "support/folder.rs"]
-mod folder;
-mod projects;
-
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::folder::copy_folder;
+use crate::projects::{project, tree};
 use assert_cmd::Command;
 use chrono::{DateTime, Utc};
-use folder::copy_folder;
-use projects::{project, tree};
 use seeknal_state::{
     BackendOptions, Clock, Coordinator, LeaseKey, LockOptions, NewRun, RunId, SystemClock, create_state_backend,
 };
@@ -61,7 +57,7 @@ async fn locks_of_a_live_writer_are_listed_at_once_and_until_they_end() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("target")).unwrap();
         if foreign {
-            fs::write(dir.path().join("target/run_state.json"), projects::GUIDE).unwrap();
+            fs::write(dir.path().join("target/run_state.json"), crate::projects::GUIDE).unwrap();
         }
         let state = open(dir.path()).await;
         let key = LeaseKey::run(RunId::new("run_20240110_120000").unwrap());
@@ -277,7 +273,7 @@ async fn a_torn_tail_and_a_journal_of_another_document_are_no_damage() {
     assert!(verified["checked"].to_string().contains("torn"), "{verified}");
     assert_eq!(tree(killed.path()), before);
     // The guide's way back, beside a journal.
-    fs::write(killed.path().join("target/run_state.json"), projects::GUIDE).unwrap();
+    fs::write(killed.path().join("target/run_state.json"), crate::projects::GUIDE).unwrap();
     let verified = json(killed.path(), "state verify");
     assert_eq!(verified["sound"], true, "{verified}");
     assert!(verified["checked"].to_string().contains("do not belong to the document"), "{verified}");
@@ -288,7 +284,7 @@ async fn a_torn_tail_and_a_journal_of_another_document_are_no_damage() {
 async fn a_move_that_fails_after_it_wrote_something_ends_with_6_and_says_what() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("target")).unwrap();
-    fs::write(dir.path().join("target/run_state.json"), projects::GUIDE).unwrap();
+    fs::write(dir.path().join("target/run_state.json"), crate::projects::GUIDE).unwrap();
     let line = format!(
         "trap '' XFSZ; ulimit -f 8; exec {} migrate-state --backend database --no-dry-run",
         env!("CARGO_BIN_EXE_seeknal")
@@ -297,7 +293,7 @@ async fn a_move_that_fails_after_it_wrote_something_ends_with_6_and_says_what() 
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(6), "{err}");
     assert!(err.contains("backed up as target/run_state.json.bak; then: "), "{err}");
-    assert_eq!(fs::read_to_string(dir.path().join("target/run_state.json.bak")).unwrap(), projects::GUIDE);
+    assert_eq!(fs::read_to_string(dir.path().join("target/run_state.json.bak")).unwrap(), crate::projects::GUIDE);
     assert!(!dir.path().join("seeknal_project.yml").exists(), "the settings are not switched");
     assert_eq!(json(dir.path(), "state runs")[0]["run_id"], "run_20240110_120000");
     // With room it goes on.
@@ -308,7 +304,7 @@ async fn a_move_that_fails_after_it_wrote_something_ends_with_6_and_says_what() 
 /// The journal finds room for what is deleted, the document for what stays does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cleanup_that_cannot_be_closed_ends_with_6_and_says_what_it_deleted() {
-    let dir = projects::project("file").await;
+    let dir = crate::projects::project("file").await;
     let state = open(dir.path()).await;
     state.set_metadata("still", "long", "x".repeat(4 << 20)).await.unwrap();
     state.close().await.unwrap();
@@ -341,7 +337,7 @@ async fn a_variable_that_names_the_backend_is_told_whatever_it_says() {
 async fn runs_of_a_foreign_status_are_listed_by_it() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("target")).unwrap();
-    let foreign = projects::GUIDE.replace("\"status\": \"running\"", "\"status\": \"upstream_failed\"");
+    let foreign = crate::projects::GUIDE.replace("\"status\": \"running\"", "\"status\": \"upstream_failed\"");
     fs::write(dir.path().join("target/run_state.json"), foreign).unwrap();
     let runs = json(dir.path(), "state runs --status upstream_failed");
     assert_eq!((runs.as_array().unwrap().len(), &runs[0]["status"]), (1, &"upstream_failed".into()));

@@ -2,15 +2,12 @@
 #![cfg(all(feature = "file", feature = "sqlite"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-#[macro_use]
-mod support;
-
 use std::time::Duration;
 
+use crate::support::Store;
 use seeknal_state::{
     Coordinator, Error, LeaseError, LeaseKey, LockOptions, LostReason, NewRun, NodeId, NodeUpdate, OnDelete, RunId, RunUpdate,
 };
-use support::Store;
 
 const NOW: Duration = Duration::ZERO;
 const SOON: Duration = Duration::from_secs(5);

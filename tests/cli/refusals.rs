@@ -2,15 +2,13 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-mod projects;
-
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 
-use projects::{GUIDE, open, project, put, tree};
+use crate::projects::{GUIDE, open, project, put, tree};
 use seeknal_state::model::{Mutation, NewRun, time};
 use serde_json::Value;
 

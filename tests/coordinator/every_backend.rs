@@ -2,16 +2,13 @@
 #![cfg(all(feature = "file", feature = "sqlite"))]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-#[macro_use]
-mod support;
-
 use std::time::Duration;
 
+use crate::support::Store;
 use seeknal_state::{
     Coordinator, Durability, Error, Event, NewRun, NodeStatus, NodeUpdate, OnDelete, RunFilter, RunQuery, RunStatus, RunUpdate,
     Version,
 };
-use support::Store;
 
 on_every_backend!(
     the_guides_protocol_under_its_own_names,

@@ -2,17 +2,14 @@
 #![cfg(all(feature = "file", feature = "sqlite"))]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
 
-#[macro_use]
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::support::Store;
 use seeknal_state::{
     Claim, ClaimFilter, Coordinator, Error, LostReason, NewRun, Next, NodeState, NodeStatus, NodeUpdate, RunUpdate,
 };
-use support::Store;
 use tokio::task::JoinSet;
 
 const RUN: &str = "run_1";

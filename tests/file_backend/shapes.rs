@@ -2,15 +2,12 @@
 #![cfg(feature = "file")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
 
-#[path = "support/folder.rs"]
-mod folder;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::folder::copy_folder;
 use chrono::{DateTime, TimeZone, Utc};
-use folder::copy_folder;
 use proptest::prelude::*;
 use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunImport, RunPart, time};
 use seeknal_state::store::file::FileBackend;

@@ -2,21 +2,19 @@
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-mod support;
-
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::{Lie, LyingBackend, Store};
 use seeknal_state::model::{Batch, BatchAnswer, LeaseMutation};
 use seeknal_state::store::{BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess};
 use seeknal_state::{
     ClaimFilter, Coordinator, Error, LeaseRecord, NewRun, Next, NodeStatus, NodeUpdate, OnDelete, OpenReport, ProcessInfo, RunId,
     RunPage, RunQuery, RunState, RunUpdate, StateBackend, StoreError, StoreErrorKind, Version,
 };
-use support::{Lie, LyingBackend, Store};
 use tokio::sync::Notify;
 
 const TTL: Duration = Duration::from_secs(30);

@@ -1,18 +1,15 @@
 //! Methods of the front door that no other test calls, its bounds, and its ends.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
 
-#[macro_use]
-mod support;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::support::{LyingBackend, Store};
 use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart, Version, apply_all, time};
 use seeknal_state::{
     Coordinator, Durability, Error, Event, Interval, LockOptions, MemoryBackend, NewRun, NodeId, NodeStatus, NodeUpdate,
     OnDelete, PartitionKey, RunId, RunQuery, RunStatus, RunUpdate, StreamError, Transaction, View,
 };
-use support::{LyingBackend, Store};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_close_waits_for_the_first() {

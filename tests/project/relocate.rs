@@ -2,15 +2,12 @@
 #![cfg(all(feature = "file", feature = "sqlite", feature = "project"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod projects;
-mod support;
-
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use crate::projects::{fill, open, project, put, tree};
 use chrono::{DateTime, Utc};
-use projects::{fill, open, project, put, tree};
 use seeknal_state::model::{Mutation, NewRun, time};
 use seeknal_state::project::relocate::{self, Home, Move, Origin, Step};
 use seeknal_state::project::{ProjectErrorKind, Settings, migrate};
@@ -354,7 +351,7 @@ async fn there_and_back(url: &str, options: &str) {
 #[cfg(feature = "libsql")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn state_moves_between_servers_without_a_folder_of_its_own() {
-    let (Some(old), Some(new)) = (support::sqld::Sqld::start(), support::sqld::Sqld::start()) else { return };
+    let (Some(old), Some(new)) = (crate::support::sqld::Sqld::start(), crate::support::sqld::Sqld::start()) else { return };
     let backend = create_state_backend("database", &BackendOptions::new().database_url(old.url())).unwrap();
     backend.initialize().await.unwrap();
     fill(&backend).await;
@@ -370,8 +367,8 @@ async fn state_moves_between_servers_without_a_folder_of_its_own() {
 #[cfg(feature = "postgres")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn state_moves_to_postgresql_and_back() {
-    let Some(cluster) = support::postgres::cluster() else { return };
-    let schema = support::postgres::fresh_schema();
+    let Some(cluster) = crate::support::postgres::cluster() else { return };
+    let schema = crate::support::postgres::fresh_schema();
     let options = format!("seeknal_state:\n  options:\n    database_schema: {schema}\n");
     there_and_back(&cluster.url(""), &options).await;
 }
@@ -379,7 +376,7 @@ async fn state_moves_to_postgresql_and_back() {
 #[cfg(feature = "libsql")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn state_moves_to_libsql_and_back() {
-    let Some(server) = support::sqld::Sqld::start() else { return };
+    let Some(server) = crate::support::sqld::Sqld::start() else { return };
     there_and_back(&server.url(), "").await;
 }
 
@@ -517,8 +514,8 @@ async fn writers_are_kept_out(url: &str, options: &str, backend_options: Backend
 #[cfg(feature = "postgres")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_of_postgresql_are_kept_out_by_a_move() {
-    let Some(cluster) = support::postgres::cluster() else { return };
-    let schema = support::postgres::fresh_schema();
+    let Some(cluster) = crate::support::postgres::cluster() else { return };
+    let schema = crate::support::postgres::fresh_schema();
     let options = format!("seeknal_state:\n  options:\n    database_schema: {schema}\n");
     let backend = BackendOptions::new().database_url(cluster.url("")).set("database_schema", &schema);
     writers_are_kept_out(&cluster.url(""), &options, backend, || {
@@ -530,7 +527,7 @@ async fn writers_of_postgresql_are_kept_out_by_a_move() {
 #[cfg(feature = "libsql")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_of_libsql_are_kept_out_by_a_move() {
-    let Some(server) = support::sqld::Sqld::start() else { return };
+    let Some(server) = crate::support::sqld::Sqld::start() else { return };
     writers_are_kept_out(&server.url(), "", server.options(), || {
         server.sql("DELETE FROM openings");
     })

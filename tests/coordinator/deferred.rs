@@ -1,13 +1,11 @@
 //! Writes that are acknowledged from memory: what they are to readers, and what is told of those that are lost.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod support;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::{Lie, LyingBackend};
 use seeknal_state::{Coordinator, Durability, Error, Event, MemoryBackend, NewRun, NodeUpdate, StateBackend, Transaction, View};
-use support::{Lie, LyingBackend};
 
 async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
     let state = Coordinator::open(Arc::clone(backend) as Arc<dyn StateBackend>).await.unwrap();

@@ -1,8 +1,6 @@
 //! What fails, or is refused, harms nobody beside it. Through the front door and the public backend trait.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-mod support;
-
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,10 +8,10 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
+use crate::support::{Lie, LyingBackend};
 use seeknal_state::{
     Coordinator, Durability, Error, Event, NewRun, NodeId, NodeStatus, NodeUpdate, RunId, StateBackend, Transaction,
 };
-use support::{Lie, LyingBackend};
 
 async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
     let state = Coordinator::open(Arc::clone(backend) as Arc<dyn StateBackend>).await.unwrap();

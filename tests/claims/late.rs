@@ -2,18 +2,16 @@
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-mod support;
-
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::{LyingBackend, Store};
 use rusqlite::Connection;
 use seeknal_state::{
     ClaimFilter, Coordinator, LostReason, MemoryBackend, NewRun, Next, NodeStatus, NodeUpdate, RunUpdate, StateBackend,
 };
-use support::{LyingBackend, Store};
 
 const TTL: Duration = Duration::from_millis(100);
 

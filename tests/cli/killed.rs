@@ -2,21 +2,17 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
 
-mod projects;
-#[path = "support/trace.rs"]
-mod trace;
-
 use std::path::Path;
 use std::sync::Arc;
 
-use projects::{open, project, put};
+use crate::projects::{open, project, put};
+use crate::trace::{Child, can_trace};
 use seeknal_state::model::{
     Batch, Entry, Interval, LeaseKey, LeaseMutation, LeaseOwner, Mutation, NewRun, NodeId, NodeUpdate, Outcome, RunId, RunUpdate,
     time,
 };
 use seeknal_state::project::{Settings, migrate};
 use seeknal_state::store::StateBackend;
-use trace::{Child, can_trace};
 
 /// Old runs that a cleanup finds: more than it deletes at once.
 const RUNS: i64 = 60;
@@ -84,14 +80,14 @@ async fn a_database_on_a_file_system_of_another_machine_is_refused_and_the_serve
         return;
     }
     let dir = project("database").await;
-    let before = projects::tree(dir.path());
+    let before = crate::projects::tree(dir.path());
     // The kernel's answer begins with the type of the file system: NFS.
     let told = seeknal(dir.path(), "state runs").inject("statfs", "poke_exit=@arg2=6969").run();
     assert!(!told.status.success());
     for named in ["NFS", "postgres://", "libsql://"] {
         assert!(told.text.contains(named), "{}", told.text);
     }
-    assert_eq!(projects::tree(dir.path()), before);
+    assert_eq!(crate::projects::tree(dir.path()), before);
 }
 
 /// A project with many old runs, each of two nodes and an interval of its own.

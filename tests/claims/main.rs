@@ -1,0 +1,11 @@
+//! Claims: on every backend, at the very moment when others do something, and too late.
+#![cfg(feature = "sqlite")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod beside;
+mod granted;
+mod late;

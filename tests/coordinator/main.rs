@@ -1,0 +1,15 @@
+//! The coordinator through its front door.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bystanders;
+mod deaths;
+mod deferred;
+mod endings;
+mod every_backend;
+mod front_door;
+mod locks;
+mod runtimes;

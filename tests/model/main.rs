@@ -1,0 +1,6 @@
+//! The model: pure, and tried against naive oracles.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod apply;
+mod intervals;
+mod ledger;
