@@ -64,6 +64,25 @@ async fn a_kill_at_any_step_of_a_checkpoint_loses_nothing_and_applies_nothing_tw
     }
 }
 
+/// Killed between a rotation and the document that it is for, before anything was written behind it.
+#[tokio::test]
+async fn a_checkpoint_ends_where_a_kill_left_a_journal_without_a_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    let told = all(&backend).await;
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    backend.checkpoint().await.unwrap();
+    std::fs::copy(journal(folder.path()), killed.path().join("run_state.json.journal.next")).unwrap();
+
+    let again = open(killed.path()).await;
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(20), again.checkpoint()).await;
+    ended.expect("what the document holds is waited for, not numbers that no record has").unwrap();
+    assert_eq!(all(&reader(killed.path()).await).await, told);
+    assert!(!names(killed.path()).iter().any(|name| name.contains(".next")), "it is in the document");
+}
+
 /// Writes and checkpoints until it is killed; notes every acknowledged node in a file, after its acknowledgement and before the next.
 #[tokio::test]
 #[ignore = "it is run by another test, and killed"]

@@ -27,7 +27,8 @@ impl Writer {
         if !self.is_dirty() {
             return answer(reply, Ok(()));
         }
-        self.waiting.push((self.ledger.seq().0, reply));
+        // Up to the last record: behind a crash the ledger's own number is beyond all that may have been used, and no document need ever get there.
+        self.waiting.push((self.tail, reply));
         if self.job.is_none()
             && let Err(error) = self.begin_checkpoint()
         {
