@@ -14,7 +14,12 @@ use seeknal_state::{BackendOptions, Coordinator, Error, NewRun, NodeUpdate, RunI
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let project = std::env::args_os().nth(1).map_or_else(|| std::env::temp_dir().join("seeknal-embed"), PathBuf::from);
+    let argument = std::env::args_os().nth(1);
+    if argument.as_ref().is_some_and(|argument| argument.to_string_lossy().starts_with('-')) {
+        eprintln!("usage: embed [PROJECT]    the folder of a project; without one, a folder for trying things out");
+        return ExitCode::from(2);
+    }
+    let project = argument.map_or_else(|| std::env::temp_dir().join("seeknal-embed"), PathBuf::from);
     match pipeline(project).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -22,8 +22,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // Once, early: from then on the name works wherever a backend is named, also as `state_backend: custom` in a project's settings.
     StateBackendFactory::register("custom", json_lines::make)?;
 
+    let argument = std::env::args_os().nth(1);
+    if argument.as_ref().is_some_and(|argument| argument.to_string_lossy().starts_with('-')) {
+        return Err("usage: custom_backend [FILE]    the file of the state; without one, a temporary file".into());
+    }
     let fresh;
-    let path = if let Some(path) = std::env::args_os().nth(1) {
+    let path = if let Some(path) = argument {
         PathBuf::from(path)
     } else {
         fresh = tempfile::tempdir()?;

@@ -38,6 +38,9 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
             if cleaned.deleted == 0 { error } else { error.after(format!("{} run(s) were deleted", cleaned.deleted)) }
         })?;
     }
+    if cleaned.deleted > 0 {
+        out.is_done("runs were deleted");
+    }
     if out.is_json() {
         return out.json(&Printed {
             dry_run: options.dry_run,

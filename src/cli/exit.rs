@@ -18,7 +18,11 @@ const EXIT_PARTIAL: u8 = 6;
 #[derive(Debug)]
 pub(super) enum CliError {
     Project(ProjectError),
-    Output(io::Error),
+    Output {
+        error: io::Error,
+        /// What had happened by then.
+        done: Option<&'static str>,
+    },
     /// The command line asks for what cannot be meant.
     Usage(String),
 }
@@ -28,13 +32,10 @@ impl CliError {
         Self::Project(ProjectError::new(kind, message))
     }
 
-    pub(super) fn is_reader_gone(&self) -> bool {
-        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
-    }
-
     pub(super) fn exit_code(&self) -> u8 {
         match self {
-            Self::Output(_) => EXIT_FAILED,
+            Self::Output { done: Some(_), .. } => EXIT_PARTIAL,
+            Self::Output { done: None, .. } => EXIT_FAILED,
             Self::Usage(_) => EXIT_USAGE,
             Self::Project(error) => match error.kind() {
                 ProjectErrorKind::NotFound => EXIT_NOT_FOUND,
@@ -51,7 +52,8 @@ impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Project(error) => error.fmt(f),
-            Self::Output(error) => write!(f, "the output cannot be written: {error}"),
+            Self::Output { error, done: Some(done) } => write!(f, "{done}, but the output cannot be written: {error}"),
+            Self::Output { error, done: None } => write!(f, "the output cannot be written: {error}"),
             Self::Usage(why) => f.write_str(why),
         }
     }
@@ -72,11 +74,5 @@ impl From<StoreError> for CliError {
 impl From<InputError> for CliError {
     fn from(error: InputError) -> Self {
         Self::Project(error.into())
-    }
-}
-
-impl From<io::Error> for CliError {
-    fn from(error: io::Error) -> Self {
-        Self::Output(error)
     }
 }

@@ -126,6 +126,7 @@ fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output
 async fn execute(settings: &Settings, what: Move, out: &mut Output) -> Result<(), CliError> {
     let to = what.to;
     let report = relocate::execute(settings, what, SystemClock.now(), |_| ControlFlow::Continue(())).await?;
+    out.is_done("the state was moved");
     report.notices.iter().for_each(|notice| note(notice));
     if out.is_json() {
         return out.json(&PrintedReport { dry_run: false, report: &report });

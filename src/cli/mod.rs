@@ -42,14 +42,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let mut out = Output::new(cli.output);
-    let done = runtime.block_on(run(&cli, &mut out)).and_then(|()| out.flush());
-    match done {
+    let done = runtime.block_on(run(&cli, &mut out));
+    // What was printed belongs before the error.
+    let flushed = out.flush();
+    match done.and(flushed) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads us has seen enough (`| head`).
-        Err(error) if error.is_reader_gone() => ExitCode::SUCCESS,
         Err(error) => {
-            // What was printed before belongs before the error.
-            let _told_below = out.flush().is_err();
             output::error(&error.to_string());
             ExitCode::from(error.exit_code())
         }

@@ -21,11 +21,39 @@ use crate::store::moving::refuse_moving;
 pub(super) struct Output {
     format: Format,
     writer: BufWriter<anstream::Stdout>,
+    reader_gone: bool,
+    done: Option<&'static str>,
 }
 
 impl Output {
     pub(super) fn new(format: Format) -> Self {
-        Self { format, writer: BufWriter::new(anstream::stdout()) }
+        Self { format, writer: BufWriter::new(anstream::stdout()), reader_gone: false, done: None }
+    }
+
+    /// What cannot be printed from here on has happened all the same.
+    pub(super) fn is_done(&mut self, what: &'static str) {
+        self.done = Some(what);
+    }
+
+    /// Whoever reads us has seen enough (`| head`): nothing more is printed, and the command ends with the code that it would have ended with.
+    pub(super) fn is_reader_gone(&self) -> bool {
+        self.reader_gone
+    }
+
+    fn write(&mut self, text: &str) -> Result<(), CliError> {
+        let written = if self.reader_gone { Ok(()) } else { self.writer.write_all(text.as_bytes()) };
+        self.told(written)
+    }
+
+    fn told(&mut self, written: io::Result<()>) -> Result<(), CliError> {
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.reader_gone = true;
+                Ok(())
+            }
+            Err(error) => Err(CliError::Output { error, done: self.done }),
+            Ok(()) => Ok(()),
+        }
     }
 
     pub(super) fn is_json(&self) -> bool {
@@ -34,7 +62,7 @@ impl Output {
 
     /// One line for people.
     pub(super) fn line(&mut self, line: impl AsRef<str>) -> Result<(), CliError> {
-        Ok(writeln!(self.writer, "{}", harmless(line.as_ref()))?)
+        self.write(&format!("{}\n", harmless(line.as_ref())))
     }
 
     /// A table for people, without trailing blanks.
@@ -48,22 +76,28 @@ impl Output {
     /// The command's one JSON value.
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), CliError> {
         // Made whole first: half a value is none.
-        let text = serde_json::to_string_pretty(value).map_err(io::Error::from)?;
-        Ok(writeln!(self.writer, "{text}")?)
+        let text = self.text(serde_json::to_string_pretty(value))?;
+        self.write(&format!("{text}\n"))
+    }
+
+    /// JSON as it is printed.
+    fn text(&mut self, made: serde_json::Result<String>) -> Result<String, CliError> {
+        let made = made.map_err(|error| CliError::Output { error: error.into(), done: self.done })?;
+        Ok(escaped(made))
     }
 
     /// A JSON array that is written element by element, so that it may be longer than memory.
-    pub(super) fn array(&mut self) -> Result<JsonArray<'_>, CliError> {
-        write!(self.writer, "[")?;
-        Ok(JsonArray { output: self, empty: true })
+    pub(super) fn array(&mut self) -> JsonArray<'_> {
+        JsonArray { output: self, empty: true }
     }
 
     pub(super) fn flush(&mut self) -> Result<(), CliError> {
-        Ok(self.writer.flush()?)
+        let flushed = if self.reader_gone { Ok(()) } else { self.writer.flush() };
+        self.told(flushed)
     }
 }
 
-/// An array under way.
+/// An array under way. Before its first element nothing is printed: what fails until then leaves no half a value.
 pub(super) struct JsonArray<'a> {
     output: &'a mut Output,
     empty: bool,
@@ -71,13 +105,18 @@ pub(super) struct JsonArray<'a> {
 
 impl JsonArray<'_> {
     pub(super) fn push(&mut self, value: &impl Serialize) -> Result<(), CliError> {
-        write!(self.output.writer, "{}", if self.empty { "\n" } else { ",\n" })?;
+        let text = self.output.text(serde_json::to_string(value))?;
+        self.output.write(if self.empty { "[\n" } else { ",\n" })?;
         self.empty = false;
-        Ok(serde_json::to_writer(&mut self.output.writer, value).map_err(io::Error::from)?)
+        self.output.write(&text)
+    }
+
+    pub(super) fn is_reader_gone(&self) -> bool {
+        self.output.is_reader_gone()
     }
 
     pub(super) fn end(self) -> Result<(), CliError> {
-        Ok(writeln!(self.output.writer, "{}", if self.empty { "]" } else { "\n]" })?)
+        self.output.write(if self.empty { "[]\n" } else { "\n]\n" })
     }
 }
 
@@ -117,6 +156,20 @@ fn harmless(text: &str) -> Cow<'_, str> {
         if steers(c) { shown.extend(c.escape_unicode()) } else { shown.push(c) }
     }
     Cow::Owned(shown)
+}
+
+/// The same JSON, with what would steer a terminal, or is taken out on the way to one, written as escapes. Outside of strings there is none of it but line ends.
+fn escaped(json: String) -> String {
+    let is_odd = |c: char| c != '\n' && steers(c);
+    if !json.contains(is_odd) {
+        return json;
+    }
+    let mut shown = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        // All of them are in the first plane: one unit each.
+        if is_odd(c) { shown.push_str(&format!("\\u{:04x}", u32::from(c))) } else { shown.push(c) }
+    }
+    shown
 }
 
 /// A stamp or a dash.
@@ -183,5 +236,9 @@ mod tests {
         assert_eq!(shown, ["0ms", "999ms", "1.5s", "1m01s", "1h01m"]);
         assert_eq!(one_line("a\nb\u{1b}[31m\u{202e}"), "a b [31m\\u{202e}");
         assert_eq!(harmless("日本 \u{1b}[31m\u{2066}x"), "日本 \\u{1b}[31m\\u{2066}x");
+        let value = serde_json::json!({"error": "\u{9b}31m \u{7f} \u{202e} 日本 \u{1b}"});
+        let json = escaped(serde_json::to_string_pretty(&value).unwrap());
+        assert!(!json.contains(|c| c != '\n' && steers(c)) && json.contains("\\u009b31m \\u007f"), "{json}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), value);
     }
 }

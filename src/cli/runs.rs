@@ -45,7 +45,7 @@ impl<'a> Row<'a> {
 
 pub(super) async fn run(settings: &Settings, options: &RunsArgs, out: &mut Output) -> Result<(), CliError> {
     let Some(backend) = open_for_reading(settings).await? else {
-        return if out.is_json() { out.array()?.end() } else { out.line(no_state(settings)) };
+        return if out.is_json() { out.array().end() } else { out.line(no_state(settings)) };
     };
     let mut filter = RunFilter::all();
     for status in &options.status {
@@ -57,8 +57,8 @@ pub(super) async fn run(settings: &Settings, options: &RunsArgs, out: &mut Outpu
     let mut left = if options.all { u64::MAX } else { options.limit };
     let mut query = RunQuery::new(filter);
     let mut more = false;
-    let mut printer = Printer::new(out)?;
-    while left > 0 {
+    let mut printer = Printer::new(out);
+    while left > 0 && !printer.is_reader_gone() {
         query = query.limit(usize::try_from(left.min(500)).unwrap_or(500));
         let page = backend.list_runs(&query).await?;
         for run in &page.runs {
@@ -86,12 +86,19 @@ enum Printer<'a> {
 }
 
 impl<'a> Printer<'a> {
-    fn new(out: &'a mut Output) -> Result<Self, CliError> {
-        Ok(if out.is_json() {
-            Self::Json(out.array()?)
+    fn new(out: &'a mut Output) -> Self {
+        if out.is_json() {
+            Self::Json(out.array())
         } else {
             Self::Table(Box::new(table(&["run", "status", "started", "took", "nodes", "version"])), out)
-        })
+        }
+    }
+
+    fn is_reader_gone(&self) -> bool {
+        match self {
+            Self::Json(array) => array.is_reader_gone(),
+            Self::Table(_, out) => out.is_reader_gone(),
+        }
     }
 
     fn push(&mut self, row: &Row<'_>) -> Result<(), CliError> {

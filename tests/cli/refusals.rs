@@ -220,3 +220,39 @@ async fn ids_turn_no_line_around() {
         assert_eq!(runs[0]["run_id"], id);
     }
 }
+
+/// The verdict is the command's, whoever reads what it prints.
+#[test]
+fn a_reader_that_goes_or_a_full_disk_does_not_change_what_the_exit_code_says() {
+    use std::process::Stdio;
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("target")).unwrap();
+    fs::write(dir.path().join("target/run_state.json"), GUIDE).unwrap();
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+
+    let moved =
+        command(dir.path()).args(["migrate-state", "--backend", "database", "--no-dry-run"]).stdout(full()).output().unwrap();
+    let err = String::from_utf8(moved.stderr).unwrap();
+    assert_eq!(moved.status.code(), Some(6), "{err}");
+    assert!(err.contains("the state was moved, but the output cannot be written"), "{err}");
+    let listed = command(dir.path()).args(["state", "runs"]).stdout(full()).output().unwrap();
+    assert_eq!(listed.status.code(), Some(1), "nothing was done there");
+
+    let database = rusqlite::Connection::open(dir.path().join("target/state.db")).unwrap();
+    database.execute("UPDATE runs SET created_at = 'nonsense'", []).unwrap();
+    drop(database);
+    for format in ["table", "json"] {
+        let mut child = command(dir.path())
+            .args(["state", "verify", "-o", format])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(5), "{format}: {}", String::from_utf8_lossy(&ended.stderr));
+    }
+    let mut child = command(dir.path()).args(["state", "runs", "--help"]).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
