@@ -160,6 +160,7 @@ fn harmless(text: &str) -> Cow<'_, str> {
 
 /// The same JSON, with what would steer a terminal, or is taken out on the way to one, written as escapes. Outside of strings there is none of it but line ends.
 fn escaped(json: String) -> String {
+    use std::fmt::Write;
     let is_odd = |c: char| c != '\n' && steers(c);
     if !json.contains(is_odd) {
         return json;
@@ -167,7 +168,11 @@ fn escaped(json: String) -> String {
     let mut shown = String::with_capacity(json.len() + 16);
     for c in json.chars() {
         // All of them are in the first plane: one unit each.
-        if is_odd(c) { shown.push_str(&format!("\\u{:04x}", u32::from(c))) } else { shown.push(c) }
+        if is_odd(c) {
+            let _a_string_takes_all = write!(shown, "\\u{:04x}", u32::from(c));
+        } else {
+            shown.push(c);
+        }
     }
     shown
 }

@@ -72,7 +72,7 @@ pub(super) async fn run(settings: &Settings, options: &RunsArgs, out: &mut Outpu
         query = query.after(page.next);
     }
     printer.end()?;
-    if more {
+    if more && !out.is_reader_gone() {
         note("there are more runs; see all with --all");
     }
     backend.close().await?;

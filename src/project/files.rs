@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::ProjectError;
+use crate::store::access::Access;
 use crate::store::folder;
 
 /// The folder that a path is in; `.` for a bare name.
@@ -47,8 +48,9 @@ impl Drop for Beside {
     }
 }
 
-/// Puts a file in place whole: written beside, synced, renamed, folder synced. The mode of a file that is there stays.
-pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), ProjectError> {
+/// Puts a file in place whole: written beside, synced, renamed, folder synced. Mode, owner and group of a file that is there stay, as far as this process may;
+/// a new one is for those who have the one that it is `like`.
+fn replace(path: &Path, like: Option<&Path>, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), ProjectError> {
     // Through a symbolic link, the file that it names is replaced, not the link.
     let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = folder_of(path);
@@ -59,8 +61,9 @@ pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<(
         OpenOptions::new().write(true).create_new(true).open(&temporary).map_err(|error| ProjectError::io(&temporary, error))?;
     let mut beside = Beside { path: temporary, in_place: false };
     let fail = |error| ProjectError::io(&beside.path, error);
-    if let Ok(old) = fs::metadata(path) {
-        file.set_permissions(old.permissions()).map_err(fail)?;
+    let old = fs::metadata(path).or_else(|error| like.map_or(Err(error), fs::metadata));
+    if let Ok(old) = old {
+        Access::of(&old).give(&beside.path).map_err(fail)?;
     }
     write(&mut file).map_err(fail)?;
     file.sync_all().map_err(fail)?;
@@ -88,27 +91,25 @@ pub(super) fn sweep(path: &Path) -> Result<(), ProjectError> {
 /// A durable copy, put in place whole.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), ProjectError> {
     let mut source = File::open(from).map_err(|error| ProjectError::io(from, error))?;
-    let new = !to.exists();
-    replace(to, |file| {
-        // Whoever may not read the one may not read the other.
-        if new {
-            file.set_permissions(source.metadata()?.permissions())?;
-        }
-        io::copy(&mut source, file).map(|_| ())
-    })
+    // Whoever may not read the one may not read the other.
+    replace(to, Some(from), |file| io::copy(&mut source, file).map(|_| ()))
 }
 
 /// An empty file for those who may read another one, if it is not there yet. Its owner writes it, whatever he may do with the other one.
 pub(super) fn make_like(model: &Path, path: &Path) -> Result<(), ProjectError> {
-    use std::os::unix::fs::PermissionsExt;
     let Ok(model) = fs::metadata(model) else { return Ok(()) };
-    let mut mode = model.permissions();
-    mode.set_mode(mode.mode() | 0o600);
     match OpenOptions::new().write(true).create_new(true).open(path) {
-        Ok(file) => file.set_permissions(mode).map_err(|error| ProjectError::io(path, error)),
+        Ok(_made) => Access::of(&model).with_owner().give(path).map_err(|error| ProjectError::io(path, error)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(ProjectError::io(path, error)),
     }
+}
+
+/// Whether two paths name one file, by a link of either kind.
+pub(super) fn is_same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    identity(a).is_some_and(|one| identity(b) == Some(one))
 }
 
 /// Whether two files hold the same bytes; `false` if the second one is not there.
@@ -147,7 +148,7 @@ fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// Writes text into a file that [`replace`] puts in place.
 pub(super) fn replace_text(path: &Path, text: &str) -> Result<(), ProjectError> {
-    replace(path, |file| file.write_all(text.as_bytes()))
+    replace(path, None, |file| file.write_all(text.as_bytes()))
 }
 
 #[cfg(test)]
@@ -164,7 +165,7 @@ mod tests {
         replace_text(&path, "new").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
-        let failed = replace(&path, |_| Err(io::Error::from(io::ErrorKind::StorageFull)));
+        let failed = replace(&path, None, |_| Err(io::Error::from(io::ErrorKind::StorageFull)));
         assert!(failed.unwrap_err().to_string().contains("free some space"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

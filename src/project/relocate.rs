@@ -478,7 +478,8 @@ fn back_up(
     report: &mut Report,
 ) -> Result<(), ProjectError> {
     let backup = with_suffix(document, BACKUP);
-    if !files::same_content(document, &backup)? {
+    // A second name of the document is no copy: what is written to the one is written to the other.
+    if files::is_same_file(document, &backup) || !files::same_content(document, &backup)? {
         if backup.symlink_metadata().is_ok() {
             let aside = free_name(&backup, now);
             std::fs::rename(&backup, &aside).map_err(|error| ProjectError::io(&backup, error))?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::access::Access;
 use super::{StoreError, StoreErrorKind, folder};
 use crate::model::ProcessInfo;
 
@@ -53,6 +54,17 @@ pub(super) fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
     }
 }
 
+/// Whoever opens a pipe waits for its other end.
+fn refuse_no_file(path: &Path) -> Result<(), StoreError> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() && !found.is_dir() => {
+            let why = format!("{}: it is no ordinary file; move it away", path.display());
+            Err(StoreError::not_applied(StoreErrorKind::Input, why))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The open file. It is never renamed and never deleted: the operating system's lock on it is the lock on the state.
 #[derive(Debug)]
 pub(super) struct HighWaterFile {
@@ -61,10 +73,21 @@ pub(super) struct HighWaterFile {
 }
 
 impl HighWaterFile {
-    /// Opens the file, and makes it (durably) if it is not there.
-    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+    /// Opens the file, and makes it (durably) if it is not there, for those who have the state.
+    pub(super) fn open(path: &Path, state: &Path) -> Result<Self, StoreError> {
         let fail = |error| StoreError::io(path.display(), error);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(fail)?;
+        refuse_no_file(path)?;
+        let open = |options: &mut OpenOptions| options.read(true).write(true).open(path);
+        let file = match open(OpenOptions::new().create_new(true)) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => open(&mut OpenOptions::new()).map_err(fail)?,
+            made => {
+                let made = made.map_err(fail)?;
+                if let Ok(state) = std::fs::metadata(state) {
+                    Access::of(&state).with_owner().give(path).map_err(fail)?;
+                }
+                made
+            }
+        };
         if file.metadata().map_err(fail)?.len() == 0 {
             file.sync_all().map_err(fail)?;
             if let Some(folder) = path.parent() {
@@ -76,6 +99,7 @@ impl HighWaterFile {
 
     /// What the file says, without opening it for writing.
     pub(super) fn peek(path: &Path) -> Result<HighWater, StoreError> {
+        refuse_no_file(path)?;
         let file = File::open(path).map_err(|error| StoreError::io(path.display(), error))?;
         Self { path: path.to_owned(), file }.read()
     }

@@ -3,6 +3,8 @@
 //! A backend is asked for six things: open, commit a batch, load a run, list runs, list leases, and its name. Everything beyond has a correct, slower
 //! default. It is asynchronous and dyn-compatible; a backend that blocks owns a thread and hides it.
 
+#[cfg(any(feature = "file", feature = "sqlite", feature = "project"))]
+pub(crate) mod access;
 mod answers;
 mod boot_time;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]

@@ -179,3 +179,23 @@ async fn a_cleanup_that_is_killed_leaves_runs_whole_or_gone_and_locked_ones_alon
         assert!(killed > 4, "{name}: only {killed} were killed");
     }
 }
+
+#[tokio::test]
+async fn a_full_disk_stops_no_look_at_a_database_that_nobody_has_open() {
+    if !can_trace() {
+        return;
+    }
+    let dir = project("database").await;
+    let settled = seeknal(dir.path(), "state runs -o json").run();
+    assert!(settled.status.success(), "{}", settled.text);
+    for suffix in ["-shm", "-wal"] {
+        let _not_there = std::fs::remove_file(dir.path().join(format!("target/state.db{suffix}"))).is_err();
+    }
+    for order in ["state runs -o json", "state verify", "state locks", "state cleanup --days 1 --dry-run"] {
+        let told = seeknal(dir.path(), order).inject("pwrite64", "error=ENOSPC:when=1+").run();
+        assert!(told.status.success(), "{order}: {}", told.text);
+        if order.starts_with("state runs") {
+            assert_eq!(told.output, settled.output);
+        }
+    }
+}

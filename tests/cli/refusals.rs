@@ -256,3 +256,24 @@ fn a_reader_that_goes_or_a_full_disk_does_not_change_what_the_exit_code_says() {
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn a_backup_that_is_the_document_under_another_name_is_none() {
+    for is_hard in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("target");
+        fs::create_dir(&target).unwrap();
+        let (document, backup) = (target.join("run_state.json"), target.join("run_state.json.bak"));
+        fs::write(&document, GUIDE).unwrap();
+        let linked = if is_hard { fs::hard_link(&document, &backup) } else { std::os::unix::fs::symlink(&document, &backup) };
+        linked.unwrap();
+        let (code, out, err) = run(dir.path(), EXECUTE);
+        assert_eq!(code, 0, "{err}");
+        assert!(out.contains("An older backup is now"), "{out}");
+        assert!(fs::symlink_metadata(&backup).unwrap().is_file());
+        let before = fs::read_to_string(&backup).unwrap();
+        fs::OpenOptions::new().write(true).open(&document).unwrap().set_len(0).unwrap();
+        assert_eq!(fs::read_to_string(&backup).unwrap(), before);
+        assert!(before.contains("run_20240110_120000"));
+    }
+}

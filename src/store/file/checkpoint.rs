@@ -68,8 +68,8 @@ pub(super) fn put_document(
     // Through a symbolic link, the file that it names is replaced, not the link.
     let place = paths.place();
     let temporary = paths::temporary(&place);
-    let mode = paths.mode()?;
-    let identity = paths::write_new(&temporary, &bytes, mode.as_ref())?;
+    let access = paths.access()?;
+    let identity = paths::write_new(&temporary, &bytes, access)?;
     let keeps = expected.identity.is_none() || expected.keeps_previous;
     let placed = if keeps { keep_previous(paths) } else { Ok(()) }
         .and_then(|()| if shape.keeps_original { keep_original(paths) } else { Ok(()) })
@@ -92,8 +92,8 @@ pub(super) fn put_document(
 /// Keeps the last document of ours under a name that no other program rewrites. A copy and not a link: editors write in place, through all links.
 fn keep_copy(paths: &Paths, document: &[u8]) -> Result<(), StoreError> {
     let copy = paths.temporary();
-    let mode = paths.mode()?;
-    let kept = paths::write_new(&copy, document, mode.as_ref()).and_then(|_| paths::rename(&copy, &paths.previous));
+    let access = paths.access()?;
+    let kept = paths::write_new(&copy, document, access).and_then(|_| paths::rename(&copy, &paths.previous));
     if kept.is_err() {
         let _left_for_the_sweep = paths::remove(&copy);
     }
@@ -128,7 +128,7 @@ fn keep_original(paths: &Paths) -> Result<(), StoreError> {
     }
     let Some((bytes, _)) = paths::read(&paths.document)? else { return Ok(()) };
     let copy = Paths::aside(&paths.document, WHY, SystemClock.now());
-    paths::write_new(&copy, &bytes, paths.mode()?.as_ref())?;
+    paths::write_new(&copy, &bytes, paths.access()?)?;
     paths.sync_folder()
 }
 

@@ -60,7 +60,7 @@ impl Lock {
 
     /// Takes the lock and changes nothing.
     pub(super) fn acquire_unnamed(paths: &Paths) -> Result<Self, StoreError> {
-        let mut file = HighWaterFile::open(&paths.lock)?;
+        let mut file = HighWaterFile::open(&paths.lock, &paths.document)?;
         if !try_lock(&file)? {
             return Err(busy(&paths.document, file.read().ok().and_then(|value| value.holder).as_ref()));
         }
@@ -69,7 +69,7 @@ impl Lock {
         let mut value = file.read()?;
         let mut behind_link = None;
         if let Some(path) = paths.lock_behind_link() {
-            let mut other = HighWaterFile::open(&path)?;
+            let mut other = HighWaterFile::open(&path, &paths.document)?;
             if !try_lock(&other)? {
                 return Err(busy(&paths.document, other.read().ok().and_then(|value| value.holder).as_ref()));
             }
@@ -88,7 +88,7 @@ impl Lock {
             if !path.exists() {
                 continue;
             }
-            let mut file = HighWaterFile::open(&path)?;
+            let mut file = HighWaterFile::open(&path, &paths.document)?;
             if !try_lock(&file)? {
                 return Err(busy(&paths.document, file.read().ok().and_then(|value| value.holder).as_ref()));
             }

@@ -1,12 +1,13 @@
 //! Where the files of one state lie, and the small file operations that they share.
 
-use std::fs::{DirEntry, File, Metadata, OpenOptions, Permissions};
+use std::fs::{DirEntry, File, Metadata, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
+use crate::store::access::Access;
 use crate::store::{StoreError, StoreErrorKind, folder};
 
 /// The name of the document; every other name begins with it.
@@ -85,9 +86,9 @@ impl Paths {
     }
 
     /// Who may read and write the document that is there; what is written of the same content gets the same.
-    pub(super) fn mode(&self) -> Result<Option<Permissions>, StoreError> {
+    pub(super) fn access(&self) -> Result<Option<Access>, StoreError> {
         match std::fs::metadata(&self.document) {
-            Ok(metadata) => Ok(Some(metadata.permissions())),
+            Ok(metadata) => Ok(Some(Access::of(&metadata))),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StoreError::io(self.document.display(), error)),
         }
@@ -95,10 +96,9 @@ impl Paths {
 
     /// Lets whoever may read the document read a new file beside it, and nobody else; and makes its name durable.
     pub(super) fn settle(&self, file: &Path) -> Result<(), StoreError> {
-        if let Some(mut mode) = self.mode()? {
+        if let Some(access) = self.access()? {
             // Its owner writes it, also where nobody is to write the document by hand.
-            mode.set_mode(mode.mode() | 0o600);
-            std::fs::set_permissions(file, mode).map_err(|error| StoreError::io(file.display(), error))?;
+            access.with_owner().give(file).map_err(|error| StoreError::io(file.display(), error))?;
         }
         self.sync_folder()
     }
@@ -253,12 +253,12 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
 /// What is written beside the journal is synced in pieces of this length: a longer one would keep the disk from the journal's next sync.
 pub(super) const PIECE: usize = 256 * 1024;
 
-/// Writes a new file and syncs it; on failure nothing is left behind. `mode`: who may read and write it, if not whom this process lets by default.
-pub(super) fn write_new(path: &Path, bytes: &[u8], mode: Option<&Permissions>) -> Result<Identity, StoreError> {
+/// Writes a new file and syncs it; on failure nothing is left behind. `access`: who may read and write it, if not whom this process lets by default.
+pub(super) fn write_new(path: &Path, bytes: &[u8], access: Option<Access>) -> Result<Identity, StoreError> {
     let write = || -> std::io::Result<Identity> {
         let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        if let Some(mode) = mode {
-            file.set_permissions(mode.clone())?;
+        if let Some(access) = access {
+            access.give(path)?;
         }
         let mut pieces = bytes.chunks(PIECE).peekable();
         while let Some(piece) = pieces.next() {

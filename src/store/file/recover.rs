@@ -425,7 +425,7 @@ pub(super) fn heal(state: &mut State, paths: &Paths, now: DateTime<Utc>) -> Resu
     let Some(active) = state.active.take() else { return Ok(None) };
     if let Some((from, to)) = active.torn {
         let aside = Paths::aside(&paths.journal, "torn", now);
-        paths::write_new(&aside, active.stored.bytes.get(from..to).unwrap_or_default(), paths.mode()?.as_ref())?;
+        paths::write_new(&aside, active.stored.bytes.get(from..to).unwrap_or_default(), paths.access()?)?;
         paths.sync_folder()?;
         state.notices.push(format!(
             "the last record of {} was torn by a crash (it was never acknowledged): {} bytes at byte {from} were cut and kept as {}",

@@ -10,6 +10,7 @@ use super::lock::Lock;
 use super::paths::{self, Paths};
 use super::reader::read_settled;
 use super::recover;
+use crate::store::access::Access;
 use crate::store::{StoreError, StoreErrorKind, VerifyReport};
 
 /// Checks document, journals, numbers and leftovers; changes nothing.
@@ -182,16 +183,16 @@ fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mu
     let place = paths.place();
     let temporary = paths::temporary(&place);
     // Where there is no document, the copy knows who may read it.
-    let mode = match paths.mode()? {
-        Some(mode) => mode,
-        None => {
-            std::fs::metadata(&paths.previous).map_err(|error| StoreError::io(paths.previous.display(), error))?.permissions()
-        }
+    let access = if let Some(access) = paths.access()? {
+        access
+    } else {
+        let previous = std::fs::metadata(&paths.previous);
+        Access::of(&previous.map_err(|error| StoreError::io(paths.previous.display(), error))?)
     };
-    paths::write_new(&temporary, &bytes, Some(&mode))?;
+    paths::write_new(&temporary, &bytes, Some(access))?;
     // The damaged one keeps its name until another stands in its place: a folder without a document would be read as empty.
     let was = if let Some((damaged, _)) = paths::read(&paths.document)? {
-        paths::write_new(&aside, &damaged, Some(&mode))?;
+        paths::write_new(&aside, &damaged, Some(access))?;
         paths.sync_folder()?;
         format!("it cannot be read and is kept as {}", aside.display())
     } else {
@@ -235,10 +236,10 @@ fn mend_journal(paths: &Paths, journal: &Path, now: DateTime<Utc>, done: &mut Ve
     }
     let Some(last) = last_written(&stored.bytes, end) else { return Ok(()) };
     let aside = Paths::aside(journal, "damaged", now);
-    let mode = paths.mode()?;
-    paths::write_new(&aside, &stored.bytes, mode.as_ref())?;
+    let access = paths.access()?;
+    paths::write_new(&aside, &stored.bytes, access)?;
     let temporary = paths.temporary();
-    paths::write_new(&temporary, stored.bytes.get(..end).unwrap_or_default(), mode.as_ref())?;
+    paths::write_new(&temporary, stored.bytes.get(..end).unwrap_or_default(), access)?;
     paths::rename(&temporary, journal)?;
     paths.sync_folder()?;
     done.push(format!(

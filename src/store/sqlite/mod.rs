@@ -98,7 +98,7 @@ pub(crate) fn mend_sidecar(
     if open::known(db).is_ok() {
         return Ok(None);
     }
-    let mut file = HighWaterFile::open(&path)?;
+    let mut file = HighWaterFile::open(&path, db)?;
     file.lock()?;
     let mended = file.mend(&aside(&path), now);
     file.unlock()?;

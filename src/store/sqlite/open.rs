@@ -11,6 +11,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::error::{is_damage, is_unwritable, sql_error};
 use super::schema::{self, APPLICATION_ID, PAGE_SIZE};
 use super::{boot, owners, turn};
+use crate::store::access::Access;
 use crate::store::highwater::{HighWater, HighWaterFile};
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -116,7 +117,7 @@ fn make(db: &Path) -> Result<(), StoreError> {
     conn.close().map_err(|(_, error)| sql_error(&place, error))?;
     // An empty file may have been made for it, for those who may read it.
     if let Ok(empty) = std::fs::metadata(db) {
-        std::fs::set_permissions(&new, empty.permissions()).map_err(|error| StoreError::io(new.display(), error))?;
+        Access::of(&empty).give(&new).map_err(|error| StoreError::io(new.display(), error))?;
     }
     std::fs::rename(&new, db).map_err(|error| StoreError::io(db.display(), error))?;
     let folder = db.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -138,8 +139,8 @@ pub(super) fn open_reader(db: &Path) -> Result<(Connection, bool), StoreError> {
     let opened = Connection::open_with_flags(db, flags).and_then(|conn| probe(&conn).map(|()| conn));
     match opened {
         Ok(conn) => Ok((conn, true)),
-        // Beside a database in a folder that may not be written SQLite cannot make its shared index. Nobody else writes there either, so
-        // that the file can be read as it lies, if nothing waits in a WAL.
+        // Beside a database in a folder that may not be written, or on a full disk, SQLite cannot make its shared index. Nobody else has one either, who
+        // would write, so that the file can be read as it lies, if nothing waits in a WAL.
         Err(error) if is_unwritable(&error) && length(&beside(db, "-wal"))?.unwrap_or(0) == 0 => {
             let conn = open_immutable(db).map_err(fail)?;
             probe(&conn).map_err(fail)?;

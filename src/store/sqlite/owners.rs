@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::boot;
 use super::error::sql_error;
 use crate::model::ProcessInfo;
+use crate::store::access::Access;
 use crate::store::{OpenProcess, StoreError};
 
 /// What an opening's file says.
@@ -37,6 +38,15 @@ pub(super) fn folder(db: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Makes the folder for those who have the database.
+fn make_folder(folder: &Path, db: &Path) -> std::io::Result<()> {
+    match std::fs::create_dir(folder) {
+        Ok(()) => Access::of(&std::fs::metadata(db)?).as_folder().give(folder),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// This opening's file; locked as long as this lives, and removed at the end.
 #[derive(Debug)]
 pub(super) struct Owner {
@@ -49,7 +59,7 @@ impl Owner {
     /// Makes and locks the file of this opening.
     pub(super) fn register(db: &Path, process: &ProcessInfo) -> Result<Self, StoreError> {
         let folder = folder(db);
-        std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(folder.display(), error))?;
+        make_folder(&folder, db).map_err(|error| StoreError::io(folder.display(), error))?;
         let fresh = folder.join(format!("{}.new", process.id));
         let path = folder.join(format!("{}.lock", process.id));
         let fail = |error| StoreError::io(fresh.display(), error);

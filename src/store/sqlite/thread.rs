@@ -115,7 +115,7 @@ impl Writer {
         }
         // Looked at first, so that beside a database of somebody else no file of ours appears.
         open::check(db)?;
-        let mut sidecar = HighWaterFile::open(&beside(db, ".lock"))?;
+        let mut sidecar = HighWaterFile::open(&beside(db, ".lock"), db)?;
         let (conn, made) = open::open_writer(db, &sidecar)?;
         let owner = Owner::register(db, process)?;
         open::sweep(&conn, db, process);
