@@ -115,6 +115,23 @@ async fn several_leases_are_granted_together_or_not_at_all() {
     lock(&backend, &key("a"), "third", 60_000).await.unwrap();
 }
 
+/// What could not be given back, because the disk was full, holds nobody up.
+#[tokio::test]
+async fn a_lease_that_an_opening_left_behind_ends_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(&db(dir.path())).await, open(&db(dir.path())).await);
+    let key = LeaseKey::run(run_id("r"));
+    let owner = LeaseOwner { process: one.process().unwrap(), ..owner("a") };
+    let grant = LeaseMutation::Grant { key: key.clone(), owner, purpose: None, at: at(0), ttl_ms: 60_000 };
+    applied(commit(&one, vec![Entry { leases: vec![grant], ..Entry::default() }]).await.outcomes.remove(0));
+    assert!(matches!(lock(&two, &key, "b", 60_000).await.unwrap_err(), Refusal::LeaseHeld { .. }));
+    one.close().await.unwrap();
+    lock(&two, &key, "b", 60_000).await.unwrap();
+    two.close().await.unwrap();
+    open(&db(dir.path())).await.close().await.unwrap();
+    assert_eq!(std::fs::read_dir(dir.path().join("state.db.owners")).unwrap().count(), 0, "the next opening sweeps");
+}
+
 #[tokio::test]
 async fn ending_or_deleting_a_run_frees_its_locks() {
     let dir = tempfile::tempdir().unwrap();

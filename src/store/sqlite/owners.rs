@@ -53,6 +53,7 @@ pub(super) struct Owner {
     id: Arc<str>,
     path: PathBuf,
     file: File,
+    is_left: bool,
 }
 
 impl Owner {
@@ -74,7 +75,14 @@ impl Owner {
             let _left_behind = std::fs::remove_file(&fresh).is_err();
             return Err(fail(error));
         }
-        Ok(Self { id: Arc::clone(&process.id), path, file })
+        Ok(Self { id: Arc::clone(&process.id), path, file, is_left: false })
+    }
+
+    /// Leaves the file where a lease of this opening could not be given back (a full disk): it proves that nobody holds that any more. The next opening sweeps
+    /// both.
+    pub(super) fn leave_behind(&mut self, conn: &Connection) {
+        let held = "SELECT EXISTS (SELECT 1 FROM locks WHERE owner_process = ?1)";
+        self.is_left = conn.query_row(held, [&*self.id], |row| row.get(0)).unwrap_or(false);
     }
 
     /// The identity of the opening.
@@ -86,7 +94,7 @@ impl Owner {
 impl Drop for Owner {
     fn drop(&mut self) {
         // A file that stays is swept by the next opening: it can be locked then.
-        let _left_behind = std::fs::remove_file(&self.path).is_err();
+        let _left_behind = self.is_left || std::fs::remove_file(&self.path).is_err();
         let _still_locked = self.file.unlock().is_err();
     }
 }

@@ -191,6 +191,7 @@ impl Writer {
         }
         drop(intake);
         drop(self.checkpointer);
+        self.owner.leave_behind(&self.conn);
         // The last connection to close brings the WAL into the database and removes it.
         let place = self.at.name.clone();
         let closed = self.conn.close().map_err(|(_, error)| sql_error(&place, error));
