@@ -38,6 +38,7 @@ mod oracle;
 mod others;
 #[path = "../support/proxy.rs"]
 mod proxy;
+mod sessions;
 #[path = "../support/steps.rs"]
 mod steps;
 #[path = "../support/wire.rs"]

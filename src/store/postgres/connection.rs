@@ -31,6 +31,18 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// runs, and loses its transaction after this.
 const IDLE_IN_TRANSACTION_MS: u64 = 3_000;
 
+/// Settings that not every server has, and what they are set to.
+///
+/// The plans that are forced look as if they cost very much, and the server would compile them. A machine that loses its power says no good-bye: without
+/// questions of its own the server would take its locks and transactions for held for hours.
+const WHERE_KNOWN: [(&str, &str); 5] = [
+    ("jit", "off"),
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "15000"),
+];
+
 /// Questions that are asked at once; batches have connections beside these.
 const READERS: usize = 8;
 
@@ -77,6 +89,10 @@ pub(super) struct Conn {
     driver: Option<AbortHandle>,
 }
 
+fn set_where_known((name, value): (&str, &str)) -> String {
+    format!("SELECT set_config('{name}', '{value}', false) WHERE current_setting('{name}', true) IS NOT NULL; ")
+}
+
 /// A connection's other half: whoever made it drives it.
 type Driver = Connection<Socket, TlsStream>;
 
@@ -120,6 +136,7 @@ impl Conn {
              SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; ",
             place.schema
         );
+        settings.push_str(&WHERE_KNOWN.map(set_where_known).concat());
         settings.push_str(if background {
             "SET synchronous_commit = off; "
         } else {
