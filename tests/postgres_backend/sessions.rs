@@ -28,3 +28,58 @@ async fn plans_are_not_compiled_and_the_server_asks_whether_a_machine_is_still_t
     let set = "jit=off tcp_keepalives_count=3 tcp_keepalives_idle=10 tcp_keepalives_interval=5 tcp_user_timeout=15000";
     assert_eq!(noted, format!("batches {set}\nopenings {set}"));
 }
+
+/// A network that passes on what a client sends, but takes a long rest behind the first so many bytes of a connection.
+async fn slow_network(server: u16, bytes: usize, rest: Duration) -> u16 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = tokio::net::TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await.is_ok() });
+            tokio::spawn(async move {
+                let (mut buffer, mut passed) = (vec![0; 16 * 1024], 0);
+                while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
+                    if (passed..passed + read).contains(&bytes) {
+                        tokio::time::sleep(rest).await;
+                    }
+                    passed += read;
+                    if to_server.write_all(&buffer[..read]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+/// The server's patience inside a transaction, 3 s, runs until a statement has arrived as a whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_batch_may_be_on_the_way_for_longer_than_the_server_waits_for_a_small_one() {
+    let store = store!();
+    store.open().await.close().await.unwrap();
+    let limits = ["idle_in_transaction_session_timeout", "statement_timeout"];
+    note_settings(&store, "runs", &limits);
+    note_settings(&store, "node_states", &limits);
+    let port = slow_network(store.cluster.port, 400 << 10, Duration::from_millis(3_500)).await;
+    let url = store.cluster.url("?sslmode=disable").replace(&format!(":{}/", store.cluster.port), &format!(":{port}/"));
+    let backend = create_state_backend("database", &store.options().database_url(url)).unwrap();
+    backend.initialize().await.unwrap();
+    change(&backend, "r", vec![create(0)]).await;
+    let text = "x".repeat(1 << 20);
+    change(&backend, "r", vec![set("n", NodeUpdate::failed(&text))]).await;
+    assert_eq!(load(&backend, "r").await.node("n").unwrap().error.as_deref(), Some(text.as_str()));
+    backend.close().await.unwrap();
+    let beyond = |table: &str, limit: &str, seconds: u32| {
+        store.sql(&format!(
+            "SELECT bool_and(value::interval > '{seconds} s') FROM noted WHERE place = '{table}' AND name = '{limit}'"
+        ))
+    };
+    assert_eq!(beyond("node_states", limits[0], 30), "t");
+    assert_eq!(beyond("node_states", limits[1], 40), "t");
+    assert_eq!(beyond("runs", limits[0], 3), "f", "what is light holds nobody up for longer");
+}

@@ -14,13 +14,17 @@
 //! unknown, and settled by the same batch under the same id: its transaction either meets the answer, or has the id to itself, and with that the proof that no
 //! earlier one committed.
 //!
+//! The server takes a transaction back in which it hears nothing for some seconds, and counts until a statement has arrived as a whole: (4) raises that limit
+//! first, in a statement of its own, where much is sent.
+//!
 //! All transactions take their locks in one order: ids of batches, mutexes by number, runs by id, leases by key, coverage. READ COMMITTED is enough then:
 //! every row that decides is locked when it is read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -28,9 +32,10 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::Shared;
-use super::connection::{Conn, Failed, Sql};
+use super::connection::{Conn, Failed, IDLE_IN_TRANSACTION_MS, Param, STATEMENT_MS, Sql};
 use super::error::{corrupt, is_of_standby, is_passing};
 use super::rows::{Fields, counter, head_columns, header_columns, lease_columns, node_columns};
+use super::sql::{on_the_way, weight};
 use super::write::Moved;
 use super::{outlive, schema, write};
 use crate::model::{Batch, BatchAnswer, Interval, LeaseKey, NodeId, NodeState, Outcome, PartitionKey, RunHeader, RunId, Version};
@@ -50,7 +55,16 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Mutexes of names; two names that share one wait for one another now and then.
 const MUTEXES: u64 = 256;
 
+/// The longest limit of time that the server takes.
+const LONGEST_MS: u64 = i32::MAX.unsigned_abs() as u64;
+
+/// What is heavier is given more time, bytes.
+const HEAVY: usize = 64 << 10;
+
 const BEGIN: &str = "BEGIN";
+/// For this transaction: the server's patience runs until a statement has arrived as a whole.
+const MORE_TIME: &str =
+    "SELECT set_config('idle_in_transaction_session_timeout', $1, true), set_config('statement_timeout', $2, true)";
 const COMMIT: &str = "COMMIT";
 const KEEP_ID: &str = "INSERT INTO batches (id, at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING \
      RETURNING (SELECT schema_version FROM meta WHERE id = 1)";
@@ -89,19 +103,20 @@ const READ_LEASES: &str = concat!("SELECT expires_at > clock_timestamp(), ", lea
 
 /// Applies a batch.
 pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer, StoreError> {
-    let deadline = Instant::now() + TOTAL;
+    let began = Instant::now();
     let mut pause = PAUSE;
     let mut looked_elsewhere = false;
     loop {
-        let decided = AtomicBool::new(false);
-        let done = tokio::time::timeout_at(deadline, attempt(shared, batch, &decided)).await;
+        let pace = Pace::default();
+        let done = in_total(began, &pace, attempt(shared, batch, &pace)).await;
+        let total = pace.total();
         let error = match done {
             Ok(Ok(answer)) => {
                 shared.pool.own.note(&answer);
                 return Ok(answer);
             }
             Ok(Err(error)) => error,
-            Err(_) => {
+            Err(Late) => {
                 // Perhaps the way there is silent, and the others with it.
                 shared.pool.forget_idle();
                 let slow = |error: fn(StoreErrorKind, String) -> StoreError| {
@@ -110,11 +125,12 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
                         format!(
                             "{}: a commit took longer than {} s; see who works there with `seeknal state locks`",
                             shared.pool.place.name,
-                            TOTAL.as_secs()
+                            total.as_secs()
                         ),
                     )
                 };
-                return Err(slow(if decided.load(Ordering::Acquire) { StoreError::unknown } else { StoreError::not_applied }));
+                let decided = pace.decided.load(Ordering::Acquire);
+                return Err(slow(if decided { StoreError::unknown } else { StoreError::not_applied }));
             }
         };
         if error.kind() == StoreErrorKind::Unavailable {
@@ -125,11 +141,42 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
         if elsewhere {
             shared.pool.forget_idle();
         }
-        if error.is_unknown_outcome() || !(elsewhere || is_passing(&error)) || Instant::now() + pause >= deadline {
+        if error.is_unknown_outcome() || !(elsewhere || is_passing(&error)) || began.elapsed() + pause >= total {
             return Err(error);
         }
         tokio::time::sleep(jittered(pause)).await;
         pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+    }
+}
+
+/// How far an attempt has come.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Whether what it wants written may have been sent.
+    decided: AtomicBool,
+    /// How much longer than others it may take, milliseconds: it sends much.
+    more: AtomicU64,
+}
+
+impl Pace {
+    fn total(&self) -> Duration {
+        TOTAL + Duration::from_millis(self.more.load(Ordering::Acquire))
+    }
+}
+
+/// It took too long.
+struct Late;
+
+/// What is done in time; how much that is may be found out meanwhile.
+async fn in_total<T>(began: Instant, pace: &Pace, work: impl Future<Output = T>) -> Result<T, Late> {
+    let mut work = pin!(work);
+    loop {
+        let total = pace.total();
+        match tokio::time::timeout_at(began + total, work.as_mut()).await {
+            Ok(done) => return Ok(done),
+            Err(_) if pace.total() > total => {}
+            Err(_) => return Err(Late),
+        }
     }
 }
 
@@ -160,6 +207,7 @@ pub(super) async fn warm_up(conn: &mut Conn) -> Result<(), StoreError> {
         DRAW_TOKENS,
         LOCK_LEASES,
         READ_LEASES,
+        MORE_TIME,
         ANSWER,
         COMMIT,
     ];
@@ -175,7 +223,7 @@ fn jittered(pause: Duration) -> Duration {
 }
 
 /// The batch's transaction, once. An error that is not unknown says that nothing happened.
-async fn attempt(shared: &Shared, batch: &Batch, decided: &AtomicBool) -> Result<BatchAnswer, StoreError> {
+async fn attempt(shared: &Shared, batch: &Batch, pace: &Pace) -> Result<BatchAnswer, StoreError> {
     let mut conn = shared.pool.get().await?;
     let id = Uuid::from_bytes(*batch.id.as_bytes());
     let wanted = Wanted::of(batch);
@@ -189,7 +237,7 @@ async fn attempt(shared: &Shared, batch: &Batch, decided: &AtomicBool) -> Result
         }
         return Ok(answer);
     };
-    let answer = apply(shared, conn, batch, id, &wanted, rows, decided).await;
+    let answer = apply(shared, conn, batch, id, &wanted, rows, pace).await;
     // The batch's id was free: whoever sent it before has not committed, and is not going to. Then what is certain of this transaction is so of all.
     answer.map_err(|error| if error.is_unknown_outcome() { error } else { error.never_applied() })
 }
@@ -202,7 +250,7 @@ async fn apply(
     id: Uuid,
     wanted: &Wanted,
     mut rows: Rows,
-    decided: &AtomicBool,
+    pace: &Pace,
 ) -> Result<BatchAnswer, StoreError> {
     let more = NodesWanted::of(batch, &rows.heads, &rows.own);
     if !more.is_empty() {
@@ -219,9 +267,16 @@ async fn apply(
     plan.extend(kept);
     plan.push(Sql::new("table batches", ANSWER, vec![Box::new(id), Box::new(stored)]));
     plan.push(Sql::plain(COMMIT));
+    let bytes = weight(&plan);
+    if bytes > HEAVY {
+        let more = u64::try_from(on_the_way(bytes).as_millis()).unwrap_or(u64::MAX);
+        pace.more.store(more, Ordering::Release);
+        let limit = |ms: u64| -> Param<'_> { Box::new(ms.saturating_add(more).min(LONGEST_MS).to_string()) };
+        plan.insert(0, Sql::new("the transaction", MORE_TIME, vec![limit(IDLE_IN_TRANSACTION_MS), limit(STATEMENT_MS)]));
+    }
     conn.prepare(&plan).await.map_err(|failed| failed.error)?;
     let commit = plan.len().saturating_sub(1);
-    decided.store(true, Ordering::Release);
+    pace.decided.store(true, Ordering::Release);
     if let Err(Failed { index, error, by_server }) = conn.send(&plan).await {
         return Err(if by_server && index < commit { error } else { error.into_unknown() });
     }
@@ -355,7 +410,7 @@ fn lease_statements<'a>(statements: &mut Vec<Sql<'a>>, wanted: &'a LeasesWanted)
     if wanted.is_empty() {
         return None;
     }
-    let values = || -> Vec<super::connection::Param<'a>> {
+    let values = || -> Vec<Param<'a>> {
         let keys: Vec<&LeaseKey> = wanted.keys.iter().collect();
         vec![
             Box::new(keys.iter().map(|key| key.run.as_str()).collect::<Vec<&str>>()),
@@ -389,8 +444,7 @@ async fn read(conn: &mut Conn, wanted: NodesWanted, rows: &mut Rows) -> Result<(
             nodes.insert(node.clone(), None);
         }
     }
-    let keys =
-        || -> Vec<super::connection::Param<'_>> { vec![Box::new(runs.clone()), Box::new(ids.clone()), Box::new(all.clone())] };
+    let keys = || -> Vec<Param<'_>> { vec![Box::new(runs.clone()), Box::new(ids.clone()), Box::new(all.clone())] };
     let statements = [
         Sql::new(
             "table runs",

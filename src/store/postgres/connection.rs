@@ -17,19 +17,21 @@ use tokio_postgres::{AsyncMessage, Client, Config, Connection, Error, Notificati
 use super::error::{is_refused, is_without_primary, sql_error};
 use super::place::Place;
 use super::schema;
+pub(super) use super::sql::{Param, Sql};
+use super::sql::{on_the_way, weight};
 use super::tls::{MakeTls, TlsStream};
 use crate::store::decide::OwnRuns;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How long a statement may take on the server, milliseconds. A commit as a whole has as long.
-const STATEMENT_MS: u64 = 10_000;
+pub(super) const STATEMENT_MS: u64 = 10_000;
 
 /// How long what was sent together may be without an answer. The server's own limits end statements, not silence on the way.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// How long the server waits for a client inside a transaction, milliseconds: a process that is stopped there holds up all others that write to its
 /// runs, and loses its transaction after this.
-const IDLE_IN_TRANSACTION_MS: u64 = 3_000;
+pub(super) const IDLE_IN_TRANSACTION_MS: u64 = 3_000;
 
 /// Settings that not every server has, and what they are set to.
 ///
@@ -48,27 +50,6 @@ const READERS: usize = 8;
 
 /// Between two times that a question looks for the primary among several hosts.
 const BETWEEN_HOSTS: Duration = Duration::from_millis(100);
-
-/// A value for a statement.
-pub(super) type Param<'a> = Box<dyn ToSql + Sync + Send + 'a>;
-
-/// A statement with its values.
-pub(super) struct Sql<'a> {
-    /// What it is about, for errors.
-    pub(super) place: &'static str,
-    pub(super) text: &'static str,
-    pub(super) params: Vec<Param<'a>>,
-}
-
-impl<'a> Sql<'a> {
-    pub(super) fn new(place: &'static str, text: &'static str, params: Vec<Param<'a>>) -> Self {
-        Self { place, text, params }
-    }
-
-    pub(super) fn plain(text: &'static str) -> Self {
-        Self::new("the transaction", text, Vec::new())
-    }
-}
 
 /// What became of statements that were sent together.
 pub(super) struct Failed {
@@ -113,13 +94,17 @@ impl Conn {
 
     /// What comes in time, or an error and the end of the connection.
     async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, StoreError> {
-        tokio::time::timeout(ANSWER, work).await.map_err(|_| {
+        self.within(ANSWER, work).await
+    }
+
+    async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Result<T, StoreError> {
+        tokio::time::timeout(limit, work).await.map_err(|_| {
             if let Some(driver) = &self.driver {
                 driver.abort();
             }
             StoreError::not_applied(
                 StoreErrorKind::Unavailable,
-                format!("{}: no answer within {} s; check the server and the network", self.place.name, ANSWER.as_secs()),
+                format!("{}: no answer within {} s; check the server and the network", self.place.name, limit.as_secs()),
             )
         })
     }
@@ -219,7 +204,8 @@ impl Conn {
         }
         let mut answers = Vec::with_capacity(statements.len());
         let late = |error| Failed { index: statements.len(), by_server: false, error };
-        for (index, answer) in self.in_time(in_order(sent)).await.map_err(late)?.into_iter().enumerate() {
+        let limit = ANSWER + on_the_way(weight(statements));
+        for (index, answer) in self.within(limit, in_order(sent)).await.map_err(late)?.into_iter().enumerate() {
             match answer {
                 Ok(rows) => answers.push(rows),
                 Err(error) => {
