@@ -83,3 +83,44 @@ async fn a_large_batch_may_be_on_the_way_for_longer_than_the_server_waits_for_a_
     assert_eq!(beyond("node_states", limits[1], 40), "t");
     assert_eq!(beyond("runs", limits[0], 3), "f", "what is light holds nobody up for longer");
 }
+
+/// Somebody who takes connections and says nothing, as a machine does that is stopped, or a proxy before a server that is gone.
+fn silent() -> (std::net::TcpListener, u16) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_a_host_that_says_nothing_the_next_one_is_tried() {
+    let store = store!();
+    let (listener, nobody) = silent();
+    let url = format!(
+        "postgres://postgres:{}@127.0.0.1:{nobody},127.0.0.1:{}/tests?connect_timeout=1",
+        server::PASSWORD,
+        store.cluster.port
+    );
+    let backend = create_state_backend("database", &store.options().database_url(url)).unwrap();
+    backend.initialize().await.unwrap();
+    change(&backend, "r", vec![create(0)]).await;
+    backend.close().await.unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let tried = std::iter::from_fn(|| listener.accept().ok()).count();
+    assert_eq!(tried, 1, "whom it reached comes first from then on");
+}
+
+#[tokio::test]
+async fn an_address_without_a_name_is_enough_with_and_without_encryption() {
+    let store = store!();
+    for (mode, encrypted) in [("", "t"), ("&sslmode=disable", "f"), ("&sslmode=require", "t")] {
+        let url = format!("postgres://postgres:{}@/tests?hostaddr=127.0.0.1&port={}{mode}", server::PASSWORD, store.cluster.port);
+        let backend = create_state_backend("database", &store.options().database_url(url)).unwrap();
+        backend.initialize().await.unwrap_or_else(|error| panic!("{mode}: {error}"));
+        let process = backend.process().unwrap().id;
+        let sessions = format!(
+            "SELECT bool_or(ssl) FROM pg_stat_ssl JOIN pg_locks USING (pid) JOIN openings AS o ON o.lock_class::bigint & 4294967295 = classid::bigint AND o.lock_id::bigint & 4294967295 = objid::bigint WHERE process = '{process}'"
+        );
+        assert_eq!(store.sql(&sessions), encrypted, "{mode}");
+        backend.close().await.unwrap();
+    }
+}

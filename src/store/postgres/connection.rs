@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,9 +13,10 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, Error, Notification, Row, SimpleQueryMessage, Socket, Statement};
+use tokio_postgres::{AsyncMessage, Client, Connection, Error, Notification, Row, SimpleQueryMessage, Socket, Statement};
 
 use super::error::{is_refused, is_without_primary, sql_error};
+use super::hosts;
 use super::place::Place;
 use super::schema;
 pub(super) use super::sql::{Param, Sql};
@@ -78,18 +80,41 @@ fn set_where_known((name, value): (&str, &str)) -> String {
 type Driver = Connection<Socket, TlsStream>;
 
 impl Conn {
-    async fn open(place: &Arc<Place>, config: &Config, tls: &MakeTls) -> Result<(Self, Driver), StoreError> {
-        let connect = config.connect(tls.clone());
-        // The driver's limit is one for TCP alone, host by host; a server that is reached may also be silent.
-        let limit = config.get_connect_timeout().copied().unwrap_or_default().saturating_mul(place.hosts);
-        let made = tokio::time::timeout(limit, connect).await.map_err(|_| {
+    /// Tries the hosts, and the addresses of each, until one of them can be used.
+    async fn open(pool: &Pool, attrs: TargetSessionAttrs) -> Result<(Self, Driver), StoreError> {
+        let place = &pool.place;
+        let unavailable = |why: String| {
             StoreError::not_applied(
                 StoreErrorKind::Unavailable,
-                format!("{}: no connection within {} s; check the server and the network", place.name, limit.as_secs()),
+                format!("{}: {why}; check the server and the network", place.name),
             )
-        })?;
-        let (client, driver) = made.map_err(|error| sql_error(&place.name, error))?;
-        Ok((Self { client, statements: HashMap::new(), place: Arc::clone(place), driver: None }, driver))
+        };
+        let limit = place.config.get_connect_timeout().copied().unwrap_or_default();
+        let last = pool.reached();
+        let mut failed = None;
+        for at in hosts::order(&place.config, place.targets.len(), last.map(|(at, _)| at)) {
+            let Some(target) = place.targets.get(at) else { continue };
+            let before = last.filter(|(last, _)| *last == at).and_then(|(_, address)| address);
+            let addresses = match hosts::addresses(target, limit, before).await {
+                Ok(addresses) => addresses,
+                Err(why) => {
+                    failed = Some(unavailable(why));
+                    continue;
+                }
+            };
+            for address in addresses {
+                let config = hosts::single(&place.config, attrs, target, address);
+                match tokio::time::timeout(limit, config.connect(pool.tls.clone())).await {
+                    Ok(Ok((client, driver))) => {
+                        pool.keep_reached(at, address);
+                        return Ok((Self { client, statements: HashMap::new(), place: Arc::clone(place), driver: None }, driver));
+                    }
+                    Ok(Err(error)) => failed = Some(sql_error(&place.name, error)),
+                    Err(_) => failed = Some(unavailable(format!("no connection within {} s", limit.as_secs()))),
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| unavailable("no host could be reached".to_owned())))
     }
 
     /// What comes in time, or an error and the end of the connection.
@@ -256,6 +281,8 @@ pub(super) struct Pool {
     readers: Semaphore,
     /// What this opening committed itself.
     pub(super) own: OwnRuns,
+    /// The host, by its place in the URL, and its address that were reached last.
+    reached: Mutex<Option<(usize, Option<IpAddr>)>>,
     /// Whether one of several hosts could be written to before.
     found_primary: AtomicBool,
     /// Which copy of the database it counts in; none before that is known, and where it cannot become another one.
@@ -271,6 +298,7 @@ impl Pool {
             idle: Mutex::new(Some(Vec::new())),
             readers: Semaphore::new(READERS),
             own: OwnRuns::default(),
+            reached: Mutex::default(),
             found_primary: AtomicBool::new(false),
             origin: tokio::sync::Mutex::default(),
         })
@@ -302,7 +330,7 @@ impl Pool {
     /// write nowhere.
     async fn reach(&self) -> Result<(Conn, Driver), StoreError> {
         let place = &self.place;
-        let made = Conn::open(place, &place.config, &self.tls).await;
+        let made = Conn::open(self, place.config.get_target_session_attrs()).await;
         match made {
             Ok(made) => {
                 self.found_primary.store(true, Ordering::Release);
@@ -316,13 +344,17 @@ impl Pool {
                     place.name
                 ),
             )),
-            Err(_) if place.read_only => {
-                let mut any = place.config.clone();
-                any.target_session_attrs(TargetSessionAttrs::Any);
-                Conn::open(place, &any, &self.tls).await
-            }
+            Err(_) if place.read_only => Conn::open(self, TargetSessionAttrs::Any).await,
             Err(error) => Err(error),
         }
+    }
+
+    fn reached(&self) -> Option<(usize, Option<IpAddr>)> {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep_reached(&self, at: usize, address: Option<IpAddr>) {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, address));
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Option<Vec<Conn>>> {

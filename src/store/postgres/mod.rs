@@ -1,6 +1,6 @@
 //! PostgreSQL: any number of processes on any number of machines, leases as rows on the server's clock, several batches in flight.
 //!
-//! - `place`: what URL and options say; `tls`, `connection`: how to get there; `schema`: the tables; `sql`: statements; `rows`: values as columns.
+//! - `place`: what URL and options say; `hosts`, `tls`, `connection`: how to get there; `schema`: the tables; `sql`: statements; `rows`: values as columns.
 //! - `commit`: one batch, one transaction; `write`: what it puts down; `outlive`: what stays of deleted runs.
 //! - `read`: everything that is asked; `follow`: commits of others; `openings`: who has it open; `verify`.
 //!
@@ -21,7 +21,7 @@
 //! | `require` | TLS; the certificate is checked only if a CA file is given |
 //! | `verify-ca`, `verify-full` | TLS; the certificate must be valid, signed by a trusted authority, and name the host (both check the name) |
 //!
-//! Making a connection may take 3 s (`connect_timeout` in the URL), a commit with all that is tried again 10 s, and a second more for every 32 KiB that are sent. What holds for a session is set on every
+//! Making a connection may take 3 s for every address (`connect_timeout` in the URL), a commit with all that is tried again 10 s, and a second more for every 32 KiB that are sent. What holds for a session is set on every
 //! connection, so that a pooler between must not share sessions (PgBouncer: session mode).
 //!
 //! # Durability and exclusion
@@ -36,6 +36,7 @@ mod connection;
 mod error;
 mod follow;
 mod groups;
+mod hosts;
 mod openings;
 mod outlive;
 mod place;

@@ -8,9 +8,10 @@ use std::time::Duration;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
+use super::hosts::{Target, targets};
 use crate::store::{BackendOptions, StoreError, StoreErrorKind};
 
-/// How long making a connection may take, unless the URL says otherwise.
+/// How long making a connection to one address may take, unless the URL says otherwise.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long what was sent may be without the peer's confirmation, unless the URL says otherwise.
@@ -42,8 +43,8 @@ pub(super) enum Protection {
 /// Where the state is and how to get there.
 pub(super) struct Place {
     pub(super) config: Config,
-    /// How many hosts the URL names.
-    pub(super) hosts: u32,
+    /// The hosts that the URL names.
+    pub(super) targets: Vec<Target>,
     /// Whether only one of several hosts is written to, which may be another one tomorrow.
     pub(super) moves: bool,
     pub(super) protection: Protection,
@@ -163,17 +164,14 @@ impl Place {
             Protection::IfOffered => SslMode::Prefer,
             Protection::Encrypted | Protection::Verified => SslMode::Require,
         });
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(refuse("it names no host"));
-        }
+        let targets = targets(&config).map_err(refuse)?;
         refuse_parameters_in_names(&config)?;
         // Of several hosts only one is written to, and it may be another one tomorrow. Who reads goes there too: a standby may be behind, and tells nothing.
-        let hosts = config.get_hosts().len().max(config.get_hostaddrs().len()).max(1);
-        if hosts > 1 && config.get_target_session_attrs() == TargetSessionAttrs::Any {
+        let several = targets.len() > 1;
+        if several && config.get_target_session_attrs() == TargetSessionAttrs::Any {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
-        let moves = hosts > 1 && config.get_target_session_attrs() == TargetSessionAttrs::ReadWrite;
-        let hosts = u32::try_from(hosts).unwrap_or(u32::MAX);
+        let moves = several && config.get_target_session_attrs() == TargetSessionAttrs::ReadWrite;
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
         }
@@ -202,7 +200,7 @@ impl Place {
             })?,
         };
         let name = name(&config, &schema);
-        Ok(Self { config, hosts, moves, protection, ca_file, schema, flush_shards, read_only: options.is_read_only(), name })
+        Ok(Self { config, targets, moves, protection, ca_file, schema, flush_shards, read_only: options.is_read_only(), name })
     }
 }
 
