@@ -221,3 +221,26 @@ async fn who_cannot_listen_again_says_all_the_same_that_it_lives() {
     assert!(backend.processes().await.unwrap().iter().all(|opening| opening.alive != Some(false)));
     backend.close().await.unwrap();
 }
+
+/// Their names do not fit into one notification.
+#[tokio::test]
+async fn many_runs_of_one_commit_are_told_by_name() {
+    let store = store!();
+    let (one, two) = (store.open().await, store.open().await);
+    // Until each knows of the other.
+    change(&two, "r", vec![create(0)]).await;
+    until("a commit is told", async || {
+        change(&two, "r", vec![set("n", NodeUpdate::running())]).await;
+        told(&one).await.runs.is_some()
+    })
+    .await;
+    let names: Vec<String> = (0..300).map(|number| format!("run-{number}-{}", "x".repeat(60))).collect();
+    let create = |name: &String| entry(part_on(None, Version::NONE, name, Vec::new(), vec![create(0)]));
+    commit(&two, names.iter().map(create).collect()).await;
+    let mut missing: std::collections::BTreeSet<_> = names.iter().map(|name| run_id(name)).collect();
+    until("all names are told", async || {
+        missing = &missing - &told(&one).await.runs.unwrap_or_default();
+        missing.is_empty()
+    })
+    .await;
+}

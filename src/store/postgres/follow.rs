@@ -37,6 +37,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A notification's longest text; PostgreSQL takes a little less than 8,000 bytes.
 const MOST_BYTES: usize = 7_500;
 
+/// Runs whose names are kept until somebody takes them.
+const MOST_NAMES: usize = 100_000;
+
 /// What an opening tells others.
 #[derive(Debug, Serialize, Deserialize)]
 struct Told {
@@ -51,8 +54,9 @@ struct Told {
 /// What was gathered and not passed on yet.
 #[derive(Debug, Default)]
 struct Gathered {
-    anything: bool,
-    runs: Option<BTreeSet<RunId>>,
+    runs: BTreeSet<RunId>,
+    /// Whether runs may have changed that are not among them.
+    unnamed: bool,
     leases: bool,
     error: Option<StoreError>,
 }
@@ -60,20 +64,63 @@ struct Gathered {
 impl Gathered {
     fn add(&mut self, runs: Option<impl IntoIterator<Item = RunId>>, leases: bool) {
         match runs {
-            None => self.runs = None,
-            Some(more) if !self.anything => self.runs = Some(more.into_iter().collect()),
-            Some(more) => {
-                if let Some(runs) = &mut self.runs {
-                    runs.extend(more);
-                }
-            }
+            None => self.unnamed = true,
+            Some(more) => self.runs.extend(more),
+        }
+        if self.runs.len() > MOST_NAMES {
+            self.runs.clear();
+            self.unnamed = true;
         }
         self.leases |= leases;
-        self.anything = true;
     }
 
     fn all(&mut self) {
         self.add(None::<BTreeSet<RunId>>, true);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.runs.is_empty() && !self.unnamed && !self.leases
+    }
+
+    /// What is passed on next: names first, whatever else there may be. Of runs that nobody names only the newest are found.
+    fn take(&mut self) -> Option<ForeignCommits> {
+        if !self.runs.is_empty() {
+            let leases = std::mem::take(&mut self.leases);
+            return Some(ForeignCommits::of(std::mem::take(&mut self.runs), leases));
+        }
+        if std::mem::take(&mut self.unnamed) {
+            let leases = std::mem::take(&mut self.leases);
+            return Some(ForeignCommits { leases, ..ForeignCommits::all() });
+        }
+        std::mem::take(&mut self.leases).then(|| ForeignCommits::of([], true))
+    }
+
+    /// What is told to others, in as many pieces as it takes.
+    fn words(&self, who: &str) -> Vec<String> {
+        let words = |r: Option<Vec<RunId>>, l: bool| serde_json::to_string(&Told { w: who.to_owned(), r, l }).unwrap_or_default();
+        let room = MOST_BYTES.saturating_sub(words(Some(Vec::new()), false).len());
+        let (mut told, mut unnamed) = (Vec::new(), self.unnamed);
+        let (mut piece, mut bytes) = (Vec::new(), 0_usize);
+        for run in &self.runs {
+            let more = serde_json::to_string(run).map_or(usize::MAX, |text| text.len().saturating_add(1));
+            if more > room {
+                unnamed = true;
+                continue;
+            }
+            if bytes.saturating_add(more) > room {
+                told.push(words(Some(std::mem::take(&mut piece)), false));
+                bytes = 0;
+            }
+            bytes = bytes.saturating_add(more);
+            piece.push(run.clone());
+        }
+        if !piece.is_empty() || self.leases {
+            told.push(words(Some(piece), self.leases));
+        }
+        if unnamed {
+            told.push(words(None, false));
+        }
+        told
     }
 }
 
@@ -128,12 +175,8 @@ impl Follower {
                 if let Some(error) = pending.error.take() {
                     return Err(error);
                 }
-                if pending.anything {
-                    let Gathered { runs, leases, .. } = std::mem::take(&mut *pending);
-                    return Ok(match runs {
-                        Some(runs) => ForeignCommits::of(runs, leases),
-                        None => ForeignCommits { leases, ..ForeignCommits::all() },
-                    });
+                if let Some(news) = pending.take() {
+                    return Ok(news);
                 }
             }
             self.arrived.notified().await;
@@ -245,16 +288,16 @@ impl Follower {
     }
 
     async fn tell(&self, conn: &mut Conn) -> Result<(), StoreError> {
-        let Gathered { anything, runs, leases, .. } = std::mem::take(&mut *locked(&self.outgoing));
-        if !anything {
+        let told = std::mem::take(&mut *locked(&self.outgoing));
+        if told.is_empty() {
             return Ok(());
         }
-        let told =
-            Told { w: self.process.id.to_string(), r: runs.as_ref().map(|runs| runs.iter().cloned().collect()), l: leases };
-        let said = notify(conn, told).await;
+        let said = notify(conn, told.words(&self.process.id)).await;
         if said.is_err() {
             // Said by the next connection; twice does no harm.
-            locked(&self.outgoing).add(runs, leases);
+            let mut outgoing = locked(&self.outgoing);
+            outgoing.unnamed |= told.unnamed;
+            outgoing.add(Some(told.runs), told.leases);
             self.sent.notify_one();
         }
         said
@@ -303,14 +346,16 @@ impl Listening {
     pub(super) async fn start(pool: &Pool, lock: Lock, process: &ProcessInfo) -> Result<Self, StoreError> {
         let (told, inbox) = mpsc::unbounded_channel();
         let mut conn = pool.connect_for_messages(told).await?;
+        let read_only = pool.place.read_only;
         conn.batch(&format!("LISTEN \"{}\"", channel(&pool.place.schema))).await?;
         openings::hold(&mut conn, lock).await?;
-        if !pool.place.read_only {
+        if !read_only {
             openings::say(&mut conn, process, lock).await?;
-            notify(&mut conn, Told { w: process.id.to_string(), r: Some(Vec::new()), l: false }).await?;
+            let here = Told { w: process.id.to_string(), r: Some(Vec::new()), l: false };
+            notify(&mut conn, vec![serde_json::to_string(&here).unwrap_or_default()]).await?;
         }
         let seq = commit_seq(&mut conn).await?;
-        Ok(Self { conn, inbox, seq, moved: false, said: Instant::now(), read_only: pool.place.read_only })
+        Ok(Self { conn, inbox, seq, moved: false, said: Instant::now(), read_only })
     }
 }
 
@@ -321,19 +366,50 @@ fn channel(schema: &str) -> String {
     name
 }
 
-async fn notify(conn: &mut Conn, mut told: Told) -> Result<(), StoreError> {
-    let words = |told: &Told| serde_json::to_string(told).unwrap_or_default();
-    let mut text = words(&told);
-    if text.len() > MOST_BYTES {
-        told.r = None;
-        text = words(&told);
+async fn notify(conn: &mut Conn, told: Vec<String>) -> Result<(), StoreError> {
+    // The channel is named after the schema, which the connection has as its path.
+    const NOTIFY: &str = "SELECT pg_notify(left('seeknal_' || current_schema(), 63), $1)";
+    let told: Vec<Sql<'_>> =
+        told.into_iter().map(|words| Sql::new("the notification of others", NOTIFY, vec![Box::new(words)])).collect();
+    conn.send(&told).await.map(|_| ()).map_err(|failed| failed.error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Clock, SystemClock};
+
+    fn run(name: &str) -> RunId {
+        RunId::new(name).unwrap()
     }
-    conn.ask(Sql::new(
-        "the notification of others",
-        // The channel is named after the schema, which the connection has as its path.
-        "SELECT pg_notify(left('seeknal_' || current_schema(), 63), $1)",
-        vec![Box::new(text)],
-    ))
-    .await
-    .map(|_| ())
+
+    #[tokio::test]
+    async fn names_are_told_also_where_anything_may_have_changed() {
+        let follower = Follower::new(&ProcessInfo::current(SystemClock.now()));
+        follower.hear(r#"{"w":"other","r":["old"],"l":false}"#);
+        follower.anything();
+        follower.hear(r#"{"w":"other","r":["older"],"l":false}"#);
+        assert_eq!(follower.others_committed().await.unwrap(), ForeignCommits::of([run("old"), run("older")], true));
+        assert_eq!(follower.others_committed().await.unwrap(), ForeignCommits { leases: false, ..ForeignCommits::all() });
+        follower.hear(r#"{"w":"other","r":[],"l":true}"#);
+        assert_eq!(follower.others_committed().await.unwrap(), ForeignCommits::of([], true));
+        follower.hear("in other words");
+        assert_eq!(follower.others_committed().await.unwrap(), ForeignCommits::all());
+        assert!(locked(&follower.pending).is_empty());
+    }
+
+    #[test]
+    fn what_is_long_is_told_in_pieces() {
+        let mut outgoing = Gathered::default();
+        let runs: BTreeSet<RunId> = (0..1_000).map(|number| run(&format!("run-{number:04}-{}", "x".repeat(90)))).collect();
+        outgoing.add(Some(runs.clone()), true);
+        let told = outgoing.words("me");
+        assert!(told.len() > 1 && told.iter().all(|text| text.len() <= MOST_BYTES));
+        let told: Vec<Told> = told.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
+        assert_eq!(told.iter().filter(|told| told.l).count(), 1);
+        assert_eq!(told.into_iter().flat_map(|told| told.r.unwrap()).collect::<BTreeSet<_>>(), runs);
+        assert!(Gathered::default().words("me").is_empty());
+        outgoing.add(Some((0..MOST_NAMES).map(|number| run(&format!("r{number}")))), false);
+        assert_eq!(outgoing.words("me").len(), 2, "leases, and that it is not said which runs");
+    }
 }
