@@ -244,3 +244,27 @@ async fn many_runs_of_one_commit_are_told_by_name() {
     })
     .await;
 }
+
+/// A standby refuses `LISTEN`, and does not know every number of a sequence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_is_read_and_followed() {
+    let store = store!();
+    let backend = store.open().await;
+    change(&backend, "r", vec![create(0)]).await;
+    let standby = tokio::task::spawn_blocking(|| store.cluster.standby()).await.unwrap();
+    let options = store.options().database_url(standby.url("")).read_only(true);
+    let reading = create_state_backend("database", &options).unwrap();
+    reading.initialize().await.unwrap();
+    assert!(reading.processes().await.unwrap().iter().all(|opening| opening.alive.is_none()));
+    let state = seeknal_state::Coordinator::open(reading).await.unwrap();
+    assert_eq!(state.get_run("r").await.unwrap().unwrap().version(), load(&backend, "r").await.version());
+    for count in 1..=3 {
+        change(&backend, "r", vec![set("n", NodeUpdate::running().row_count(count))]).await;
+        until("a commit is seen at the standby", async || {
+            state.snapshot("r").unwrap().node("n").and_then(|node| node.row_count) == Some(count)
+        })
+        .await;
+    }
+    state.close().await.unwrap();
+    backend.close().await.unwrap();
+}

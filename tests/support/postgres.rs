@@ -117,6 +117,26 @@ impl Cluster {
         Some(cluster)
     }
 
+    /// A standby that follows this one.
+    pub(crate) fn standby(&self) -> Self {
+        let folder = tempfile::Builder::new().prefix("seeknal-pg-").tempdir().unwrap().keep();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if is_root() {
+            run(Command::new("chown").arg("postgres:postgres").arg(&folder));
+        }
+        let data = folder.join("data");
+        run(command(&as_server(), &self.bin.join("pg_basebackup"))
+            .env("PGPASSWORD", PASSWORD)
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.port.to_string()])
+            .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"])
+            .arg(&data));
+        let mut file = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).unwrap();
+        writeln!(file, "port = {port}").unwrap();
+        let standby = Self { keeper: keep(&self.bin, &folder), bin: self.bin.clone(), folder, port };
+        standby.await_ready();
+        standby
+    }
+
     fn await_ready(&self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {

@@ -308,7 +308,7 @@ impl Follower {
             openings::say(&mut listening.conn, &self.process, lock).await?;
             listening.said = Instant::now();
         }
-        let seq = commit_seq(&mut listening.conn).await?;
+        let seq = commit_seq(&mut listening.conn, listening.read_only).await?;
         let accompanied = openings::count(&mut listening.conn, lock).await? > 1;
         self.accompanied.store(accompanied, Ordering::Release);
         // Who drew a number commits only after that: what was looked at meanwhile is told once more.
@@ -320,12 +320,24 @@ impl Follower {
     }
 }
 
-/// The number of the last commit.
-async fn commit_seq(conn: &mut Conn) -> Result<i64, StoreError> {
+/// The number of the last commit. At a standby, which knows of sequences only every so many numbers, how far it has followed the primary: that moves with every
+/// commit, and with more.
+async fn commit_seq(conn: &mut Conn, read_only: bool) -> Result<i64, StoreError> {
     const PLACE: &str = "the commit sequence";
-    let sql = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM commit_seq";
+    let sql = if read_only {
+        "SELECT CASE WHEN pg_is_in_recovery() THEN (pg_last_wal_replay_lsn() - '0/0')::bigint WHEN is_called THEN last_value ELSE 0 END \
+         FROM commit_seq"
+    } else {
+        "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM commit_seq"
+    };
     let rows = conn.ask(Sql::new(PLACE, sql, Vec::new())).await?;
     rows.first().map_or(Ok(0), |row| Fields::new(row, PLACE).get(0))
+}
+
+async fn is_standby(conn: &mut Conn) -> Result<bool, StoreError> {
+    const PLACE: &str = "whether the server is a standby";
+    let rows = conn.ask(Sql::new(PLACE, "SELECT pg_is_in_recovery()", Vec::new())).await?;
+    rows.first().map_or(Ok(false), |row| Fields::new(row, PLACE).get(0))
 }
 
 /// A connection that listens.
@@ -347,14 +359,17 @@ impl Listening {
         let (told, inbox) = mpsc::unbounded_channel();
         let mut conn = pool.connect_for_messages(told).await?;
         let read_only = pool.place.read_only;
-        conn.batch(&format!("LISTEN \"{}\"", channel(&pool.place.schema))).await?;
+        // A standby takes no `LISTEN`: there only looking is left.
+        if !read_only || !is_standby(&mut conn).await? {
+            conn.batch(&format!("LISTEN \"{}\"", channel(&pool.place.schema))).await?;
+        }
         openings::hold(&mut conn, lock).await?;
         if !read_only {
             openings::say(&mut conn, process, lock).await?;
             let here = Told { w: process.id.to_string(), r: Some(Vec::new()), l: false };
             notify(&mut conn, vec![serde_json::to_string(&here).unwrap_or_default()]).await?;
         }
-        let seq = commit_seq(&mut conn).await?;
+        let seq = commit_seq(&mut conn, read_only).await?;
         Ok(Self { conn, inbox, seq, moved: false, said: Instant::now(), read_only })
     }
 }

@@ -76,7 +76,7 @@ pub(super) async fn say(conn: &mut Conn, process: &ProcessInfo, lock: Lock) -> R
     .map(|_| ())
 }
 
-/// All openings that are known. A reader may meet the table of an older version, in which nobody said when it was heard of.
+/// All openings that are known. A standby sees no lock of the primary, and may be behind with what it heard: it takes nobody for gone. A reader may meet the table of an older version, in which nobody said when it was heard of.
 pub(super) async fn list(pool: &Pool) -> Result<Vec<OpenProcess>, StoreError> {
     let answers = pool
         .read(vec![Sql::new(
@@ -85,7 +85,7 @@ pub(super) async fn list(pool: &Pool) -> Result<Vec<OpenProcess>, StoreError> {
              WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted \
              AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
              AND l.classid::bigint = (o.lock_class::bigint & 4294967295) AND l.objid::bigint = (o.lock_id::bigint & 4294967295)), \
-             coalesce((to_jsonb(o)->>'seen_at')::timestamptz < clock_timestamp() - interval '30 seconds', false) \
+             coalesce((to_jsonb(o)->>'seen_at')::timestamptz < clock_timestamp() - interval '30 seconds' AND NOT pg_is_in_recovery(), false) \
              FROM openings AS o ORDER BY started_at, process",
             Vec::new(),
         )])
