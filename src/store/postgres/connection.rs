@@ -17,6 +17,7 @@ use tokio_postgres::{AsyncMessage, Client, Connection, Error, Notification, Row,
 
 use super::error::{is_refused, is_without_primary, sql_error};
 use super::hosts;
+use super::moved::Moved;
 use super::place::Place;
 use super::schema;
 pub(super) use super::sql::{Param, Sql};
@@ -28,7 +29,7 @@ use crate::store::{StoreError, StoreErrorKind};
 /// How long a statement may take on the server, milliseconds. A commit as a whole has as long.
 pub(super) const STATEMENT_MS: u64 = 10_000;
 
-/// How long what was sent together may be without an answer. The server's own limits end statements, not silence on the way.
+/// How long a connection on which an answer is waited for may be quiet. The server's own limits end statements, not silence on the way.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// How long the server waits for a client inside a transaction, milliseconds: a process that is stopped there holds up all others that write to its
@@ -46,6 +47,16 @@ const WHERE_KNOWN: [(&str, &str); 5] = [
     ("tcp_keepalives_count", "3"),
     ("tcp_user_timeout", "15000"),
 ];
+
+/// For a transaction with long answers: the server counts the time in which it gets rid of them for the statement's.
+const MUCH: &str = "SELECT set_config('statement_timeout', '120000', true)";
+
+/// For a transaction that goes through whole tables: other plans than by key, and ten minutes for each statement.
+const THROUGH: &str = "SELECT set_config('statement_timeout', '600000', true), set_config('enable_seqscan', 'on', true), \
+                       set_config('enable_hashjoin', 'on', true), set_config('enable_mergejoin', 'on', true)";
+
+/// How long the server may be quiet then: a little longer than it may take.
+const THROUGH_QUIET: Duration = Duration::from_secs(610);
 
 /// Questions that are asked at once; batches have connections beside these.
 const READERS: usize = 8;
@@ -70,6 +81,7 @@ pub(super) struct Conn {
     place: Arc<Place>,
     /// Ends the other half: of a connection that is silent nothing is waited for.
     driver: Option<AbortHandle>,
+    moved: Arc<Moved>,
 }
 
 fn set_where_known((name, value): (&str, &str)) -> String {
@@ -107,7 +119,16 @@ impl Conn {
                 match tokio::time::timeout(limit, config.connect(pool.tls.clone())).await {
                     Ok(Ok((client, driver))) => {
                         pool.keep_reached(at, address);
-                        return Ok((Self { client, statements: HashMap::new(), place: Arc::clone(place), driver: None }, driver));
+                        return Ok((
+                            Self {
+                                client,
+                                statements: HashMap::new(),
+                                place: Arc::clone(place),
+                                driver: None,
+                                moved: Arc::new(Moved::new()),
+                            },
+                            driver,
+                        ));
                     }
                     Ok(Err(error)) => failed = Some(sql_error(&place.name, error)),
                     Err(_) => failed = Some(unavailable(format!("no connection within {} s", limit.as_secs()))),
@@ -123,7 +144,7 @@ impl Conn {
     }
 
     async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Result<T, StoreError> {
-        tokio::time::timeout(limit, work).await.map_err(|_| {
+        self.moved.wait(limit, work).await.ok_or_else(|| {
             if let Some(driver) = &self.driver {
                 driver.abort();
             }
@@ -216,6 +237,11 @@ impl Conn {
     /// Sends statements together and waits for all of them: one way there and back, however many they are. They run in order; after the first
     /// that fails inside a transaction none of the others does anything.
     pub(super) async fn send(&mut self, statements: &[Sql<'_>]) -> Result<Vec<Vec<Row>>, Failed> {
+        self.send_within(ANSWER, statements).await
+    }
+
+    /// The same, on a connection that may be quiet for so long.
+    async fn send_within(&mut self, quiet: Duration, statements: &[Sql<'_>]) -> Result<Vec<Vec<Row>>, Failed> {
         self.prepare(statements).await?;
         let client = &self.client;
         let known = &self.statements;
@@ -229,7 +255,7 @@ impl Conn {
         }
         let mut answers = Vec::with_capacity(statements.len());
         let late = |error| Failed { index: statements.len(), by_server: false, error };
-        let limit = ANSWER + on_the_way(weight(statements));
+        let limit = quiet + on_the_way(weight(statements));
         for (index, answer) in self.within(limit, in_order(sent)).await.map_err(late)?.into_iter().enumerate() {
             match answer {
                 Ok(rows) => answers.push(rows),
@@ -376,11 +402,15 @@ impl Pool {
 
     /// A new connection, driven by a task of its own.
     pub(super) async fn connect(&self) -> Result<Conn, StoreError> {
-        let (mut conn, driver) = self.reach().await?;
-        let driving = tokio::spawn(async move {
+        let (mut conn, mut driver) = self.reach().await?;
+        let moved = Arc::clone(&conn.moved);
+        let driving = tokio::spawn(poll_fn(move |cx| {
+            moved.note();
             // Whoever uses the connection is told the same.
-            let _told = driver.await.is_err();
-        });
+            Pin::new(&mut driver).poll(cx).map(|ended| {
+                let _told = ended.is_err();
+            })
+        }));
         conn.driver = Some(driving.abort_handle());
         conn.set_up(&self.place, false).await?;
         self.check_origin(&mut conn).await?;
@@ -390,8 +420,16 @@ impl Pool {
     /// A new connection for work that need not wait for the disk; what the server tells unasked goes to `told`, until the connection ends.
     pub(super) async fn connect_for_messages(&self, told: mpsc::UnboundedSender<Notification>) -> Result<Conn, StoreError> {
         let (mut conn, mut driver) = self.reach().await?;
+        let moved = Arc::clone(&conn.moved);
         let driving = tokio::spawn(async move {
-            while let Some(Ok(message)) = poll_fn(|cx| driver.poll_message(cx)).await {
+            let mut next = async || {
+                poll_fn(|cx| {
+                    moved.note();
+                    driver.poll_message(cx)
+                })
+                .await
+            };
+            while let Some(Ok(message)) = next().await {
                 if let AsyncMessage::Notification(notification) = message {
                     let _nobody_follows = told.send(notification);
                 }
@@ -412,9 +450,30 @@ impl Pool {
     /// Sends questions in one read-only transaction that sees one state; again once, if an idle connection turns out to be dead. While
     /// none of several hosts is the primary it waits for one to become it.
     pub(super) async fn read(&self, questions: Vec<Sql<'_>>) -> Result<Vec<Vec<Row>>, StoreError> {
+        self.ask_all(None, ANSWER, questions).await
+    }
+
+    /// The same for what may be long: its answer may be on the way for minutes.
+    pub(super) async fn read_much(&self, questions: Vec<Sql<'_>>) -> Result<Vec<Vec<Row>>, StoreError> {
+        self.ask_all(Some(MUCH), ANSWER, questions).await
+    }
+
+    /// The same for what goes through whole tables.
+    pub(super) async fn read_through(&self, questions: Vec<Sql<'_>>) -> Result<Vec<Vec<Row>>, StoreError> {
+        self.ask_all(Some(THROUGH), THROUGH_QUIET, questions).await
+    }
+
+    async fn ask_all(
+        &self,
+        set: Option<&'static str>,
+        quiet: Duration,
+        questions: Vec<Sql<'_>>,
+    ) -> Result<Vec<Vec<Row>>, StoreError> {
         let _turn = self.readers.acquire().await.map_err(|_| StoreError::closed())?;
         let count = questions.len();
         let mut statements = vec![Sql::plain("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")];
+        statements.extend(set.map(Sql::plain));
+        let first = statements.len();
         statements.extend(questions);
         statements.push(Sql::plain("COMMIT"));
         let waits = self.place.moves && self.found_primary.load(Ordering::Acquire);
@@ -423,10 +482,10 @@ impl Pool {
         loop {
             let (error, made) = match self.get().await {
                 Err(error) => (error, false),
-                Ok(mut conn) => match conn.send(&statements).await {
+                Ok(mut conn) => match conn.send_within(quiet, &statements).await {
                     Ok(answers) => {
                         self.put(conn);
-                        return Ok(answers.into_iter().skip(1).take(count).collect());
+                        return Ok(answers.into_iter().skip(first).take(count).collect());
                     }
                     Err(failed) => (failed.error, true),
                 },

@@ -55,7 +55,7 @@ const QUESTIONS: usize = 4;
 
 /// A whole run.
 pub(super) async fn run(pool: &Pool, run: &RunId) -> Result<Option<RunState>, StoreError> {
-    whole(run, &exactly(pool.read(ask_whole(run)).await?)?)
+    whole(run, &exactly(pool.read_much(ask_whole(run)).await?)?)
 }
 
 fn ask_whole(run: &RunId) -> Vec<Sql<'_>> {
@@ -132,7 +132,7 @@ pub(super) async fn reload(pool: &Pool, have: &RunState) -> Result<Option<RunSta
 pub(super) async fn reload_all(pool: &Pool, runs: &[(RunId, Option<RunState>)]) -> Result<Vec<Option<RunState>>, StoreError> {
     let questions = runs.iter().flat_map(|(id, have)| have.as_ref().map_or_else(|| ask_whole(id), ask_newer));
     let mut states = Vec::with_capacity(runs.len());
-    for ((id, have), answers) in runs.iter().zip(apart(pool.read(questions.collect()).await?)?) {
+    for ((id, have), answers) in runs.iter().zip(apart(pool.read_much(questions.collect()).await?)?) {
         match have {
             None => states.push(whole(id, &answers)?),
             Some(have) => match newer(have, &answers)? {
@@ -146,7 +146,7 @@ pub(super) async fn reload_all(pool: &Pool, runs: &[(RunId, Option<RunState>)]) 
 }
 
 async fn whole_all(pool: &Pool, runs: &[(RunId, Option<RunState>)]) -> Result<Vec<Option<RunState>>, StoreError> {
-    let answers = pool.read(runs.iter().flat_map(|(id, _)| ask_whole(id)).collect()).await?;
+    let answers = pool.read_much(runs.iter().flat_map(|(id, _)| ask_whole(id)).collect()).await?;
     runs.iter().zip(apart(answers)?).map(|((id, _), answers)| whole(id, &answers)).collect()
 }
 
@@ -416,7 +416,7 @@ pub(super) fn success(row: &Row) -> Result<(NodeId, LastSuccess), StoreError> {
 pub(super) async fn coverage(pool: &Pool, node: &NodeId) -> Result<NodeCoverage, StoreError> {
     let id = || -> Vec<Param<'_>> { vec![Box::new(node.as_str())] };
     let answers = pool
-        .read(vec![
+        .read_much(vec![
             Sql::new("table coverage", "SELECT start_at, end_at FROM coverage WHERE node_id = $1", id()),
             Sql::new("table coverage_partitions", "SELECT partition FROM coverage_partitions WHERE node_id = $1", id()),
             Sql::new(
@@ -443,7 +443,7 @@ pub(super) async fn coverage(pool: &Pool, node: &NodeId) -> Result<NodeCoverage,
 /// Every node that a run or what outlives runs knows.
 pub(super) async fn node_ids(pool: &Pool) -> Result<BTreeSet<NodeId>, StoreError> {
     let answers = pool
-        .read(vec![Sql::new(
+        .read_much(vec![Sql::new(
             "the nodes' names",
             "SELECT node_id FROM node_states UNION SELECT node_id FROM coverage UNION SELECT node_id FROM coverage_partitions \
              UNION SELECT node_id FROM last_success",
@@ -456,7 +456,7 @@ pub(super) async fn node_ids(pool: &Pool) -> Result<BTreeSet<NodeId>, StoreError
 /// Everything that outlives deleted runs.
 pub(super) async fn retained(pool: &Pool) -> Result<Vec<(NodeId, Retained)>, StoreError> {
     let answers = pool
-        .read(vec![
+        .read_much(vec![
             Sql::new("table coverage", "SELECT node_id, start_at, end_at FROM coverage", Vec::new()),
             Sql::new("table coverage_partitions", "SELECT node_id, partition FROM coverage_partitions", Vec::new()),
             Sql::new(
