@@ -145,3 +145,68 @@ async fn a_check_of_everything_has_plans_and_limits_of_its_own() {
     assert_eq!(report.checked.len(), 3, "{report:?}");
     backend.close().await.unwrap();
 }
+
+/// A network before a server that encrypts with a certificate of X.509 version 1, as `openssl x509 -req` makes it without more.
+async fn encrypted_with_an_old_certificate(
+    server: u16,
+    folder: &std::path::Path,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> u16 {
+    use rustls::pki_types::pem::PemObject;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (certificate, key) = (folder.join("old.crt"), folder.join("old.key"));
+    if !certificate.exists() {
+        let script = "openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost -keyout old.key -out old.csr && \
+                      openssl x509 -req -in old.csr -signkey old.key -days 30 -out old.crt && openssl x509 -in old.crt -noout -text | grep 'Version: 1'";
+        let made = std::process::Command::new("sh").args(["-c", script]).current_dir(folder).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let key = rustls::pki_types::PrivateKeyDer::from_pem_file(key).unwrap();
+    let key = provider.key_provider.load_private_key(key).unwrap();
+    let certified =
+        rustls::sign::CertifiedKey::new(vec![rustls::pki_types::CertificateDer::from_pem_file(certificate).unwrap()], key);
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)));
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut asked = [0; 8];
+                client.read_exact(&mut asked).await.unwrap();
+                client.write_all(b"S").await.unwrap();
+                let Ok(mut client) = acceptor.accept(client).await else { return };
+                let mut server = tokio::net::TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                let _ended = tokio::io::copy_bidirectional(&mut client, &mut server).await.is_ok();
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn certificates_of_old_versions_are_as_good_where_none_is_checked() {
+    let store = store!();
+    let folder = tempfile::tempdir().unwrap();
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let port = encrypted_with_an_old_certificate(store.cluster.port, folder.path(), version).await;
+        let at = |mode: &str| {
+            let url = format!("postgres://postgres:{}@localhost:{port}/tests{mode}", server::PASSWORD);
+            store.options().database_url(url)
+        };
+        for mode in ["", "?sslmode=require"] {
+            let backend = create_state_backend("database", &at(mode)).unwrap();
+            backend.initialize().await.unwrap_or_else(|error| panic!("{mode} {version:?}: {error}"));
+            backend.close().await.unwrap();
+        }
+        let checked = at("?sslmode=verify-full").set("database_ca_file", store.cluster.ca_file().to_string_lossy());
+        let error = super::doors::refusal_of(&checked).await;
+        assert!(error.kind() == StoreErrorKind::Input && error.to_string().contains("X.509 version 3"), "{error}");
+    }
+}

@@ -19,8 +19,8 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
         if is_untrusted(error) {
             return (
                 K::Input,
-                "check the host's name in database_url, the server's certificate and sslmode; a private authority is named by sslrootcert or \
-                 database_ca_file",
+                "check the host's name in database_url, the server's certificate (of X.509 version 3, with the host as a subjectAltName) and sslmode; \
+                 a private authority is named by sslrootcert or database_ca_file",
             );
         }
         if is_not_written_to(error) {

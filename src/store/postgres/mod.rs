@@ -1,6 +1,6 @@
 //! PostgreSQL: any number of processes on any number of machines, leases as rows on the server's clock, several batches in flight.
 //!
-//! - `place`: what URL and options say; `hosts`, `tls`, `connection`: how to get there; `schema`: the tables; `sql`: statements; `moved`: when something came last; `rows`: values as columns.
+//! - `place`: what URL and options say; `hosts`, `tls`, `x509`, `connection`: how to get there; `schema`: the tables; `sql`: statements; `moved`: when something came last; `rows`: values as columns.
 //! - `commit`: one batch, one transaction; `write`: what it puts down; `outlive`: what stays of deleted runs.
 //! - `read`: everything that is asked; `follow`: commits of others; `openings`: who has it open; `verify`.
 //!
@@ -48,6 +48,7 @@ mod sql;
 mod tls;
 mod verify;
 mod write;
+mod x509;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;

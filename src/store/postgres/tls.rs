@@ -17,6 +17,7 @@ use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
 use tokio_rustls::{TlsConnector, client};
 
 use super::place::{Place, Protection};
+use super::x509::OldKey;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Makes TLS sessions.
@@ -77,7 +78,11 @@ impl ServerCertVerifier for AnyCertificate {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        let known = &self.0.signature_verification_algorithms;
+        match OldKey::of(cert) {
+            Some(key) => key.verify_tls12(message, dss, known),
+            None => verify_tls12_signature(message, cert, dss, known),
+        }
     }
 
     fn verify_tls13_signature(
@@ -86,7 +91,11 @@ impl ServerCertVerifier for AnyCertificate {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        let known = &self.0.signature_verification_algorithms;
+        match OldKey::of(cert) {
+            Some(key) => key.verify_tls13(message, dss, known),
+            None => verify_tls13_signature(message, cert, dss, known),
+        }
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
