@@ -79,8 +79,8 @@ async fn a_large_batch_may_be_on_the_way_for_longer_than_the_server_waits_for_a_
             "SELECT bool_and(value::interval > '{seconds} s') FROM noted WHERE place = '{table}' AND name = '{limit}'"
         ))
     };
-    assert_eq!(beyond("node_states", limits[0], 30), "t");
-    assert_eq!(beyond("node_states", limits[1], 40), "t");
+    assert_eq!(beyond("node_states", limits[0], 10), "t");
+    assert_eq!(beyond("node_states", limits[1], 17), "t");
     assert_eq!(beyond("runs", limits[0], 3), "f", "what is light holds nobody up for longer");
 }
 

@@ -21,7 +21,7 @@
 //! | `require` | TLS; the certificate is checked only if a CA file is given |
 //! | `verify-ca`, `verify-full` | TLS; the certificate must be valid, signed by a trusted authority, and name the host (both check the name) |
 //!
-//! Making a connection may take 3 s for every address (`connect_timeout` in the URL), a commit with all that is tried again 10 s, and a second more for every 32 KiB that are sent. What holds for a session is set on every
+//! Making a connection may take 3 s for every address (`connect_timeout` in the URL), a commit with all that is tried again 10 s, and a second more for every 128 KiB that are sent. What holds for a session is set on every
 //! connection, so that a pooler between must not share sessions (PgBouncer: session mode).
 //!
 //! # Durability and exclusion

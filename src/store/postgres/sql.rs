@@ -8,7 +8,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// Bytes a second that the slowest network carries for which batches are made to wait.
-const SLOWEST: u64 = 32 << 10;
+const SLOWEST: u64 = 128 << 10;
 
 /// What a number, a stamp or the length of a text takes at most.
 const FIXED: usize = 12;
@@ -117,7 +117,7 @@ mod tests {
         assert!(weight(&[light(), light()]) < 200);
         let bytes = weight(&[light(), heavy]);
         assert!((1 << 20..(1 << 20) + 200).contains(&bytes), "{bytes}");
-        assert_eq!(on_the_way(bytes).as_secs(), 32);
+        assert_eq!(on_the_way(bytes).as_secs(), 8);
         assert!(on_the_way(usize::MAX) > Duration::from_secs(3600));
     }
 }
