@@ -6,8 +6,8 @@ use super::args::CleanupArgs;
 use super::exit::CliError;
 use super::output::{Output, counted, no_state, one_line, open_for_reading, open_for_writing, table};
 use crate::model::{Clock, RunId, SystemClock, time};
-use crate::project::cleanup::{self, Cleaned, Doomed, Plan, Rules};
-use crate::project::{ProjectError, Settings};
+use crate::project::cleanup::{self, Cleaned, Doomed, Plan, Rules, Stays};
+use crate::project::{ProjectError, ProjectErrorKind, Settings};
 
 /// What is printed. Every field is always there.
 #[derive(Serialize)]
@@ -21,6 +21,8 @@ struct Printed<'a> {
     locked: &'a [RunId],
     without_stamp: &'a [RunId],
     changed_meanwhile: &'a [RunId],
+    /// Runs that cannot be read or deleted.
+    failed: Vec<&'a Stays>,
 }
 
 pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Output) -> Result<(), CliError> {
@@ -41,8 +43,15 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
     if cleaned.deleted > 0 {
         out.is_done("runs were deleted");
     }
+    let failed: Vec<&Stays> = plan.unreadable.iter().chain(&cleaned.failed).collect();
+    let fault = failed.first().map(|first| {
+        let more = if failed.len() > 1 { format!(" (and {} more)", failed.len() - 1) } else { String::new() };
+        let error =
+            ProjectError::new(ProjectErrorKind::Integrity, format!("run {:?} stays{more}: {}", first.run_id, first.reason));
+        if cleaned.deleted == 0 { error } else { error.after(format!("{} run(s) were deleted", cleaned.deleted)) }
+    });
     if out.is_json() {
-        return out.json(&Printed {
+        out.json(&Printed {
             dry_run: options.dry_run,
             cutoff: time::format(rules.cutoff()),
             delete: &plan.delete,
@@ -51,7 +60,9 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
             locked: &plan.locked,
             without_stamp: &plan.without_stamp,
             changed_meanwhile: &cleaned.changed_meanwhile,
-        });
+            failed,
+        })?;
+        return fault.map_or(Ok(()), |fault| Err(fault.into()));
     }
     if opened.is_none() {
         return out.line(no_state(settings));
@@ -77,11 +88,15 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
             out.line(format!("kept {run}: {why}"))?;
         }
     }
+    for Stays { run_id, reason, .. } in failed {
+        out.line(format!("kept {}: {}", run_id, one_line(reason)))?;
+    }
     let before = time::format(rules.cutoff());
     if options.dry_run {
         let runs = counted(u64::try_from(plan.delete.len()).unwrap_or(u64::MAX), "run");
-        out.line(format!("Would delete {runs} that ended before {before}; nothing was changed."))
+        out.line(format!("Would delete {runs} that ended before {before}; nothing was changed."))?;
     } else {
-        out.line(format!("Deleted {} that ended before {before}.", counted(cleaned.deleted, "run")))
+        out.line(format!("Deleted {} that ended before {before}.", counted(cleaned.deleted, "run")))?;
     }
+    fault.map_or(Ok(()), |fault| Err(fault.into()))
 }

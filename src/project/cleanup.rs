@@ -2,21 +2,29 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Datelike, Utc};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::ProjectError;
 use super::migrate::commit;
-use crate::coordinator::{Coordinator, OnDelete};
+use crate::coordinator::{Coordinator, OnDelete, Transaction};
 use crate::error::Error;
 use crate::model::{
     Batch, Entry, Guard, Mutation, NodeStatus, Outcome, Refusal, RunId, RunPart, RunQuery, RunStatus, RunSummary, Version,
 };
 use crate::store::StateBackend;
 
-/// Runs deleted in one batch: small, so that writers who wait behind it do not starve.
+/// Runs deleted in one batch at most.
 const BATCH: usize = 50;
+/// How long a batch should take: whoever writes beside it waits that long. A run that takes longer goes by itself.
+const TARGET: Duration = Duration::from_millis(100);
+/// How much more than the last one a batch may hold.
+const GROWTH: u64 = 4;
+/// Others are left a turn as long as they had to wait, and at most this.
+const LONGEST_TURN: Duration = Duration::from_secs(1);
 /// Runs in one page of the listing.
 const PAGE: usize = 500;
 
@@ -77,8 +85,26 @@ pub struct Plan {
     pub locked: Vec<RunId>,
     /// Ended runs that stay because nothing says when they ended.
     pub without_stamp: Vec<RunId>,
+    /// Ended runs that stay because they cannot be read, where that was needed to know when they ended.
+    pub unreadable: Vec<Stays>,
     /// How many runs stay by the rules.
     pub kept: u64,
+}
+
+/// A run that stays for a fault of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Stays {
+    /// Its name.
+    pub run_id: RunId,
+    /// What the storage says of it.
+    pub reason: String,
+}
+
+impl Stays {
+    fn new(run_id: &RunId, reason: impl ToString) -> Self {
+        Self { run_id: run_id.clone(), reason: reason.to_string() }
+    }
 }
 
 /// Judges one run after another, newest first; pure.
@@ -127,6 +153,12 @@ impl Judge {
         }
     }
 
+    /// A run that has ended and cannot be read stays.
+    fn cannot_see(&mut self, summary: &RunSummary, why: impl ToString) {
+        self.ended += 1;
+        self.plan.unreadable.push(Stays::new(&summary.run_id, why));
+    }
+
     /// The plan.
     pub fn into_plan(self) -> Plan {
         self.plan
@@ -156,7 +188,14 @@ pub async fn plan(backend: &dyn StateBackend, rules: Rules) -> Result<Plan, Proj
         let page = backend.list_runs(&query).await?;
         for summary in &page.runs {
             let newest = if Judge::needs_stamp(summary) {
-                backend.load_run(&summary.run_id).await?.and_then(|run| run.newest_stamp())
+                match backend.load_run(&summary.run_id).await {
+                    Ok(run) => run.and_then(|run| run.newest_stamp()),
+                    Err(error) if error.is_of_one_entry() => {
+                        judge.cannot_see(summary, error);
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             } else {
                 None
             };
@@ -177,6 +216,53 @@ pub struct Cleaned {
     pub deleted: u64,
     /// Runs that were changed, locked or taken up again since they were looked at: they stay.
     pub changed_meanwhile: Vec<RunId>,
+    /// Runs that the storage could not delete for what they are, as one that cannot be read: they stay, the others went.
+    pub failed: Vec<Stays>,
+}
+
+/// How much goes at once. What a run takes is known by its nodes alone, and not what each of them completed, or how fast the storage is: so it begins with one
+/// run, and goes by how long the last batch took.
+#[derive(Debug)]
+struct Pace {
+    weight: u64,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { weight: 1 }
+    }
+
+    /// The runs that go next, one at least, and those that are left.
+    fn next<'p>(&self, left: &'p [Doomed]) -> (&'p [Doomed], &'p [Doomed]) {
+        let mut weight = 0_u64;
+        let fits = |doomed: &&Doomed| {
+            weight = weight.saturating_add(weight_of(doomed));
+            weight <= self.weight
+        };
+        let runs = left.iter().take(BATCH).take_while(fits).count().max(1);
+        left.split_at_checked(runs).unwrap_or((left, &[]))
+    }
+
+    /// What went took so long.
+    fn took(&mut self, gone: &[Doomed], took: Duration) {
+        let weight: u64 = gone.iter().map(weight_of).sum();
+        let fits = u128::from(weight) * TARGET.as_micros() / took.as_micros().max(1);
+        let most = weight.max(self.weight).saturating_mul(GROWTH);
+        self.weight = u64::try_from(fits).unwrap_or(u64::MAX).clamp(1, most);
+    }
+}
+
+fn weight_of(doomed: &Doomed) -> u64 {
+    doomed.nodes.saturating_add(1)
+}
+
+/// Between two batches those who write beside this have their turn.
+async fn leave_a_turn(shared: bool, took: Duration) {
+    if shared {
+        tokio::time::sleep(took.min(LONGEST_TURN)).await;
+    } else {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// As [`execute`], through a coordinator of this process: its own resident runs learn of it. Needed on the file backend, whose coordinator takes it that
@@ -206,34 +292,73 @@ pub struct Cleaned {
 /// Dropping it leaves every run whole or gone; start again to go on.
 pub async fn through(state: &Coordinator, plan: &Plan) -> Result<Cleaned, ProjectError> {
     let mut cleaned = Cleaned::default();
-    for some in plan.delete.chunks(BATCH) {
+    let mut pace = Pace::new();
+    let mut left = plan.delete.as_slice();
+    while !left.is_empty() {
+        let (some, rest) = pace.next(left);
+        left = rest;
+        let began = Instant::now();
         // Together, so that they share a flush.
-        let mut deletions = Vec::with_capacity(some.len());
-        for doomed in some {
-            let mut tx = state.transaction();
-            tx.expect_version(&doomed.run_id, doomed.version);
-            tx.expect_unlocked(&doomed.run_id);
-            tx.delete_run(&doomed.run_id, OnDelete::KeepCoverage);
-            deletions.push(tokio::spawn(tx.commit()));
-        }
+        let deletions: Vec<_> = some.iter().map(|doomed| tokio::spawn(deletion_through(state, doomed).commit())).collect();
         let mut failed = None;
+        let mut apart = Vec::new();
         for (doomed, deletion) in some.iter().zip(deletions) {
             match deletion.await.unwrap_or(Err(Error::Closed)) {
-                Ok(_) => cleaned.deleted += 1,
-                Err(Error::RunNotFound(_)) => {}
-                Err(error) if error.is_conflict() => cleaned.changed_meanwhile.push(doomed.run_id.clone()),
-                Err(error) => failed = Some(error),
+                Err(error) if is_of_one(&error) => apart.push(doomed),
+                answer => failed = failed.or(cleaned.note(doomed, answer).err()),
             }
         }
         if let Some(error) = failed {
-            return Err(partly(error.into(), &cleaned));
+            return Err(partly(error, &cleaned));
+        }
+        // What shared its flush with others may have failed for one of them.
+        for doomed in apart {
+            match deletion_through(state, doomed).commit().await {
+                Err(error) if is_of_one(&error) => cleaned.failed.push(Stays::new(&doomed.run_id, error)),
+                answer => cleaned.note(doomed, answer).map_err(|error| partly(error, &cleaned))?,
+            }
+        }
+        let took = began.elapsed();
+        pace.took(some, took);
+        if !left.is_empty() {
+            leave_a_turn(state.backend().is_shared(), took).await;
         }
     }
     Ok(cleaned)
 }
 
-/// Deletes what a plan says, in small batches; what its nodes completed and their last successes stay readable. A run that is not exactly as it was
-/// when it was looked at, or is locked, stays. Beside a coordinator of this process: [`through`].
+fn deletion_through(state: &Coordinator, doomed: &Doomed) -> Transaction {
+    let mut tx = state.transaction();
+    tx.expect_version(&doomed.run_id, doomed.version);
+    tx.expect_unlocked(&doomed.run_id);
+    tx.delete_run(&doomed.run_id, OnDelete::KeepCoverage);
+    tx
+}
+
+/// Whether a deletion failed for what its run is.
+fn is_of_one(error: &Error) -> bool {
+    matches!(error, Error::Store(error) if error.is_of_one_entry() && !error.is_unknown_outcome())
+}
+
+impl Cleaned {
+    fn note<T>(&mut self, doomed: &Doomed, answer: Result<T, Error>) -> Result<(), ProjectError> {
+        match answer {
+            Ok(_) => self.deleted += 1,
+            // Somebody else deleted it: it is gone, as was asked, though not by us.
+            Err(Error::RunNotFound(_)) => {}
+            Err(error) if error.is_conflict() => self.changed_meanwhile.push(doomed.run_id.clone()),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+/// Deletes what a plan says, in batches that take about a tenth of a second; what its nodes completed and their last successes stay readable. Where the state
+/// is shared, those who write beside this have a turn between two batches, as long as they had to wait and a second at most. A run that is not exactly as it was
+/// when it was looked at, or is locked, stays; so does one that cannot be read, and it is named ([`Cleaned::failed`]). Beside a coordinator of this
+/// process: [`through`].
+///
+/// What becomes free of `state.db` is used again by what is written later; the file does not become smaller. `VACUUM`, while nobody has it open, makes it so.
 ///
 /// # Errors
 /// Whatever writing meets; [`ProjectErrorKind::Partial`](super::ProjectErrorKind::Partial) if something was deleted before.
@@ -242,24 +367,52 @@ pub async fn through(state: &Coordinator, plan: &Plan) -> Result<Cleaned, Projec
 /// Dropping it leaves every run whole or gone; start again to go on.
 pub async fn execute(backend: &Arc<dyn StateBackend>, plan: &Plan) -> Result<Cleaned, ProjectError> {
     let mut cleaned = Cleaned::default();
-    for some in plan.delete.chunks(BATCH) {
-        let entries = some.iter().map(deletion).collect();
-        let outcomes = commit(&**backend, Batch::new(entries)).await.map_err(|error| partly(error, &cleaned))?;
-        for (doomed, outcome) in some.iter().zip(outcomes) {
-            match outcome {
-                Outcome::Applied(_) => cleaned.deleted += 1,
-                // Somebody else deleted it: it is gone, as was asked, though not by us.
-                Outcome::Refused(Refusal::RunNotFound { .. }) => {}
-                Outcome::Refused(Refusal::Guard { .. } | Refusal::Stale { .. } | Refusal::Chained { .. }) => {
-                    cleaned.changed_meanwhile.push(doomed.run_id.clone());
-                }
-                Outcome::Refused(refusal) => return Err(partly(refusal.into(), &cleaned)),
-            }
+    let mut pace = Pace::new();
+    let mut left = plan.delete.as_slice();
+    while !left.is_empty() {
+        let (some, rest) = pace.next(left);
+        left = rest;
+        let began = Instant::now();
+        let mut done = delete(&**backend, some, &mut cleaned).await;
+        if done.as_ref().is_err_and(ProjectError::is_of_one_entry) {
+            done = delete_apart(&**backend, some, &mut cleaned).await;
         }
-        // Between batches, others have their turn.
-        tokio::task::yield_now().await;
+        done.map_err(|error| partly(error, &cleaned))?;
+        let took = began.elapsed();
+        pace.took(some, took);
+        if !left.is_empty() {
+            leave_a_turn(backend.is_shared(), took).await;
+        }
     }
     Ok(cleaned)
+}
+
+/// Deletes runs in one batch.
+async fn delete(backend: &dyn StateBackend, some: &[Doomed], cleaned: &mut Cleaned) -> Result<(), ProjectError> {
+    let outcomes = commit(backend, Batch::new(some.iter().map(deletion).collect())).await?;
+    for (doomed, outcome) in some.iter().zip(outcomes) {
+        match outcome {
+            Outcome::Applied(_) => cleaned.deleted += 1,
+            // Somebody else deleted it: it is gone, as was asked, though not by us.
+            Outcome::Refused(Refusal::RunNotFound { .. }) => {}
+            Outcome::Refused(Refusal::Guard { .. } | Refusal::Stale { .. } | Refusal::Chained { .. }) => {
+                cleaned.changed_meanwhile.push(doomed.run_id.clone());
+            }
+            Outcome::Refused(refusal) => return Err(refusal.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Deletes each by itself: one of them cannot go.
+async fn delete_apart(backend: &dyn StateBackend, some: &[Doomed], cleaned: &mut Cleaned) -> Result<(), ProjectError> {
+    for doomed in some {
+        match delete(backend, std::slice::from_ref(doomed), cleaned).await {
+            Err(error) if error.is_of_one_entry() => cleaned.failed.push(Stays::new(&doomed.run_id, error)),
+            done => done?,
+        }
+    }
+    Ok(())
 }
 
 fn partly(error: ProjectError, cleaned: &Cleaned) -> ProjectError {
@@ -344,7 +497,7 @@ mod tests {
         let (coverage, success) = (backend.coverage(&node).await.unwrap(), backend.last_success(&node).await.unwrap());
         assert!(success.is_some() && !coverage.is_empty());
         let cleaned = execute(&backend, &plan).await.unwrap();
-        assert_eq!(cleaned, Cleaned { deleted: 2, changed_meanwhile: vec![] });
+        assert_eq!(cleaned, Cleaned { deleted: 2, ..Cleaned::default() });
         assert_eq!(backend.coverage(&node).await.unwrap(), coverage);
         assert_eq!(backend.last_success(&node).await.unwrap(), success);
         assert_eq!(backend.list_runs(&RunQuery::default()).await.unwrap().runs.len(), 2);
@@ -390,6 +543,35 @@ mod tests {
         assert_eq!(plan.delete.iter().map(|doomed| doomed.run_id.as_str()).collect::<Vec<_>>(), ["over the edge", "foreign"]);
         assert_eq!(ids(&plan.without_stamp), ["no stamp"]);
         assert_eq!(plan.kept, 3);
+    }
+
+    #[test]
+    fn a_batch_is_as_large_as_the_last_one_was_fast() {
+        let doomed = |nodes| Doomed {
+            run_id: RunId::new("r").unwrap(),
+            status: RunStatus::Success,
+            ended_at: day(1),
+            version: Version(1),
+            nodes,
+        };
+        let (small, large) = (vec![doomed(9); 200], vec![doomed(8_000); 3]);
+        let mut pace = Pace::new();
+        let mut runs = Vec::new();
+        for _ in 0..5 {
+            let (some, rest) = pace.next(&small);
+            assert_eq!(some.len() + rest.len(), 200);
+            runs.push(some.len());
+            pace.took(some, Duration::from_millis(1));
+        }
+        assert_eq!(runs, [1, 4, 16, 50, 50]);
+        assert_eq!(pace.next(&large).0.len(), 1, "as many as fit, and one in any case");
+        pace.took(&small[..50], Duration::from_secs(1));
+        assert_eq!(pace.next(&small).0.len(), 5, "ten times as long as it should");
+        pace.took(&large[..1], Duration::from_secs(20));
+        assert_eq!(pace.next(&small).0.len(), 4, "by what its nodes took");
+        pace.took(&small[..1], Duration::MAX);
+        assert_eq!(pace.next(&small).0.len(), 1);
+        assert!(pace.next(&[]).0.is_empty());
     }
 
     #[test]

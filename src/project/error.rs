@@ -72,6 +72,11 @@ impl ProjectError {
         self.source.as_ref().map(StoreError::kind)
     }
 
+    /// Whether a batch failed for what one of its entries is, with nothing written: without that one the others may well be.
+    pub(super) fn is_of_one_entry(&self) -> bool {
+        self.source.as_ref().is_some_and(|error| error.is_of_one_entry() && !error.is_unknown_outcome())
+    }
+
     /// Whether there simply is no state yet. What the system or a driver did not find (a database, a file of certificates) is another matter: the state
     /// was not reached, and may well be there.
     pub fn is_no_state(&self) -> bool {
