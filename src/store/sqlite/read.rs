@@ -102,7 +102,7 @@ pub(super) fn islands(conn: &Connection, sql: &str, keys: &[&str], place: At<'_>
     Ok(found.into_iter().collect())
 }
 
-fn interval<P: std::fmt::Display>(fields: &Fields<'_, P>, first: usize) -> Result<Interval, StoreError> {
+pub(super) fn interval<P: std::fmt::Display>(fields: &Fields<'_, P>, first: usize) -> Result<Interval, StoreError> {
     Interval::new(fields.stamp(first)?, fields.stamp(first + 1)?).map_err(|error| fields.bad(first, error))
 }
 
