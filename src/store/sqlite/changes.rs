@@ -6,15 +6,16 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
-use serde::Deserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserializer, Serialize};
 
 use super::cell::PendingNode;
-use super::error::{corrupt, sql_error};
+use super::error::sql_error;
 use super::owners;
 use super::rows::{At, Fields, counter};
 use crate::model::{NodeId, NodeState, RunId, Version};
@@ -122,6 +123,34 @@ fn stored(conn: &Connection, run: &RunId) -> rusqlite::Result<i64> {
         .query_row([run.as_str()], |row| row.get(0))
 }
 
+/// The JSON text of something, if it is not too long. What is too long is given up where it becomes so: others wait meanwhile.
+fn short_text(value: &impl Serialize) -> rusqlite::Result<Option<String>> {
+    let fail = |error| rusqlite::Error::ToSqlConversionFailure(error);
+    let mut text = Short(Vec::new());
+    match serde_json::to_writer(&mut text, value) {
+        Ok(()) => String::from_utf8(text.0).map(Some).map_err(|error| fail(error.into())),
+        Err(error) if error.is_io() => Ok(None),
+        Err(error) => Err(fail(error.into())),
+    }
+}
+
+/// Takes in no more than may be noted.
+struct Short(Vec<u8>);
+
+impl Write for Short {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > LONGEST.saturating_sub(self.0.len()) {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Notes nodes; `false`: even their names are too long.
 fn insert(
     conn: &Connection,
@@ -129,15 +158,12 @@ fn insert(
     changed: BTreeMap<&NodeId, Option<&NodeState>>,
     version: Version,
 ) -> rusqlite::Result<bool> {
-    let text =
-        |changed: &_| serde_json::to_string(changed).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)));
-    let mut noted = text(&changed)?;
-    if noted.len() > LONGEST && changed.values().any(Option::is_some) {
-        noted = text(&changed.into_keys().map(|id| (id, None)).collect())?;
+    let mut noted = short_text(&changed)?;
+    if noted.is_none() && changed.values().any(Option::is_some) {
+        let names: BTreeMap<&NodeId, Option<&NodeState>> = changed.into_keys().map(|id| (id, None)).collect();
+        noted = short_text(&names)?;
     }
-    if noted.len() > LONGEST {
-        return Ok(false);
-    }
+    let Some(noted) = noted else { return Ok(false) };
     conn.prepare_cached("INSERT OR REPLACE INTO change_sets (run_id, version, nodes) VALUES (?1, ?2, ?3)")?.execute(params![
         run.as_str(),
         counter(version.0),
@@ -179,7 +205,7 @@ impl<'de> Visitor<'de> for Older<'_> {
 }
 
 /// What became of the nodes of a run since a version: those that changed, `None` where only the row tells how. No answer: not all of it was noted,
-/// or there is too much of it.
+/// there is too much of it, or it makes no sense: then the rows do.
 pub(super) fn since(
     conn: &Connection,
     run: &RunId,
@@ -200,11 +226,12 @@ pub(super) fn since(
     let mut changed: BTreeMap<NodeId, Option<NodeState>> = BTreeMap::new();
     let mut taken = 0;
     while let Some(row) = rows.next().map_err(fail)? {
-        let text = Fields::new(row, place).text(0)?;
+        let Ok(text) = Fields::new(row, place).text(0) else { return Ok(None) };
         taken += text.len();
         let mut read = serde_json::Deserializer::from_str(text);
-        let taken_in = read.deserialize_map(Older { newer: &mut changed }).and_then(|()| read.end());
-        taken_in.map_err(|error| corrupt(place, error))?;
+        if read.deserialize_map(Older { newer: &mut changed }).and_then(|()| read.end()).is_err() {
+            return Ok(None);
+        }
         if changed.len() > MOST || taken > MOST_TEXT {
             return Ok(None);
         }
@@ -212,4 +239,29 @@ pub(super) fn since(
     // The transaction that made the version that is known may be among them, for what it changed then.
     changed.retain(|_, state| state.as_ref().is_none_or(|state| state.version > version));
     Ok(Some(changed))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_is_given_up_on_the_way() {
+        struct Counted<'c>(&'c Cell<usize>);
+        impl Serialize for Counted<'_> {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.0.set(self.0.get() + 1);
+                serializer.serialize_str(&"x".repeat(1 << 10))
+            }
+        }
+        let count = Cell::new(0);
+        let list = |length| (0..length).map(|_| Counted(&count)).collect::<Vec<_>>();
+        assert_eq!(short_text(&list(60)).unwrap().unwrap().len(), 60 * 1027 + 1);
+        assert!(short_text(&list(10_000)).unwrap().is_none());
+        assert_eq!(count.get(), 60 + 64, "not one more than it takes");
+        assert!(short_text(&"x".repeat(LONGEST)).unwrap().is_none());
+        assert!(short_text(&"x".repeat(LONGEST - 2)).unwrap().is_some());
+    }
 }
