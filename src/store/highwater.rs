@@ -3,6 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+#[cfg(feature = "sqlite")]
+use std::time::{Duration, Instant};
 
 #[cfg(any(feature = "file", feature = "project"))]
 use chrono::{DateTime, Utc};
@@ -38,8 +40,16 @@ pub(super) struct HighWater {
     pub(super) token: u64,
     /// The highest commit sequence that may have been given out.
     pub(super) seq: u64,
+    /// The commit sequence that an opening left when it was closed, as far as they told: what is behind it is an older copy.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) closed: u64,
     /// The process that holds the lock on this file; of meaning only while it is locked.
     pub(super) holder: Option<ProcessInfo>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Whether a path leads to an open file.
@@ -105,7 +115,7 @@ impl HighWaterFile {
     }
 
     /// Takes the exclusive lock; `false` if somebody else has it.
-    #[cfg(feature = "file")]
+    #[cfg(any(feature = "file", feature = "sqlite"))]
     pub(super) fn try_lock(&self) -> Result<bool, StoreError> {
         match self.file.try_lock() {
             Ok(()) => Ok(true),
@@ -114,10 +124,26 @@ impl HighWaterFile {
         }
     }
 
-    /// Waits for the exclusive lock.
+    /// Waits for the exclusive lock, so long at most: others may wait for whoever waits here.
     #[cfg(feature = "sqlite")]
-    pub(super) fn lock(&self) -> Result<(), StoreError> {
-        self.file.lock().map_err(|error| StoreError::io(self.path.display(), error))
+    pub(super) fn lock(&self, most: Duration) -> Result<(), StoreError> {
+        let began = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        while !self.try_lock()? {
+            if began.elapsed() >= most {
+                let path = self.path.display();
+                return Err(StoreError::not_applied(
+                    StoreErrorKind::Busy,
+                    format!(
+                        "{path}: another process has held the lock on it for {most:?}; `seeknal state locks` shows who has the state open, and \
+                         `fuser {path}` who has this file: if that one hangs, end it, and try again"
+                    ),
+                ));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// Its device and its number: a lock on a file that is not at its path any more keeps nobody out.
@@ -186,7 +212,7 @@ impl HighWaterFile {
         let text = String::from_utf8_lossy(&bytes);
         let token = far_behind(told(&text, "\"token\":"), now);
         // First the line: a file that is empty for a moment would tell of no token at all.
-        self.write(&HighWater { token, seq: told(&text, "\"seq\":"), holder: None })?;
+        self.write(&HighWater { token, seq: told(&text, "\"seq\":"), ..HighWater::default() })?;
         let cut = self.file.set_len(LENGTH as u64).and_then(|()| self.file.sync_all());
         cut.map_err(|error| StoreError::io(self.path.display(), error))?;
         Ok(Some(format!(
@@ -218,11 +244,29 @@ fn told(text: &str, name: &str) -> u64 {
     digits.get(..end).and_then(|digits| digits.parse().ok()).filter(|number| *number < HIGHEST / 2).unwrap_or(0)
 }
 
-#[cfg(all(test, any(feature = "file", feature = "project")))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    #[cfg(feature = "sqlite")]
+    fn a_lock_that_is_not_given_back_is_waited_for_so_long_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db.lock");
+        let (one, two) = (HighWaterFile::open(&path, &path).unwrap(), HighWaterFile::open(&path, &path).unwrap());
+        one.lock(Duration::ZERO).unwrap();
+        let error = two.lock(Duration::from_millis(30)).unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Busy);
+        assert!(error.to_string().contains(path.to_str().unwrap()) && error.to_string().contains("30ms"), "{error}");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| two.lock(Duration::from_secs(30)));
+            one.unlock().unwrap();
+            waiting.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    #[cfg(any(feature = "file", feature = "project"))]
     fn numbers_of_a_damaged_line() {
         let name = "\"token\":";
         for (text, number) in [

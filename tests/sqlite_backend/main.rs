@@ -19,6 +19,7 @@ use seeknal_state::store::{BackendOptions, StoreError, StoreErrorKind, create_st
 #[path = "../support/batches.rs"]
 mod batches;
 mod commits;
+
 mod files;
 mod joined;
 mod kills;
@@ -27,6 +28,7 @@ mod openings;
 mod oracle;
 #[path = "../support/power.rs"]
 mod power;
+mod restored;
 #[path = "../support/steps.rs"]
 mod steps;
 #[path = "../support/syncs.rs"]

@@ -99,7 +99,7 @@ pub(crate) fn mend_sidecar(
         return Ok(None);
     }
     let mut file = HighWaterFile::open(&path, db)?;
-    file.lock()?;
+    file.lock(open::BUSY_TIMEOUT)?;
     let mended = file.mend(&aside(&path), now);
     file.unlock()?;
     mended

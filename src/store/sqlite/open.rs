@@ -18,6 +18,9 @@ use crate::store::{StoreError, StoreErrorKind};
 /// How long a statement waits for another process's transaction.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long an opening waits for those before it, each of which may wait for a transaction.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Pages after which SQLite itself brings the WAL into the database, inside a commit: only where a [`checkpoint`](super::checkpoint) beside the writer
 /// did not.
 const CHECKPOINT_PAGES: i64 = 16 * 1024;
@@ -78,7 +81,7 @@ fn length(path: &Path) -> Result<Option<u64>, StoreError> {
 pub(super) fn open_writer(db: &Path, sidecar: &HighWaterFile) -> Result<(Connection, bool), StoreError> {
     let place = db.display().to_string();
     // One opening at a time looks and makes.
-    sidecar.lock()?;
+    sidecar.lock(OPENING_TIMEOUT)?;
     let opened = (|| {
         let made = check(db)? == Found::Nothing;
         if made {

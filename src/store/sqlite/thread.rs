@@ -22,7 +22,7 @@ use super::changes::Company;
 use super::checkpoint::Checkpointer;
 use super::error::sql_error;
 use super::follow::Foreign;
-use super::open::{self, beside};
+use super::open::{self, BUSY_TIMEOUT, beside};
 use super::own::Memory;
 use super::owners::Owner;
 use super::place::Place;
@@ -35,6 +35,8 @@ use crate::store::{BatchSource, StoreError, StoreErrorKind, folder};
 
 mod transaction;
 
+use transaction::SEQ_AHEAD;
+
 /// Batches that share one transaction at most.
 const SHARED: usize = 64;
 
@@ -44,6 +46,9 @@ const GROW_AFTER: u64 = 64;
 /// How often the writer looks whether its file is still the one that the path names. What was written between is lost with the file in any case, as all
 /// that was written before is.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How long closing waits to note how far it came.
+const NOTE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the writer is asked for.
 pub(super) enum Job {
@@ -119,14 +124,14 @@ impl Writer {
         let (conn, made) = open::open_writer(db, &sidecar)?;
         let owner = Owner::register(db, process)?;
         open::sweep(&conn, db, process);
-        let reserved = raise(&conn, &mut sidecar, &at.name)?;
+        let (reserved, behind) = raise(&conn, &mut sidecar, &at.name)?;
         at.opened();
         let (seq, _) = read::counters(&conn)?;
         foreign.sent(seq);
         at.opened_beside();
         let checkpointer = Checkpointer::new(db);
         // One that was there already may just not have had its first commit yet.
-        let notice = made.then(|| open::lost(db, &reserved)).flatten();
+        let notice = if made { open::lost(db, &reserved) } else { behind };
         let writer = Self {
             conn,
             at,
@@ -190,6 +195,8 @@ impl Writer {
             }
         }
         drop(intake);
+        // Where it cannot be noted, an older copy may not be known for one.
+        let _not_noted = self.note_end().is_err();
         drop(self.checkpointer);
         self.owner.leave_behind(&self.conn);
         // The last connection to close brings the WAL into the database and removes it.
@@ -215,6 +222,21 @@ impl Writer {
         })();
         self.leave_transaction();
         raised
+    }
+
+    /// Notes beside the database how far it came.
+    fn note_end(&mut self) -> Result<(), StoreError> {
+        if self.commits == 0 {
+            return Ok(());
+        }
+        let (seq, _) = read::counters(&self.conn)?;
+        self.sidecar.lock(NOTE_TIMEOUT)?;
+        let noted = self.sidecar.read().and_then(|known| {
+            let closed = known.closed.max(seq);
+            if closed == known.closed { Ok(()) } else { self.sidecar.write(&HighWater { closed, ..known }) }
+        });
+        self.sidecar.unlock()?;
+        noted
     }
 
     /// Brings the WAL into the database as far as readers allow.
@@ -291,13 +313,20 @@ impl Writer {
     }
 }
 
-/// Raises the counters to what the file beside the database knows: they were given out, even if this copy of the database is older.
-fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<HighWater, StoreError> {
+/// Commits of one transaction are fewer than this.
+const MOST_AT_ONCE: u64 = 1 << 20;
+
+/// Raises the counters to what the file beside the database knows: they were given out, even if this copy of the database is older. Of one that is older than
+/// that it also raises the runs: their versions were given out too. That is told.
+///
+/// It is older if more was committed when it was closed, or if more was reserved than the opening after its last commit did. What is not seen so: a copy that
+/// was made while it was open, and is put back after that opening was killed.
+fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<(HighWater, Option<String>), StoreError> {
     let fail = |error| sql_error(place, error);
     // First the database, then the file: the order in which the writer takes them.
     conn.execute_batch("BEGIN IMMEDIATE").map_err(fail)?;
     let raised = (|| {
-        sidecar.lock()?;
+        sidecar.lock(BUSY_TIMEOUT)?;
         let known = sidecar.read();
         sidecar.unlock()?;
         let known = known?;
@@ -305,8 +334,20 @@ fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<
         if known.seq > seq || known.token > token {
             write::counters(conn, seq.max(known.seq), token.max(known.token))?;
         }
+        let mut behind = None;
+        if known.seq > seq && (known.closed > seq || known.seq - seq > SEQ_AHEAD + MOST_AT_ONCE) {
+            let runs = write::raise_versions(conn, known.seq)?;
+            behind = (runs > 0).then(|| {
+                format!(
+                    "{place} is older than what was committed to it (sequence {seq} of {} at least): a backup was put back. Its {runs} run(s) go on \
+                     behind version {}, so that no version is given out twice",
+                    known.closed.max(known.seq.saturating_sub(SEQ_AHEAD)),
+                    known.seq
+                )
+            });
+        }
         conn.execute_batch("COMMIT").map_err(fail)?;
-        Ok(known)
+        Ok((known, behind))
     })();
     if raised.is_err() && !conn.is_autocommit() {
         let _stays_inside = conn.execute_batch("ROLLBACK").is_err();

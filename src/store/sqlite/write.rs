@@ -248,3 +248,9 @@ pub(super) fn counters(conn: &Connection, seq: u64, token: u64) -> Result<(), St
         .map(|_| ())
         .map_err(|error| sql_error("table meta", error))
 }
+
+/// Raises the versions of all runs to this one at least; answers how many were raised.
+pub(super) fn raise_versions(conn: &Connection, version: u64) -> Result<usize, StoreError> {
+    conn.execute("UPDATE runs SET version = ?1 WHERE version < ?1", [counter(version)])
+        .map_err(|error| sql_error(At::table("runs"), error))
+}

@@ -11,6 +11,7 @@ use crate::store::pull::BatchReply;
 use crate::store::sqlite::checkpoint::Due;
 use crate::store::sqlite::decide::Session;
 use crate::store::sqlite::error::{is_full, is_io, is_unwritten, sql_error};
+use crate::store::sqlite::open::BUSY_TIMEOUT;
 use crate::store::sqlite::own::Settled;
 use crate::store::sqlite::owners::Deaths;
 use crate::store::sqlite::rows::Stamp;
@@ -38,7 +39,7 @@ const KEPT_DAYS: i64 = 1;
 const TOKENS_AHEAD: u64 = 100_000;
 
 /// How far the commit sequence is reserved ahead.
-const SEQ_AHEAD: u64 = 10_000_000;
+pub(super) const SEQ_AHEAD: u64 = 10_000_000;
 
 /// How often, in commits, the length of the WAL is looked at.
 const LOOK_AT_WAL: u64 = 16;
@@ -155,7 +156,7 @@ impl Writer {
         if seq <= self.reserved.seq && token <= self.reserved.token {
             return Ok(());
         }
-        self.sidecar.lock()?;
+        self.sidecar.lock(BUSY_TIMEOUT)?;
         let reserved = (|| {
             let mut known = self.sidecar.read()?;
             if seq > known.seq {
