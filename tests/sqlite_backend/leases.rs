@@ -212,3 +212,41 @@ fn a_disk_that_becomes_slow_costs_the_lease_and_says_so() {
     let child = super::trace::Child::test("leases::child_whose_disk_becomes_slow").env("STATE_FOLDER", folder.path());
     child.inject(super::trace::SYNCS, "delay_enter=2000000:when=30+").run().passed("a slow disk");
 }
+
+/// The boot id cannot be read: run by the next test.
+#[tokio::test]
+#[ignore = "it is run by another test, which hides the boot id from it"]
+async fn child_that_does_not_know_the_boot() {
+    let backend = open(&PathBuf::from(std::env::var_os("STATE").unwrap())).await;
+    assert_eq!(backend.list_leases().await.unwrap().len(), 1, "it sees the locks of others");
+    for run in ["r", "free"] {
+        let grant = Batch::new(vec![grant(LeaseKey::run(run_id(run)), "b", 60_000)]);
+        let error = backend.commit(Arc::new(grant)).await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Unsupported, "{error}");
+        assert!(error.is_of_one_entry() && error.to_string().contains("/proc/sys/kernel/random/boot_id"), "{error}");
+    }
+    let deleted = change_guarded(&backend, "r", vec![Guard::Unlocked], vec![Mutation::Delete { keep_coverage: true }]).await;
+    assert!(matches!(refused(deleted), Refusal::Guard { guard: Guard::Unlocked, .. }));
+    change(&backend, "r", vec![set("n", NodeUpdate::running())]).await;
+    backend.close().await.unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_process_that_does_not_know_the_boot_takes_no_lock_over() {
+    if !trace::can_trace() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0)]).await;
+    let key = LeaseKey::run(run_id("r"));
+    let token = lock(&backend, &key, "a", 600_000).await.unwrap();
+    let child = trace::Child::test("leases::child_that_does_not_know_the_boot").env("STATE", &path);
+    let child = child.inject("openat", "error=EACCES").on(Path::new("/proc/sys/kernel/random/boot_id"));
+    tokio::task::spawn_blocking(|| child.run().passed("without a boot id")).await.unwrap();
+    assert_eq!(backend.list_leases().await.unwrap()[0].token, token, "it is held as before");
+    let renew = LeaseMutation::Renew { key, token, at: at(1), ttl_ms: 60_000 };
+    applied(commit(&backend, vec![Entry { leases: vec![renew], ..Entry::default() }]).await.outcomes.remove(0));
+}

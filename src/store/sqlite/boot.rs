@@ -33,6 +33,19 @@ pub(super) fn is_real(boot_id: &str) -> bool {
     boot_id != UNKNOWN
 }
 
+/// Whether this system tells every process which start of the machine this is: one that cannot read it sees less than the others do.
+const TOLD: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
+/// Whether leases may be granted here: others would take one under an unknown start for one of an earlier start, and so for over.
+pub(super) fn may_grant() -> bool {
+    is_known() || !TOLD
+}
+
+/// Which start leases must be of to be held. Empty: this process does not know, so that their time alone decides.
+pub(super) fn of_leases() -> &'static str {
+    if may_grant() { boot_id() } else { "" }
+}
+
 /// Milliseconds since the machine was started.
 pub(super) fn boot_ms() -> i64 {
     let now = rustix::time::clock_gettime(CLOCK);

@@ -5,14 +5,14 @@
 
 use rusqlite::{Connection, params};
 
-use super::boot::boot_id;
+use super::boot::{self, boot_id, of_leases};
 use super::error::sql_error;
 use super::owners::Deaths;
 use super::rows::{Fields, Number, Stamp, counter};
 use crate::model::{
     Fence, FencingToken, LeaseGrant, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord, NodeId, ProcessInfo, Refusal, RunId,
 };
-use crate::store::StoreError;
+use crate::store::{StoreError, StoreErrorKind};
 
 const PLACE: &str = "table locks";
 
@@ -75,9 +75,9 @@ pub(super) fn running(conn: &Connection) -> Result<Vec<LeaseRecord>, StoreError>
     let sql = concat!(
         "SELECT ",
         record_columns!(),
-        " FROM locks WHERE expires_boot_ms > seeknal_boot_ms() AND boot_id = ?1 ORDER BY token"
+        " FROM locks WHERE expires_boot_ms > seeknal_boot_ms() AND (boot_id = ?1 OR ?1 = '') ORDER BY token"
     );
-    query_records(conn, sql, &[&boot_id()])
+    query_records(conn, sql, &[&of_leases()])
 }
 
 /// Whether a lease is held under this token, and not over.
@@ -95,9 +95,9 @@ pub(super) fn holder(conn: &Connection, run: &RunId, deaths: &Deaths<'_>) -> Res
     let sql = concat!(
         "SELECT ",
         record_columns!(),
-        " FROM locks WHERE run_id = ?1 AND expires_boot_ms > seeknal_boot_ms() AND boot_id = ?2 ORDER BY node_id"
+        " FROM locks WHERE run_id = ?1 AND expires_boot_ms > seeknal_boot_ms() AND (boot_id = ?2 OR ?2 = '') ORDER BY node_id"
     );
-    let held = query_records(conn, sql, &[&run.as_str(), &boot_id()])?;
+    let held = query_records(conn, sql, &[&run.as_str(), &of_leases()])?;
     Ok(held.into_iter().find(|lease| !deaths.proven(&lease.owner.process.id)))
 }
 
@@ -121,6 +121,14 @@ pub(super) fn apply(
     let fail = |error| sql_error(PLACE, error);
     match mutation {
         LeaseMutation::Grant { key, owner, purpose, at, ttl_ms } => {
+            if !boot::may_grant() {
+                return Err(StoreError::not_applied(
+                    StoreErrorKind::Unsupported,
+                    "no lock is granted here: this process cannot read /proc/sys/kernel/random/boot_id, by which locks of an earlier start of the \
+                     machine are known; mount /proc for it, or permit that file",
+                )
+                .of_one_entry());
+            }
             if let Some(holder) = clear_way(conn, key, deaths)? {
                 return Ok(Err(Refusal::LeaseHeld { holder: Box::new(holder) }));
             }
@@ -181,10 +189,10 @@ pub(super) fn apply(
             Ok(Ok(None))
         }
         LeaseMutation::Force { token } => {
-            let sql = "DELETE FROM locks WHERE token = ?1 AND expires_boot_ms > seeknal_boot_ms() AND boot_id = ?2";
+            let sql = "DELETE FROM locks WHERE token = ?1 AND expires_boot_ms > seeknal_boot_ms() AND (boot_id = ?2 OR ?2 = '')";
             let changed = conn
                 .prepare_cached(sql)
-                .and_then(|mut statement| statement.execute(params![counter(token.0), &boot_id()]))
+                .and_then(|mut statement| statement.execute(params![counter(token.0), of_leases()]))
                 .map_err(fail)?;
             if changed > 0 {
                 return Ok(Ok(None));
