@@ -18,6 +18,7 @@ use seeknal_state::store::{BackendOptions, StoreError, StoreErrorKind, create_st
 
 #[path = "../support/batches.rs"]
 mod batches;
+mod by_hand;
 mod commits;
 
 mod files;

@@ -6,6 +6,12 @@ use rusqlite::{Error, ErrorCode};
 
 use crate::store::{StoreError, StoreErrorKind};
 
+/// Somebody changed the tables.
+const ALTERED: (StoreErrorKind, &str) = (
+    StoreErrorKind::Foreign,
+    "the tables are not as this version made them; undo what was altered or dropped by hand, or bring a backup back",
+);
+
 /// What kind of fault an error of SQLite is, and what usually mends it.
 fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
     match error {
@@ -21,6 +27,15 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
             ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => {
                 (StoreErrorKind::Corrupt, "it was left as it is; `seeknal state verify` says more, a backup brings it back")
             }
+            ErrorCode::ConstraintViolation => (
+                StoreErrorKind::Input,
+                "a trigger, CHECK or index refuses the row; `SELECT name, sql FROM sqlite_schema` shows which, drop what was added by hand",
+            ),
+            ErrorCode::OutOfMemory => (
+                StoreErrorKind::Unavailable,
+                "memory ran out, nothing is lost; free some, or raise this process's limit, and try again",
+            ),
+            _ if is_of_tables(error) => ALTERED,
             ErrorCode::TooBig => (StoreErrorKind::Input, "a value is larger than the database takes; make it smaller"),
             // SQLite does not say why.
             _ if is_unwritten(error) => {
@@ -34,9 +49,20 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
         | Error::InvalidColumnType(..) => {
             (StoreErrorKind::Corrupt, "a stored value makes no sense; `seeknal state verify` names it")
         }
+        Error::SqlInputError { .. } if is_of_tables(error) => ALTERED,
         Error::InvalidPath(_) | Error::NulError(_) => (StoreErrorKind::Input, "choose another path"),
         _ => (StoreErrorKind::Io, "this should not happen; please report it"),
     }
+}
+
+/// Whether the error tells that a table or a column of ours is not there. SQLite has no number for it, only words.
+fn is_of_tables(error: &Error) -> bool {
+    let words = match error {
+        Error::SqliteFailure(failure, Some(words)) if failure.code == ErrorCode::Unknown => words,
+        Error::SqlInputError { msg, .. } => msg,
+        _ => return false,
+    };
+    ["no such table", "no such column", "has no column named"].iter().any(|part| words.contains(part))
 }
 
 /// A fault of SQLite at a place; nothing has happened.
@@ -53,7 +79,8 @@ fn is_of_value(error: &Error) -> bool {
         | Error::IntegralValueOutOfRange(..)
         | Error::Utf8Error(..)
         | Error::InvalidColumnType(..) => true,
-        _ => error.sqlite_error_code() == Some(ErrorCode::TooBig),
+        // A constraint of somebody else's may well let the other rows pass.
+        _ => matches!(error.sqlite_error_code(), Some(ErrorCode::TooBig | ErrorCode::ConstraintViolation)),
     }
 }
 
@@ -92,4 +119,18 @@ pub(super) fn is_unwritable(error: &Error) -> bool {
     let is_index = |code| [SQLITE_IOERR_SHMSIZE, SQLITE_IOERR_SHMOPEN, SQLITE_IOERR_SHMMAP].contains(&code);
     error.sqlite_error().is_some_and(|failure| is_index(failure.extended_code))
         || matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied))
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    #[test]
+    fn memory_that_ran_out_is_no_fault_of_the_disk() {
+        let told = sql_error("state.db", Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_NOMEM), None));
+        assert_eq!(told.kind(), StoreErrorKind::Unavailable);
+        assert!(told.to_string().contains("memory ran out"), "{told}");
+    }
 }

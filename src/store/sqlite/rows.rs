@@ -17,6 +17,9 @@ use crate::store::StoreError;
 use crate::store::columns::read_fingerprint;
 pub(super) use crate::store::columns::{At, fingerprint_text, metadata_text};
 
+/// How SQLite's own `strftime` writes a stamp as we do: it knows three digits behind the second, we keep six.
+pub(super) const STRFTIME: &str = "%Y-%m-%dT%H:%M:%f000Z";
+
 /// A number of 64 bits without sign as SQLite keeps it exactly: an integer where it fits, else decimal text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Number(pub(super) u64);
@@ -77,7 +80,12 @@ impl<'r, P: fmt::Display> Fields<'r, P> {
     }
 
     pub(super) fn stamp_or_null(&self, column: usize) -> Result<Option<DateTime<Utc>>, StoreError> {
-        self.text_or_null(column)?.map(|text| time::parse(text).map_err(|error| self.bad(column, error))).transpose()
+        let read = |text| {
+            time::parse(text).map_err(|error| {
+                self.bad(column, format_args!("{error} (with SQL: strftime('{STRFTIME}', '2024-01-31 12:00:00'), which is UTC)"))
+            })
+        };
+        self.text_or_null(column)?.map(read).transpose()
     }
 
     pub(super) fn stamp(&self, column: usize) -> Result<DateTime<Utc>, StoreError> {

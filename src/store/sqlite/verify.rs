@@ -7,6 +7,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params_from_iter};
 
 use super::error::sql_error;
+use super::rows::STRFTIME;
 use super::{lease, open, read, schema};
 use crate::model::{NodeId, RunId, RunQuery};
 use crate::store::{StoreError, VerifyReport};
@@ -62,6 +63,37 @@ const ORPHANS: &[(&str, &str)] = &[
     ),
 ];
 
+/// Where stamps are: the table, how a row of it is named, and its columns.
+const STAMPS: &[(&str, &str, &[&str])] = &[
+    ("runs", "'run ' || run_id", &["created_at", "started_at", "finished_at"]),
+    ("node_states", "'run ' || run_id || ', node ' || node_id", &["started_at", "finished_at", "run_created_at"]),
+    ("completed_intervals", "'run ' || run_id || ', node ' || node_id", &["start_at", "end_at"]),
+    ("coverage", "'node ' || node_id", &["start_at", "end_at"]),
+    ("last_success", "'node ' || node_id", &["run_created_at", "finished_at"]),
+    ("locks", "'run ' || run_id || ', token ' || token", &["since", "until", "owner_started_at"]),
+    ("tombstones", "'run ' || run_id", &["deleted_at"]),
+    ("batches", "'batch ' || hex(id)", &["at"]),
+];
+
+/// Names every stamp of another form than ours: it may well be read, but SQL compares texts, and sorts it in a wrong place.
+fn stamps(conn: &Connection, report: &mut VerifyReport) -> Result<(), StoreError> {
+    const OURS: &str = "????-??-??T??:??:??.??????Z";
+    let ours = OURS.replace('?', "[0-9]");
+    for (table, row, columns) in STAMPS {
+        for column in *columns {
+            let sql = format!(
+                "SELECT {row} || ': ' || {column} FROM {table} WHERE {column} IS NOT NULL AND NOT {column} GLOB '{ours}'"
+            );
+            let found = texts(conn, &sql, &[], report)?;
+            let what = format!(
+                "{table}.{column} is not written as 2024-01-10T12:00:00.000000Z and sorts wrong; mend it with strftime('{STRFTIME}', {column})"
+            );
+            note(report, &what, found);
+        }
+    }
+    Ok(())
+}
+
 /// Checks everything. The caller holds a read transaction.
 pub(super) fn verify(conn: &Connection, db: &Path) -> Result<VerifyReport, StoreError> {
     let mut report = VerifyReport::new();
@@ -81,6 +113,8 @@ pub(super) fn verify(conn: &Connection, db: &Path) -> Result<VerifyReport, Store
         note(&mut report, what, found);
     }
     report.checked.push("that rows belong together".to_owned());
+    stamps(conn, &mut report)?;
+    report.checked.push("that stamps are of one width".to_owned());
 
     let (runs, nodes) = values(conn, &mut report)?;
     report.checked.push(format!("every value of {runs} runs and {nodes} nodes"));
