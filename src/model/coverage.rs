@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::id::{PartitionKey, RunId};
+use super::apply::apply_logged;
+use super::id::{NodeId, PartitionKey, RunId};
 use super::interval::IntervalSet;
+use super::mutation::Mutation;
 use super::node::{Fingerprint, NodeState};
-use super::run::RunState;
+use super::run::{RunState, Version};
 
 /// The completed intervals and partitions of a node that outlive the runs which cleanup deleted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +47,23 @@ pub struct Retained {
     /// The newest success among them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_success: Option<LastSuccess>,
+}
+
+/// What outlives a run by the entry that deletes it; nothing where it is not told to keep anything, or deletes none. `current` is the run before the
+/// entry: what the entry itself did to it before the deletion counts as well.
+pub(crate) fn outliving(current: Option<RunState>, id: &RunId, mutations: &[Mutation]) -> Vec<(NodeId, Retained)> {
+    let Some((Mutation::Delete { keep_coverage: true }, before)) = mutations.split_last() else { return Vec::new() };
+    let mut run = current;
+    // It was accepted: nothing of it is refused now. The version is nobody's.
+    let (Ok(()), Some(run)) = (apply_logged(&mut run, id, before, Version::NONE), run) else { return Vec::new() };
+    run.nodes()
+        .map(|(id, node)| {
+            let mut kept = Retained { last_success: LastSuccess::of(&run, node), ..Retained::default() };
+            kept.coverage.absorb(node);
+            (id.clone(), kept)
+        })
+        .filter(|(_, kept)| !kept.coverage.is_empty() || kept.last_success.is_some())
+        .collect()
 }
 
 /// The last time that a node ended with success, over all runs, also runs that cleanup deleted.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::{apply_all, apply_logged};
 use super::batch::{BatchAnswer, Entry, Fence, Outcome, Receipt, Refusal, RunPart, RunReceipt};
-use super::coverage::{LastSuccess, NodeCoverage, Retained};
+use super::coverage::{LastSuccess, NodeCoverage, Retained, outliving};
 use super::guard::{Guard, NoRun, check_guards, first_violated};
 use super::id::{InputError, NodeId, RunId};
 use super::mutation::Mutation;
@@ -271,14 +271,15 @@ impl Ledger {
                 self.index_run(&new);
                 self.runs.insert_mut(run.clone(), new);
             }
-            (Some(old), None) => {
-                if mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true })) {
-                    self.retain(old);
+            (before, None) => {
+                for (node, kept) in outliving(before.clone(), run, mutations) {
+                    self.restore_retained(&node, &kept);
                 }
-                self.unindex_run(old);
-                self.runs.remove_mut(run);
+                if let Some(old) = before {
+                    self.unindex_run(old);
+                    self.runs.remove_mut(run);
+                }
             }
-            (None, None) => {}
         }
         before.map_or(Version::NONE, |run| run.version())
     }
@@ -311,20 +312,6 @@ impl Ledger {
             self.node_runs.remove_mut(node);
         } else {
             self.node_runs.insert_mut(node.clone(), runs);
-        }
-    }
-
-    /// Keeps what outlives a run that is deleted.
-    fn retain(&mut self, run: &RunState) {
-        for (id, node) in run.nodes() {
-            if !node.intervals.is_empty() || !node.partitions.is_empty() {
-                let mut coverage = self.retained_coverage(id.as_str());
-                coverage.absorb(node);
-                self.coverage.insert_mut(id.clone(), Arc::new(coverage));
-            }
-            if let Some(success) = LastSuccess::of(run, node) {
-                self.keep_success(id, success);
-            }
         }
     }
 

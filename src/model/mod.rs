@@ -38,6 +38,8 @@ pub use attempt::{Attempt, MAX_ATTEMPT_ERROR_BYTES, MAX_ATTEMPTS_KEPT};
 pub use batch::{Batch, BatchAnswer, BatchId, Entry, Fence, LeaseGrant, Outcome, Receipt, Refusal, RunPart, RunReceipt};
 pub use change::Change;
 pub use clock::{Clock, SystemClock};
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+pub(crate) use coverage::outliving;
 pub use coverage::{LastSuccess, NodeCoverage, Retained};
 #[cfg(feature = "sqlite")]
 pub(crate) use fallen::Fallen;

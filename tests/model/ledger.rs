@@ -289,6 +289,27 @@ fn coverage_kept_never_shrinks() {
     assert!(ledger.last_success("n").is_some(), "what says nothing of a success takes none away");
 }
 
+#[test]
+fn a_deletion_keeps_what_its_own_entry_did() {
+    let mut ledger = Ledger::new();
+    let goes = || Mutation::Delete { keep_coverage: true };
+    write(&mut ledger, "run", vec![create(0), add("n", 50, 60), set("gone", NodeUpdate::success())]);
+    let did = vec![
+        set("n", NodeUpdate::success()),
+        add("n", 0, 10),
+        Mutation::RemoveInterval { node: n("n"), interval: span(50, 60) },
+        Mutation::DeleteNode { node: n("gone") },
+        goes(),
+    ];
+    write(&mut ledger, "run", did);
+    write(&mut ledger, "at once", vec![create(10), set("m", NodeUpdate::success()), add("n", 10, 20), goes()]);
+    assert_eq!(ledger.run_count(), 0);
+    assert_eq!(ledger.coverage("n").intervals.iter().collect::<Vec<_>>(), [span(0, 20)]);
+    assert_eq!(ledger.last_success("n").unwrap().run_id.as_str(), "run");
+    assert_eq!(ledger.last_success("m").unwrap().run_id.as_str(), "at once");
+    assert!(ledger.last_success("gone").is_none());
+}
+
 /// A step of a random history: on which run, standing on how old a state, and what.
 #[derive(Debug, Clone)]
 struct Step {

@@ -220,6 +220,7 @@ suite! { $
         the_last_success_is_found,
         coverage_is_the_union_over_runs,
         deleting_keeps_coverage_only_if_told,
+        deleting_keeps_what_its_own_entry_did,
         retained_history_joins,
         reloading_finds_the_present_state;
     fidelity:

@@ -270,6 +270,37 @@ pub(super) async fn deleting_keeps_coverage_only_if_told(harness: &dyn Harness) 
     Ok(())
 }
 
+pub(super) async fn deleting_keeps_what_its_own_entry_did(harness: &dyn Harness) -> Result<(), Fault> {
+    let mut bench = Bench::open(harness).await?;
+    let goes = || Mutation::Delete { keep_coverage: true };
+    bench.create("late", 10).await?;
+    let done = vec![set("n", NodeUpdate::success().row_count(7))?, add_interval("n", 0, 10)?, add_partition("n", "p")?, goes()];
+    bench.write("late", done).await?;
+    bench.write("at once", vec![create(0), set("n", NodeUpdate::success())?, add_interval("n", 10, 20)?, goes()]).await?;
+    let taken = vec![create(20), add_interval("n", 50, 60)?, set("gone", NodeUpdate::success())?, add_interval("gone", 0, 10)?];
+    bench.write("taken back", taken).await?;
+    let remove = Mutation::RemoveInterval { node: node_id("n")?, interval: span(50, 60)? };
+    bench.write("taken back", vec![remove, Mutation::DeleteNode { node: node_id("gone")? }, goes()]).await?;
+    for _ in 0..2 {
+        ensure!(bench.list(RunQuery::default()).await?.is_empty(), "all runs are deleted");
+        let retained: BTreeMap<NodeId, Retained> = bench.backend.retained().await?.into_iter().collect();
+        ensure_eq!(retained.keys().map(NodeId::as_str).collect::<Vec<_>>(), ["n"], "the nodes of which something is kept");
+        ensure_eq!(
+            bench.backend.coverage(&node_id("n")?).await?,
+            coverage_of(&[(0, 20)], &["p"])?,
+            "what the entry completed that deleted the run"
+        );
+        let success = bench.backend.last_success(&node_id("n")?).await?;
+        ensure_eq!(
+            success.map(|success| (success.run_id.to_string(), success.row_count)),
+            Some(("late".to_owned(), Some(7))),
+            "a success of the entry that deleted the run"
+        );
+        bench = bench.reopen().await?;
+    }
+    Ok(())
+}
+
 pub(super) async fn retained_history_joins(harness: &dyn Harness) -> Result<(), Fault> {
     let mut bench = Bench::open(harness).await?;
     let n = node_id("n")?;

@@ -182,10 +182,14 @@ fn mutations(dice: &mut Dice, clock: i64, exists: bool) -> Result<Vec<Mutation>,
     if !exists && !dice.once_in(10) {
         return Ok(vec![create(dice.small(40))]);
     }
-    if dice.once_in(25) {
-        return Ok(vec![Mutation::Delete { keep_coverage: dice.once_in(2) }]);
-    }
     let mut mutations = Vec::new();
+    if dice.once_in(25) {
+        for _ in 0..dice.below(3) {
+            mutations.push(mutation(dice, clock)?);
+        }
+        mutations.push(Mutation::Delete { keep_coverage: dice.once_in(2) });
+        return Ok(mutations);
+    }
     for _ in 0..=dice.below(3) {
         mutations.push(mutation(dice, clock)?);
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::{Head, NodeWrite, RunWrite, not_read};
 use crate::model::{
-    Guard, GuardedRun, LastSuccess, Mutation, NodeId, NodeState, NodeStatus, Retained, RunHeader, RunId, RunPart, RunState,
-    RunStatus, Version, first_violated,
+    Guard, GuardedRun, Mutation, NodeId, NodeState, NodeStatus, RunHeader, RunId, RunPart, RunState, RunStatus, Version,
+    first_violated,
 };
 use crate::store::StoreError;
 use crate::store::own_versions::OwnVersions;
@@ -200,25 +200,17 @@ impl Cell {
         self.deleted = Some(version);
     }
 
-    /// What outlives the run, if it is deleted now.
-    pub(super) fn outliving(&self, run: &RunId) -> Result<Vec<(NodeId, Retained)>, StoreError> {
-        let Some(head) = &self.head else { return Ok(Vec::new()) };
+    /// The run as it is now, with all of its nodes, but only as much of its header as its nodes' history needs; `None`: it is not there.
+    pub(super) fn as_found(&self, run: &RunId) -> Result<Option<RunState>, StoreError> {
+        let Some(head) = &self.head else { return Ok(None) };
         if !self.whole {
             return Err(not_read(format_args!("all nodes of run {run:?}")));
         }
         let header = RunHeader::new(head.status.clone(), head.created_at);
-        let state = RunState::from_parts(run.clone(), header, head.version, head.created_version, []);
         let stored = self.stored.iter().filter(|(id, _)| !self.nodes.contains_key(*id)).map(|(id, node)| (id, node.as_deref()));
         let pending = self.nodes.iter().map(|(id, write)| (id, write.state.as_deref()));
-        Ok(stored
-            .chain(pending)
-            .filter_map(|(id, node)| {
-                let node = node?;
-                let mut retained = Retained { last_success: LastSuccess::of(&state, node), ..Retained::default() };
-                retained.coverage.absorb(node);
-                Some((id.clone(), retained))
-            })
-            .collect())
+        let nodes = stored.chain(pending).filter_map(|(id, node)| Some((id.clone(), node?.clone())));
+        Ok(Some(RunState::from_parts(run.clone(), header, head.version, head.created_version, nodes)))
     }
 
     /// What is to be written; `None`: nothing.

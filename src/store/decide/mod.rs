@@ -38,7 +38,7 @@ use super::{StoreError, StoreErrorKind};
 use crate::model::{
     Batch, BatchAnswer, CommitSeq, Entry, Guard, InputError, IntervalSet, LastSuccess, LeaseGrant, LeaseKey, LeaseRecord,
     Mutation, NoRun, NodeId, NodeState, Outcome, PartitionKey, Receipt, Refusal, Retained, RunHeader, RunId, RunPart, RunReceipt,
-    RunState, RunStatus, Version, apply_all, first_violated,
+    RunState, RunStatus, Version, apply_all, first_violated, outliving,
 };
 
 pub(crate) use self::locks::{LeaseRow, LeaseWrites};
@@ -382,20 +382,26 @@ impl Session {
             (true, Some(after)) => cell.update(part, &after, version),
             (false, Some(after)) => cell.create(&after),
             (true, None) => {
-                if part.mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true })) {
-                    for (node, kept) in cell.outliving(run)? {
-                        join(&mut self.retained, &node, &kept);
-                    }
-                }
+                keep(&mut self.retained, cell, part)?;
                 cell.delete(version);
             }
-            (false, None) => {}
+            (false, None) => keep(&mut self.retained, cell, part)?,
         }
         if part.mutations.iter().any(Mutation::frees_locks) {
             self.locks.free(run);
         }
         Ok(())
     }
+}
+
+/// Keeps what outlives a run that a part deletes.
+fn keep(all: &mut BTreeMap<NodeId, Retained>, found: &Cell, part: &RunPart) -> Result<(), StoreError> {
+    if part.mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true })) {
+        for (node, kept) in outliving(found.as_found(&part.run)?, &part.run, &part.mutations) {
+            join(all, &node, &kept);
+        }
+    }
+    Ok(())
 }
 
 /// Joins what outlives deleted runs of a node: coverage is added, the newer last success stays.

@@ -20,8 +20,8 @@ use super::rows::Stamp;
 use super::write::Statements;
 use super::{lease, outlive, read, write};
 use crate::model::{
-    BatchAnswer, CommitSeq, Entry, Fallen, Guard, InputError, LastSuccess, LeaseGrant, Mutation, NoRun, Outcome, Receipt,
-    Refusal, Retained, RunId, RunPart, RunReceipt, RunState, Version, apply_all, first_violated,
+    BatchAnswer, CommitSeq, Entry, Fallen, Guard, InputError, LeaseGrant, Mutation, NoRun, Outcome, Receipt, Refusal, RunId,
+    RunPart, RunReceipt, RunState, Version, apply_all, first_violated, outliving,
 };
 use crate::store::StoreError;
 
@@ -271,16 +271,15 @@ impl<'c> Session<'c> {
             (true, Some(after)) => cell.update(part, &after, version),
             (false, Some(after)) => cell.create(&after),
             (true, None) => {
-                let keep = part.mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true }));
                 // What earlier entries wrote is put down first, so that what outlives the run is read from its rows.
                 write::run(&mut Statements::new(conn, Noting::Nothing), &part.run, cell)?;
-                if keep {
-                    retain(conn, &part.run)?;
+                if part.mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true })) {
+                    retain(conn, read::run(conn, &part.run)?, part)?;
                 }
                 write::delete_run(conn, &part.run, version, Stamp::of(now))?;
                 cell.delete();
             }
-            (false, None) => {}
+            (false, None) => retain(conn, None, part)?,
         }
         if part.mutations.iter().any(Mutation::frees_locks) {
             lease::free(conn, &part.run)?;
@@ -289,13 +288,7 @@ impl<'c> Session<'c> {
     }
 }
 
-/// Keeps what outlives a run that is deleted.
-fn retain(conn: &Connection, run: &RunId) -> Result<(), StoreError> {
-    let Some(state) = read::run(conn, run)? else { return Ok(()) };
-    for (id, node) in state.nodes() {
-        let mut retained = Retained { last_success: LastSuccess::of(&state, node), ..Retained::default() };
-        retained.coverage.absorb(node);
-        outlive::join(conn, id, &retained)?;
-    }
-    Ok(())
+/// Keeps what outlives a run that a part deletes, which found it like this.
+fn retain(conn: &Connection, found: Option<RunState>, part: &RunPart) -> Result<(), StoreError> {
+    outliving(found, &part.run, &part.mutations).iter().try_for_each(|(node, kept)| outlive::join(conn, node, kept))
 }
