@@ -101,6 +101,12 @@ impl LastSuccess {
         })
     }
 
+    /// Whether this one, which is told later, takes the place of the other as what outlives deleted runs: unless the other is newer. What is told twice of
+    /// one run is another life of it, as a move brings it back; the later one counts.
+    pub(crate) fn replaces(&self, kept: &Self) -> bool {
+        !kept.is_newer_than(self)
+    }
+
     /// Whether this one is newer than the other: by the creation of the run, then by its id.
     pub fn is_newer_than(&self, other: &Self) -> bool {
         (self.run_created_at, &self.run_id) > (other.run_created_at, &other.run_id)

@@ -316,7 +316,7 @@ impl Ledger {
     }
 
     fn keep_success(&mut self, node: &NodeId, success: LastSuccess) {
-        if self.last_success.get(node).is_none_or(|kept| success.is_newer_than(kept)) {
+        if self.last_success.get(node).is_none_or(|kept| success.replaces(kept)) {
             self.last_success.insert_mut(node.clone(), Arc::new(success));
         }
     }

@@ -221,6 +221,7 @@ suite! { $
         coverage_is_the_union_over_runs,
         deleting_keeps_coverage_only_if_told,
         deleting_keeps_what_its_own_entry_did,
+        the_later_deletion_of_one_run_tells_its_success,
         retained_history_joins,
         reloading_finds_the_present_state;
     fidelity:

@@ -301,6 +301,19 @@ pub(super) async fn deleting_keeps_what_its_own_entry_did(harness: &dyn Harness)
     Ok(())
 }
 
+pub(super) async fn the_later_deletion_of_one_run_tells_its_success(harness: &dyn Harness) -> Result<(), Fault> {
+    let mut bench = Bench::open(harness).await?;
+    // The same run twice, as a move brings it back: same id, same stamp of creation.
+    for rows in [1, 2] {
+        bench.write("again", vec![create(10), set("n", NodeUpdate::success().row_count(rows))?]).await?;
+        bench.write("again", vec![Mutation::Delete { keep_coverage: true }]).await?;
+        bench = bench.reopen().await?;
+        let success = bench.backend.last_success(&node_id("n")?).await?;
+        ensure_eq!(success.and_then(|success| success.row_count), Some(rows), "the last success after deletion {rows}");
+    }
+    Ok(())
+}
+
 pub(super) async fn retained_history_joins(harness: &dyn Harness) -> Result<(), Fault> {
     let mut bench = Bench::open(harness).await?;
     let n = node_id("n")?;

@@ -412,7 +412,7 @@ fn join(all: &mut BTreeMap<NodeId, Retained>, node: &NodeId, more: &Retained) {
     let kept = all.entry(node.clone()).or_default();
     kept.coverage.intervals.extend(more.coverage.intervals.iter());
     kept.coverage.partitions.extend(more.coverage.partitions.iter().cloned());
-    let newer = |success: &LastSuccess| kept.last_success.as_ref().is_none_or(|kept| success.is_newer_than(kept));
+    let newer = |success: &LastSuccess| kept.last_success.as_ref().is_none_or(|kept| success.replaces(kept));
     if more.last_success.as_ref().is_some_and(newer) {
         kept.last_success.clone_from(&more.last_success);
     }

@@ -99,7 +99,7 @@ fn successes(plan: &mut Vec<Sql<'static>>, retained: &BTreeMap<NodeId, Retained>
     let newer: Vec<(&NodeId, &LastSuccess)> = retained
         .iter()
         .filter_map(|(node, more)| Some((node, more.last_success.as_ref()?)))
-        .filter(|(node, success)| kept.get(*node).is_none_or(|kept| success.is_newer_than(kept)))
+        .filter(|(node, success)| kept.get(*node).is_none_or(|kept| success.replaces(kept)))
         .collect();
     if newer.is_empty() {
         return;

@@ -100,7 +100,7 @@ fn join_partitions(conn: &Connection, id: &NodeId, more: &BTreeSet<PartitionKey>
 }
 
 fn keep_success(conn: &Connection, id: &NodeId, success: &LastSuccess) -> Result<(), StoreError> {
-    if read::kept_success(conn, id)?.is_some_and(|kept| !success.is_newer_than(&kept)) {
+    if read::kept_success(conn, id)?.is_some_and(|kept| !success.replaces(&kept)) {
         return Ok(());
     }
     let sql = "INSERT OR REPLACE INTO last_success (node_id, run_id, run_created_at, finished_at, fingerprint, row_count, watermarks) \
