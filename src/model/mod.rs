@@ -31,6 +31,7 @@ mod run_update;
 mod snapshot;
 mod status;
 pub mod time;
+mod written;
 
 pub(crate) use apply::updated;
 pub use apply::{apply, apply_all};

@@ -108,8 +108,8 @@ impl RunQuery {
     }
 }
 
-/// A run in a listing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// A run in a listing. It is written (`Serialize`) as one flat object, with the run's own `version` and the header's as `header_version`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RunSummary {
     /// Its name.
@@ -117,7 +117,6 @@ pub struct RunSummary {
     /// Its version.
     pub version: Version,
     /// What is known of it as a whole.
-    #[serde(flatten)]
     pub header: RunHeader,
     /// How many nodes stand where.
     pub nodes: BTreeMap<NodeStatus, u64>,
@@ -145,7 +144,7 @@ impl RunSummary {
 }
 
 /// One page of runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RunPage {
     /// The runs, newest first.

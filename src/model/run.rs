@@ -92,6 +92,8 @@ impl RunHeader {
 }
 
 /// A run at one version: header and nodes. Immutable for readers; a clone shares all of it.
+///
+/// It is written (`Serialize`) as one flat object, with the run's own `version` and the header's as `header_version`, and read back as it was.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RunState {
     version: Version,
@@ -140,7 +142,7 @@ impl RunState {
         Self::of(id, header, version, created_version, nodes)
     }
 
-    fn of(id: RunId, header: RunHeader, version: Version, created_version: Version, nodes: NodeMap) -> Self {
+    pub(super) fn of(id: RunId, header: RunHeader, version: Version, created_version: Version, nodes: NodeMap) -> Self {
         let body = Body { id, created_version, header: Arc::new(header), nodes, newest: None, reload: None };
         Self { version, body: Arc::new(body) }
     }
@@ -185,6 +187,11 @@ impl RunState {
     /// All nodes in order of their ids.
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = (&NodeId, &NodeState)> {
         self.body.nodes.iter().map(|(id, state)| (id, &**state))
+    }
+
+    /// All nodes in order of their ids, shared.
+    pub(super) fn nodes_shared(&self) -> impl Iterator<Item = (&NodeId, &Arc<NodeState>)> {
+        self.body.nodes.iter()
     }
 
     /// How many nodes it has.
@@ -303,29 +310,5 @@ impl fmt::Debug for RunState {
             .field("header", &self.body.header)
             .field("nodes", &self.body.nodes.iter().map(|(id, node)| (id, &**node)).collect::<std::collections::BTreeMap<_, _>>())
             .finish_non_exhaustive()
-    }
-}
-
-/// A run as it is written in journals and exports: everything, versions included.
-#[derive(Serialize, Deserialize)]
-struct Written {
-    run_id: RunId,
-    version: Version,
-    created_version: Version,
-    #[serde(flatten)]
-    header: RunHeader,
-    nodes: std::collections::BTreeMap<NodeId, Arc<NodeState>>,
-}
-
-impl Serialize for RunState {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Written {
-            run_id: self.body.id.clone(),
-            version: self.version,
-            created_version: self.body.created_version,
-            header: (*self.body.header).clone(),
-            nodes: self.body.nodes.iter().map(|(id, node)| (id.clone(), Arc::clone(node))).collect(),
-        }
-        .serialize(serializer)
     }
 }

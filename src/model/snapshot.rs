@@ -2,8 +2,6 @@
 
 use std::ops::Deref;
 
-use serde::Serialize;
-
 use super::run::{RunState, Version};
 
 /// The committed state of a run at one version: immutable, cheap to clone, never torn.
@@ -11,11 +9,9 @@ use super::run::{RunState, Version};
 /// [`version`](RunState::version) is what this process knows; [`durable_version`](Snapshot::durable_version) what is in stable storage. They differ
 /// only while deferred writes are on their way. If such a write is lost, the version under which it was seen may become that of another commit: what
 /// guards by a version that it saw takes one that is not beyond the durable one (`flush` makes it so).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    #[serde(flatten)]
     state: RunState,
-    #[serde(rename = "durable_version")]
     durable: Version,
 }
 

@@ -4,3 +4,4 @@
 mod apply;
 mod intervals;
 mod ledger;
+mod written;
