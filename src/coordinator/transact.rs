@@ -127,7 +127,8 @@ impl<'v> RunView<'v> {
 
 impl Coordinator {
     /// Reads, decides and commits as one: the closure reads runs through the view and puts what follows into the transaction; what it read is
-    /// guarded, and if it was changed before the commit the closure is called again on the new state, at most 64 times. The closure must
+    /// guarded, and if it was changed before the commit the closure is called again on the new state, at most 64 times. A refusal although nothing that was
+    /// read has changed is told at once: a condition of the closure's own that does not hold, a run that it makes and that is there. The closure must
     /// be free of side effects. If it writes nothing, nothing is committed. What it reads is committed: deferred writes that are on their way are waited
     /// for.
     ///
@@ -182,7 +183,8 @@ impl Coordinator {
                 Err(error) => error,
             };
             let again = match &error {
-                Error::Conflict(_) | Error::Contended { .. } | Error::RunExists(_) => true,
+                Error::Contended { .. } => true,
+                Error::Conflict(_) | Error::RunExists(_) => self.engine().has_any_moved(&seen).await?,
                 Error::RunNotFound(run) | Error::NodeNotFound { run, .. } => self.engine().has_moved(run, &seen).await?,
                 _ => false,
             };
@@ -207,6 +209,19 @@ impl Engine {
         let Some(Some(seen)) = seen.get(run) else { return Ok(false) };
         let place = |run: &Snapshot| (run.created_version(), run.version());
         Ok(self.snapshot(run).await?.is_none_or(|now| place(&now) != place(seen)))
+    }
+}
+
+impl Engine {
+    /// Whether anything that was seen is another by now. Else the closure decides what it decided, and is refused again.
+    async fn has_any_moved(&self, seen: &BTreeMap<RunId, Option<Snapshot>>) -> Result<bool, Error> {
+        let place = |run: &Snapshot| (run.created_version(), run.version());
+        for (run, seen) in seen {
+            if self.fresh(run).await?.as_ref().map(place) != seen.as_ref().map(place) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

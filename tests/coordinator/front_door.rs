@@ -489,3 +489,54 @@ async fn a_transaction_decides_again_when_what_it_read_is_gone() {
     assert!(matches!(told, Err(Error::NodeNotFound { .. })), "{told:?}");
     assert_eq!(calls, 1);
 }
+
+/// What no other state of what it read would mend is told at once, and not tried until the caller is told of a contention that is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_can_never_be_is_told_at_once() {
+    let state = Coordinator::open(Arc::new(MemoryBackend::new())).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+    for reads in [false, true] {
+        let mut calls = 0;
+        let told = state
+            .transact(|view, tx| {
+                if reads {
+                    assert!(view.run("r")?.is_some_and(|run| run.node("n").is_some()));
+                }
+                calls += 1;
+                tx.expect_status("r", "n", [NodeStatus::Success]);
+                tx.set_node_state("r", "after n", NodeUpdate::running());
+                Ok(())
+            })
+            .await;
+        assert!(matches!(told, Err(Error::Conflict(_))), "{told:?}");
+        assert_eq!(calls, 1, "reads: {reads}");
+        let told = state
+            .transact(|view, tx| {
+                if reads {
+                    view.run("r")?;
+                }
+                calls += 1;
+                tx.create_run("r", NewRun::running());
+                Ok(())
+            })
+            .await;
+        assert!(matches!(&told, Err(Error::RunExists(run)) if run.as_str() == "r"), "{told:?}");
+        assert_eq!(calls, 2, "reads: {reads}");
+    }
+    // A run that came meanwhile is another state.
+    let mut seen = Vec::new();
+    let made = |view: &View, tx: &mut Transaction| {
+        let there = view.run("new")?.is_some();
+        seen.push(there);
+        if !there {
+            let create = state.create_run("new", NewRun::running());
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(create)).unwrap();
+            tx.create_run("new", NewRun::running());
+        }
+        tx.set_node_state("new", "n", NodeUpdate::running());
+        Ok(())
+    };
+    state.transact(made).await.unwrap();
+    assert_eq!(seen, [false, true]);
+}
