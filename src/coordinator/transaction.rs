@@ -1,6 +1,8 @@
 //! Transactions: mutations and guards, on one run or several, that happen as one.
 
-use super::commit::{Draft, Work};
+use std::collections::HashSet;
+
+use super::commit::Work;
 use super::write::node_change;
 use super::{Commit, Coordinator, Durability, OnDelete};
 use crate::error::Error;
@@ -51,12 +53,7 @@ impl Transaction {
 
     fn expect(&mut self, step: impl FnOnce() -> Result<(RunId, Guard), InputError>) -> &mut Self {
         match step() {
-            Ok((run, guard)) => {
-                let guards = &mut self.work.runs.entry(run).or_default().guards;
-                if !guards.contains(&guard) {
-                    guards.push(guard);
-                }
-            }
+            Ok((run, guard)) => self.guard(run, guard),
             Err(error) => self.error = self.error.take().or(Some(error)),
         }
         self
@@ -239,18 +236,26 @@ impl Transaction {
             return Ok(Commit { seq: None, runs: Vec::new() });
         }
         work.now = now;
+        for draft in work.runs.values_mut() {
+            keep_first(&mut draft.guards);
+        }
         state.commit_work(work).await
     }
 
     pub(super) fn guard(&mut self, run: RunId, guard: Guard) {
-        let Draft { guards, .. } = self.work.runs.entry(run).or_default();
-        if !guards.contains(&guard) {
-            guards.push(guard);
-        }
+        self.work.runs.entry(run).or_default().guards.push(guard);
     }
 
     /// Whether anything would be written.
     pub(super) fn writes(&self) -> bool {
         self.error.is_some() || self.work.runs.values().any(|draft| !draft.mutations.is_empty())
     }
+}
+
+/// Drops every guard that stands before it already.
+fn keep_first(guards: &mut Vec<Guard>) {
+    let mut seen = HashSet::with_capacity(guards.len());
+    let firsts: Vec<bool> = guards.iter().map(|guard| seen.insert(guard)).collect();
+    let mut firsts = firsts.into_iter();
+    guards.retain(|_| firsts.next().unwrap_or(true));
 }

@@ -10,7 +10,7 @@ use super::status::{NodeStatus, RunStatus};
 pub type StatusSet = Vec<NodeStatus>;
 
 /// A condition on a run that must hold when an entry commits; it is decided inside the backend's own transaction.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Guard {
