@@ -206,7 +206,7 @@ impl Coordinator {
         Ok(self.engine().backend.coverage(&node).await?)
     }
 
-    /// The parts of a stretch of time that a node has not completed in any run, in order: what is still to do.
+    /// The parts of a stretch of time that a node has not completed in any run, in order: what is still to do. Bounds are cut to whole microseconds.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -224,7 +224,7 @@ impl Coordinator {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Input`] for an inverted or empty range; else as [`latest_node_state`](Self::latest_node_state).
+    /// [`Error::Input`] for an inverted or empty range, also one whose bounds are in the same microsecond; else as [`latest_node_state`](Self::latest_node_state).
     ///
     /// # Cancel safety
     /// Reads only.

@@ -139,10 +139,10 @@ impl Coordinator {
     }
 
     /// Marks a stretch of time as complete for a node: half-open, UTC; what overlaps or touches becomes one. A node that is not there is made,
-    /// pending. Takes an [`Interval`](crate::Interval), a range of stamps, or a pair of texts (without zone: UTC).
+    /// pending. Takes an [`Interval`](crate::Interval), a range of stamps (cut to whole microseconds), or a pair of texts (without zone: UTC).
     ///
     /// # Errors
-    /// [`Error::Input`] for an inverted, empty or unparsable interval; else as [`update_run`](Self::update_run).
+    /// [`Error::Input`] for an inverted, empty (also by the cut) or unparsable interval; else as [`update_run`](Self::update_run).
     ///
     /// # Cancel safety
     /// As [`update_run`](Self::update_run).

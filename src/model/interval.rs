@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use rangemap::RangeSet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -18,20 +18,21 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// Checks and keeps a stretch of time.
+    /// Checks and keeps a stretch of time. Bounds are cut to whole microseconds (towards the past), as all stamps are.
     ///
     /// # Errors
-    /// [`InputError`] if the end is not after the start, a bound is finer than a microsecond, or outside of the years 1 to 9999.
+    /// [`InputError`] if the end is not after the start (also where both are cut to the same microsecond), or a bound is outside of the years 1 to 9999.
     pub fn new(start: DateTime<Utc>, end: DateTime<Utc>) -> Result<Self, InputError> {
         let name = || format!("interval {} .. {}", time::format(start), time::format(end));
-        for bound in [start, end] {
-            if !time::is_storable(bound) {
-                return Err(InputError::new(name(), "bounds are whole microseconds in the years 1 to 9999"));
-            }
+        if [start, end].iter().any(|bound| !(1..=9999).contains(&bound.year())) {
+            return Err(InputError::new(name(), "bounds are in the years 1 to 9999"));
         }
+        let (start, end) = (time::to_micros(start), time::to_micros(end));
         match start.cmp(&end) {
             std::cmp::Ordering::Less => Ok(Self { start, end }),
-            std::cmp::Ordering::Equal => Err(InputError::new(name(), "it is empty; the end must be after the start (half-open)")),
+            std::cmp::Ordering::Equal => {
+                Err(InputError::new(name(), "it is empty; the end must be a microsecond after the start, or later (half-open)"))
+            }
             std::cmp::Ordering::Greater => Err(InputError::new(name(), "it is inverted; the end must be after the start")),
         }
     }
@@ -39,7 +40,7 @@ impl Interval {
     /// Reads two stamps (see [`time::parse`](crate::model::time::parse)); stamps without a zone mean UTC.
     ///
     /// # Errors
-    /// [`InputError`] if one of them is no stamp, or as [`Interval::new`].
+    /// [`InputError`] if one of them is no stamp or finer than a microsecond, or as [`Interval::new`].
     pub fn parse(start: &str, end: &str) -> Result<Self, InputError> {
         Self::new(
             time::parse(start).map_err(|error| error.within("interval start"))?,

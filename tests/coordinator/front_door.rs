@@ -540,3 +540,16 @@ async fn a_transaction_that_can_never_be_is_told_at_once() {
     state.transact(made).await.unwrap();
     assert_eq!(seen, [false, true]);
 }
+
+#[tokio::test]
+async fn what_is_pending_is_asked_with_any_stamp() {
+    let state = Coordinator::open(Arc::new(MemoryBackend::new())).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let start = time::parse("2024-01-01").unwrap();
+    let nanos = |nanos| start + chrono::Duration::nanoseconds(nanos);
+    state.add_completed_interval("r", "load", start..nanos(2_999)).await.unwrap();
+    let todo = state.pending("load", nanos(1)..nanos(9_999)).await.unwrap();
+    assert_eq!(todo, [Interval::new(nanos(2_000), nanos(9_000)).unwrap()]);
+    let empty = state.pending("load", nanos(1)..nanos(999)).await;
+    assert!(matches!(empty, Err(Error::Input(_))), "{empty:?}");
+}

@@ -201,14 +201,15 @@ fn touching_intervals_become_one() {
 #[test]
 fn what_is_no_interval_is_refused() {
     let fine = stamp(0);
-    let sub_micro = fine + chrono::Duration::nanoseconds(1);
+    let nanos = |nanos| fine + chrono::Duration::nanoseconds(nanos);
     let late = fine.checked_add_signed(chrono::Duration::days(365 * 9_000)).unwrap();
     let early = fine - chrono::Duration::days(365 * 2_100);
     for (start, end, why) in [
         (fine, fine, "empty"),
         (stamp(1), fine, "inverted"),
-        (sub_micro, stamp(1), "whole microseconds"),
-        (fine, sub_micro, "whole microseconds"),
+        (nanos(1), nanos(999), "empty"),
+        (nanos(999), nanos(1), "empty"),
+        (nanos(2_000), nanos(1_999), "inverted"),
         (fine, late, "years 1 to 9999"),
         (early, fine, "years 1 to 9999"),
         (DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC, "years 1 to 9999"),
@@ -228,6 +229,15 @@ fn what_is_no_interval_is_refused() {
     {
         assert!(serde_json::from_str::<IntervalSet>(text).is_err(), "{text}");
     }
+}
+
+#[test]
+fn bounds_are_cut_to_whole_microseconds() {
+    let nanos = |nanos| stamp(0) + chrono::Duration::nanoseconds(nanos);
+    assert_eq!(Interval::new(nanos(999), nanos(5_001)).unwrap(), span(0, 5));
+    assert_eq!((nanos(1_500)..nanos(2_000)).into_interval().unwrap(), span(1, 2));
+    let last = time::from_micros(253_402_300_799_999_999).unwrap();
+    assert_eq!(Interval::new(stamp(0), last + chrono::Duration::nanoseconds(999)).unwrap().end(), last);
 }
 
 #[test]
