@@ -190,6 +190,7 @@ fn update_node(node: &mut NodeState, update: &NodeUpdate, at: DateTime<Utc>) {
         node.duration_ms = None;
         node.error = None;
     } else if moved.is_some_and(NodeStatus::is_ended) {
+        forget_told(node);
         node.finished_at = Some(at);
     }
     if begins || (moved.is_some() && (runs || waits)) {
@@ -225,14 +226,30 @@ fn update_node(node: &mut NodeState, update: &NodeUpdate, at: DateTime<Utc>) {
 /// Puts the attempt that a node is on among those that are over, once.
 fn remember(node: &mut NodeState) {
     let begun = node.status != NodeStatus::Pending || node.started_at.is_some() || node.finished_at.is_some();
-    // What went from its end to pending was told then, under the status of its end.
-    let told = !node.status.is_ended()
-        && node.attempts.last().is_some_and(|last| {
-            (last.number, last.started_at, last.finished_at) == (node.attempt, node.started_at, node.finished_at)
-        });
-    if begun && !told {
+    if begun && told(node).is_none() {
         let attempt = Attempt::of(node);
         node.attempts.push_bounded(attempt, MAX_ATTEMPTS_KEPT);
+    }
+}
+
+/// The attempt that a node is on, where it was told already: what went from its end to pending was, under the status of its end.
+fn told(node: &NodeState) -> Option<&Attempt> {
+    let stamps =
+        |last: &&Attempt| (last.number, last.started_at, last.finished_at) == (node.attempt, node.started_at, node.finished_at);
+    node.attempts.last().filter(stamps).filter(|_| !node.status.is_ended())
+}
+
+/// A node that ends without having begun anew has neither the start nor the error of the attempt that was told. What was set since is its own.
+fn forget_told(node: &mut NodeState) {
+    let Some(last) = told(node).filter(|last| last.finished_at.is_some()) else { return };
+    let now = Attempt::of(node);
+    let (took, failed) = (last.duration_ms == now.duration_ms, last.error == now.error);
+    node.started_at = None;
+    if took {
+        node.duration_ms = None;
+    }
+    if failed {
+        node.error = None;
     }
 }
 

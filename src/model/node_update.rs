@@ -23,7 +23,8 @@ pub const MAX_DEPENDENCIES: usize = 10_000;
 ///
 /// Moving to `running` clears `error`, `finished_at` and `duration_ms`, stamps `started_at`, and raises `attempt` if the node had
 /// ended; so does `running` with a higher [`attempt`](Self::attempt) on a node that runs: somebody else took it over. The attempt that is over
-/// joins the node's [`attempts`](crate::NodeState::attempts). Moving to an end (success, failed, skipped, cached) stamps `finished_at` and `duration_ms` unless they are given.
+/// joins the node's [`attempts`](crate::NodeState::attempts). Moving to an end (success, failed, skipped, cached) stamps `finished_at` and `duration_ms` unless they are given. A node
+/// that had ended, waits again, and ends without having run in between keeps neither the start nor the error of the attempt before.
 ///
 /// ```
 /// use seeknal_state::NodeUpdate;

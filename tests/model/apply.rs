@@ -123,6 +123,46 @@ fn an_attempt_that_is_over_is_kept_once_and_as_it_was() {
     }
 }
 
+/// A node that waits again after its attempt was told, and ends without beginning another one: the time and the error of what was told are not its own.
+#[test]
+fn an_end_without_a_beginning_counts_nothing_of_what_was_told() {
+    let told = || vec![NodeUpdate::running(), NodeUpdate::failed("x")];
+    for waits in [NodeUpdate::pending(), NodeUpdate::status(NodeStatus::parse("queued"))] {
+        let and = |more: Vec<NodeUpdate>| node_after([told(), vec![waits.clone()], more].concat());
+        let still = and(vec![]);
+        assert_eq!((still.finished_at, still.error.as_deref()), (Some(at(20)), Some("x")), "until then it shows how it ended");
+        for end in ["skipped", "cached", "success"] {
+            let status = NodeStatus::parse(end);
+            let end_of = || NodeUpdate::status(status.clone());
+            let node = and(vec![end_of()]);
+            assert_eq!((node.started_at, node.finished_at, node.duration_ms), (None, Some(at(40)), None), "{end}");
+            assert_eq!((node.error, node.attempt), (None, 1), "{end}");
+            let node = and(vec![end_of(), NodeUpdate::running()]);
+            assert_eq!(history(&node), [(1, "failed", Some("x")), (1, end, None)]);
+            assert_eq!((node.attempts[1].started_at, node.attempts[1].duration_ms), (None, None));
+        }
+        let node = and(vec![NodeUpdate::success().started_at(at(35))]);
+        assert_eq!((node.started_at, node.duration_ms), (Some(at(35)), Some(5_000)), "a start that is given counts");
+        let node = and(vec![NodeUpdate::new().started_at(at(33)), NodeUpdate::success()]);
+        assert_eq!((node.started_at, node.duration_ms), (Some(at(33)), Some(17_000)), "also one that was given before");
+        let node = and(vec![NodeUpdate::failed("y").duration_ms(7)]);
+        assert_eq!((node.error.as_deref(), node.duration_ms), (Some("y"), Some(7)));
+        let node = and(vec![NodeUpdate::new().error("a warning"), NodeUpdate::success()]);
+        assert_eq!(node.error.as_deref(), Some("a warning"), "what was said since is kept");
+        let node = and(vec![NodeUpdate::running(), NodeUpdate::success()]);
+        assert_eq!(
+            (node.started_at, node.duration_ms, node.attempt),
+            (Some(at(40)), Some(10_000), 2),
+            "one that begins is its own"
+        );
+    }
+    let node = node_after(vec![NodeUpdate::running(), NodeUpdate::pending(), NodeUpdate::success()]);
+    assert_eq!((node.started_at, node.duration_ms), (Some(at(10)), Some(20_000)), "an attempt that was not told is not over");
+    let long = "é".repeat(3_000);
+    let node = node_after(vec![NodeUpdate::failed(&long), NodeUpdate::pending(), NodeUpdate::cached()]);
+    assert_eq!(node.error, None, "also one of which the history keeps a part");
+}
+
 #[test]
 fn a_higher_attempt_takes_over_what_runs() {
     let begun = NodeUpdate::running;
