@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::json::RawJson;
+use super::time::to_micros;
 
 /// What happens to one field.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +38,14 @@ impl<T> Change<T> {
             Self::Clear => *field = None,
         }
     }
+}
+
+/// A stamp that is read is cut as one that is given: see [`to_micros`].
+pub(super) fn read_stamp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Change<DateTime<Utc>>, D::Error> {
+    Ok(match Change::deserialize(deserializer)? {
+        Change::Set(stamp) => Change::Set(to_micros(stamp)),
+        other => other,
+    })
 }
 
 /// Notes to set (`Some`) or to remove (`None`), by key.

@@ -18,7 +18,7 @@ use super::status::NodeStatus;
 
 /// What a node's result was made from. The guide writes a text; Seeknal 2.x writes an object of hashes. Either keeps its shape.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "RawJson")]
 pub struct Fingerprint(RawJson);
 
 impl Fingerprint {
@@ -54,6 +54,15 @@ impl Fingerprint {
     /// Whether this is an object of hashes.
     pub fn is_object(&self) -> bool {
         self.0.as_str().starts_with('{')
+    }
+}
+
+impl TryFrom<RawJson> for Fingerprint {
+    type Error = InputError;
+
+    /// As [`from_raw`](Self::from_raw).
+    fn try_from(raw: RawJson) -> Result<Self, InputError> {
+        Self::from_raw(raw)
     }
 }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::change::{Change, NoteChanges, notes, notes_weight};
+use super::change::{Change, NoteChanges, notes, notes_weight, read_stamp};
 use super::id::{InputError, IntoNodeId, NodeId};
 use super::json::RawJson;
 use super::lease::FencingToken;
@@ -39,9 +39,9 @@ pub struct NodeUpdate {
     pub(crate) status: Option<NodeStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) attempt: Option<u32>,
-    #[serde(skip_serializing_if = "Change::is_keep")]
+    #[serde(skip_serializing_if = "Change::is_keep", deserialize_with = "read_stamp")]
     pub(crate) started_at: Change<DateTime<Utc>>,
-    #[serde(skip_serializing_if = "Change::is_keep")]
+    #[serde(skip_serializing_if = "Change::is_keep", deserialize_with = "read_stamp")]
     pub(crate) finished_at: Change<DateTime<Utc>>,
     #[serde(skip_serializing_if = "Change::is_keep")]
     pub(crate) duration_ms: Change<u64>,
@@ -55,7 +55,7 @@ pub struct NodeUpdate {
     pub(crate) watermarks: NoteChanges,
     #[serde(skip_serializing_if = "Vec::is_empty", with = "notes")]
     pub(crate) metadata: NoteChanges,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "read_needed")]
     pub(crate) depends_on: Option<List<NodeId>>,
     #[serde(skip_serializing_if = "Change::is_keep")]
     pub(crate) max_attempts: Change<u32>,
@@ -63,9 +63,17 @@ pub struct NodeUpdate {
     pub(crate) worker: Change<Arc<str>>,
     #[serde(skip_serializing_if = "Change::is_keep")]
     pub(crate) token: Change<FencingToken>,
-    /// What was wrong with what was given: said when it is applied, because building it cannot fail.
-    #[serde(skip)]
+    /// What was wrong with what was given: said when it is applied, because building it cannot fail. It goes where the update goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) invalid: Option<InputError>,
+}
+
+/// A node that is named twice counts once, also where it is read.
+fn read_needed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<List<NodeId>>, D::Error> {
+    let Some(mut needed) = Option::<Vec<NodeId>>::deserialize(deserializer)? else { return Ok(None) };
+    let mut seen = BTreeSet::new();
+    needed.retain(|node| seen.insert(node.clone()));
+    Ok(Some(needed.into()))
 }
 
 impl NodeUpdate {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::change::{Change, NoteChanges, notes};
+use super::change::{Change, NoteChanges, notes, read_stamp};
 use super::json::RawJson;
 use super::process::ProcessInfo;
 use super::status::RunStatus;
@@ -22,12 +22,17 @@ use super::time::to_micros;
 #[must_use]
 pub struct NewRun {
     pub(crate) status: RunStatus,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "read_start")]
     pub(crate) started_at: Option<DateTime<Utc>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) worker: Option<ProcessInfo>,
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "notes")]
     pub(crate) metadata: NoteChanges,
+}
+
+/// A stamp that is read is cut as one that is given.
+fn read_start<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Utc>>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.map(to_micros))
 }
 
 impl NewRun {
@@ -68,9 +73,9 @@ impl NewRun {
 pub struct RunUpdate {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) status: Option<RunStatus>,
-    #[serde(skip_serializing_if = "Change::is_keep")]
+    #[serde(skip_serializing_if = "Change::is_keep", deserialize_with = "read_stamp")]
     pub(crate) started_at: Change<DateTime<Utc>>,
-    #[serde(skip_serializing_if = "Change::is_keep")]
+    #[serde(skip_serializing_if = "Change::is_keep", deserialize_with = "read_stamp")]
     pub(crate) finished_at: Change<DateTime<Utc>>,
     #[serde(skip_serializing_if = "Change::is_keep")]
     pub(crate) worker: Change<ProcessInfo>,

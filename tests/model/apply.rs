@@ -503,6 +503,44 @@ fn a_mutation_survives_json() {
     }
 }
 
+/// What is built and what is read of an update are under the same rules.
+#[test]
+fn an_update_that_is_read_is_checked_as_one_that_is_built() {
+    fn again<T: serde::Serialize + serde::de::DeserializeOwned>(update: &T) -> T {
+        serde_json::from_str(&serde_json::to_string(update).unwrap()).unwrap()
+    }
+    // What was refused when it was built is refused by whoever reads it.
+    let bad = again(&NodeUpdate::pending().depends_on(["a", "", "b"]));
+    let refused = |update: NodeUpdate| {
+        let mut state = Some(after(&[create()]));
+        matches!(apply(&mut state, &id(), &set("n", update, 10), Version(2)), Err(Refusal::Input(_)))
+    };
+    assert!(refused(bad));
+    assert!(refused(serde_json::from_str("{\"depends_on\":[\"n\"]}").unwrap()));
+    assert!(refused(serde_json::from_str("{\"max_attempts\":{\"set\":0}}").unwrap()));
+    // A node that is named twice counts once.
+    let twice: NodeUpdate = serde_json::from_str("{\"depends_on\":[\"a\",\"b\",\"a\"]}").unwrap();
+    assert_eq!(twice, NodeUpdate::new().depends_on(["a", "b"]));
+    // Stamps are cut.
+    let fine = "2024-01-01T00:00:05.123456789Z";
+    let cut = time::parse("2024-01-01T00:00:05.123456").unwrap();
+    let both = format!("{{\"started_at\":{{\"set\":\"{fine}\"}},\"finished_at\":{{\"set\":\"{fine}\"}}}}");
+    let node: NodeUpdate = serde_json::from_str(&both).unwrap();
+    assert_eq!(node, NodeUpdate::new().started_at(cut).finished_at(cut));
+    let run: RunUpdate = serde_json::from_str(&both).unwrap();
+    assert_eq!(run, RunUpdate::new().started_at(cut).finished_at(cut));
+    let new: NewRun = serde_json::from_str(&format!("{{\"status\":\"running\",\"started_at\":\"{fine}\"}}")).unwrap();
+    assert_eq!(new, NewRun::running().started_at(cut));
+    assert_eq!(again(&new), new);
+    // A fingerprint is a text or an object.
+    for text in ["5", "null", "[]", "true"] {
+        assert!(serde_json::from_str::<Fingerprint>(text).is_err(), "{text}");
+        assert!(serde_json::from_str::<NodeUpdate>(&format!("{{\"fingerprint\":{{\"set\":{text}}}}}")).is_err(), "{text}");
+    }
+    let print = Fingerprint::text("a");
+    assert_eq!(again(&print), print);
+}
+
 #[test]
 fn a_note_may_be_null() {
     let node = node_after(vec![NodeUpdate::new().metadata("k", serde_json::Value::Null)]);
