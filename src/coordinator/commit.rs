@@ -15,7 +15,7 @@ use crate::model::{
 use crate::persist::Submission;
 use crate::run::{
     ChangeSeed, CommitError, Committed, FlushSink, HoldGrant, NotCommitted, OneSink, Op, Permit, Release, RunHandle, Sent,
-    Surroundings, plan,
+    Surroundings, plan, weight_of_leases,
 };
 
 /// How often a transaction over several runs is tried while others change what it touches.
@@ -71,7 +71,7 @@ struct Several {
 
 impl Several {
     fn weight(&self) -> usize {
-        self.ops.values().map(Op::weight).sum()
+        self.ops.values().map(Op::weight).sum::<usize>() + weight_of_leases(&self.fences, &self.leases)
     }
 }
 

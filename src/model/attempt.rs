@@ -51,6 +51,12 @@ impl Attempt {
         Self { number, status, started_at: None, finished_at: None, duration_ms: None, error: None, worker: None, token: None }
     }
 
+    /// About how many bytes this takes.
+    pub(super) fn weight(&self) -> usize {
+        let text = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len());
+        256 + self.status.weight() + text(&self.error) + text(&self.worker)
+    }
+
     /// The attempt that a node is on.
     pub fn of(node: &NodeState) -> Self {
         Self {

@@ -90,6 +90,17 @@ impl Guard {
         }
     }
 
+    /// About how many bytes this takes.
+    pub(crate) fn weight(&self) -> usize {
+        const FIXED: usize = 64;
+        let statuses = match self {
+            Self::RunStatus(one_of) => one_of.iter().map(|status| 24 + status.weight()).sum(),
+            Self::NodeStatus { one_of, .. } => one_of.iter().map(|status| 24 + status.weight()).sum(),
+            _ => 0,
+        };
+        FIXED + self.node().map_or(0, |node| node.as_str().len()) + statuses
+    }
+
     /// What is there instead of what this expects; `None` if it holds. [`Guard::Unlocked`] is decided by who knows the leases.
     pub fn violation(&self, run: &RunState) -> Option<String> {
         self.violated(run)

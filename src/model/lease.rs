@@ -41,6 +41,11 @@ impl LeaseKey {
         Self { run, node: Some(node) }
     }
 
+    /// About how many bytes this takes.
+    pub(crate) fn weight(&self) -> usize {
+        32 + self.run.as_str().len() + self.node.as_ref().map_or(0, |node| node.as_str().len())
+    }
+
     /// Whether leases on both cannot be held at the same time.
     pub fn excludes(&self, other: &Self) -> bool {
         self.run == other.run && (self.node.is_none() || other.node.is_none() || self.node == other.node)
@@ -163,4 +168,19 @@ pub enum LeaseMutation {
         /// The token of the grant.
         token: FencingToken,
     },
+}
+
+impl LeaseMutation {
+    /// About how many bytes this takes.
+    pub(crate) fn weight(&self) -> usize {
+        const FIXED: usize = 64;
+        FIXED
+            + match self {
+                Self::Grant { key, owner, purpose, .. } => {
+                    key.weight() + owner.name.len() + owner.process.host.len() + purpose.as_ref().map_or(0, |text| text.len())
+                }
+                Self::Renew { key, .. } | Self::Release { key, .. } => key.weight(),
+                Self::Force { .. } => 0,
+            }
+    }
 }

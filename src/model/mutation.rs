@@ -6,7 +6,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::change::notes_weight;
+use super::attempt::Attempt;
 use super::id::{NodeId, PartitionKey};
 use super::interval::Interval;
 use super::json::RawJson;
@@ -148,20 +148,24 @@ impl Mutation {
             + self.node().map_or(0, |node| node.as_str().len())
             + match self {
                 Self::SetNode { update, .. } => update.weight(),
-                Self::Create { run, .. } => notes_weight(&run.metadata),
-                Self::Update { update, .. } => notes_weight(&update.metadata),
+                Self::Create { run, .. } => run.weight(),
+                Self::Update { update, .. } => update.weight(),
                 Self::Import(run) => {
                     let extra = |extra: &Option<RawJson>| extra.as_ref().map_or(0, |raw| raw.as_str().len());
                     extra(&run.header.extra)
+                        + run.header.status.weight()
+                        + run.header.metadata.weight()
                         + run
                             .nodes
                             .iter()
                             .map(|(id, node)| {
                                 512 + id.as_str().len()
+                                    + node.status.weight()
+                                    + node.error.as_ref().map_or(0, |error| error.len())
                                     + extra(&node.extra)
                                     + node.metadata.weight()
                                     + node.depends_on.iter().map(|needed| needed.as_str().len() + 32).sum::<usize>()
-                                    + node.attempts.len() * 256
+                                    + node.attempts.iter().map(Attempt::weight).sum::<usize>()
                                     + node.intervals.len() * 64
                                     + node.partitions.iter().map(|p| p.as_str().len() + 32).sum::<usize>()
                             })

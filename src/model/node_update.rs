@@ -301,6 +301,7 @@ impl NodeUpdate {
         let text = |change: &Change<Arc<str>>| if let Change::Set(text) = change { text.len() } else { 0 };
         let fingerprint = if let Change::Set(print) = &self.fingerprint { print.as_raw().as_str().len() } else { 0 };
         needed
+            + self.status.as_ref().map_or(0, NodeStatus::weight)
             + text(&self.error)
             + text(&self.worker)
             + fingerprint

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::change::{Change, NoteChanges, notes, read_stamp};
+use super::change::{Change, NoteChanges, notes, notes_weight, read_stamp};
 use super::json::RawJson;
 use super::process::ProcessInfo;
 use super::status::RunStatus;
@@ -49,6 +49,11 @@ impl NewRun {
     /// A run that this process works on from now on.
     pub fn running() -> Self {
         Self::status(RunStatus::Running)
+    }
+
+    /// About how many bytes this takes.
+    pub(super) fn weight(&self) -> usize {
+        notes_weight(&self.metadata) + self.status.weight()
     }
 
     /// When it started, instead of the time of the call. Cut to whole microseconds.
@@ -136,6 +141,11 @@ impl RunUpdate {
     pub fn remove_metadata(mut self, key: impl AsRef<str>) -> Self {
         self.metadata.push((Arc::from(key.as_ref()), None));
         self
+    }
+
+    /// About how many bytes this takes.
+    pub(super) fn weight(&self) -> usize {
+        notes_weight(&self.metadata) + self.status.as_ref().map_or(0, RunStatus::weight)
     }
 
     /// Whether this ends the run, and so frees its locks.

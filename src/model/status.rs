@@ -36,6 +36,13 @@ macro_rules! status_type {
             }
         }
 
+        impl $name {
+            /// How many bytes it has that others do not share.
+            pub(crate) fn weight(&self) -> usize {
+                if let Self::Other(text) = self { text.len() } else { 0 }
+            }
+        }
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(self.as_str())

@@ -24,5 +24,5 @@ pub(crate) use chain::{Planned, add_gone, newer, plan, touched};
 pub(crate) use handle::{HoldGrant, Release, RunHandle, Sent};
 pub(crate) use jitter::jitter;
 pub use op::DeferredLoss;
-pub(crate) use op::{ChangeSeed, CommitError, Committed, Op};
+pub(crate) use op::{ChangeSeed, CommitError, Committed, Op, weight_of_leases};
 pub(crate) use sink::{FlushSink, NotCommitted, OneSink};

@@ -51,7 +51,10 @@ impl Op {
 
     pub(crate) fn weight(&self) -> usize {
         const FIXED: usize = 256;
-        FIXED + self.mutations.iter().map(Mutation::weight).sum::<usize>() + self.guards.len() * 64
+        FIXED
+            + self.mutations.iter().map(Mutation::weight).sum::<usize>()
+            + self.guards.iter().map(Guard::weight).sum::<usize>()
+            + weight_of_leases(&self.fences, &self.leases)
     }
 
     /// Sets the stamps of all mutations, once.
@@ -79,6 +82,11 @@ impl Op {
         }
         op
     }
+}
+
+/// What leases weigh that are looked at and changed.
+pub(crate) fn weight_of_leases(fences: &[Fence], leases: &[LeaseMutation]) -> usize {
+    fences.iter().map(|fence| 32 + fence.key.weight()).sum::<usize>() + leases.iter().map(LeaseMutation::weight).sum::<usize>()
 }
 
 /// What a committed transaction became.
@@ -224,7 +232,30 @@ impl ChangeSeed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{FencingToken, LeaseKey, NodeStatus, RunStatus};
     use crate::run::Admission;
+
+    #[test]
+    fn an_op_weighs_what_its_conditions_and_leases_hold() {
+        let text = "x".repeat(1_000);
+        let (run, node) = (RunId::new(&text).unwrap(), NodeId::new(&text).unwrap());
+        let key = LeaseKey::node(run, node.clone());
+        let empty = Op::default().weight();
+        let guards = vec![
+            Guard::NodeStatus { node: node.clone(), one_of: vec![NodeStatus::parse(&text), NodeStatus::Running] },
+            Guard::NodeAbsent { node: node.clone() },
+            Guard::NodeVersion { node, version: Version(1) },
+            Guard::RunStatus(vec![RunStatus::parse(&text)]),
+        ];
+        let op = Op { guards, ..Op::default() };
+        assert!((5_000..6_000).contains(&(op.weight() - empty)), "{}", op.weight());
+        let fences = vec![Fence { key: key.clone(), token: FencingToken(1) }];
+        let op = Op { fences, ..Op::default() };
+        assert!((2_000..2_500).contains(&(op.weight() - empty)), "{}", op.weight());
+        let leases = vec![LeaseMutation::Release { key, token: FencingToken(1) }];
+        let op = Op { leases, ..Op::default() };
+        assert!((2_000..2_500).contains(&(op.weight() - empty)), "{}", op.weight());
+    }
 
     #[tokio::test]
     async fn an_op_whose_actor_ended_unread_goes_back_to_its_sender_with_its_permit() {

@@ -542,6 +542,24 @@ fn an_update_that_is_read_is_checked_as_one_that_is_built() {
 }
 
 #[test]
+fn a_mutation_weighs_what_its_texts_do() {
+    let long = "x".repeat(10_000);
+    let (node, run) = (NodeStatus::parse(&long), RunStatus::parse(&long));
+    let mut state = NodeState::new(node.clone());
+    state.attempts = [seeknal_state::model::Attempt::new(1, node.clone())].into_iter().collect();
+    let import = RunImport { header: RunHeader::new(run.clone(), at(0)), nodes: [(n("n"), Arc::new(state))].into() };
+    for (mutation, texts) in [
+        (set("n", NodeUpdate::status(node), 1), 1),
+        (update(RunUpdate::status(run.clone()), 1), 1),
+        (Mutation::Create { run: NewRun::status(run), at: at(0) }, 1),
+        (Mutation::Import(Box::new(import)), 3),
+    ] {
+        let weight = mutation.weight();
+        assert!((texts * 10_000..texts * 10_000 + 2_000).contains(&weight), "{weight} of {texts} texts");
+    }
+}
+
+#[test]
 fn a_note_may_be_null() {
     let node = node_after(vec![NodeUpdate::new().metadata("k", serde_json::Value::Null)]);
     assert_eq!(node.metadata.get("k").map(RawJson::as_str), Some("null"), "null is a value, and no removal");
