@@ -439,8 +439,7 @@ impl Engine {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(now.max(last.saturating_add(1))))
             .unwrap_or(now);
         let stamp = now.max(previous.saturating_add(1));
-        let of = |micros| crate::model::time::from_micros(micros).unwrap_or(DateTime::UNIX_EPOCH);
-        (of(now), of(stamp))
+        (crate::model::time::nearest(now), crate::model::time::nearest(stamp))
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::id::RunId;
 use super::run::{RunHeader, RunState, Version};
 use super::status::{NodeStatus, RunStatus};
+use super::time;
 
 /// Which runs are asked for. Everything that is given must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,11 +54,25 @@ impl RunFilter {
         self
     }
 
+    /// The bounds of creation as a store compares them: whole microseconds of the calendar, `None` where there is none. `None` for both together: no run can
+    /// be between them.
+    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+    pub(crate) fn created(&self) -> Option<[Option<DateTime<Utc>>; 2]> {
+        let ends = [DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC].map(time::to_micros);
+        let [first, last] = ends.map(time::micros);
+        let (from, before) = (self.created_from.map(time::micros_up), self.created_before.map(time::micros_up));
+        if from.is_some_and(|from| from > last) || before.is_some_and(|before| before <= first) {
+            return None;
+        }
+        let stored = |bound: Option<i64>| bound.and_then(time::from_micros);
+        Some([stored(from), stored(before)])
+    }
+
     /// Whether a run is asked for.
     pub fn matches(&self, id: &RunId, header: &RunHeader) -> bool {
         (self.statuses.is_empty() || self.statuses.contains(&header.status))
-            && self.created_from.is_none_or(|from| header.created_at >= from)
-            && self.created_before.is_none_or(|before| header.created_at < before)
+            && self.created_from.is_none_or(|from| time::micros(header.created_at) >= time::micros_up(from))
+            && self.created_before.is_none_or(|before| time::micros(header.created_at) < time::micros_up(before))
             && self.id_prefix.as_deref().is_none_or(|prefix| id.as_str().starts_with(prefix))
     }
 }

@@ -161,6 +161,17 @@ pub fn micros(stamp: DateTime<Utc>) -> i64 {
     stamp.timestamp_micros()
 }
 
+/// Microseconds since the epoch, rounded up: stamps are before it exactly where they are before this.
+pub(crate) fn micros_up(stamp: DateTime<Utc>) -> i64 {
+    micros(stamp).saturating_add(i64::from(!stamp.timestamp_subsec_nanos().is_multiple_of(1_000)))
+}
+
+/// The stamp of a number of microseconds since the epoch; beyond the years 1 to 9999 their end.
+pub(crate) fn nearest(micros: i64) -> DateTime<Utc> {
+    let (first, last) = CALENDAR;
+    DateTime::from_timestamp_micros(micros.clamp(first, last)).unwrap_or_default()
+}
+
 /// The stamp of a number of microseconds since the epoch; `None` outside of the years 1 to 9999.
 pub fn from_micros(micros: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(micros).filter(|stamp| is_storable(*stamp))

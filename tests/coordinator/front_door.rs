@@ -4,10 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
+
 use crate::support::{LyingBackend, Store};
 use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart, Version, apply_all, time};
 use seeknal_state::{
-    Coordinator, Durability, Error, Event, Interval, LockOptions, MemoryBackend, NewRun, NodeId, NodeStatus, NodeUpdate,
+    Clock, Coordinator, Durability, Error, Event, Interval, LockOptions, MemoryBackend, NewRun, NodeId, NodeStatus, NodeUpdate,
     OnDelete, PartitionKey, RunId, RunQuery, RunStatus, RunUpdate, StreamError, Transaction, View,
 };
 
@@ -552,4 +554,26 @@ async fn what_is_pending_is_asked_with_any_stamp() {
     assert_eq!(todo, [Interval::new(nanos(2_000), nanos(9_000)).unwrap()]);
     let empty = state.pending("load", nanos(1)..nanos(999)).await;
     assert!(matches!(empty, Err(Error::Input(_))), "{empty:?}");
+}
+
+/// A clock that was set to where no calendar goes.
+#[derive(Debug)]
+struct Beyond;
+
+impl Clock for Beyond {
+    fn now(&self) -> DateTime<Utc> {
+        DateTime::<Utc>::MAX_UTC
+    }
+}
+
+#[tokio::test]
+async fn a_clock_beyond_the_calendar_makes_runs_at_its_end() {
+    let state = Coordinator::builder().clock(Beyond).open(Arc::new(MemoryBackend::new())).await.unwrap();
+    for run in ["a", "b"] {
+        let made = state.create_run(run, NewRun::running()).await.map(|_| ());
+        assert!(made.is_ok(), "{made:?}");
+        let run = state.get_run(run).await.unwrap().unwrap();
+        let end = time::parse("9999-12-31T23:59:59.999999Z").unwrap();
+        assert_eq!((run.header().created_at, run.header().started_at), (end, Some(end)));
+    }
 }

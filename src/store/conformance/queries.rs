@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chrono::{DateTime, TimeDelta, Utc};
+
 use super::Harness;
 use super::kit::{
     Bench, Fault, add_interval, add_partition, at, create, ensure, ensure_eq, node, node_id, partition, run_id, set, set_at, span,
@@ -47,6 +49,7 @@ pub(super) async fn filters_select(harness: &dyn Harness) -> Result<(), Fault> {
         bench.write(id, vec![Mutation::Create { run: NewRun::status(status), at: at(seconds) }]).await?;
     }
     let all = RunFilter::all;
+    let nano = TimeDelta::nanoseconds(1);
     let cases: Vec<(RunFilter, &[&str])> = vec![
         (all().status(RunStatus::Running), &["RUN_3", "run_1"]),
         (all().status(RunStatus::Success).status(paused), &["runx4", "run_2"]),
@@ -55,6 +58,14 @@ pub(super) async fn filters_select(harness: &dyn Harness) -> Result<(), Fault> {
         (all().created_before(at(20)), &["run_1"]),
         (all().created_from(at(20)).created_before(at(40)), &["RUN_3", "run_2"]),
         (all().created_from(at(20)).created_before(at(20)), &[]),
+        // A bound that is finer than what is kept lies between two stamps; one beyond the calendar is one all the same.
+        (all().created_from(at(40) + nano), &["r*n6", "run%5"]),
+        (all().created_before(at(20) + nano), &["run_2", "run_1"]),
+        (all().created_from(at(20) - nano).created_before(at(40) - nano), &["RUN_3", "run_2"]),
+        (all().created_from(DateTime::<Utc>::MAX_UTC), &[]),
+        (all().created_from(DateTime::<Utc>::MIN_UTC).created_before(at(20)), &["run_1"]),
+        (all().created_from(at(60)).created_before(DateTime::<Utc>::MAX_UTC), &["r*n6"]),
+        (all().created_before(DateTime::<Utc>::MIN_UTC), &[]),
         (all().id_prefix("run_"), &["run_2", "run_1"]),
         (all().id_prefix("run%"), &["run%5"]),
         (all().id_prefix("r*"), &["r*n6"]),

@@ -354,16 +354,17 @@ async fn list_some(client: &Client, query: &RunQuery, limit: usize, ahead: usize
     let mut filter = String::from("1");
     let mut args: Vec<Arg> = Vec::new();
     let wanted = &query.filter;
+    let Some([from, before]) = wanted.created() else { return Ok(Ok(RunPage::default())) };
     if !wanted.statuses.is_empty() {
         filter.push_str(" AND status IN (SELECT value FROM json_each(?))");
         let statuses: Vec<&str> = wanted.statuses.iter().map(RunStatus::as_str).collect();
         args.push(serde_json::to_string(&statuses).unwrap_or_default().into());
     }
-    if let Some(from) = wanted.created_from {
+    if let Some(from) = from {
         filter.push_str(" AND created_at >= ?");
         args.push(stamp_text(from).into());
     }
-    if let Some(before) = wanted.created_before {
+    if let Some(before) = before {
         filter.push_str(" AND created_at < ?");
         args.push(stamp_text(before).into());
     }

@@ -253,8 +253,7 @@ pub(super) async fn list(pool: &Pool, query: &RunQuery) -> Result<RunPage, Store
     let filter = &query.filter;
     let statuses: Option<Vec<String>> =
         (!filter.statuses.is_empty()).then(|| filter.statuses.iter().map(|status| plain(status.as_str()).into_owned()).collect());
-    let from: Option<DateTime<Utc>> = filter.created_from.map(stamp);
-    let before: Option<DateTime<Utc>> = filter.created_before.map(stamp);
+    let Some([from, before]) = filter.created() else { return Ok(RunPage::default()) };
     // No id holds a NUL, and no text of PostgreSQL.
     let prefix = filter.id_prefix.as_deref().unwrap_or_default();
     if prefix.contains('\0') {

@@ -226,6 +226,7 @@ pub(super) fn list(conn: &Connection, query: &RunQuery) -> Result<RunPage, Store
     let mut sql = String::from(concat!("SELECT run_id, version, ", header_columns!(), " FROM runs WHERE 1"));
     let mut values: Vec<Value> = Vec::new();
     let filter = &query.filter;
+    let Some([from, before]) = filter.created() else { return Ok(RunPage::default()) };
     if !filter.statuses.is_empty() {
         sql.push_str(" AND status IN (");
         for (index, status) in filter.statuses.iter().enumerate() {
@@ -234,11 +235,11 @@ pub(super) fn list(conn: &Connection, query: &RunQuery) -> Result<RunPage, Store
         }
         sql.push(')');
     }
-    if let Some(from) = filter.created_from {
+    if let Some(from) = from {
         sql.push_str(" AND created_at >= ?");
         values.push(Value::Text(Stamp::of(from).as_str().to_owned()));
     }
-    if let Some(before) = filter.created_before {
+    if let Some(before) = before {
         sql.push_str(" AND created_at < ?");
         values.push(Value::Text(Stamp::of(before).as_str().to_owned()));
     }
