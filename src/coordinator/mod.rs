@@ -86,6 +86,9 @@ pub enum Durability {
 /// Its own work is done on the runtime on which it was opened, whichever one calls it: a worker that blocks a runtime of its own, or ends it, stops
 /// nobody else. So keep that runtime going (a current-thread one: inside its `block_on`) until the coordinator is closed.
 ///
+/// A call that pauses does so where it is awaited, and panics outside of a tokio runtime with timers: [`transact`](Self::transact) after a conflict,
+/// [`claim_next`](Self::claim_next) while it waits.
+///
 /// # Closing
 /// Dropping the last handle closes as far as a drop can (in the background, while the runtime lives); [`close`](Self::close) does it whole and tells
 /// what went wrong.

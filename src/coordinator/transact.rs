@@ -152,6 +152,9 @@ impl Coordinator {
     /// # Errors
     /// The closure's own; [`Error::Contended`] after 64 conflicts; else as [`Transaction::commit`].
     ///
+    /// # Panics
+    /// After a conflict, where it pauses: outside of a tokio runtime with timers enabled.
+    ///
     /// # Cancel safety
     /// Dropped before the commit was sent it changes nothing; after, all of it happens or nothing.
     pub async fn transact<T>(

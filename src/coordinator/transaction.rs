@@ -74,7 +74,7 @@ impl Transaction {
         self.add(|state| Ok((run.into_run_id()?, state.header_change(update))))
     }
 
-    /// Deletes a run. It must be the last step on that run.
+    /// Deletes a run. It must be the last step on that run; what the steps before it complete or take out counts for the coverage that is kept.
     pub fn delete_run(&mut self, run: impl IntoRunId, coverage: OnDelete) -> &mut Self {
         self.add(|_| Ok((run.into_run_id()?, Mutation::Delete { keep_coverage: coverage == OnDelete::KeepCoverage })))
     }

@@ -197,6 +197,9 @@ impl Coordinator {
     /// # Errors
     /// As [`claim_node`](Self::claim_node). That others were faster is none.
     ///
+    /// # Panics
+    /// While it waits, outside of a tokio runtime with timers enabled.
+    ///
     /// # Cancel safety
     /// Dropped at any instant, nothing is claimed, or what was claimed is given back at once.
     pub async fn claim_next(&self, run: impl IntoRunId, filter: ClaimFilter) -> Result<Next, Error> {
