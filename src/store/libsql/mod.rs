@@ -14,6 +14,8 @@ mod cache;
 mod client;
 mod commit;
 mod facts;
+#[cfg(test)]
+mod fake;
 mod fault;
 mod hrana;
 mod lease;
@@ -116,8 +118,7 @@ impl LibsqlBackend {
         let nobody = LeaseOwner { process: process.clone(), name: "".into() };
         let committer = Arc::new(Committer::new(Arc::clone(&client), nobody));
         committer.begin().await?;
-        if !self.read_only {
-            openings::register(&client, &process).await?;
+        if !self.read_only && openings::register(&client, &process).await? {
             drop(client.spawn(openings::keep(Arc::downgrade(&client), process.clone())));
         }
         Ok(Opened { client, committer, process })

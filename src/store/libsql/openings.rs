@@ -19,6 +19,9 @@ use crate::store::{OpenProcess, StoreError, StoreErrorKind};
 /// Between two words of an opening.
 const EVERY: Duration = Duration::from_secs(10);
 
+/// After a word that was refused: the server may allow writing again before this opening is taken for gone.
+const REFUSED: Duration = Duration::from_secs(20);
+
 /// Who was heard of this lately lives, milliseconds: two words may be lost.
 const LIVES_MS: u64 = 35_000;
 
@@ -45,34 +48,34 @@ fn word(process: &ProcessInfo) -> Stmt {
     )
 }
 
-/// Writes the opening's row, and removes those of openings that were gone a day ago. A token that only reads cannot: who comes with it changes
+/// Writes the opening's row, and removes those of openings that were gone a day ago. `false`: a token that only reads cannot; who comes with it changes
 /// nothing, and need not be known.
-pub(super) async fn register(client: &Client, process: &ProcessInfo) -> Result<(), StoreError> {
+pub(super) async fn register(client: &Client, process: &ProcessInfo) -> Result<bool, StoreError> {
     let statements =
         [Stmt::exec(concat!("DELETE FROM openings WHERE seen_ms < ", now_ms!(), " - 86400000"), Vec::new()), word(process)];
     let mut tried = 0;
     loop {
         tried += 1;
-        let Err(fault) = send::write(client, &statements).await else { return Ok(()) };
+        let Err(fault) = send::write(client, &statements).await else { return Ok(true) };
         if tried < TRIES && matches!(fault.class, Class::Lost | Class::AtCommit) {
             send::pause(tried).await;
             continue;
         }
         // Whether the row is there or not: nothing of the state was changed.
         let error = fault.of_question().into_error(client.place());
-        return if error.kind() == StoreErrorKind::ReadOnly { Ok(()) } else { Err(error) };
+        return if error.kind() == StoreErrorKind::ReadOnly { Ok(false) } else { Err(error) };
     }
 }
 
-/// Says that the opening lives, until the client is gone.
+/// Says that the opening lives, until the client is gone. A word that is refused is not the last: whoever was registered may have runs and locks, and would
+/// lose them by falling silent.
 pub(super) async fn keep(client: Weak<Client>, process: ProcessInfo) {
+    let mut pause = EVERY;
     loop {
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(pause).await;
         let Some(client) = client.upgrade() else { return };
         let said = send::write(&client, &[word(&process)]).await;
-        if said.is_err_and(|fault| fault.class == Class::ReadOnly) {
-            return;
-        }
+        pause = if said.is_err_and(|fault| fault.class == Class::ReadOnly) { REFUSED } else { EVERY };
     }
 }
 
@@ -113,4 +116,36 @@ pub(super) async fn list(client: &Client) -> Result<Vec<OpenProcess>, StoreError
         found.push(OpenProcess::new(process, alive));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Clock, SystemClock};
+    use crate::store::libsql::fake::{Fake, Say};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_opening_that_is_refused_once_says_again_that_it_lives() {
+        let (said, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let mut words = 0;
+        let server = Fake::start(move |sql| {
+            if sql.starts_with("BEGIN") {
+                words += 1;
+                said.send(words).unwrap();
+            }
+            match (words, sql) {
+                (1, _) => Say::Status(403),
+                (2, "COMMIT") => Say::Error("BLOCKED"),
+                _ => Say::Row(&[]),
+            }
+        });
+        let client = Arc::new(server.client());
+        let began = tokio::time::Instant::now();
+        let until_the_third = async { while heard.recv().await.unwrap() < 3 {} };
+        tokio::select! {
+            () = keep(Arc::downgrade(&client), ProcessInfo::current(SystemClock.now())) => unreachable!("it fell silent"),
+            () = until_the_third => {}
+        }
+        assert!(began.elapsed() < Duration::from_millis(GONE_MS), "it was taken for gone meanwhile");
+    }
 }
