@@ -5,7 +5,7 @@
 //!        ▲                    │                  ├─ a check failed, or something would be refused: read from the primary, decide again
 //!        └── read ◄───────────┴──────────────────┤
 //!                                                ├─ the id is there already: its row has the answer
-//!                                                ├─ it cannot go well: the id is taken, so that no copy of an earlier request is applied any more
+//!                                                ├─ it cannot go well, or not soon: the id is taken, so that no copy of an earlier request is applied any more
 //!                                                └─ no answer: unknown; the same id is sent until it is settled
 //! ```
 //!
@@ -146,6 +146,17 @@ impl Drop for OnTheWay<'_> {
     }
 }
 
+/// What is known of the sendings of a batch so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Sendings {
+    /// There was none.
+    Nothing,
+    /// Every one was answered, and refused.
+    Refused,
+    /// The answer of one was lost: it may have been applied, or may still be.
+    Lost,
+}
+
 /// What became of one request.
 enum Sent {
     Applied(Before),
@@ -214,11 +225,8 @@ impl Committer {
 
     async fn attempts(&self, memory: &mut Memory, batch: &Batch) -> Result<BatchAnswer, StoreError> {
         let began = Instant::now();
-        let doubtful = memory.unsettled.holds(batch.id);
-        // The request may have been applied, or a copy of it may still be.
-        let unsure = |fault: Fault| Err(fault.into_error(self.client.place()).into_unknown());
-        // Once a request was under way a copy of it may still be: then only its row, or nobody, knows how it ends.
-        let mut sent = doubtful;
+        // Once a request was under way a copy of it may still be: then its row knows best how it ends.
+        let mut sent = if memory.unsettled.holds(batch.id) { Sendings::Lost } else { Sendings::Nothing };
         let (mut rounds, mut lost, mut waits) = (0_u32, 0_u32, 0_u32);
         let mut facts = self.assume(memory, batch);
         loop {
@@ -230,7 +238,7 @@ impl Committer {
                         read
                     }
                     // No copy is applied any more to a schema that is newer.
-                    Err(error) if error.kind() == StoreErrorKind::NewerFormat && !doubtful && lost == 0 => return Err(error),
+                    Err(error) if error.kind() == StoreErrorKind::NewerFormat && sent < Sendings::Lost => return Err(error),
                     Err(error) => return self.failed(memory, batch, sent, error).await,
                 },
             };
@@ -246,14 +254,15 @@ impl Committer {
             if !read && applied < batch.entries.len() {
                 continue;
             }
-            if applied == 0 && !sent {
+            if applied == 0 && sent == Sendings::Nothing {
                 return Ok(decision.answer);
             }
             let request = match self.request(memory, batch, &decision, &before) {
                 Ok(request) => request,
                 Err(error) => return self.failed(memory, batch, sent, error).await,
             };
-            let sent_before = std::mem::replace(&mut sent, true);
+            let sent_before = sent;
+            sent = sent.max(Sendings::Refused);
             match self.send(&request).await {
                 Sent::Applied(there) => return self.applied(memory, batch, decision, &before, &there),
                 Sent::Known => return self.known(memory, batch).await,
@@ -265,20 +274,21 @@ impl Committer {
                 }
                 Sent::Outdated => {
                     let fault = Fault::new(Class::Busy, "others change the same rows faster than they can be read");
-                    return unsure(fault);
+                    return self.failed(memory, batch, sent, fault.into_error(self.client.place())).await;
                 }
                 Sent::Busy(_) if began.elapsed() < PATIENCE => {
                     waits = waits.saturating_add(1);
                     pause(waits).await;
                 }
                 Sent::Lost(fault) => {
+                    sent = Sendings::Lost;
                     lost = lost.saturating_add(1);
                     if lost >= SENT || began.elapsed() >= PATIENCE {
-                        return unsure(fault);
+                        return Err(fault.into_error(self.client.place()).into_unknown());
                     }
                     pause(lost).await;
                 }
-                Sent::Busy(fault) => return unsure(fault),
+                Sent::Busy(fault) => return self.failed(memory, batch, sent, fault.into_error(self.client.place())).await,
                 // The server's own word about the only request that there was.
                 Sent::Failed(fault) => {
                     return self.failed(memory, batch, sent_before, fault.into_error(self.client.place())).await;
@@ -291,14 +301,25 @@ impl Committer {
         }
     }
 
-    /// A fault that trying again does not mend. If requests were `sent` that may have been applied, or of which a copy may still be, a row under the batch's id
-    /// that stands for none of them makes it certain that none ever is; without that nobody knows.
-    async fn failed(&self, memory: &mut Memory, batch: &Batch, sent: bool, error: StoreError) -> Result<BatchAnswer, StoreError> {
-        if !sent {
+    /// A fault that trying again does not mend, or not soon. Behind requests that may have been applied, or of which a copy may still be, a row under the batch's
+    /// id that stands for none of them makes it certain that none ever is. Without that row it is certain where every request was answered and refused, for
+    /// faults that pass (those of one entry are sent on in pieces, beside which nothing of this batch may come to life).
+    async fn failed(
+        &self,
+        memory: &mut Memory,
+        batch: &Batch,
+        sent: Sendings,
+        error: StoreError,
+    ) -> Result<BatchAnswer, StoreError> {
+        let unsettled = |error: StoreError| match sent {
+            Sendings::Refused if !error.is_of_one_entry() => error,
+            _ => error.into_unknown(),
+        };
+        if sent == Sendings::Nothing {
             return Err(error);
         }
-        if !error.is_of_one_entry() {
-            return Err(error.into_unknown());
+        if !error.is_of_one_entry() && error.kind() != StoreErrorKind::Busy {
+            return Err(unsettled(error));
         }
         let statements = [write::forswear(batch)];
         let steps = Steps { exclusive: true, writes: true, statements: &statements, replication_index: None };
@@ -306,10 +327,10 @@ impl Committer {
             Ok(mut result) => {
                 // Where the counters' row is missing nothing took the id.
                 let taken = Table::new(result.take(Steps::step_of(0)), "batches").first().is_some();
-                Err(if taken { error.never_applied() } else { error.into_unknown() })
+                Err(if taken { error.never_applied() } else { unsettled(error) })
             }
             Err(failed) if failed.statement == Some(0) && failed.is_duplicate => self.known(memory, batch).await,
-            Err(_) => Err(error.into_unknown()),
+            Err(_) => Err(unsettled(error)),
         }
     }
 
@@ -473,4 +494,81 @@ fn there(table: &Table) -> Result<Before, StoreError> {
     let row = table.first().ok_or_else(|| corrupt("table batches", "the row of a batch was not answered"))?;
     let versions = row.json(2)?;
     Ok(Before { seq: row.number(0)?, token: row.number(1)?, versions })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Clock, Entry, Mutation, NewRun, ProcessInfo, RunPart, SystemClock, time};
+    use crate::store::libsql::fake::{Fake, Say};
+
+    fn creation() -> Batch {
+        let mutations = vec![Mutation::Create { run: NewRun::running(), at: time::from_micros(0).unwrap() }];
+        let (run, none) = (RunId::new("run").unwrap(), Version::NONE);
+        let part = RunPart { run, base: none, expect: none, guards: Vec::new(), mutations, after: None };
+        Batch::new(vec![Entry { parts: vec![part], ..Entry::default() }])
+    }
+
+    /// What a commit ends with on a server with nothing in it that says this to the writing of a batch, and to the giving up of its id.
+    async fn end(
+        mut write: impl FnMut(&str) -> Option<Say> + Send + 'static,
+        mut forswear: impl FnMut() -> Say + Send + 'static,
+    ) -> StoreError {
+        let server = Fake::start(move |sql| {
+            if sql.starts_with("SELECT (SELECT version FROM seeknal_schema") {
+                return Say::Row(&[2, 0, 0, 0]);
+            }
+            if sql.contains("RETURNING seq") && !sql.contains("RETURNING seq,") {
+                return forswear();
+            }
+            write(sql).unwrap_or(Say::Row(&[]))
+        });
+        let process = ProcessInfo::current(SystemClock.now());
+        let committer = Committer::new(Arc::new(server.client()), LeaseOwner { process, name: "".into() });
+        let batch = creation();
+        let error = committer.commit(&batch).await.unwrap_err();
+        let doubtful = committer.turn.lock().await.unsettled.holds(batch.id);
+        assert_eq!(error.is_unknown_outcome(), doubtful, "{error}");
+        error
+    }
+
+    fn on_writing(sql: &str, say: Say) -> Option<Say> {
+        sql.starts_with("INSERT INTO batches").then_some(say)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_busy_all_the_time_has_applied_nothing() {
+        let answers: [fn() -> Say; 3] = [|| Say::Error("SQLITE_BUSY"), || Say::Error("TRANSACTION_TIMEOUT"), || Say::Status(429)];
+        for busy in answers {
+            let error = end(move |sql| on_writing(sql, busy()), busy).await;
+            assert_eq!(error.kind(), StoreErrorKind::Busy, "{error}");
+            assert!(error.is_retryable() && !error.is_unknown_outcome() && !error.is_never_applied(), "{error}");
+            // A copy that a network made is held back where the server can be told so.
+            let error = end(move |sql| on_writing(sql, busy()), || Say::Row(&[1])).await;
+            assert!(error.is_retryable() && error.is_never_applied(), "{error}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_that_others_are_always_faster_than_is_given_up_for_good() {
+        let changed = |sql: &str| sql.contains("THEN abs(-9223372036854775808)").then_some(Say::Error("SQLITE_ERROR"));
+        let error = end(changed, || Say::Row(&[1])).await;
+        assert_eq!(error.kind(), StoreErrorKind::Busy, "{error}");
+        assert!(error.is_retryable() && error.is_never_applied(), "{error}");
+        assert!(end(changed, || Say::Status(429)).await.is_retryable());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_server_says_nothing_of_a_sending_whose_answer_was_lost() {
+        let lost_once = || {
+            let mut sendings = 0;
+            move |sql: &str| {
+                sendings += u32::from(sql.starts_with("INSERT INTO batches"));
+                on_writing(sql, if sendings == 1 { Say::Status(502) } else { Say::Error("SQLITE_BUSY") })
+            }
+        };
+        assert!(end(lost_once(), || Say::Error("SQLITE_BUSY")).await.is_unknown_outcome());
+        let error = end(lost_once(), || Say::Row(&[1])).await;
+        assert!(error.is_retryable() && error.is_never_applied(), "{error}");
+    }
 }
