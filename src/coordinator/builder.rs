@@ -12,7 +12,7 @@ use super::events::Events;
 use super::{Coordinator, Core, Durability, Engine, follow, supervisor};
 use crate::error::Error;
 use crate::lease::LeaseHandle;
-use crate::model::{Clock, InputError, RunFilter, RunQuery, SystemClock};
+use crate::model::{Clock, InputError, ProcessInfo, RunFilter, RunQuery, SystemClock};
 use crate::persist::Persist;
 use crate::run::{Admission, RunContext};
 use crate::store::StateBackend;
@@ -198,6 +198,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
             return Err(error.into());
         }
         let last_creation = last_creation(&*backend, &*clock).await;
+        let process = backend.process().unwrap_or_else(|| ProcessInfo::current(clock.now()));
         let closed = |_| Error::Closed;
         let persist = Persist::start(&backend).await.map_err(closed)?;
         let (supervisor, _) = supervisor::start().await.map_err(|_| Error::Closed)?;
@@ -216,7 +217,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
         });
         directory.set_context(&context);
         let doors = Doors::new(persist, &directory);
-        let leases = match LeaseHandle::start(Arc::clone(&backend), Arc::new(doors), Arc::clone(&clock)).await {
+        let leases = match LeaseHandle::start(Arc::clone(&backend), process.clone(), Arc::new(doors), Arc::clone(&clock)).await {
             Ok(leases) => leases,
             Err(error) => {
                 context.persist.close().await;
@@ -229,6 +230,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
         let engine = Arc::new(Engine {
             admission: Admission::new(limits.entries_in_flight, limits.bytes_in_flight),
             backend,
+            process,
             context,
             directory,
             leases,

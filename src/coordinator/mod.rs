@@ -39,7 +39,7 @@ use self::events::Events;
 use self::follow::Following;
 use crate::error::Error;
 use crate::lease::LeaseHandle;
-use crate::model::Fence;
+use crate::model::{Fence, ProcessInfo};
 use crate::run::{Admission, RunContext};
 use crate::store::{OpenReport, StateBackend};
 
@@ -111,6 +111,8 @@ pub(crate) struct Core {
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) backend: Arc<dyn StateBackend>,
+    /// Who this is, to other openings: as the backend says, or by a name of its own where that knows none.
+    pub(crate) process: ProcessInfo,
     pub(crate) context: Arc<RunContext>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) admission: Admission,

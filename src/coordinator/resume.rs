@@ -81,20 +81,18 @@ impl Coordinator {
     }
 
     fn is_gone(&self, worker: Option<&ProcessInfo>, processes: &[OpenProcess]) -> bool {
-        let backend = &self.engine().backend;
+        let (backend, me) = (&self.engine().backend, &self.engine().process);
+        // Also where the backend knows of nobody.
+        if worker.is_some_and(|worker| worker.id == me.id) {
+            return false;
+        }
         if matches!(backend.lease_store(), LeaseStore::Book(_)) {
             // One process writes at a time: whoever is not that one is gone. Also seen so by those who only read beside it.
             let is_open =
                 |worker: &ProcessInfo| processes.iter().any(|open| open.process.id == worker.id && open.alive != Some(false));
             return !worker.is_some_and(is_open);
         }
-        let (Some(worker), Some(me)) = (worker, backend.process()) else { return !backend.is_shared() };
-        if worker.id == me.id {
-            return false;
-        }
-        if !backend.is_shared() {
-            return true;
-        }
+        let Some(worker) = worker.filter(|_| backend.is_shared()) else { return !backend.is_shared() };
         match processes.iter().find(|open| open.process.id == worker.id) {
             Some(open) => open.alive == Some(false),
             // Who is not listed is gone only where everybody is.
@@ -142,7 +140,7 @@ impl Coordinator {
         let snapshot = self.fresh(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
         let worker = snapshot.header().worker.clone();
         if snapshot.header().status == RunStatus::Running
-            && worker.as_ref().map(|w| &w.id) != self.worker().as_ref().map(|me| &me.id)
+            && worker.as_ref().is_none_or(|worker| worker.id != self.engine().process.id)
         {
             let processes = self.engine().backend.processes().await?;
             if !self.is_gone(worker.as_ref(), &processes)

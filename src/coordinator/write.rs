@@ -5,8 +5,8 @@ use chrono::{DateTime, Utc};
 use super::{Commit, Coordinator, Transaction};
 use crate::error::Error;
 use crate::model::{
-    IntoInterval, IntoNodeId, IntoRunId, Mutation, NewRun, NodeId, NodeUpdate, PartitionKey, ProcessInfo, RunId, RunStatus,
-    RunUpdate, Snapshot,
+    IntoInterval, IntoNodeId, IntoRunId, Mutation, NewRun, NodeId, NodeUpdate, PartitionKey, RunId, RunStatus, RunUpdate,
+    Snapshot,
 };
 
 /// What happens to what a run's nodes completed when the run is deleted.
@@ -223,13 +223,9 @@ impl Coordinator {
         self.update_run(run, RunUpdate::new().metadata(key, value)).await
     }
 
-    pub(super) fn worker(&self) -> Option<ProcessInfo> {
-        self.engine().backend.process()
-    }
-
     pub(super) fn creation(&self, mut new: NewRun) -> Mutation {
         if new.status == RunStatus::Running && new.worker.is_none() {
-            new.worker = self.worker();
+            new.worker = Some(self.engine().process.clone());
         }
         let (now, at) = self.engine().next_creation_stamp();
         if new.status == RunStatus::Running {
@@ -240,11 +236,8 @@ impl Coordinator {
     }
 
     pub(super) fn header_change(&self, mut update: RunUpdate) -> Mutation {
-        if update.status == Some(RunStatus::Running)
-            && update.worker.is_keep()
-            && let Some(worker) = self.worker()
-        {
-            update.worker = crate::model::Change::Set(worker);
+        if update.status == Some(RunStatus::Running) && update.worker.is_keep() {
+            update.worker = crate::model::Change::Set(self.engine().process.clone());
         }
         Mutation::Update { update, at: UNSTAMPED }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorRef};
 use tokio::sync::oneshot;
 
-use crate::model::{Clock, FencingToken, LeaseKey, LeaseRecord, RunId};
+use crate::model::{Clock, FencingToken, LeaseKey, LeaseRecord, ProcessInfo, RunId};
 use crate::store::{LeaseStore, StateBackend, StoreError, StoreErrorKind};
 
 use super::LeaseStoreDoor;
@@ -58,13 +58,14 @@ impl Drop for Withdraw<'_> {
 }
 
 impl LeaseHandle {
-    /// Starts a lock manager over an initialised backend.
+    /// Starts a lock manager over an initialised backend, for the locks of this process.
     pub(crate) async fn start(
         backend: Arc<dyn StateBackend>,
+        process: ProcessInfo,
         door: Arc<dyn LeaseStoreDoor>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, LeaseError> {
-        let context = Arc::new(Context::new(backend, door, clock));
+        let context = Arc::new(Context::new(backend, process, door, clock));
         let (manager, _) = Actor::spawn(None, LockManager, Arc::clone(&context)).await.map_err(|error| {
             StoreError::not_applied(StoreErrorKind::Unavailable, format!("the lock manager could not be started: {error}"))
         })?;

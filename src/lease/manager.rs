@@ -102,7 +102,7 @@ impl Manager {
             LeaseStore::Book(book) => Store::Book { book, tokens: Tokens::default(), without_token: VecDeque::new() },
             LeaseStore::Rows => Store::Rows { keeper: Keeper::start(&context, &myself)?, waits: Waits::default() },
         };
-        let process = context.backend.process().unwrap_or_else(|| ProcessInfo::current(context.now()));
+        let process = context.process.clone();
         let timer = Timer::start(myself.clone(), Arc::clone(&context.time));
         Ok(Self {
             myself,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use ractor::{ActorRef, MessagingErr};
 
-use crate::model::{Clock, Entry, FencingToken, LeaseKey, LeaseMutation, LeaseOwner, Receipt, Refusal, SystemClock};
+use crate::model::{Clock, Entry, FencingToken, LeaseKey, LeaseMutation, LeaseOwner, ProcessInfo, Receipt, Refusal, SystemClock};
 use crate::store::{StateBackend, StoreError, StoreErrorKind};
 
 use super::actor::{Message, Reply};
@@ -23,14 +23,20 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(200);
 /// What everybody in this room works with.
 pub(super) struct Context {
     pub(super) backend: Arc<dyn StateBackend>,
+    pub(super) process: ProcessInfo,
     pub(super) door: Arc<dyn LeaseStoreDoor>,
     clock: Arc<dyn Clock>,
     pub(super) time: Arc<LeaseTime>,
 }
 
 impl Context {
-    pub(super) fn new(backend: Arc<dyn StateBackend>, door: Arc<dyn LeaseStoreDoor>, clock: Arc<dyn Clock>) -> Self {
-        Self { backend, door, clock, time: Arc::new(LeaseTime::new()) }
+    pub(super) fn new(
+        backend: Arc<dyn StateBackend>,
+        process: ProcessInfo,
+        door: Arc<dyn LeaseStoreDoor>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { backend, process, door, clock, time: Arc::new(LeaseTime::new()) }
     }
 
     /// What leases are stamped with. It decides nothing, and it is asked where all locks of this process are decided and kept alive: a clock of

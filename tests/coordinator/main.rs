@@ -12,4 +12,5 @@ mod endings;
 mod every_backend;
 mod front_door;
 mod locks;
+mod minimal;
 mod runtimes;

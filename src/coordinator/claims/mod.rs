@@ -225,7 +225,7 @@ impl Coordinator {
             let taken_back = || engine.directory.get(run.as_str()).map_or(0, |handle| handle.cell().taken_back());
             let before = taken_back();
             let snapshot = engine.snapshot(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
-            let board = engine.directory.boards.of(&snapshot, &filter.done, engine.backend.process().as_ref());
+            let board = engine.directory.boards.of(&snapshot, &filter.done, Some(&engine.process));
             // A board goes by versions. That of a deferred write which was taken back meanwhile would hide who takes its number.
             if snapshot.version() != snapshot.durable_version() && taken_back() != before {
                 engine.directory.boards.forget(&run);
@@ -390,8 +390,8 @@ impl Coordinator {
     }
 
     fn default_owner(&self) -> Arc<str> {
-        let process = self.engine().backend.process();
-        Arc::from(process.map_or_else(|| format!("pid {}", std::process::id()), |me| format!("{}:{}", me.host, me.pid)))
+        let me = &self.engine().process;
+        Arc::from(format!("{}:{}", me.host, me.pid))
     }
 }
 

@@ -88,7 +88,8 @@ impl LeaseStoreDoor for Door {
 pub(super) async fn start(backend: Arc<dyn StateBackend>) -> (LeaseHandle, Arc<Door>) {
     backend.initialize().await.unwrap();
     let door = Door::new(Arc::clone(&backend));
-    let handle = LeaseHandle::start(backend, Arc::<Door>::clone(&door), Arc::new(SystemClock)).await.unwrap();
+    let process = backend.process().unwrap_or_else(|| ProcessInfo::current(SystemClock.now()));
+    let handle = LeaseHandle::start(backend, process, Arc::<Door>::clone(&door), Arc::new(SystemClock)).await.unwrap();
     (handle, door)
 }
 
