@@ -113,7 +113,7 @@ impl Ledger {
         self.seq = self.seq.max(seq);
     }
 
-    /// Decides every entry of a batch in order, and applies what is accepted.
+    /// Decides every entry of a batch in order, and applies what is accepted. Keeps no leases: an entry that grants, renews or gives one back is refused.
     pub fn commit(&mut self, entries: &[Entry], fences: &dyn FenceCheck) -> BatchAnswer {
         let mut batch = InBatch { wrote: Vec::with_capacity(entries.len()), ..InBatch::default() };
         let outcomes = entries.iter().map(|entry| self.commit_entry(entry, fences, &mut batch)).collect();
@@ -185,6 +185,11 @@ impl Ledger {
         fences: &dyn FenceCheck,
         batch: &InBatch,
     ) -> Result<Vec<(Option<RunState>, Version)>, Refusal> {
+        if !entry.leases.is_empty() {
+            // It must not be taken for granted by who asks for it.
+            let why = "this storage keeps no leases as rows; its backend must keep them in a book, and say so (`lease_store`)";
+            return Err(Refusal::Input(InputError::new("the lease of an entry", why)));
+        }
         if let Some(fence) = entry.fences.iter().find(|fence| !fences.holds(fence)) {
             return Err(Refusal::Fenced { fence: fence.clone() });
         }

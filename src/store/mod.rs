@@ -1,7 +1,9 @@
 //! Where batches come to rest: the [`StateBackend`] trait, the registry, and the backends themselves.
 //!
-//! A backend is asked for six things: open, commit a batch, load a run, list runs, list leases, and its name. Everything beyond has a correct, slower
-//! default. It is asynchronous and dyn-compatible; a backend that blocks owns a thread and hides it.
+//! A backend is asked for six things: open, commit a batch, load a run, list runs, list leases, and its name. What else it keeps it says by overriding
+//! three more: [`StateBackend::lease_store`] for locks, [`StateBackend::retained`] for what outlives deleted runs, [`StateBackend::close`]. Until then these are
+//! refused, and nothing is lost in silence. Everything beyond has a correct, slower default. It is asynchronous and dyn-compatible; a backend
+//! that blocks owns a thread and hides it.
 
 #[cfg(any(feature = "file", feature = "sqlite", feature = "project"))]
 pub(crate) mod access;
@@ -219,7 +221,9 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     /// All leases that are held and not expired.
     fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>>;
 
-    /// How leases are kept. The default says rows, which are refused by a backend that does not know them: override it.
+    /// How leases are kept. The default says rows: then [`commit`](Self::commit) decides [`Entry::leases`](crate::model::Entry::leases). A backend over
+    /// [`Ledger`](crate::model::Ledger), which refuses entries with leases, overrides it (and [`reserve_tokens`](Self::reserve_tokens)) before anybody can have
+    /// a lock or a claim.
     fn lease_store(&self) -> LeaseStore {
         LeaseStore::Rows
     }
@@ -268,7 +272,8 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
         false
     }
 
-    /// The identity of this opening, known after [`initialize`](Self::initialize).
+    /// The identity of this opening, known after [`initialize`](Self::initialize). Where it is `None`, the default, a coordinator has one of its own; where several
+    /// processes share a storage it must be given, so that [`processes`](Self::processes) lists it.
     fn process(&self) -> Option<ProcessInfo> {
         None
     }
@@ -284,7 +289,7 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
         KnownOpenings::Some
     }
 
-    /// A run again, after others wrote to it; `since` is the version that the caller has. A backend may use it to read less.
+    /// A run again, after others wrote to it; `have` is what the caller has of it. A backend may use it to read less. The default loads the run.
     fn reload_run<'a>(&'a self, have: &'a RunState) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
         self.load_run(have.id())
     }
@@ -391,9 +396,16 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
         })
     }
 
-    /// Everything that outlives deleted runs, by node. A backend that keeps nothing refuses deletions that ask for it.
+    /// Everything that outlives deleted runs, by node: what deletions with `keep_coverage` and [`Entry::retained`](crate::model::Entry::retained) left. The default
+    /// does not know, and says so, and with it [`coverage`](Self::coverage), [`last_success`](Self::last_success) and [`node_ids`](Self::node_ids): an empty
+    /// answer would make done work pending again.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Unsupported`] by default.
     fn retained(&self) -> BoxFuture<'_, Result<Vec<(NodeId, Retained)>, StoreError>> {
-        Box::pin(async { Ok(Vec::new()) })
+        Box::pin(async {
+            Err(StoreError::unsupported(self.name(), "what outlives deleted runs (its backend does not override `retained`)"))
+        })
     }
 
     /// Brings the storage into the form that others read (the file backend's document); cheap if it is.
@@ -406,7 +418,8 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
         Box::pin(async { Ok(VerifyReport::new()) })
     }
 
-    /// Closes: checkpoints, gives up locks, ends threads. Commits after it are refused as closed. May be called twice.
+    /// Closes: checkpoints, gives up locks, ends threads. Commits after it are refused as closed. May be called twice. The default does nothing: a coordinator
+    /// that was closed refuses by itself, a backend that is used without one overrides it.
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async { Ok(()) })
     }
