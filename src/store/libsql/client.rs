@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -31,8 +31,15 @@ use crate::store::{StoreError, StoreErrorKind};
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(3);
 
-/// How long a request may take in all: more than the 5 s after which the server ends a transaction by itself.
-const TOTAL: Duration = Duration::from_secs(10);
+/// How long the answer to a small request may take to begin: more than the 5 s after which the server ends a transaction by itself. Also how long an answer
+/// that has begun may stand still.
+pub(super) const USUAL: Duration = Duration::from_secs(10);
+
+/// So many bytes of a request give it a second more: over a slow line they take it.
+const BYTES_A_SECOND: usize = 64 * 1024;
+
+/// What the size of a request gives it at most; also how long an answer may take that goes on.
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// Answers are read up to here; the server's own limit is about a third of it.
 const MAX_ANSWER: usize = 32 * 1024 * 1024;
@@ -146,12 +153,13 @@ impl Client {
         Some(self.replication.load(Ordering::Relaxed)).filter(|index| *index > 0)
     }
 
-    /// Sends one batch in one request, and reads the answer.
-    pub(super) async fn send(&self, batch: &Batch<'_>) -> Result<BatchResult, Fault> {
+    /// Sends one batch in one request, and reads the answer. `within`: how long the server may work on it.
+    pub(super) async fn send(&self, batch: &Batch<'_>, within: Duration) -> Result<BatchResult, Fault> {
         let body = serde_json::to_vec(&Pipeline(batch)).map_err(|error| Fault::new(Class::Refused, error))?;
+        let within = within.saturating_add(time_to_send(body.len()));
         let request = self.request(Bytes::from(body))?;
         let line = Arc::clone(&self.line);
-        let answer = self.engine.spawn(async move { line.exchange_in_time(request).await }).await;
+        let answer = self.engine.spawn(async move { line.exchange(request, within).await }).await;
         let body = answer.unwrap_or_else(|_| Err(Fault::new(Class::Lost, "the state was closed meanwhile")));
         self.read(batch, body).map_err(|fault| fault.without(self.token.as_ref().map(Secret::reveal)))
     }
@@ -208,19 +216,18 @@ impl Client {
 }
 
 impl Line {
-    async fn exchange_in_time(&self, request: Request<Full<Bytes>>) -> Result<Bytes, Fault> {
-        tokio::time::timeout(TOTAL, self.exchange(request)).await.unwrap_or_else(|_| {
-            Err(Fault::new(Class::Lost, format_args!("no answer from {} within {} s", self.tried, TOTAL.as_secs())))
-        })
-    }
-
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Bytes, Fault> {
-        let response = self.http.request(request).await.map_err(|error| self.not_exchanged(&error))?;
+    /// Sends, waits for the answer to begin, and reads it as long as more of it comes.
+    async fn exchange(&self, request: Request<Full<Bytes>>, within: Duration) -> Result<Bytes, Fault> {
+        let Ok(begun) = tokio::time::timeout(within, self.http.request(request)).await else {
+            let why = format_args!("no answer from {} within {} s", self.tried, within.as_secs());
+            return Err(Fault::new(Class::Lost, why));
+        };
+        let response = begun.map_err(|error| self.not_exchanged(&error))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map(http_body_util::Collected::to_bytes);
+        let body = tokio::time::timeout(LONGEST, whole(response.into_body())).await;
+        let body = body.unwrap_or_else(|_| Err(format!("it did not end within {} s", LONGEST.as_secs())));
         if status == StatusCode::OK {
-            return body
-                .map_err(|error| Fault::new(Class::Lost, format_args!("its answer broke off: {}", short(&error.to_string()))));
+            return body.map_err(|why| Fault::new(Class::Lost, format_args!("its answer broke off: {}", short(&why))));
         }
         // Whatever it says beside the status is a hint for people only.
         let says = body.map(|body| short(String::from_utf8_lossy(&body).trim())).unwrap_or_default();
@@ -237,6 +244,26 @@ impl Line {
             class,
             format_args!("could not connect to {} (given up after {} s at most): {causes}", self.tried, CONNECT.as_secs()),
         )
+    }
+}
+
+/// What the size of a request adds to the time that it has.
+fn time_to_send(bytes: usize) -> Duration {
+    Duration::from_secs(u64::try_from(bytes / BYTES_A_SECOND).unwrap_or(u64::MAX)).min(LONGEST)
+}
+
+/// A whole answer, as long as it does not stand still.
+async fn whole(body: Incoming) -> Result<Bytes, String> {
+    let (mut body, mut bytes) = (Limited::new(body, MAX_ANSWER), Vec::new());
+    loop {
+        match tokio::time::timeout(USUAL, body.frame()).await {
+            Err(_) => return Err(format!("nothing more of it came within {} s", USUAL.as_secs())),
+            Ok(None) => return Ok(bytes.into()),
+            Ok(Some(frame)) => {
+                let frame = frame.map_err(|error| error.to_string())?;
+                bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            }
+        }
     }
 }
 
@@ -310,4 +337,49 @@ fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, StoreError> {
         return Err(bad(&"it holds no certificate"));
     }
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::store::libsql::fake::client;
+
+    /// What becomes of an answer whose bytes come one by one, `apart` from one another.
+    async fn dripping(apart: Duration) -> Result<Bytes, Fault> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = client(listener.local_addr().unwrap().port());
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _request = stream.read(&mut [0; 4096]).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n").await.unwrap();
+            for byte in b"slow" {
+                tokio::time::sleep(apart).await;
+                if stream.write_all(&[*byte]).await.is_err() {
+                    break;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        let request = client.request(Bytes::from_static(b"{}")).unwrap();
+        tokio::select! {
+            answer = client.line.exchange(request, USUAL) => answer,
+            () = server => unreachable!(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_may_take_long_but_not_stand_still() {
+        assert_eq!(dripping(USUAL / 2).await.unwrap(), "slow");
+        assert_eq!(dripping(USUAL * 2).await.unwrap_err().class, Class::Lost);
+    }
+
+    #[test]
+    fn a_large_request_has_more_time() {
+        assert_eq!(time_to_send(2_000), Duration::ZERO);
+        assert_eq!(time_to_send(10 * BYTES_A_SECOND), Duration::from_secs(10));
+        assert_eq!(time_to_send(usize::MAX), LONGEST);
+    }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::Client;
+use super::client::{Client, USUAL};
 use super::fault::{Class, Fault};
 use super::hrana::{Batch, BatchResult, Stmt};
 use super::rows::Table;
@@ -51,7 +51,11 @@ impl From<Fault> for Failed {
 
 /// Sends once.
 pub(super) async fn once(client: &Client, batch: &Batch<'_>) -> Result<BatchResult, Failed> {
-    let result = client.send(batch).await?;
+    once_within(client, batch, USUAL).await
+}
+
+async fn once_within(client: &Client, batch: &Batch<'_>, within: Duration) -> Result<BatchResult, Failed> {
+    let result = client.send(batch, within).await?;
     let commit = batch.commit_step();
     if result.is_ok(commit) {
         return Ok(result);
@@ -72,6 +76,11 @@ pub(super) async fn once(client: &Client, batch: &Batch<'_>) -> Result<BatchResu
 
 /// Asks in one read transaction, again where the answer was lost or the server is busy.
 pub(super) async fn ask(client: &Client, which: Ask, questions: &[Stmt]) -> Result<Vec<Table>, Fault> {
+    ask_within(client, which, questions, USUAL).await
+}
+
+/// As [`ask`], with so much time for the server to find the answer.
+pub(super) async fn ask_within(client: &Client, which: Ask, questions: &[Stmt], within: Duration) -> Result<Vec<Table>, Fault> {
     let batch = Batch {
         exclusive: which == Ask::Primary,
         writes: false,
@@ -81,7 +90,7 @@ pub(super) async fn ask(client: &Client, which: Ask, questions: &[Stmt]) -> Resu
     let began = Instant::now();
     let mut attempt = 0_u32;
     loop {
-        let failed = match once(client, &batch).await {
+        let failed = match once_within(client, &batch, within).await {
             Ok(mut result) => {
                 let tables = questions.iter().enumerate();
                 return Ok(tables.map(|(index, stmt)| Table::new(result.take(Batch::step_of(index)), stmt.place)).collect());

@@ -1,5 +1,7 @@
 //! Checks the database from end to end, reading only, and names every row that makes no sense.
 
+use std::time::Duration;
+
 use super::client::Client;
 use super::hrana::Stmt;
 use super::read::{self, nth};
@@ -12,6 +14,9 @@ use crate::store::{StoreError, VerifyReport};
 
 /// Problems named at most of one kind; the rest is counted.
 const NAMED: usize = 20;
+
+/// How long one of the questions may take that go through all pages or rows.
+const THROUGH_ALL: Duration = Duration::from_secs(600);
 
 /// Questions that must find nothing: what they look for, and the rows that are wrong, as text.
 const ORPHANS: &[(&str, &str)] = &[
@@ -61,7 +66,7 @@ pub(super) async fn verify(client: &Client) -> Result<VerifyReport, StoreError> 
     let mut report = VerifyReport::new();
     // A hosted server may not allow it: what it then checks is its own business.
     let integrity = Stmt::ask("the database", "PRAGMA integrity_check", Vec::new());
-    match send::ask(client, Ask::Latest, &[integrity]).await {
+    match send::ask_within(client, Ask::Latest, &[integrity], THROUGH_ALL).await {
         Ok(tables) => {
             let lines = nth(client, &tables, 0)?;
             let found = lines.rows().map(|row| row.text(0).map(str::to_owned)).collect::<Result<Vec<_>, _>>()?;
@@ -75,7 +80,9 @@ pub(super) async fn verify(client: &Client) -> Result<VerifyReport, StoreError> 
     for (what, sql) in ORPHANS {
         // Counted by the server, so that a damaged database of any size is answered.
         let some = Stmt::ask("the database", format!("SELECT *, count(*) OVER () FROM ({sql}) LIMIT {NAMED}"), Vec::new());
-        let tables = send::ask(client, Ask::Latest, &[some]).await.map_err(|fault| fault.into_error(client.place()))?;
+        let tables = send::ask_within(client, Ask::Latest, &[some], THROUGH_ALL)
+            .await
+            .map_err(|fault| fault.into_error(client.place()))?;
         let table = nth(client, &tables, 0)?;
         let found = table.rows().map(|row| row.text(0).map(str::to_owned)).collect::<Result<Vec<_>, _>>()?;
         let all = table.first().map_or(Ok(0), |row| row.number(1))?;
