@@ -2,7 +2,7 @@
 #![cfg(feature = "conformance")]
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use seeknal_state::model::{
     Batch, BatchAnswer, Entry, Guard, LeaseRecord, Mutation, NodeId, NodeState, Outcome, Receipt, Refusal, Retained, RunId,
@@ -41,6 +41,7 @@ enum Lie {
     ForgetsOnReopening,
     IsNeverSound,
     ReadsRunsOneByOne,
+    WritesOnlyWhenItIsClosed,
 }
 
 #[derive(Debug)]
@@ -306,11 +307,83 @@ impl StateBackend for OneByOne {
     }
 }
 
+/// What rests of a backend that writes only when it is closed.
+type Disk = Arc<Mutex<Vec<Arc<Batch>>>>;
+
+/// Answers from memory, and writes all of it when it is closed.
+#[derive(Debug)]
+struct Unwritten {
+    inner: MemoryBackend,
+    disk: Disk,
+    unwritten: Mutex<Vec<Arc<Batch>>>,
+}
+
+impl StateBackend for Unwritten {
+    fn name(&self) -> &'static str {
+        "unwritten"
+    }
+
+    fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
+        Box::pin(async {
+            let there = self.disk.lock().unwrap().clone();
+            for batch in there {
+                self.inner.commit(batch).await?;
+            }
+            self.inner.initialize().await
+        })
+    }
+
+    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
+        self.unwritten.lock().unwrap().push(Arc::clone(&batch));
+        self.inner.commit(batch)
+    }
+
+    fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        self.inner.load_run(run)
+    }
+
+    fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
+        self.inner.list_runs(query)
+    }
+
+    fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
+        self.inner.list_leases()
+    }
+
+    fn lease_store(&self) -> LeaseStore {
+        self.inner.lease_store()
+    }
+
+    fn reserve_tokens(&self, count: u64) -> BoxFuture<'_, Result<Range<u64>, StoreError>> {
+        self.inner.reserve_tokens(count)
+    }
+
+    fn retained(&self) -> BoxFuture<'_, Result<Vec<(NodeId, Retained)>, StoreError>> {
+        self.inner.retained()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.disk.lock().unwrap().append(&mut self.unwritten.lock().unwrap());
+        self.inner.close()
+    }
+}
+
 /// Opens a liar; every opening is of the same store, save for the one that forgets.
-struct LiarHarness(MemoryBackend, Lie);
+struct LiarHarness(MemoryBackend, Lie, Disk);
+
+impl LiarHarness {
+    fn new(lie: Lie) -> Self {
+        Self(MemoryBackend::new(), lie, Disk::default())
+    }
+}
 
 impl Harness for LiarHarness {
     fn open(&self) -> BoxFuture<'_, Result<Arc<dyn StateBackend>, StoreError>> {
+        if self.1 == Lie::WritesOnlyWhenItIsClosed {
+            let disk = Arc::clone(&self.2);
+            let unwritten = Unwritten { inner: MemoryBackend::new(), disk, unwritten: Mutex::default() };
+            return Box::pin(async { Ok(Arc::new(unwritten) as Arc<dyn StateBackend>) });
+        }
         let inner = if self.1 == Lie::ForgetsOnReopening { MemoryBackend::new() } else { self.0.clone() };
         let liar = Liar { inner, lie: self.1 };
         let backend: Arc<dyn StateBackend> =
@@ -351,9 +424,10 @@ async fn every_lie_is_seen() {
         (Lie::StaysOpen, "a_closed_store_refuses"),
         (Lie::ForgetsOnReopening, "reopening_finds_the_same"),
         (Lie::ReadsRunsOneByOne, "several_runs_are_read_at_one_moment"),
+        (Lie::WritesOnlyWhenItIsClosed, "a_crash_loses_nothing_that_was_acknowledged"),
         (Lie::IsNeverSound, "sound_and_checkpointed"),
     ] {
-        let verdict = run_case(case, &LiarHarness(MemoryBackend::new(), lie)).await;
+        let verdict = run_case(case, &LiarHarness::new(lie)).await;
         let violation = verdict.expect_err(&format!("{case} does not see that a backend {lie:?}"));
         assert_eq!(violation.case, case);
         assert!(!violation.what.contains("no case of that name"), "{violation}");
@@ -363,6 +437,6 @@ async fn every_lie_is_seen() {
 /// What a backend does not bring itself, the trait provides: slower, and right.
 #[tokio::test]
 async fn the_provided_methods_conform() {
-    let report = run_all(|| LiarHarness(MemoryBackend::new(), Lie::Nothing)).await;
+    let report = run_all(|| LiarHarness::new(Lie::Nothing)).await;
     assert!(report.is_conforming(), "{report}");
 }

@@ -524,3 +524,24 @@ pub(super) async fn reopening_finds_the_same(harness: &dyn Harness) -> Result<()
     }
     Ok(())
 }
+
+/// An answer means that it rests: whoever waits with writing until it is closed loses it.
+pub(super) async fn a_crash_loses_nothing_that_was_acknowledged(harness: &dyn Harness) -> Result<(), Fault> {
+    let mut bench = Bench::open(harness).await?;
+    bench.create("run", 0).await?;
+    bench.create("gone", 1).await?;
+    for round in 0..3 {
+        let (start, key) = (i64::from(round) * 100, format!("p{round}"));
+        let update = NodeUpdate::success().row_count(u64::try_from(round).unwrap_or(0));
+        bench.write("run", vec![set("n", update)?, add_interval("n", start, start + 50)?, add_partition("n", &key)?]).await?;
+        if round == 1 {
+            bench.write("gone", vec![add_interval("kept", 0, 50)?, Mutation::Delete { keep_coverage: true }]).await?;
+        }
+        let (before, kept) = (bench.everything().await?, bench.backend.retained().await?);
+        bench = bench.crash().await?;
+        ensure_eq!(bench.everything().await?, before, "all runs after a crash behind round {round}");
+        ensure_eq!(bench.backend.retained().await?, kept, "what outlives runs after a crash behind round {round}");
+    }
+    bench.backend.close().await?;
+    Ok(())
+}

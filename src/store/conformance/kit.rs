@@ -13,7 +13,7 @@ use crate::model::{
     NodeId, NodeState, NodeStatus, NodeUpdate, Outcome, PartitionKey, ProcessInfo, RawJson, Receipt, Refusal, RunHeader, RunId,
     RunQuery, RunState, RunSummary, Version, time,
 };
-use crate::store::{LeaseStore, StateBackend, StoreError};
+use crate::store::{LeaseStore, StateBackend, StoreError, StoreErrorKind};
 
 /// How long a case waits for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -157,6 +157,27 @@ impl<'h> Bench<'h> {
         backend.close().await?;
         drop(backend);
         Self::open(harness).await
+    }
+
+    /// Loses the store without closing it, and opens the same storage again.
+    pub(super) async fn crash(self) -> Result<Self, Fault> {
+        let Self { harness, backend } = self;
+        harness.crash(backend).await;
+        let started = Instant::now();
+        loop {
+            let backend = harness.open().await?;
+            match backend.initialize().await {
+                // What is gone may still be ending.
+                Err(error) if error.kind() == StoreErrorKind::Busy && started.elapsed() < PATIENCE => {
+                    drop(backend);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                opened => {
+                    opened?;
+                    return Ok(Self { harness, backend });
+                }
+            }
+        }
     }
 
     /// Sends a batch; every entry must be answered.

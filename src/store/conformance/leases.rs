@@ -158,7 +158,7 @@ pub(super) async fn tokens_grow_over_reopening(harness: &dyn Harness) -> Result<
             highest = token.0;
             bench.release(&key, token).await?;
         }
-        bench = bench.reopen().await?;
+        bench = if round == 1 { bench.crash().await? } else { bench.reopen().await? };
     }
     Ok(())
 }

@@ -32,12 +32,20 @@ use kit::Fault;
 
 /// Opens one store for a case.
 pub trait Harness: Send + Sync {
-    /// Makes the backend; the kit initialises it. The first call finds a fresh and empty storage; every later one the same storage again, after
-    /// the kit has closed what the call before gave.
+    /// Makes the backend; the kit initialises it. The first call finds a fresh and empty storage; every later one the same storage again. What the call
+    /// before gave is closed or gone by then; where the backend says that it [is shared](StateBackend::is_shared) it may still be open.
     ///
     /// # Errors
     /// [`StoreError`] if the backend cannot be made; the case fails with it.
     fn open(&self) -> BoxFuture<'_, Result<Arc<dyn StateBackend>, StoreError>>;
+
+    /// Ends an opening as the death of its process would: without [`close`](StateBackend::close), after which [`open`](Self::open) is called again. The default
+    /// drops it. A backend that writes something when it is dropped, or whose threads go on after it, is ended here in a harder way; one that is still busy ending
+    /// by itself may refuse the next opening as busy for a while.
+    fn crash(&self, backend: Arc<dyn StateBackend>) -> BoxFuture<'_, ()> {
+        drop(backend);
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// A promise of the contract that a backend did not keep.
@@ -234,7 +242,8 @@ suite! { $
         ids_never_run_together,
         many_islands_are_exact,
         stamps_are_exact,
-        reopening_finds_the_same;
+        reopening_finds_the_same,
+        a_crash_loses_nothing_that_was_acknowledged;
     concurrency:
         runs_do_not_disturb_one_another,
         several_runs_are_read_at_one_moment,
