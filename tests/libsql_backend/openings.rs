@@ -277,3 +277,23 @@ async fn a_value_that_is_too_large_for_the_server_fails_alone() {
     assert!(state.get_node_state("big", "n").await.unwrap().is_none());
     state.close().await.unwrap();
 }
+
+/// A value has a limit of 5 MB there, also the list of the rows that a transaction is decided on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_over_many_long_names_is_decided_and_written() {
+    const NODES: usize = 3_000;
+    let Some(server) = Sqld::start() else { return };
+    let run = "r".repeat(1_000);
+    let first = open(&server).await;
+    first.create_run(&run, NewRun::running()).await.unwrap();
+    first.close().await.unwrap();
+    // An opening that knows nothing reads first.
+    let state = open(&server).await;
+    let mut tx = state.transaction();
+    for node in 0..NODES {
+        tx.set_node_state(&run, format!("{node:0>1000}"), NodeUpdate::running());
+    }
+    tx.commit().await.unwrap();
+    assert_eq!(state.fresh(&run).await.unwrap().unwrap().node_count(), NODES);
+    state.close().await.unwrap();
+}

@@ -13,8 +13,8 @@ use super::client::Client;
 use super::fault::{Class, corrupt};
 use super::hrana::{Arg, Stmt};
 use super::lease::{self, column, now_ms, others_move, record_columns};
-use super::read::{self, nth};
-use super::rows::{header_columns, node_columns};
+use super::read;
+use super::rows::{Fields, JsonRows, Table, header_columns, node_columns};
 use super::schema;
 use super::send::{self, Ask};
 use crate::model::{
@@ -187,23 +187,17 @@ async fn read_rows(
         .flat_map(|(run, of_run)| of_run.nodes.iter().map(move |node| (run, node)))
         .collect();
     let keys: Vec<(&RunId, &str)> = wanted.leases.keys.iter().map(|key| (&key.run, column(key))).collect();
-    let with_pairs = |columns: &str, table: &'static str| {
-        Stmt::ask(
-            table,
-            format!(
-                "SELECT t.run_id, t.node_id, {columns} FROM json_each(?1) AS w CROSS JOIN {table} AS t \
-                 ON t.run_id = w.value->>0 AND t.node_id = w.value->>1"
-            ),
-            vec![json(&pairs)],
-        )
-    };
-    let questions = [
-        Stmt::ask(
+    let mut questions = Questions::default();
+    questions.ask(
+        Of::Meta,
+        [Stmt::ask(
             "meta",
             "SELECT (SELECT version FROM seeknal_schema WHERE id = 1), seq, token, \
              EXISTS (SELECT 1 FROM batches WHERE id = ?1) FROM meta WHERE id = 1",
             vec![of.0.into()],
-        ),
+        )],
+    );
+    let of_runs = |list| {
         Stmt::ask(
             "runs",
             concat!(
@@ -211,8 +205,12 @@ async fn read_rows(
                 header_columns!(),
                 " FROM runs AS r WHERE r.run_id IN (SELECT value FROM json_each(?1))"
             ),
-            vec![json(&single)],
-        ),
+            vec![list],
+        )
+    };
+    questions.ask(Of::Runs, lists(&single).into_iter().map(of_runs));
+    let pairs_json = lists(&pairs);
+    let of_nodes = |list: &Arg| {
         Stmt::ask(
             "node_states",
             concat!(
@@ -220,10 +218,28 @@ async fn read_rows(
                 node_columns!(),
                 " FROM json_each(?1) AS w CROSS JOIN node_states AS n ON n.run_id = w.value->>0 AND n.node_id = w.value->>1"
             ),
-            vec![json(&pairs)],
-        ),
-        with_pairs("t.start_at, t.end_at", "completed_intervals"),
-        with_pairs("t.partition", "partitions"),
+            vec![list.clone()],
+        )
+    };
+    questions.ask(Of::Nodes, pairs_json.iter().map(of_nodes));
+    for (group, columns, table) in
+        [(Of::Intervals, "t.start_at, t.end_at", "completed_intervals"), (Of::Partitions, "t.partition", "partitions")]
+    {
+        let of_table = |list: &Arg| {
+            Stmt::ask(
+                table,
+                format!(
+                    "SELECT t.run_id, t.node_id, {columns} FROM json_each(?1) AS w CROSS JOIN {table} AS t \
+                     ON t.run_id = w.value->>0 AND t.node_id = w.value->>1"
+                ),
+                vec![list.clone()],
+            )
+        };
+        questions.ask(group, pairs_json.iter().map(of_table));
+    }
+    let (keys, runs, tokens) = (lists(&keys), lists(&wanted.leases.runs), lists(&wanted.leases.tokens));
+    let of_locks = |piece: usize| {
+        let piece = |lists: &[Arg]| lists.get(piece).cloned().unwrap_or_else(|| Arg::from("[]"));
         Stmt::ask(
             "locks",
             concat!(
@@ -236,26 +252,30 @@ async fn read_rows(
                 now_ms!(),
                 " FROM wanted CROSS JOIN locks AS l USING (run_id, node_id)"
             ),
-            vec![json(&keys), json(&wanted.leases.runs), json(&wanted.leases.tokens)],
-        ),
-        Stmt::ask(
+            vec![piece(&keys), piece(&runs), piece(&tokens)],
+        )
+    };
+    questions.ask(Of::Locks, (0..keys.len().max(runs.len()).max(tokens.len())).map(of_locks));
+    questions.ask(
+        Of::Moving,
+        [Stmt::ask(
             "locks",
             concat!("SELECT ", record_columns!(), " FROM locks AS l WHERE ", others_move!("?1", "?2")),
             vec![MIGRATION.into(), of.1.into()],
-        ),
-    ];
-    let tables = match send::ask(client, Ask::Primary, &questions).await {
+        )],
+    );
+    let answers = match send::ask(client, Ask::Primary, &questions.asked).await {
         Err(fault) if fault.class == Class::AnswerTooLarge => return Ok(None),
-        answer => answer.map_err(|fault| fault.into_error(client.place()))?,
+        answer => Answers { of: questions.of, tables: answer.map_err(|fault| fault.into_error(client.place()))? },
     };
-    let counters = nth(client, &tables, 0)?.first().ok_or_else(|| corrupt(client.place(), "table meta has no row"))?;
+    let counters = answers.rows(Of::Meta).next().ok_or_else(|| corrupt(client.place(), "table meta has no row"))?;
     let version = counters.number(0)?;
     if version != schema::VERSION {
         return Err(schema::refuse_newer(client.place(), version));
     }
     let mut heads: BTreeMap<RunId, Option<Head>> = wanted.runs.iter().map(|run| (run.clone(), None)).collect();
     let mut headers: BTreeMap<RunId, RunHeader> = BTreeMap::new();
-    for row in nth(client, &tables, 1)?.rows() {
+    for row in answers.rows(Of::Runs) {
         let run = row.run_id(0)?;
         let fields = row.of(&run, None);
         let header = fields.from(4).header()?;
@@ -270,15 +290,18 @@ async fn read_rows(
         heads.insert(run.clone(), Some(head));
         headers.insert(run, header);
     }
-    let leases = nth(client, &tables, 5)?
-        .rows()
-        .map(|row| Ok(LeaseRow { record: lease::record(row)?, valid: row.number(12)? == 1 }))
-        .collect::<Result<Vec<_>, StoreError>>()?;
+    let mut leases: BTreeMap<u64, LeaseRow> = BTreeMap::new();
+    for row in answers.rows(Of::Locks) {
+        // One that two lists name comes twice.
+        let record = lease::record(row)?;
+        leases.insert(record.token.0, LeaseRow { record, valid: row.number(12)? == 1 });
+    }
+    let leases = leases.into_values().collect();
     let mut found: BTreeMap<RunId, BTreeMap<NodeId, Option<Arc<NodeState>>>> = BTreeMap::new();
     for (run, node) in pairs {
         found.entry(run.clone()).or_default().insert(node.clone(), None);
     }
-    collect_nodes(client, &tables, &mut found)?;
+    collect_nodes(&answers, &mut found)?;
     let mut states = Vec::new();
     for run in whole {
         let Some(state) = read::run(client, run).await? else { continue };
@@ -291,7 +314,7 @@ async fn read_rows(
     facts.read = true;
     facts.known = counters.number(3)? == 1;
     facts.rows.headers = headers;
-    facts.rows.moving = nth(client, &tables, 6)?.first().map(lease::record).transpose()?;
+    facts.rows.moving = answers.rows(Of::Moving).next().map(lease::record).transpose()?;
     facts.rows.nodes = found;
     for state in &states {
         if let Some(of_run) = nodes.get(state.id()) {
@@ -301,24 +324,61 @@ async fn read_rows(
     Ok(Some(facts))
 }
 
+/// What a question is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Meta,
+    Runs,
+    Nodes,
+    Intervals,
+    Partitions,
+    Locks,
+    Moving,
+}
+
+/// Questions that are asked in one request, and what each is about.
+#[derive(Default)]
+struct Questions {
+    of: Vec<Of>,
+    asked: Vec<Stmt>,
+}
+
+impl Questions {
+    fn ask(&mut self, of: Of, questions: impl IntoIterator<Item = Stmt>) {
+        self.asked.extend(questions);
+        self.of.resize(self.asked.len(), of);
+    }
+}
+
+/// Their answers.
+struct Answers {
+    of: Vec<Of>,
+    tables: Vec<Table>,
+}
+
+impl Answers {
+    fn rows(&self, of: Of) -> impl Iterator<Item = Fields<'_>> {
+        self.of.iter().zip(&self.tables).filter(move |(is, _)| **is == of).flat_map(|(_, table)| table.rows())
+    }
+}
+
 fn collect_nodes(
-    client: &Client,
-    tables: &[super::rows::Table],
+    answers: &Answers,
     found: &mut BTreeMap<RunId, BTreeMap<NodeId, Option<Arc<NodeState>>>>,
 ) -> Result<(), StoreError> {
     let mut states: BTreeMap<(RunId, NodeId), NodeState> = BTreeMap::new();
-    for row in nth(client, tables, 2)?.rows() {
+    for row in answers.rows(Of::Nodes) {
         let (run, node) = (row.run_id(0)?, row.node_id(1)?);
         let state = row.of(&run, Some(&node)).from(2).node()?;
         states.insert((run, node), state);
     }
-    for row in nth(client, tables, 3)?.rows() {
+    for row in answers.rows(Of::Intervals) {
         let key = (row.run_id(0)?, row.node_id(1)?);
         let found = read::interval(row.of(&key.0, Some(&key.1)), 2)?;
         let state = states.get_mut(&key).ok_or_else(|| row.bad(1, "there is no such node"))?;
         Arc::make_mut(&mut state.intervals).insert(found);
     }
-    for row in nth(client, tables, 4)?.rows() {
+    for row in answers.rows(Of::Partitions) {
         let key = (row.run_id(0)?, row.node_id(1)?);
         let found = read::partition(row.of(&key.0, Some(&key.1)), 2)?;
         let state = states.get_mut(&key).ok_or_else(|| row.bad(1, "there is no such node"))?;
@@ -330,7 +390,12 @@ fn collect_nodes(
     Ok(())
 }
 
-/// A list as an argument. Names and numbers: nothing in them can fail to be written.
-fn json(list: &impl Serialize) -> Arg {
-    Arg::from(serde_json::to_string(list).unwrap_or_default())
+/// A list as arguments, each of a length that the server takes; one at least. Names and numbers: nothing in them can fail to be written.
+fn lists<T: Serialize>(list: impl IntoIterator<Item = T>) -> Vec<Arg> {
+    let mut rows = JsonRows::default();
+    for item in list {
+        rows.push_text(&serde_json::to_string(&item).unwrap_or_default());
+    }
+    let lists = rows.into_lists();
+    if lists.is_empty() { vec![Arg::from("[]")] } else { lists.into_iter().map(Arg::from).collect() }
 }
