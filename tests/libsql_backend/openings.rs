@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use seeknal_state::model::{Batch, Entry};
 use seeknal_state::{
-    Coordinator, NewRun, NodeState, NodeUpdate, RunQuery, RunUpdate, Snapshot, StateBackend, create_state_backend,
+    Coordinator, NewRun, NodeId, NodeState, NodeUpdate, RunQuery, RunUpdate, Snapshot, StateBackend, create_state_backend,
 };
 use tokio::task::JoinSet;
 
@@ -295,5 +295,40 @@ async fn a_transaction_over_many_long_names_is_decided_and_written() {
     }
     tx.commit().await.unwrap();
     assert_eq!(state.fresh(&run).await.unwrap().unwrap().node_count(), NODES);
+    state.close().await.unwrap();
+}
+
+/// A server's answer has a limit of 10 MB.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_and_locks_too_large_for_one_answer_are_read_all_the_same() {
+    const PARTITIONS: usize = 12_000;
+    let Some(server) = Sqld::start() else { return };
+    let state = open(&server).await;
+    state.create_run("run", NewRun::running()).await.unwrap();
+    state.set_node_state("run", "node", NodeUpdate::success()).await.unwrap();
+    server.sql(&format!(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {PARTITIONS}) \
+         INSERT INTO partitions (run_id, node_id, partition) SELECT 'run', 'node', printf('%01000d', i) FROM n"
+    ));
+    let (_, latest) = state.backend().latest_node(&NodeId::new("node").unwrap()).await.unwrap().unwrap();
+    assert_eq!(latest.partitions.len(), PARTITIONS);
+    assert_eq!(state.coverage("node").await.unwrap().partitions.len(), PARTITIONS);
+
+    let held = state.acquire_lock("run", Duration::ZERO).await.unwrap().unwrap();
+    for node in 0..3 {
+        server.sql(&format!(
+            "INSERT INTO locks SELECT run_id, 'n{node}', {node} - 9, owner, owner_host, owner_pid, owner_process, owner_started_at, \
+             hex(zeroblob(2000000)), since, until, ttl_ms, expires_ms FROM locks WHERE node_id = ''"
+        ));
+    }
+    server.sql("UPDATE locks SET token = token + 20");
+    assert_eq!(state.backend().list_leases().await.unwrap().len(), 4);
+    server.sql("DELETE FROM locks");
+    drop(held);
+
+    server.sql("INSERT INTO coverage_partitions (node_id, partition) SELECT node_id, partition FROM partitions");
+    let (_, kept) = state.backend().retained().await.unwrap().remove(0);
+    assert_eq!(kept.coverage.partitions.len(), PARTITIONS);
+    assert_eq!(state.backend().node_ids().await.unwrap().len(), 1);
     state.close().await.unwrap();
 }

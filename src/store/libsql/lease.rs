@@ -2,9 +2,8 @@
 
 use super::client::Client;
 use super::hrana::Stmt;
-use super::read::nth;
+use super::read::{self, last_of_full};
 use super::rows::Fields;
-use super::send::{self, Ask};
 use crate::model::{FencingToken, LeaseKey, LeaseOwner, LeaseRecord, NodeId, ProcessInfo};
 use crate::store::StoreError;
 
@@ -73,29 +72,28 @@ pub(super) fn record(fields: Fields<'_>) -> Result<LeaseRecord, StoreError> {
 
 /// All leases that are held and not over, in the order in which they were granted.
 pub(super) async fn list(client: &Client) -> Result<Vec<LeaseRecord>, StoreError> {
-    const PAGE: u64 = 10_000;
-    let mut all = Vec::new();
-    let mut after = 0;
+    let mut limit = 10_000;
+    let mut all: Vec<LeaseRecord> = Vec::new();
     loop {
-        let question = Stmt::ask(
-            "locks",
-            concat!(
-                "SELECT ",
-                record_columns!(),
-                " FROM locks AS l WHERE l.token > ?1 AND l.expires_ms > ",
-                now_ms!(),
-                " ORDER BY l.token LIMIT ?2"
-            ),
-            vec![after.into(), PAGE.into()],
-        );
-        let tables = send::ask(client, Ask::Latest, &[question]).await.map_err(|fault| fault.into_error(client.place()))?;
-        let page = nth(client, &tables, 0)?;
+        let after = all.last().map_or(0, |last| last.token.0);
+        let question = |limit: u64| {
+            Stmt::ask(
+                "locks",
+                concat!(
+                    "SELECT ",
+                    record_columns!(),
+                    " FROM locks AS l WHERE l.token > ?1 AND l.expires_ms > ",
+                    now_ms!(),
+                    " ORDER BY l.token LIMIT ?2"
+                ),
+                vec![after.into(), limit.into()],
+            )
+        };
+        let page = read::page(client, &mut limit, question).await?;
         for row in page.rows() {
-            let record = record(row)?;
-            after = record.token.0;
-            all.push(record);
+            all.push(record(row)?);
         }
-        if u64::try_from(page.len()).is_ok_and(|rows| rows < PAGE) {
+        if last_of_full(&page, limit).is_none() {
             return Ok(all);
         }
     }

@@ -18,7 +18,7 @@ use crate::store::{StoreError, StoreErrorKind};
 pub(super) const PAGE: u64 = 20_000;
 
 /// How often a run that changes between two pages is read anew.
-const TORN: u32 = 20;
+pub(super) const TORN: u32 = 20;
 
 /// Nodes that are read apart when a run is read again; beyond it the run is read as a whole.
 const RELOADED: u64 = 2_000;
@@ -28,9 +28,31 @@ pub(super) async fn ask(client: &Client, questions: &[Stmt]) -> Result<Vec<Table
     send::ask(client, Ask::Latest, questions).await.map_err(|fault| fault.into_error(client.place()))
 }
 
+/// Asks for a page of `limit` rows, and for a shorter one where those are beyond what the server answers with: then the limit is lower from then on.
+pub(super) async fn page(client: &Client, limit: &mut u64, question: impl Fn(u64) -> Stmt) -> Result<Table, StoreError> {
+    loop {
+        match send::ask(client, Ask::Latest, &[question(*limit)]).await {
+            Err(fault) if fault.class == Class::AnswerTooLarge && *limit > 1 => *limit = (*limit / 4).max(1),
+            answer => {
+                let mut tables = answer.map_err(|fault| fault.into_error(client.place()))?;
+                return tables.pop().ok_or_else(|| unanswered(client));
+            }
+        }
+    }
+}
+
+/// The last row of a page behind which there may be more.
+pub(super) fn last_of_full(page: &Table, limit: u64) -> Option<Fields<'_>> {
+    page.rows().last().filter(|_| u64::try_from(page.len()).is_ok_and(|rows| rows >= limit))
+}
+
+fn unanswered(client: &Client) -> StoreError {
+    Fault::new(Class::Refused, "it left a question unanswered").into_error(client.place())
+}
+
 /// The answer to the question with this index.
 pub(super) fn nth<'t>(client: &Client, tables: &'t [Table], index: usize) -> Result<&'t Table, StoreError> {
-    tables.get(index).ok_or_else(|| Fault::new(Class::Refused, "it left a question unanswered").into_error(client.place()))
+    tables.get(index).ok_or_else(|| unanswered(client))
 }
 
 pub(super) fn interval(fields: Fields<'_>, first: usize) -> Result<Interval, StoreError> {

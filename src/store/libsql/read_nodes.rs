@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::client::Client;
+use super::fault::Class;
 use super::hrana::{Arg, Stmt};
-use super::read::{PAGE, ask, interval, nth, partition};
+use super::read::{self, PAGE, TORN, ask, interval, last_of_full, nth, partition};
 use super::rows::{Fields, Table, node_columns};
+use super::send::{self, Ask};
 use crate::model::{
     IntervalSet, LastSuccess, NodeCoverage, NodeId, NodeState, NodeStatus, PartitionKey, Retained, RunHeader, RunId, RunState,
     RunStatus, Version,
 };
-use crate::store::StoreError;
+use crate::store::{StoreError, StoreErrorKind};
 
 /// The state of a node in the newest run that has it.
 pub(super) async fn latest_node(client: &Client, id: &NodeId) -> Result<Option<(RunId, NodeState)>, StoreError> {
@@ -33,13 +35,33 @@ pub(super) async fn latest_node(client: &Client, id: &NodeId) -> Result<Option<(
         ),
         Stmt::ask("partitions", format!("SELECT partition FROM partitions WHERE node_id = ?1 AND run_id = {newest}"), node()),
     ];
-    let tables = ask(client, &questions).await?;
+    let tables = match send::ask(client, Ask::Latest, &questions).await {
+        Err(fault) if fault.class == Class::AnswerTooLarge => return latest_in_pages(client, id, newest).await,
+        answer => answer.map_err(|fault| fault.into_error(client.place()))?,
+    };
     let Some(row) = nth(client, &tables, 0)?.first() else { return Ok(None) };
     let run = row.run_id(0)?;
     let mut state = row.of(&run, Some(id)).from(1).node()?;
     state.intervals = Arc::new(islands(nth(client, &tables, 1)?)?);
     state.partitions = Arc::new(keys(nth(client, &tables, 2)?)?);
     Ok(Some((run, state)))
+}
+
+/// The same of a node that is beyond one answer: with its whole run, which comes in pages, and as of one version.
+async fn latest_in_pages(client: &Client, id: &NodeId, newest: &str) -> Result<Option<(RunId, NodeState)>, StoreError> {
+    for attempt in 0..TORN {
+        let question = Stmt::ask("node_states", format!("SELECT run_id FROM {newest}"), vec![id.as_str().into()]);
+        let tables = ask(client, &[question]).await?;
+        let Some(run) = nth(client, &tables, 0)?.first().map(|row| row.run_id(0)).transpose()? else { return Ok(None) };
+        let state = read::run(client, &run).await?;
+        if let Some(node) = state.as_ref().and_then(|state| state.node(id.as_str())) {
+            return Ok(Some((run, node.clone())));
+        }
+        // The run or the node was deleted in between.
+        send::pause(attempt).await;
+    }
+    let why = format!("{}: node {id:?} comes and goes faster than it can be read; try again", client.place());
+    Err(StoreError::not_applied(StoreErrorKind::Busy, why))
 }
 
 fn islands(table: &Table) -> Result<IntervalSet, StoreError> {
@@ -87,36 +109,46 @@ fn success(fields: Fields<'_>) -> Result<LastSuccess, StoreError> {
     LastSuccess::of(&run, &node).ok_or_else(|| fields.bad(0, "it is no success"))
 }
 
+/// Where completed work is kept, in the order in which it is read.
+const COMPLETED: [(&str, &str, &str, &str); 4] = [
+    (
+        "completed_intervals",
+        "i.start_at, i.end_at, i.run_id",
+        "node_states AS n JOIN completed_intervals AS i USING (run_id, node_id) WHERE n.node_id = ?1",
+        "i.run_id, i.start_at",
+    ),
+    (
+        "partitions",
+        "p.partition, p.partition, p.run_id",
+        "node_states AS n JOIN partitions AS p USING (run_id, node_id) WHERE n.node_id = ?1",
+        "p.run_id, p.partition",
+    ),
+    // After the runs: what a deletion takes from one between two requests is there by then.
+    ("coverage", "start_at, end_at", "coverage WHERE node_id = ?1", "'', start_at"),
+    ("coverage_partitions", "partition, partition", "coverage_partitions WHERE node_id = ?1", "'', partition"),
+];
+
 /// What a node completed over all runs, also deleted ones.
 pub(super) async fn coverage(client: &Client, id: &NodeId) -> Result<NodeCoverage, StoreError> {
+    completed(client, id, &["completed_intervals", "partitions", "coverage", "coverage_partitions"]).await
+}
+
+/// What some tables say that a node completed, page by page.
+async fn completed(client: &Client, id: &NodeId, tables: &[&str]) -> Result<NodeCoverage, StoreError> {
     let mut coverage = NodeCoverage::default();
-    for (place, columns, from, key) in [
-        (
-            "completed_intervals",
-            "i.start_at, i.end_at, i.run_id",
-            "node_states AS n JOIN completed_intervals AS i USING (run_id, node_id) WHERE n.node_id = ?1",
-            "i.run_id, i.start_at",
-        ),
-        (
-            "partitions",
-            "p.partition, p.partition, p.run_id",
-            "node_states AS n JOIN partitions AS p USING (run_id, node_id) WHERE n.node_id = ?1",
-            "p.run_id, p.partition",
-        ),
-        // After the runs: what a deletion takes from one between two requests is there by then.
-        ("coverage", "start_at, end_at", "coverage WHERE node_id = ?1", "'', start_at"),
-        ("coverage_partitions", "partition, partition", "coverage_partitions WHERE node_id = ?1", "'', partition"),
-    ] {
+    for (place, columns, from, key) in COMPLETED.into_iter().filter(|(place, ..)| tables.contains(place)) {
         let intervals = columns.contains("start_at");
         let mut after = (String::new(), String::new());
+        let mut limit = PAGE;
         loop {
-            let question = Stmt::ask(
-                place,
-                format!("SELECT {columns} FROM {from} AND ({key}) > (?2, ?3) ORDER BY {key} LIMIT {PAGE}"),
-                vec![id.as_str().into(), after.0.as_str().into(), after.1.as_str().into()],
-            );
-            let tables = ask(client, &[question]).await?;
-            let table = nth(client, &tables, 0)?;
+            let question = |limit: u64| {
+                Stmt::ask(
+                    place,
+                    format!("SELECT {columns} FROM {from} AND ({key}) > (?2, ?3) ORDER BY {key} LIMIT {limit}"),
+                    vec![id.as_str().into(), after.0.as_str().into(), after.1.as_str().into()],
+                )
+            };
+            let table = read::page(client, &mut limit, question).await?;
             for row in table.rows() {
                 if intervals {
                     coverage.intervals.insert(interval(row, 0)?);
@@ -124,8 +156,7 @@ pub(super) async fn coverage(client: &Client, id: &NodeId) -> Result<NodeCoverag
                     coverage.partitions.insert(partition(row, 0)?);
                 }
             }
-            let last = table.rows().last().filter(|_| u64::try_from(table.len()).is_ok_and(|rows| rows >= PAGE));
-            let Some(last) = last else { break };
+            let Some(last) = last_of_full(&table, limit) else { break };
             let of_run = columns.ends_with("run_id");
             after = (if of_run { last.text(2)?.to_owned() } else { String::new() }, last.text(0)?.to_owned());
         }
@@ -138,19 +169,20 @@ async fn ids(client: &Client, tables: &[&'static str]) -> Result<BTreeSet<NodeId
     let mut found = BTreeSet::new();
     for place in tables {
         let mut after = String::new();
+        let mut limit = PAGE;
         loop {
-            let question = Stmt::ask(
-                place,
-                format!("SELECT DISTINCT node_id FROM {place} WHERE node_id > ?1 ORDER BY node_id LIMIT {PAGE}"),
-                vec![after.as_str().into()],
-            );
-            let answer = ask(client, &[question]).await?;
-            let table = nth(client, &answer, 0)?;
+            let question = |limit: u64| {
+                Stmt::ask(
+                    place,
+                    format!("SELECT DISTINCT node_id FROM {place} WHERE node_id > ?1 ORDER BY node_id LIMIT {limit}"),
+                    vec![after.as_str().into()],
+                )
+            };
+            let table = read::page(client, &mut limit, question).await?;
             for row in table.rows() {
                 found.insert(row.node_id(0)?);
             }
-            let last = table.rows().last().filter(|_| u64::try_from(table.len()).is_ok_and(|rows| rows >= PAGE));
-            let Some(last) = last else { break };
+            let Some(last) = last_of_full(&table, limit) else { break };
             last.text(0)?.clone_into(&mut after);
         }
     }
@@ -168,19 +200,30 @@ pub(super) async fn retained(client: &Client) -> Result<Vec<(NodeId, Retained)>,
     let mut all = Vec::with_capacity(nodes.len());
     for id in nodes {
         let node = || vec![Arg::from(id.as_str())];
-        let questions = [
-            Stmt::ask("coverage", "SELECT start_at, end_at FROM coverage WHERE node_id = ?1", node()),
-            Stmt::ask("coverage_partitions", "SELECT partition FROM coverage_partitions WHERE node_id = ?1", node()),
+        let kept = || {
             Stmt::ask(
                 "last_success",
                 "SELECT run_id, run_created_at, finished_at, fingerprint, row_count, watermarks FROM last_success WHERE node_id = ?1",
                 node(),
-            ),
+            )
+        };
+        let questions = [
+            kept(),
+            Stmt::ask("coverage", "SELECT start_at, end_at FROM coverage WHERE node_id = ?1", node()),
+            Stmt::ask("coverage_partitions", "SELECT partition FROM coverage_partitions WHERE node_id = ?1", node()),
         ];
-        let tables = ask(client, &questions).await?;
-        let coverage =
-            NodeCoverage { intervals: islands(nth(client, &tables, 0)?)?, partitions: keys(nth(client, &tables, 1)?)? };
-        let last_success = nth(client, &tables, 2)?.first().map(success).transpose()?;
+        let (coverage, tables) = match send::ask(client, Ask::Latest, &questions).await {
+            Err(fault) if fault.class == Class::AnswerTooLarge => {
+                let coverage = completed(client, &id, &["coverage", "coverage_partitions"]).await?;
+                (coverage, ask(client, &[kept()]).await?)
+            }
+            answer => {
+                let tables = answer.map_err(|fault| fault.into_error(client.place()))?;
+                let (intervals, partitions) = (islands(nth(client, &tables, 1)?)?, keys(nth(client, &tables, 2)?)?);
+                (NodeCoverage { intervals, partitions }, tables)
+            }
+        };
+        let last_success = nth(client, &tables, 0)?.first().map(success).transpose()?;
         all.push((id, Retained { coverage, last_success }));
     }
     Ok(all)
