@@ -315,7 +315,7 @@ type Disk = Arc<Mutex<Vec<Arc<Batch>>>>;
 struct Unwritten {
     inner: MemoryBackend,
     disk: Disk,
-    unwritten: Mutex<Vec<Arc<Batch>>>,
+    in_memory: Mutex<Vec<Arc<Batch>>>,
 }
 
 impl StateBackend for Unwritten {
@@ -334,7 +334,7 @@ impl StateBackend for Unwritten {
     }
 
     fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
-        self.unwritten.lock().unwrap().push(Arc::clone(&batch));
+        self.in_memory.lock().unwrap().push(Arc::clone(&batch));
         self.inner.commit(batch)
     }
 
@@ -363,7 +363,7 @@ impl StateBackend for Unwritten {
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.disk.lock().unwrap().append(&mut self.unwritten.lock().unwrap());
+        self.disk.lock().unwrap().append(&mut self.in_memory.lock().unwrap());
         self.inner.close()
     }
 }
@@ -381,7 +381,7 @@ impl Harness for LiarHarness {
     fn open(&self) -> BoxFuture<'_, Result<Arc<dyn StateBackend>, StoreError>> {
         if self.1 == Lie::WritesOnlyWhenItIsClosed {
             let disk = Arc::clone(&self.2);
-            let unwritten = Unwritten { inner: MemoryBackend::new(), disk, unwritten: Mutex::default() };
+            let unwritten = Unwritten { inner: MemoryBackend::new(), disk, in_memory: Mutex::default() };
             return Box::pin(async { Ok(Arc::new(unwritten) as Arc<dyn StateBackend>) });
         }
         let inner = if self.1 == Lie::ForgetsOnReopening { MemoryBackend::new() } else { self.0.clone() };
