@@ -395,6 +395,12 @@ pub(super) async fn reloading_finds_the_present_state(harness: &dyn Harness) -> 
             ensure_eq!(reloaded.as_ref(), Some(&now), "a reload of version {} at version {}", old.version(), now.version());
         }
         ensure_eq!(bench.backend.run_version(now.id()).await?, Some(now.version()), "the version alone");
+        let asked = [run_id("never")?, now.id().clone()];
+        ensure_eq!(bench.backend.run_versions(&asked).await?, vec![None, Some(now.version())], "versions in the order asked");
+        // Fewer than there are may come, and none that is wrong.
+        let newest = bench.backend.newest_versions(10).await?;
+        let is_wrong = |found: &&(_, _)| **found != (now.id().clone(), now.version());
+        ensure_eq!(newest.iter().find(is_wrong), None, "the versions of the newest runs");
     }
     bench.write("run", vec![Mutation::Delete { keep_coverage: false }]).await?;
     for old in &have {
