@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Commit, Coordinator, Engine, Transaction};
 use crate::error::Error;
-use crate::model::{Guard, IntoRunId, NodeId, NodeState, RunHeader, RunId, Snapshot, Version};
+use crate::model::{Guard, IntoRunId, NodeId, NodeState, Refusal, RunHeader, RunId, Snapshot, Version};
 
 /// How often a transaction is tried before its caller is told that the run is contended.
 const MAX_ATTEMPTS: u32 = 64;
@@ -186,7 +186,8 @@ impl Coordinator {
                 Err(error) => error,
             };
             let again = match &error {
-                Error::Contended { .. } => true,
+                // Locks come and go without a version.
+                Error::Contended { .. } | Error::Conflict(Refusal::Guard { guard: Guard::Unlocked, .. }) => true,
                 Error::Conflict(_) | Error::RunExists(_) => self.engine().has_any_moved(&seen).await?,
                 Error::RunNotFound(run) | Error::NodeNotFound { run, .. } => self.engine().has_moved(run, &seen).await?,
                 _ => false,

@@ -1,5 +1,6 @@
 //! The one function that changes a run. Run actors, journal replay and the backends' tests all go through it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -7,7 +8,7 @@ use chrono::{DateTime, Utc};
 use super::attempt::{Attempt, MAX_ATTEMPTS_KEPT};
 use super::batch::Refusal;
 use super::change::{Change, NoteChanges};
-use super::id::RunId;
+use super::id::{NodeId, RunId};
 use super::json::RawJson;
 use super::metadata::Metadata;
 use super::mutation::{Mutation, RunImport};
@@ -42,29 +43,14 @@ pub fn apply(state: &mut Option<RunState>, id: &RunId, mutation: &Mutation, vers
         return Ok(());
     }
     if let Some(node_id) = mutation.node() {
-        if let Mutation::SetNode { update, .. } = mutation {
-            update.check(node_id).map_err(Refusal::Input)?;
-        }
-        let missing = || Refusal::NodeNotFound { run: id.clone(), node: node_id.clone() };
+        check_update(mutation, node_id)?;
         if matches!(mutation, Mutation::DeleteNode { .. }) {
             if !run.drop_node(node_id) {
-                return Err(missing());
+                return Err(Refusal::NodeNotFound { run: id.clone(), node: node_id.clone() });
             }
         } else if !mutation.only_removes() || run.node(node_id.as_str()).is_some() {
-            let mut node = run.node(node_id.as_str()).cloned().unwrap_or_else(|| NodeState::new(NodeStatus::Pending));
-            match mutation {
-                Mutation::SetNode { update, at, .. } => update_node(&mut node, update, to_micros(*at)),
-                Mutation::AddInterval { interval, .. } => Arc::make_mut(&mut node.intervals).insert(*interval),
-                Mutation::RemoveInterval { interval, .. } => Arc::make_mut(&mut node.intervals).remove(*interval),
-                Mutation::AddPartition { partition, .. } => {
-                    Arc::make_mut(&mut node.partitions).insert(partition.clone());
-                }
-                Mutation::RemovePartition { partition, .. } => {
-                    Arc::make_mut(&mut node.partitions).remove(partition);
-                }
-                _ => return Err(missing()),
-            }
-            node.version = version;
+            let mut node = run.node(node_id.as_str()).cloned().unwrap_or_else(fresh);
+            change(&mut node, mutation, version);
             run.put_node(node_id.clone(), node);
         }
     } else if let Mutation::Update { update, at } = mutation {
@@ -74,6 +60,65 @@ pub fn apply(state: &mut Option<RunState>, id: &RunId, mutation: &Mutation, vers
     }
     run.set_version(version);
     Ok(())
+}
+
+fn check_update(mutation: &Mutation, node: &NodeId) -> Result<(), Refusal> {
+    match mutation {
+        Mutation::SetNode { update, .. } => update.check(node).map_err(Refusal::Input),
+        _ => Ok(()),
+    }
+}
+
+/// A node that is told of for the first time.
+fn fresh() -> NodeState {
+    NodeState::new(NodeStatus::Pending)
+}
+
+/// What a mutation makes of its node.
+fn change(node: &mut NodeState, mutation: &Mutation, version: Version) {
+    match mutation {
+        Mutation::SetNode { update, at, .. } => update_node(node, update, to_micros(*at)),
+        Mutation::AddInterval { interval, .. } => Arc::make_mut(&mut node.intervals).insert(*interval),
+        Mutation::RemoveInterval { interval, .. } => Arc::make_mut(&mut node.intervals).remove(*interval),
+        Mutation::AddPartition { partition, .. } => {
+            Arc::make_mut(&mut node.partitions).insert(partition.clone());
+        }
+        Mutation::RemovePartition { partition, .. } => {
+            Arc::make_mut(&mut node.partitions).remove(partition);
+        }
+        Mutation::Create { .. }
+        | Mutation::Import(_)
+        | Mutation::Update { .. }
+        | Mutation::Delete { .. }
+        | Mutation::DeleteNode { .. } => return,
+    }
+    node.version = version;
+}
+
+/// Applies those of the first mutations that change nodes of a run that is there, each node copied once however many they are: its sets may be long. Answers
+/// with how many they were.
+fn change_nodes(state: &mut Option<RunState>, mutations: &[Mutation], version: Version) -> Result<usize, Refusal> {
+    let Some(run) = state else { return Ok(0) };
+    let mut nodes: BTreeMap<&NodeId, Option<NodeState>> = BTreeMap::new();
+    let mut count = 0;
+    for mutation in mutations {
+        let Some(id) = mutation.node().filter(|_| !matches!(mutation, Mutation::DeleteNode { .. })) else { break };
+        check_update(mutation, id)?;
+        let node = nodes.entry(id).or_insert_with(|| run.node(id.as_str()).cloned());
+        if node.is_some() || !mutation.only_removes() {
+            change(node.get_or_insert_with(fresh), mutation, version);
+        }
+        count += 1;
+    }
+    for (id, node) in nodes {
+        if let Some(node) = node {
+            run.put_node(id.clone(), node);
+        }
+    }
+    if count > 0 {
+        run.set_version(version);
+    }
+    Ok(count)
 }
 
 /// Applies the mutations of one entry to a run, all or nothing.
@@ -86,8 +131,12 @@ pub fn apply_all(state: &mut Option<RunState>, id: &RunId, mutations: &[Mutation
         return apply(state, id, mutation, version);
     }
     let mut next = state.clone();
-    for (index, mutation) in mutations.iter().enumerate() {
-        if matches!(mutation, Mutation::Delete { .. }) && index + 1 < mutations.len() {
+    let mut left = mutations;
+    loop {
+        let changed = change_nodes(&mut next, left, version)?;
+        let Some((mutation, behind)) = left.get(changed..).and_then(<[Mutation]>::split_first) else { break };
+        left = behind;
+        if matches!(mutation, Mutation::Delete { .. }) && !left.is_empty() {
             return Err(Refusal::Input(super::id::InputError::new(
                 format!("transaction on run {id:?}"),
                 "it deletes the run and goes on; make the deletion its last step",
@@ -113,7 +162,11 @@ pub(super) fn apply_logged(
     mutations: &[Mutation],
     version: Version,
 ) -> Result<(), Refusal> {
-    for mutation in mutations {
+    let mut left = mutations;
+    loop {
+        let changed = change_nodes(state, left, version)?;
+        let Some((mutation, behind)) = left.get(changed..).and_then(<[Mutation]>::split_first) else { break };
+        left = behind;
         match apply(state, id, mutation, version) {
             Err(Refusal::NodeNotFound { .. }) => {}
             applied => applied?,

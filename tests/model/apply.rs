@@ -428,6 +428,23 @@ fn an_entry_is_applied_whole_or_not_at_all() {
     );
 }
 
+/// A node's sets may be long: they are copied once an entry, not once a step.
+#[test]
+fn many_steps_of_one_node_share_one_copy_of_its_sets() {
+    const PARTITIONS: usize = 20_000;
+    let mut mutations = vec![create()];
+    for number in 0..PARTITIONS {
+        for node in ["a", "b"] {
+            let partition = PartitionKey::new(format!("p{number}")).unwrap();
+            mutations.push(Mutation::AddPartition { node: n(node), partition });
+        }
+    }
+    let mut state = None;
+    apply_all(&mut state, &id(), &mutations, Version(1)).unwrap();
+    let state = state.unwrap();
+    assert!(["a", "b"].iter().all(|node| state.node(node).unwrap().partitions.len() == PARTITIONS));
+}
+
 #[test]
 fn versions_are_stamped_on_what_is_touched() {
     let mut state = Some(after(&[create(), set("a", NodeUpdate::running(), 1), set("b", NodeUpdate::running(), 1)]));
@@ -632,16 +649,22 @@ proptest! {
 
     /// Exactly the rows that an entry names carry its version; every other row is the same one as before.
     #[test]
-    fn an_entry_touches_what_it_names(history in prop::collection::vec(any_mutation(), 0..20), entry in prop::collection::vec(any_mutation(), 0..5)) {
+    fn an_entry_touches_what_it_names(history in prop::collection::vec(any_mutation(), 0..20), entry in prop::collection::vec(any_mutation(), 0..9)) {
         let mut state = Some(after(&[create()]));
         for mutation in &history {
             let _refused = apply(&mut state, &id(), mutation, Version(2));
         }
         let before = state.clone();
-        if apply_all(&mut state, &id(), &entry, Version(3)).is_err() {
+        let mut one_by_one = state.clone();
+        let steps: Result<(), Refusal> = entry.iter().try_for_each(|mutation| apply(&mut one_by_one, &id(), mutation, Version(3)));
+        if let Err(refusal) = apply_all(&mut state, &id(), &entry, Version(3)) {
             prop_assert_eq!(state, before);
+            let deletes = |mutation: &Mutation| matches!(mutation, Mutation::Delete { .. });
+            prop_assert!(entry.iter().any(deletes) || steps == Err(refusal));
             return Ok(());
         }
+        prop_assert!(steps.is_ok());
+        prop_assert!(entry.is_empty() || state == one_by_one, "{:?} and {:?}", state, one_by_one);
         let (Some(before), Some(run)) = (before, state) else { return Ok(()) };
         prop_assert_eq!(run.version(), Version(3));
         let header = entry.iter().any(Mutation::touches_header);
