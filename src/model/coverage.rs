@@ -102,9 +102,10 @@ impl LastSuccess {
     }
 
     /// Whether this one, which is told later, takes the place of the other as what outlives deleted runs: unless the other is newer. What is told twice of
-    /// one run is another life of it, as a move brings it back; the later one counts.
+    /// one run is another life of it, as a move brings it back: there the later end counts.
     pub(crate) fn replaces(&self, kept: &Self) -> bool {
-        !kept.is_newer_than(self)
+        let place = |success: &Self| (success.run_created_at, success.run_id.clone(), success.finished_at);
+        place(self) >= place(kept)
     }
 
     /// Whether this one is newer than the other: by the creation of the run, then by its id.

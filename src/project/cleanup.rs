@@ -21,6 +21,9 @@ use crate::store::StateBackend;
 const BATCH: usize = 50;
 /// How long a batch should take: whoever writes beside it waits that long. A run that takes longer goes by itself.
 const TARGET: Duration = Duration::from_millis(100);
+/// Runs and nodes that go together however long the last batch took: so few hold nobody up, and where time goes by on the way to a server, or in waiting for
+/// others, fewer would not be faster.
+const LIGHT: u64 = 64;
 /// How much more than the last one a batch may hold.
 const GROWTH: u64 = 4;
 /// Others are left a turn as long as they had to wait, and at most this.
@@ -248,7 +251,7 @@ impl Pace {
         let weight: u64 = gone.iter().map(weight_of).sum();
         let fits = u128::from(weight) * TARGET.as_micros() / took.as_micros().max(1);
         let most = weight.max(self.weight).saturating_mul(GROWTH);
-        self.weight = u64::try_from(fits).unwrap_or(u64::MAX).clamp(1, most);
+        self.weight = u64::try_from(fits).unwrap_or(u64::MAX).clamp(LIGHT, most.max(LIGHT));
     }
 }
 
@@ -563,14 +566,14 @@ mod tests {
             runs.push(some.len());
             pace.took(some, Duration::from_millis(1));
         }
-        assert_eq!(runs, [1, 4, 16, 50, 50]);
-        assert_eq!(pace.next(&large).0.len(), 1, "as many as fit, and one in any case");
+        assert_eq!(runs, [1, 6, 25, 50, 50]);
+        assert_eq!(pace.next(&large).0.len(), 2, "as many as fit");
         pace.took(&small[..50], Duration::from_secs(1));
-        assert_eq!(pace.next(&small).0.len(), 5, "ten times as long as it should");
+        assert_eq!(pace.next(&small).0.len(), 6, "ten times as long as it should, but never less than what is light");
         pace.took(&large[..1], Duration::from_secs(20));
-        assert_eq!(pace.next(&small).0.len(), 4, "by what its nodes took");
+        assert_eq!(pace.next(&[doomed(20), doomed(80)]).0.len(), 1);
         pace.took(&small[..1], Duration::MAX);
-        assert_eq!(pace.next(&small).0.len(), 1);
+        assert_eq!(pace.next(&small).0.len(), 6);
         assert!(pace.next(&[]).0.is_empty());
     }
 

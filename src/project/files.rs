@@ -63,7 +63,7 @@ fn replace(path: &Path, like: Option<&Path>, write: impl FnOnce(&mut File) -> io
     let fail = |error| ProjectError::io(&beside.path, error);
     let old = fs::metadata(path).or_else(|error| like.map_or(Err(error), fs::metadata));
     if let Ok(old) = old {
-        Access::of(&old).give(&beside.path).map_err(fail)?;
+        Access::of(&old).give(&file).map_err(fail)?;
     }
     write(&mut file).map_err(fail)?;
     file.sync_all().map_err(fail)?;
@@ -99,7 +99,7 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), ProjectError> {
 pub(super) fn make_like(model: &Path, path: &Path) -> Result<(), ProjectError> {
     let Ok(model) = fs::metadata(model) else { return Ok(()) };
     match OpenOptions::new().write(true).create_new(true).open(path) {
-        Ok(_made) => Access::of(&model).with_owner().give(path).map_err(|error| ProjectError::io(path, error)),
+        Ok(made) => Access::of(&model).with_owner().give(&made).map_err(|error| ProjectError::io(path, error)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(ProjectError::io(path, error)),
     }

@@ -553,7 +553,7 @@ async fn lacking(
         let success = match (&have.last_success, &want.last_success) {
             (_, None) => true,
             (None, Some(_)) => false,
-            (Some(have), Some(want)) => have == want || have.is_newer_than(want),
+            (Some(have), Some(want)) => have == want || !want.replaces(have),
         };
         success && intervals == have.coverage.intervals && want.coverage.partitions.is_subset(&have.coverage.partitions)
     };

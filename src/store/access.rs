@@ -1,9 +1,8 @@
 //! Who may do what with a file, and whose it is: what takes a file's place, or lies beside it, is for the same people.
 
-use std::fs::{Metadata, Permissions};
+use std::fs::{File, Metadata, Permissions};
 use std::io::Result;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 
 /// Mode, owner and group of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +14,7 @@ pub(crate) struct Access {
 
 impl Access {
     pub(crate) fn of(metadata: &Metadata) -> Self {
-        Self { mode: metadata.mode() & 0o7777, owner: metadata.uid(), group: metadata.gid() }
+        Self { mode: metadata.mode() & 0o777, owner: metadata.uid(), group: metadata.gid() }
     }
 
     /// The same, with reading and writing for the owner.
@@ -30,17 +29,17 @@ impl Access {
     }
 
     /// Gives a file of this process to those who have the other one, as far as it may: only root changes owners, only members pass a group on. A group that
-    /// was not to read what is in it does not read it now.
-    pub(crate) fn give(self, path: &Path) -> Result<()> {
-        let own = std::fs::metadata(path)?;
+    /// was not to read what is in it does not read it now. The open file and no path: whoever may write in its folder could put another one there.
+    pub(crate) fn give(self, file: &File) -> Result<()> {
+        let own = file.metadata()?;
         if own.uid() != self.owner {
-            let _stays_ours = chown(path, Some(self.owner), None).is_err();
+            let _stays_ours = fchown(file, Some(self.owner), None).is_err();
         }
-        let other_group = own.gid() != self.group && chown(path, None, Some(self.group)).is_err();
+        let other_group = own.gid() != self.group && fchown(file, None, Some(self.group)).is_err();
         let mode = if other_group { self.mode & !0o070 | (self.mode & 0o007) << 3 } else { self.mode };
         // A folder whose files go to its group has that from the one that it lies in.
         let mode = if own.is_dir() { mode | own.mode() & 0o2000 } else { mode };
-        std::fs::set_permissions(path, Permissions::from_mode(mode))
+        file.set_permissions(Permissions::from_mode(mode))
     }
 }
 
@@ -51,21 +50,21 @@ mod tests {
     #[test]
     fn what_is_given_has_the_same_mode_owner_and_group() {
         let folder = tempfile::tempdir().unwrap();
-        let (model, given) = (folder.path().join("model"), folder.path().join("given"));
-        std::fs::write(&model, "").unwrap();
-        std::fs::write(&given, "").unwrap();
-        std::fs::set_permissions(&model, Permissions::from_mode(0o440)).unwrap();
+        let (model, given) =
+            (File::create(folder.path().join("model")).unwrap(), File::create(folder.path().join("given")).unwrap());
+        model.set_permissions(Permissions::from_mode(0o440)).unwrap();
         // Only root may give files away; everybody else has one owner and one group here, and both stay.
-        let _only_root = chown(&model, Some(2001), Some(3000)).is_err();
-        let access = Access::of(&std::fs::metadata(&model).unwrap());
+        let _only_root = fchown(&model, Some(2001), Some(3000)).is_err();
+        let access = Access::of(&model.metadata().unwrap());
         access.give(&given).unwrap();
-        assert_eq!(Access::of(&std::fs::metadata(&given).unwrap()), access);
+        assert_eq!(Access::of(&given.metadata().unwrap()), access);
         access.with_owner().give(&given).unwrap();
-        assert_eq!(std::fs::metadata(&given).unwrap().mode() & 0o7777, 0o640);
+        assert_eq!(given.metadata().unwrap().mode() & 0o7777, 0o640);
         let inner = folder.path().join("inner");
         std::fs::create_dir(&inner).unwrap();
-        std::fs::set_permissions(&inner, Permissions::from_mode(0o2755)).unwrap();
+        let inner = File::open(&inner).unwrap();
+        inner.set_permissions(Permissions::from_mode(0o2755)).unwrap();
         access.as_folder().give(&inner).unwrap();
-        assert_eq!(std::fs::metadata(&inner).unwrap().mode() & 0o7777, 0o2750);
+        assert_eq!(inner.metadata().unwrap().mode() & 0o7777, 0o2750);
     }
 }

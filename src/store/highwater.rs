@@ -89,11 +89,14 @@ impl HighWaterFile {
         refuse_no_file(path)?;
         let open = |options: &mut OpenOptions| options.read(true).write(true).open(path);
         let file = match open(OpenOptions::new().create_new(true)) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => open(&mut OpenOptions::new()).map_err(fail)?,
+            // Or it is a link whose end is missing.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                open(OpenOptions::new().create(true).truncate(false)).map_err(fail)?
+            }
             made => {
                 let made = made.map_err(fail)?;
                 if let Ok(state) = std::fs::metadata(state) {
-                    Access::of(&state).with_owner().give(path).map_err(fail)?;
+                    Access::of(&state).with_owner().give(&made).map_err(fail)?;
                 }
                 made
             }
@@ -187,7 +190,9 @@ impl HighWaterFile {
                 ),
             )
         };
-        let value: HighWater = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
+        let mut value: HighWater = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
+        // Numbers are reserved before they are used: a higher one is none of ours.
+        value.closed = value.closed.min(value.seq);
         if value.token.max(value.seq) > HIGHEST {
             return Err(wrong(format!("{} is more than {HIGHEST}, the most it may be", value.token.max(value.seq))));
         }

@@ -96,7 +96,7 @@ async fn behind_a_host_that_says_nothing_the_next_one_is_tried() {
     let store = store!();
     let (listener, nobody) = silent();
     let url = format!(
-        "postgres://postgres:{}@127.0.0.1:{nobody},127.0.0.1:{}/tests?connect_timeout=1",
+        "postgres://postgres:{}@127.0.0.1:{nobody},127.0.0.1:{}/tests?connect_timeout=3",
         server::PASSWORD,
         store.cluster.port
     );

@@ -76,6 +76,19 @@ async fn what_a_trigger_or_an_altered_table_refuses_is_no_fault_of_the_disk() {
     assert!(error.is_of_one_entry() && !error.is_unknown_outcome(), "the others can be written");
     assert!(error.to_string().contains("not that one") && error.to_string().contains("trigger"), "{error}");
     write("good").await.unwrap();
+    // Nor does it take those along who share a transaction with it: the writer waits with the first of these while the others come.
+    let tip = load(&backend, "r").await;
+    sql.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let sent = ["first", "bad", "good"].map(|node| {
+        let part = part_on(Some(&tip), tip.version(), "r", vec![], vec![set(node, NodeUpdate::failed("x"))]);
+        let backend = Arc::clone(&backend);
+        tokio::spawn(async move { backend.commit(Arc::new(Batch::new(vec![entry(part)]))).await.is_ok() })
+    });
+    // Every task is polled once before this one goes on: all of them are at the writer.
+    tokio::task::yield_now().await;
+    sql.execute_batch("ROLLBACK").unwrap();
+    let [first, bad, good] = sent;
+    assert_eq!((first.await.unwrap(), bad.await.unwrap(), good.await.unwrap()), (true, false, true));
     sql.execute_batch("DROP TRIGGER mine").unwrap();
     for (alter, back) in [
         ("node_states RENAME COLUMN error TO mistake", "node_states RENAME COLUMN mistake TO error"),

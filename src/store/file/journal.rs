@@ -350,7 +350,7 @@ impl Journal {
     pub(super) fn create(
         path: &Path,
         header: Header,
-        sync_folder: impl FnOnce() -> Result<(), StoreError>,
+        settle: impl FnOnce(&File) -> Result<(), StoreError>,
     ) -> Result<Self, StoreError> {
         let fail = |error| StoreError::io(path.display(), error);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).map_err(fail)?;
@@ -360,7 +360,7 @@ impl Journal {
         journal.make_space(journal.end)?;
         journal.file.write_all_at(&head, 0).map_err(fail)?;
         journal.file.sync_all().map_err(fail)?;
-        sync_folder()?;
+        settle(&journal.file)?;
         Ok(journal)
     }
 
@@ -369,7 +369,7 @@ impl Journal {
         spare: &Path,
         path: &Path,
         header: Header,
-        sync_folder: impl FnOnce() -> Result<(), StoreError>,
+        settle: impl FnOnce(&File) -> Result<(), StoreError>,
     ) -> Result<Self, StoreError> {
         let fail = |error| StoreError::io(spare.display(), error);
         let file = OpenOptions::new().read(true).write(true).open(spare).map_err(fail)?;
@@ -378,7 +378,7 @@ impl Journal {
         journal.file.write_all_at(&journal.header.to_bytes(path)?, 0).map_err(fail)?;
         journal.file.sync_all().map_err(fail)?;
         super::paths::rename(spare, path)?;
-        sync_folder()?;
+        settle(&journal.file)?;
         Ok(journal)
     }
 

@@ -95,10 +95,10 @@ impl Paths {
     }
 
     /// Lets whoever may read the document read a new file beside it, and nobody else; and makes its name durable.
-    pub(super) fn settle(&self, file: &Path) -> Result<(), StoreError> {
+    pub(super) fn settle(&self, path: &Path, file: &File) -> Result<(), StoreError> {
         if let Some(access) = self.access()? {
             // Its owner writes it, also where nobody is to write the document by hand.
-            access.with_owner().give(file).map_err(|error| StoreError::io(file.display(), error))?;
+            access.with_owner().give(file).map_err(|error| StoreError::io(path.display(), error))?;
         }
         self.sync_folder()
     }
@@ -258,7 +258,7 @@ pub(super) fn write_new(path: &Path, bytes: &[u8], access: Option<Access>) -> Re
     let write = || -> std::io::Result<Identity> {
         let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
         if let Some(access) = access {
-            access.give(path)?;
+            access.give(&file)?;
         }
         let mut pieces = bytes.chunks(PIECE).peekable();
         while let Some(piece) = pieces.next() {

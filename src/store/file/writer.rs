@@ -442,7 +442,7 @@ impl Writer {
         self.check_lock()?;
         let Some(generation) = &self.document.generation else { return Err(StoreError::closed()) };
         let header = Header::new(generation, None, self.document.seq, self.document.seq);
-        self.journal = Some(Journal::create(&self.paths.journal, header, || self.paths.settle(&self.paths.journal))?);
+        self.journal = Some(Journal::create(&self.paths.journal, header, |file| self.paths.settle(&self.paths.journal, file))?);
         self.tail = self.document.seq;
         Ok(())
     }

@@ -112,6 +112,8 @@ impl Client {
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT));
         tcp.set_keepalive(Some(IDLE));
+        // What is on the way and not taken: a large request may be long under way, but not stand still.
+        tcp.set_tcp_user_timeout(Some(USUAL));
         let tls = tls_config(target.ca_file.as_deref())?;
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls);
         let connector = if target.tls { connector.https_only() } else { connector.https_or_http() };
@@ -372,7 +374,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_may_take_long_but_not_stand_still() {
-        assert_eq!(dripping(USUAL / 2).await.unwrap(), "slow");
+        assert_eq!(dripping(USUAL / 3).await.unwrap(), "slow");
         assert_eq!(dripping(USUAL * 2).await.unwrap_err().class, Class::Lost);
     }
 

@@ -294,7 +294,8 @@ pub(super) fn retained(request: &mut Request, writes: &Writes) -> Result<(), Err
          ON CONFLICT (node_id) DO UPDATE SET run_id = excluded.run_id, run_created_at = excluded.run_created_at, \
          finished_at = excluded.finished_at, fingerprint = excluded.fingerprint, row_count = excluded.row_count, \
          watermarks = excluded.watermarks \
-         WHERE (excluded.run_created_at, excluded.run_id) >= (last_success.run_created_at, last_success.run_id)",
+         WHERE (excluded.run_created_at, excluded.run_id, ifnull(excluded.finished_at, '')) \
+         >= (last_success.run_created_at, last_success.run_id, ifnull(last_success.finished_at, ''))",
         successes,
     );
     Ok(())

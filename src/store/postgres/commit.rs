@@ -106,8 +106,9 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
     let began = Instant::now();
     let mut pause = PAUSE;
     let mut looked_elsewhere = false;
+    let pace = Pace::default();
     loop {
-        let pace = Pace::default();
+        pace.decided.store(false, Ordering::Release);
         let done = in_total(began, &pace, attempt(shared, batch, &pace)).await;
         let total = pace.total();
         let error = match done {
@@ -140,6 +141,7 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
         let elsewhere = is_of_standby(&error) && (shared.pool.place.moves || !std::mem::replace(&mut looked_elsewhere, true));
         if elsewhere {
             shared.pool.forget_idle();
+            shared.pool.forget_reached();
         }
         if error.is_unknown_outcome() || !(elsewhere || is_passing(&error)) || began.elapsed() + pause >= total {
             return Err(error);

@@ -379,6 +379,11 @@ impl Pool {
         *self.reached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Who was reached last is not the one to write to: the order is that of the URL and of the name again.
+    pub(super) fn forget_reached(&self) {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn keep_reached(&self, at: usize, address: Option<IpAddr>) {
         *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, address));
     }

@@ -70,6 +70,11 @@ struct Intake {
     sources: Sources,
 }
 
+/// Whether an error of several batches together may be that of one of them.
+fn is_of_one_batch(error: &StoreError) -> bool {
+    (error.kind() == StoreErrorKind::Corrupt || error.is_of_one_entry()) && !error.is_unknown_outcome()
+}
+
 impl Drop for Intake {
     fn drop(&mut self) {
         // Also when the thread panics. First nobody can wake it any more, then who still counts on it is told.
@@ -275,8 +280,8 @@ impl Writer {
                     // Who is gone may come back with the same batch: its answer stays until its age removes it.
                 }
             }
-            // One batch that stumbles over damage does not take the others along.
-            Err(error) if batches.len() > 1 && error.kind() == StoreErrorKind::Corrupt && !error.is_unknown_outcome() => {
+            // One batch that stumbles over damage, or that is refused by itself, does not take the others along.
+            Err(error) if batches.len() > 1 && is_of_one_batch(&error) => {
                 for (batch, reply) in batches {
                     let turn = self.take_turn();
                     self.commit(turn, vec![(batch, reply)]);

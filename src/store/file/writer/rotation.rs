@@ -80,8 +80,10 @@ impl Writer {
         let header = Header::new(&generation, Some(&follows), self.ledger.seq().0, self.tail);
         let space = journal.space();
         let made = match self.spare.take_if(|spare| spare.is_ready()).and_then(SpareJob::take) {
-            Some(spare) => Journal::create_from(spare.path(), &self.paths.next, header, || self.paths.settle(&self.paths.next)),
-            None => Journal::create(&self.paths.next, header, || self.paths.settle(&self.paths.next)),
+            Some(spare) => {
+                Journal::create_from(spare.path(), &self.paths.next, header, |file| self.paths.settle(&self.paths.next, file))
+            }
+            None => Journal::create(&self.paths.next, header, |file| self.paths.settle(&self.paths.next, file)),
         };
         let next = made.inspect_err(|_| {
             // Half made, it would look like a journal that goes on where this one ended; with no record in it, it is passed over.
