@@ -4,6 +4,9 @@ use std::fs::{File, Metadata, Permissions};
 use std::io::Result;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 
+#[cfg(feature = "sqlite")]
+use rustix::fs::{Mode, OFlags};
+
 /// Mode, owner and group of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Access {
@@ -24,7 +27,7 @@ impl Access {
 
     /// The same for a folder: who may read files may look into it, and who may write them may make and remove some.
     #[cfg(feature = "sqlite")]
-    pub(crate) fn as_folder(self) -> Self {
+    fn as_folder(self) -> Self {
         Self { mode: self.mode | (self.mode & 0o444) >> 2 | 0o700, ..self }
     }
 
@@ -40,6 +43,19 @@ impl Access {
         // A folder whose files go to its group has that from the one that it lies in.
         let mode = if own.is_dir() { mode | own.mode() & 0o2000 } else { mode };
         file.set_permissions(Permissions::from_mode(mode))
+    }
+
+    /// The same for a file that nothing of this process has open: closing it takes the locks away that SQLite has on it.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn give_closed(self, path: &std::path::Path) -> Result<()> {
+        self.give(&File::from(rustix::fs::open(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
+    /// As [`as_folder`](Self::as_folder), given to a folder.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn give_folder(self, folder: &std::path::Path) -> Result<()> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.as_folder().give(&File::from(rustix::fs::open(folder, flags, Mode::empty())?))
     }
 }
 

@@ -10,6 +10,7 @@ mod deaths;
 mod deferred;
 mod endings;
 mod every_backend;
+mod faults;
 mod front_door;
 mod locks;
 mod minimal;

@@ -120,9 +120,7 @@ fn make(db: &Path) -> Result<(), StoreError> {
     conn.close().map_err(|(_, error)| sql_error(&place, error))?;
     // An empty file may have been made for it, for those who may read it.
     if let Ok(empty) = std::fs::metadata(db) {
-        // Nobody has it open any more, so that it can be opened by hand.
-        let made = std::fs::File::options().write(true).open(&new);
-        made.and_then(|made| Access::of(&empty).give(&made)).map_err(|error| StoreError::io(new.display(), error))?;
+        Access::of(&empty).give_closed(&new).map_err(|error| StoreError::io(new.display(), error))?;
     }
     std::fs::rename(&new, db).map_err(|error| StoreError::io(db.display(), error))?;
     let folder = db.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -42,11 +42,7 @@ pub(super) fn folder(db: &Path) -> PathBuf {
 fn make_folder(folder: &Path, db: &Path) -> std::io::Result<()> {
     match std::fs::create_dir(folder) {
         Ok(()) => match std::fs::metadata(db) {
-            Ok(db) => {
-                let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
-                let folder = rustix::fs::open(folder, flags, rustix::fs::Mode::empty())?;
-                Access::of(&db).as_folder().give(&File::from(folder))
-            }
+            Ok(db) => Access::of(&db).give_folder(folder),
             Err(_) => Ok(()),
         },
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),

@@ -1,18 +1,16 @@
 //! Storage that fails, lies and panics; actors that die; others that write. Through the front door and the public backend trait.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
+use crate::support::{Lie, LyingBackend};
 use chrono::{DateTime, Utc};
 use seeknal_state::{
     BackendOptions, ClaimFilter, Clock, Coordinator, Durability, Error, Event, FencingToken, MemoryBackend, NewRun, Next, NodeId,
     NodeStatus, NodeUpdate, RunId, StateBackend, SystemClock, Version, create_state_backend,
 };
-use support::{Lie, LyingBackend};
 
 async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
     let state = Coordinator::open(Arc::clone(backend) as Arc<dyn StateBackend>).await.unwrap();
