@@ -211,15 +211,11 @@ impl Engine {
     /// Whether a run that was seen to be there is gone or has changed since. Else what was not found in it was never there, and deciding again helps nobody.
     async fn has_moved(&self, run: &RunId, seen: &BTreeMap<RunId, Option<Snapshot>>) -> Result<bool, Error> {
         let Some(Some(seen)) = seen.get(run) else { return Ok(false) };
-        let place = |run: &Snapshot| (run.created_version(), run.version());
         Ok(self.snapshot(run).await?.is_none_or(|now| place(&now) != place(seen)))
     }
-}
 
-impl Engine {
     /// Whether anything that was seen is another by now. Else the closure decides what it decided, and is refused again.
     async fn has_any_moved(&self, seen: &BTreeMap<RunId, Option<Snapshot>>) -> Result<bool, Error> {
-        let place = |run: &Snapshot| (run.created_version(), run.version());
         for (run, seen) in seen {
             if self.fresh(run).await?.as_ref().map(place) != seen.as_ref().map(place) {
                 return Ok(true);
@@ -227,6 +223,11 @@ impl Engine {
         }
         Ok(false)
     }
+}
+
+/// Which run it is, and where it stands.
+fn place(run: &Snapshot) -> (Version, Version) {
+    (run.created_version(), run.version())
 }
 
 impl View {

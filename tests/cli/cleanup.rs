@@ -1,8 +1,6 @@
 //! Cleanup beside others who write, and where a run cannot go.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,15 +14,7 @@ use seeknal_state::{BackendOptions, Coordinator, create_state_backend};
 use tokio::time::Instant;
 
 use crate::projects::{open, project, put};
-
-/// Runs a command and answers with exit code, stdout and stderr.
-fn run(dir: &Path, arguments: &str) -> (i32, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seeknal"));
-    command.current_dir(dir).env_remove("SEEKNAL_STATE_BACKEND").env_remove("SEEKNAL_DATABASE_URL");
-    let output = command.args(arguments.split_whitespace()).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
+use crate::run;
 
 /// A run that ended long ago.
 async fn old_run(backend: &Arc<dyn StateBackend>, run: &str, nodes: u64) {

@@ -2,20 +2,10 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use crate::run;
 use std::fs;
-use std::path::Path;
 
-use assert_cmd::Command;
 use tempfile::TempDir;
-
-/// Runs a command and answers with exit code, stdout and stderr.
-fn run(dir: &Path, arguments: &str) -> (i32, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seeknal"));
-    command.current_dir(dir).env_remove("SEEKNAL_STATE_BACKEND").env_remove("SEEKNAL_DATABASE_URL");
-    let output = command.args(arguments.split_whitespace()).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
 
 /// A project with these files.
 fn project(files: &[(&str, &str)]) -> TempDir {

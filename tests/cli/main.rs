@@ -17,3 +17,33 @@ mod support;
 #[path = "../support/trace.rs"]
 mod trace;
 mod unreachable;
+
+use std::path::Path;
+use std::process::Command;
+
+/// The command in a project, whatever the environment says.
+fn seeknal(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_seeknal"));
+    command.current_dir(dir);
+    for variable in ["SEEKNAL_STATE_BACKEND", "SEEKNAL_DATABASE_URL", "SEEKNAL_DATABASE_TOKEN"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// Runs it and answers with exit code, stdout and stderr.
+fn told(command: &mut Command) -> (i32, String, String) {
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn run(dir: &Path, arguments: &str) -> (i32, String, String) {
+    told(seeknal(dir).args(arguments.split_whitespace()))
+}
+
+fn json(dir: &Path, arguments: &str) -> serde_json::Value {
+    let (code, out, err) = run(dir, &format!("{arguments} -o json"));
+    assert_eq!(code, 0, "{arguments}: {err}");
+    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{arguments}: {error}: {out}"))
+}

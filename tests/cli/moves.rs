@@ -10,33 +10,10 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use crate::projects::{GUIDE, open, project, put, tree};
-use assert_cmd::Command;
+use crate::{json, run, seeknal};
 use seeknal_state::model::{Batch, Entry, LeaseKey, LeaseMutation, LeaseOwner, Mutation, NewRun, Outcome, RunId, time};
 use seeknal_state::store::StateBackend;
 use serde_json::Value;
-
-fn seeknal(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seeknal"));
-    command
-        .current_dir(dir)
-        .env_remove("SEEKNAL_STATE_BACKEND")
-        .env_remove("SEEKNAL_DATABASE_URL")
-        .env_remove("SEEKNAL_DATABASE_TOKEN");
-    command
-}
-
-/// Runs a command and answers with exit code, stdout and stderr.
-fn run(dir: &Path, arguments: &str) -> (i32, String, String) {
-    let output = seeknal(dir).args(arguments.split_whitespace()).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
-fn json(dir: &Path, arguments: &str) -> Value {
-    let (code, out, err) = run(dir, &format!("{arguments} -o json"));
-    assert_eq!(code, 0, "{arguments}: {err}");
-    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{arguments}: {error}: {out}"))
-}
 
 /// One line on stderr that begins with `error: `.
 fn assert_error(err: &str) {

@@ -9,24 +9,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::projects::{GUIDE, open, project, put, tree};
+use crate::{run, seeknal, told};
 use seeknal_state::model::{Mutation, NewRun, time};
 use serde_json::Value;
-
-fn command(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seeknal"));
-    command.current_dir(dir).env_remove("SEEKNAL_STATE_BACKEND").env_remove("SEEKNAL_DATABASE_URL");
-    command
-}
-
-fn told(command: &mut Command) -> (i32, String, String) {
-    let output = command.output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
-fn run(dir: &Path, arguments: &str) -> (i32, String, String) {
-    told(command(dir).args(arguments.split_whitespace()))
-}
 
 const PREVIEW: &str = "migrate-state --backend database";
 const EXECUTE: &str = "migrate-state --backend database --no-dry-run";
@@ -173,7 +158,7 @@ fn paths_that_are_no_text_or_look_like_options_are_printed_so_that_they_can_be_t
     let dir = tempfile::tempdir().unwrap();
     let name = named(dir.path(), OsStr::from_bytes(b"caf\xe9 x"));
     let (code, out, err) =
-        told(command(dir.path()).args(["-o", "json"]).args(EXECUTE.split(' ')).arg("--project-path").arg(&name));
+        told(seeknal(dir.path()).args(["-o", "json"]).args(EXECUTE.split(' ')).arg("--project-path").arg(&name));
     assert_eq!(code, 0, "{err}");
     let report: Value = serde_json::from_str(&out).unwrap();
     assert!(report["backup"].as_str().unwrap().ends_with("run_state.json.bak"), "{report}");
@@ -181,7 +166,7 @@ fn paths_that_are_no_text_or_look_like_options_are_printed_so_that_they_can_be_t
         let name = named(dir.path(), OsStr::from_bytes(name));
         let mut option = OsString::from("--project-path=");
         option.push(&name);
-        let (code, out, err) = told(command(dir.path()).args(EXECUTE.split(' ')).arg(option));
+        let (code, out, err) = told(seeknal(dir.path()).args(EXECUTE.split(' ')).arg(option));
         assert_eq!(code, 0, "{err}");
         assert!(!out.contains('\u{202e}'), "{out:?}");
         // The rollback as it is printed, in the shell that it is printed for.
@@ -208,7 +193,7 @@ async fn ids_turn_no_line_around() {
             &["migrate-state", "--backend", "file"],
             &["migrate-state", "--backend", "database"],
         ] {
-            let (_, out, err) = told(command(dir.path()).args(arguments));
+            let (_, out, err) = told(seeknal(dir.path()).args(arguments));
             let shown = format!("{out}{err}");
             assert!(!shown.contains(['\u{202e}', '\u{2066}']), "{arguments:?}: {shown:?}");
         }
@@ -231,18 +216,18 @@ fn a_reader_that_goes_or_a_full_disk_does_not_change_what_the_exit_code_says() {
     let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
 
     let moved =
-        command(dir.path()).args(["migrate-state", "--backend", "database", "--no-dry-run"]).stdout(full()).output().unwrap();
+        seeknal(dir.path()).args(["migrate-state", "--backend", "database", "--no-dry-run"]).stdout(full()).output().unwrap();
     let err = String::from_utf8(moved.stderr).unwrap();
     assert_eq!(moved.status.code(), Some(6), "{err}");
     assert!(err.contains("the state was moved, but the output cannot be written"), "{err}");
-    let listed = command(dir.path()).args(["state", "runs"]).stdout(full()).output().unwrap();
+    let listed = seeknal(dir.path()).args(["state", "runs"]).stdout(full()).output().unwrap();
     assert_eq!(listed.status.code(), Some(1), "nothing was done there");
 
     let database = rusqlite::Connection::open(dir.path().join("target/state.db")).unwrap();
     database.execute("UPDATE runs SET created_at = 'nonsense'", []).unwrap();
     drop(database);
     for format in ["table", "json"] {
-        let mut child = command(dir.path())
+        let mut child = seeknal(dir.path())
             .args(["state", "verify", "-o", format])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -252,7 +237,7 @@ fn a_reader_that_goes_or_a_full_disk_does_not_change_what_the_exit_code_says() {
         let ended = child.wait_with_output().unwrap();
         assert_eq!(ended.status.code(), Some(5), "{format}: {}", String::from_utf8_lossy(&ended.stderr));
     }
-    let mut child = command(dir.path()).args(["state", "runs", "--help"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = seeknal(dir.path()).args(["state", "runs", "--help"]).stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -8,31 +8,13 @@ use std::time::{Duration, Instant};
 
 use crate::folder::copy_folder;
 use crate::projects::{project, tree};
-use assert_cmd::Command;
+use crate::{json, run, seeknal};
 use chrono::{DateTime, Utc};
 use seeknal_state::{
     BackendOptions, Clock, Coordinator, LeaseKey, LockOptions, NewRun, RunId, SystemClock, create_state_backend,
 };
 use serde_json::Value;
-
-fn seeknal(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seeknal"));
-    command.current_dir(dir).env_remove("SEEKNAL_STATE_BACKEND").env_remove("SEEKNAL_DATABASE_URL");
-    command
-}
-
-/// Runs a command and answers with exit code, stdout and stderr.
-fn run(dir: &Path, arguments: &str) -> (i32, String, String) {
-    let output = seeknal(dir).args(arguments.split_whitespace()).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
-fn json(dir: &Path, arguments: &str) -> Value {
-    let (code, out, err) = run(dir, &format!("{arguments} -o json"));
-    assert_eq!(code, 0, "{arguments}: {err}");
-    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{arguments}: {error}: {out}"))
-}
+use std::process::Command;
 
 async fn open(dir: &Path) -> Coordinator {
     let backend = create_state_backend("file", &BackendOptions::new().base_path(dir.join("target"))).unwrap();
