@@ -11,6 +11,7 @@ mod files;
 pub mod migrate;
 mod options;
 mod origin;
+mod pace;
 pub mod relocate;
 mod settings;
 mod settings_file;
