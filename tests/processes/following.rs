@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use seeknal_state::{ChangeStream, Coordinator, Event, NewRun, NodeId, NodeUpdate, OnDelete, RunUpdate};
+use seeknal_state::{ChangeStream, Coordinator, Event, NewRun, NodeId, NodeUpdate, OnDelete, RunUpdate, Version};
 
 use super::peer::Peer;
 use super::support::Store;
@@ -152,15 +152,21 @@ async fn a_subscriber_hears_of_every_run_however_few_may_be_resident(store: Stor
     let builder = Coordinator::builder().max_resident_runs(8).idle_after(Duration::from_millis(20));
     let (here, there) = (builder.open(store.backend()).await.unwrap(), store.open().await);
     let run = |number: usize| format!("run_{number:03}");
+    let mut changes = here.subscribe();
+    let listening = here.stats().follow_rounds;
+    // A round that was under way began before anybody listened.
+    until("the runs were looked through", async || here.stats().follow_rounds > listening + 1).await;
     let mut tx = there.transaction();
     for number in 0..90 {
         tx.create_run(run(number).as_str(), NewRun::running());
     }
     tx.commit().await.unwrap();
-    let mut changes = here.subscribe();
-    let listening = here.stats().follow_rounds;
-    // A round that was under way began before anybody listened.
-    until("the runs were looked through", async || here.stats().follow_rounds > listening + 1).await;
+    let mut created: std::collections::BTreeSet<String> = (0..90).map(run).collect();
+    while !created.is_empty() {
+        let change = event(&mut changes, |_| true).await;
+        assert!(created.remove(change.run.as_str()), "{change:?} is told, and did not happen");
+        assert_eq!((change.before, change.after, change.header), (Version::NONE, Version::NONE.next(), true));
+    }
     let changed: Vec<usize> = (0..90).step_by(3).collect();
     let mut expected = std::collections::BTreeMap::new();
     for number in &changed {
@@ -187,13 +193,20 @@ async fn a_subscriber_hears_of_every_run_however_few_may_be_resident(store: Stor
 /// Who reads a run here before it was heard of that others changed it does not take the change from subscribers; what they were told they are not told again.
 async fn a_subscriber_hears_once_of_what_is_read_here_first(store: Store) {
     let builder = Coordinator::builder().idle_after(Duration::from_millis(20));
-    let (here, there) = (builder.open(store.backend()).await.unwrap(), store.open().await);
+    let (there, witness) = (store.open().await, store.open().await);
     let run = |number: usize| format!("run_{number:03}");
     let mut tx = there.transaction();
     for number in 0..80 {
         tx.create_run(run(number).as_str(), NewRun::running());
     }
+    tx.create_run("mark", NewRun::running());
     tx.commit().await.unwrap();
+    // Who is open while others are told that they were created may be told so as well: here it is opened after that.
+    witness.get_run("mark").await.unwrap();
+    there.set_node_state("mark", "n", NodeUpdate::running().row_count(1)).await.unwrap();
+    until("it was told", async || rows(&witness, "mark", "n") == Some(1)).await;
+    witness.close().await.unwrap();
+    let here = builder.open(store.backend()).await.unwrap();
     let mut changes = here.subscribe();
     let listening = here.stats().follow_rounds;
     // A round that was under way began before anybody listened.
