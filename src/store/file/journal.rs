@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::paths::Identity;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The newest format that this version reads, and the one it writes.
@@ -215,6 +216,8 @@ const SHORTEST: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) path: PathBuf,
+    /// Which file it was.
+    pub(super) identity: Identity,
     pub(super) bytes: Vec<u8>,
     /// `None` if it was never begun: the crash came while the file was made, so that no frame can be in it.
     pub(super) header: Option<Header>,
@@ -223,7 +226,7 @@ pub(super) struct Stored {
 impl Stored {
     /// Reads a journal; `None` if there is none.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, StoreError> {
-        let Some((bytes, _)) = super::paths::read(path)? else { return Ok(None) };
+        let Some((bytes, identity)) = super::paths::read(path)? else { return Ok(None) };
         let header = Header::from_bytes(&bytes);
         match &header {
             None => {
@@ -256,7 +259,7 @@ impl Stored {
             }
             Some(_) => {}
         }
-        Ok(Some(Self { path: path.to_owned(), bytes, header }))
+        Ok(Some(Self { path: path.to_owned(), identity, bytes, header }))
     }
 
     /// Looks at everything that lies in it, damaged or not.

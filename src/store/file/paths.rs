@@ -203,6 +203,11 @@ impl Identity {
         }
     }
 
+    /// Whether it is the same file, which may have been written to since.
+    pub(super) fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+
     pub(super) fn size(&self) -> u64 {
         self.size
     }

@@ -8,7 +8,7 @@ use super::backups;
 use super::lock::{self, Seen};
 use super::paths::{Identity, Paths};
 use super::record::Leases;
-use super::recover::{self, State};
+use super::recover::{self, Files, State};
 use crate::model::{Clock, LeaseRecord, Ledger, NodeId, NodeState, RunHeader, RunState, SystemClock, Version};
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -163,15 +163,24 @@ pub(super) fn read_settled(paths: &Paths) -> Result<(State, Seen), StoreError> {
     loop {
         attempt += 1;
         let seen = lock::look(&paths.lock)?;
-        let found = recover::read(paths, seen.value.seq);
-        // A document takes its place before its journal is put away: as long as it is the same, what was read beside it belongs to it.
-        let (settled, read) = match &found {
-            Ok(state) => (state.strangers.is_empty(), Some(state.document)),
-            Err(error) => (error.kind() != StoreErrorKind::Corrupt, None),
+        let files = Files::read(paths);
+        // A checkpoint that renames between two reads would leave one of its journals unread, with all that was acknowledged since it began.
+        let mut moved = match &files {
+            Ok(files) => !files.are_there(paths)?,
+            Err(_) => false,
         };
-        let moved = match read {
-            Some(document) => Identity::at(&paths.document)? != document,
-            None => false,
+        if moved && attempt < ATTEMPTS {
+            std::thread::sleep(PAUSE);
+            continue;
+        }
+        let found = files.and_then(|files| recover::join(paths, files, seen.value.seq));
+        let settled = match &found {
+            Ok(state) => {
+                // A foreign document was joined with the copy beside it, which its successor replaces.
+                moved |= Identity::at(&paths.document)? != state.document;
+                state.strangers.is_empty()
+            }
+            Err(error) => error.kind() != StoreErrorKind::Corrupt,
         };
         // Without a writer nothing moves: what is apart is apart.
         if (!moved && (settled || !seen.held)) || attempt == ATTEMPTS {
@@ -199,4 +208,58 @@ fn load(paths: &Paths) -> Result<View, StoreError> {
         ));
     }
     Ok(View { ledger: state.ledger, leases: state.leases, notices: state.notices })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::model::{Batch, Entry, Mutation, NewRun, RunId, RunPart};
+    use crate::store::file::FileBackend;
+    use crate::store::{BackendOptions, StateBackend};
+
+    async fn create(backend: &FileBackend, run: &str) {
+        let mutations = vec![Mutation::Create { run: NewRun::running(), at: SystemClock.now() }];
+        let (run, none) = (RunId::new(run).unwrap(), Version::NONE);
+        let part = RunPart { run, base: none, expect: none, guards: Vec::new(), mutations, after: None };
+        backend.commit(Arc::new(Batch::new(vec![Entry { parts: vec![part], ..Entry::default() }]))).await.unwrap();
+    }
+
+    /// The document and the journal of this moment, under these names.
+    fn keep(paths: &Paths, document: &Path, journal: &Path) {
+        std::fs::copy(&paths.document, document).unwrap();
+        std::fs::copy(&paths.journal, journal).unwrap();
+    }
+
+    /// The reader has read the document and the old journal when the checkpoint that put that document in place renames the next one.
+    #[tokio::test]
+    async fn files_that_a_checkpoint_moves_between_two_reads_are_read_again() {
+        let (written, seen) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (from, paths) = (Paths::new(written.path()), Paths::new(seen.path()));
+        let backend = FileBackend::new(&BackendOptions::new().base_path(written.path()));
+        backend.initialize().await.unwrap();
+        create(&backend, "run_1").await;
+        keep(&from, &PathBuf::from("/dev/null"), &paths.journal);
+        backend.checkpoint().await.unwrap();
+        create(&backend, "run_2").await;
+        keep(&from, &paths.document, &paths.next);
+        let runs = |state: &State| state.ledger.runs().map(|run| run.id().to_string()).collect::<Vec<_>>();
+
+        let whole = Files::read(&paths).unwrap();
+        assert!(whole.are_there(&paths).unwrap());
+        let mut apart = Files::read(&paths).unwrap();
+        std::fs::rename(&paths.next, &paths.journal).unwrap();
+        apart.forget_next();
+        assert!(!whole.are_there(&paths).unwrap(), "a journal has another name");
+        assert!(!apart.are_there(&paths).unwrap(), "the next journal was missed");
+        let apart = recover::join(&paths, apart, 0).unwrap();
+        assert_eq!((runs(&apart), apart.strangers.len()), (vec!["run_1".to_owned()], 0), "nothing else tells that it is apart");
+        assert_eq!(runs(&read_settled(&paths).unwrap().0), ["run_2", "run_1"]);
+        // Who writes on moves nothing.
+        let files = Files::read(&paths).unwrap();
+        let mut journal = std::fs::OpenOptions::new().append(true).open(&paths.journal).unwrap();
+        std::io::Write::write_all(&mut journal, &[0; 4096]).unwrap();
+        assert!(files.are_there(&paths).unwrap());
+    }
 }

@@ -127,11 +127,51 @@ pub(super) struct Pending {
     pub(super) follows: String,
 }
 
-/// Reads the state. `highest_seq` is the highest sequence number that may have been used.
+/// The files of a state, read one after another.
+#[derive(Debug)]
+pub(super) struct Files {
+    document: Option<(Vec<u8>, Identity)>,
+    journal: Option<Stored>,
+    next: Option<Stored>,
+}
+
+impl Files {
+    pub(super) fn read(paths: &Paths) -> Result<Self, StoreError> {
+        let document = paths::read(&paths.document)?;
+        let journal = Stored::read(&paths.journal)?;
+        let next = Stored::read(&paths.next)?;
+        Ok(Self { document, journal, next })
+    }
+
+    /// As who looked for the next journal too late has them.
+    #[cfg(test)]
+    pub(super) fn forget_next(&mut self) {
+        self.next = None;
+    }
+
+    /// Whether these are the files that lie there, so that they lay there together when the last one was read. A journal may have been written to since.
+    pub(super) fn are_there(&self, paths: &Paths) -> Result<bool, StoreError> {
+        let is_there = |stored: Option<&Stored>, path| {
+            let there = Identity::at(path)?;
+            Ok::<_, StoreError>(match (stored, there) {
+                (Some(stored), Some(there)) => stored.identity.is_same_file(&there),
+                (stored, there) => stored.is_none() && there.is_none(),
+            })
+        };
+        Ok(self.document.as_ref().map(|(_, identity)| *identity) == Identity::at(&paths.document)?
+            && is_there(self.journal.as_ref(), &paths.journal)?
+            && is_there(self.next.as_ref(), &paths.next)?)
+    }
+}
+
+/// Reads the state; only under the lock do the files stay where they are meanwhile. `highest_seq` is the highest sequence number that may have been used.
 pub(super) fn read(paths: &Paths, highest_seq: u64) -> Result<State, StoreError> {
-    let found = paths::read(&paths.document)?;
-    let journal = Stored::read(&paths.journal)?;
-    let next = Stored::read(&paths.next)?;
+    join(paths, Files::read(paths)?, highest_seq)
+}
+
+/// Makes one state of the files that were read.
+pub(super) fn join(paths: &Paths, files: Files, highest_seq: u64) -> Result<State, StoreError> {
+    let Files { document: found, journal, next } = files;
     let Some((bytes, identity)) = found else { return without_document(paths, highest_seq, [journal, next]) };
     let mut notices = Vec::new();
     let name = paths.document.display();
