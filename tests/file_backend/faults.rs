@@ -289,3 +289,53 @@ async fn what_is_acknowledged_after_the_journal_was_removed_is_in_the_document()
     backend.close().await.unwrap();
     assert_eq!(all(&open(folder.path()).await).await, told);
 }
+
+/// Files may not grow beyond the length that the document has: it finds no room, and the journals need not keep theirs.
+#[tokio::test]
+#[ignore = "it is run by another test, under a limit that it sets"]
+async fn child_whose_document_finds_no_room() {
+    let folder = PathBuf::from(std::env::var_os("STATE_FOLDER").unwrap());
+    let limit = |bytes: &str| {
+        let pid = std::process::id().to_string();
+        let limited = std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={bytes}:unlimited")]).status();
+        assert!(limited.unwrap().success());
+    };
+    let backend = open(&folder).await;
+    create(&backend, "run_1", 0).await;
+    for second in 1..=24 {
+        let update = NodeUpdate::success().metadata("text", "x".repeat(64 * 1024));
+        set(&backend, "run_1", &format!("node_{second}"), update, second).await;
+    }
+    backend.checkpoint().await.unwrap();
+    set(&backend, "run_1", "before", NodeUpdate::success(), 50).await;
+    let length = |end: &str| std::fs::metadata(folder.join(format!("run_state.json{end}"))).unwrap().len();
+    assert!(length(".journal") > 1 << 20, "space is kept ready");
+    limit("1048576");
+    set(&backend, "run_1", "a", NodeUpdate::success(), 51).await;
+    let error = backend.checkpoint().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Full, "{error}");
+    for journal in [".journal", ".journal.next"] {
+        assert!(length(journal) <= 8192, "{journal} keeps {} bytes that the document could have", length(journal));
+    }
+    // What is there is whole, and the writer goes on.
+    set(&backend, "run_1", "b", NodeUpdate::success(), 52).await;
+    let told = all(&backend).await;
+    limit("unlimited");
+    assert_eq!(all_after_a_kill(&folder).await, told);
+    backend.checkpoint().await.unwrap();
+    set(&backend, "run_1", "c", NodeUpdate::success(), 53).await;
+    let told = all(&backend).await;
+    assert_eq!(all_after_a_kill(&folder).await, told);
+    backend.close().await.unwrap();
+    assert_eq!(all(&open(&folder).await).await, told);
+}
+
+#[test]
+fn space_that_is_kept_ready_is_given_back_where_the_document_finds_none() {
+    if !can_limit() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::test("faults::child_whose_document_finds_no_room").env("STATE_FOLDER", folder.path());
+    child.limit("--fsize=unlimited:unlimited".to_owned()).run().passed("no room");
+}

@@ -328,6 +328,8 @@ pub(super) struct Journal {
     frames: u64,
     /// How far a provisional frame reaches that lies at the end; `end` or less if there is none.
     provisional: u64,
+    /// A document finds no room: it takes no more space ahead than it needs.
+    is_frugal: bool,
 }
 
 /// Writes zeros.
@@ -341,6 +343,25 @@ pub(super) fn zero(file: &File, from: u64, to: u64) -> std::io::Result<()> {
         at += length as u64;
     }
     Ok(())
+}
+
+/// Gives back the space behind the last frame of a journal that nobody writes to any more. Says whether there was any.
+pub(super) fn give_back(path: &Path) -> Result<bool, StoreError> {
+    let fail = |error| StoreError::io(path.display(), error);
+    let Some(stored) = Stored::read(path)? else { return Ok(false) };
+    let Some(header) = &stored.header else { return Ok(false) };
+    let mut end = HEADER_LEN;
+    while let Some(frame) = frame_at(&stored.bytes, end, header.epoch) {
+        end = frame.end;
+    }
+    let used = end.next_multiple_of(SHORTEST);
+    // Whatever else is written there is not for here to judge.
+    if used >= stored.bytes.len() || last_written(&stored.bytes, end).is_some() {
+        return Ok(false);
+    }
+    let file = OpenOptions::new().write(true).open(path).map_err(fail)?;
+    file.set_len(used as u64).and_then(|()| file.sync_all()).map_err(fail)?;
+    Ok(true)
 }
 
 /// The first piece of space ahead.
@@ -357,8 +378,16 @@ impl Journal {
     ) -> Result<Self, StoreError> {
         let fail = |error| StoreError::io(path.display(), error);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).map_err(fail)?;
-        let mut journal =
-            Self { path: path.to_owned(), file, header, end: HEADER_LEN as u64, space: 0, frames: 0, provisional: 0 };
+        let mut journal = Self {
+            path: path.to_owned(),
+            file,
+            header,
+            end: HEADER_LEN as u64,
+            space: 0,
+            frames: 0,
+            provisional: 0,
+            is_frugal: false,
+        };
         let head = journal.header.to_bytes(path)?;
         journal.make_space(journal.end)?;
         journal.file.write_all_at(&head, 0).map_err(fail)?;
@@ -377,7 +406,16 @@ impl Journal {
         let fail = |error| StoreError::io(spare.display(), error);
         let file = OpenOptions::new().read(true).write(true).open(spare).map_err(fail)?;
         let space = file.metadata().map_err(fail)?.len();
-        let journal = Self { path: path.to_owned(), file, header, end: HEADER_LEN as u64, space, frames: 0, provisional: 0 };
+        let journal = Self {
+            path: path.to_owned(),
+            file,
+            header,
+            end: HEADER_LEN as u64,
+            space,
+            frames: 0,
+            provisional: 0,
+            is_frugal: false,
+        };
         journal.file.write_all_at(&journal.header.to_bytes(path)?, 0).map_err(fail)?;
         journal.file.sync_all().map_err(fail)?;
         super::paths::rename(spare, path)?;
@@ -395,7 +433,8 @@ impl Journal {
         let fail = |error| StoreError::io(path.display(), error);
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
         let space = file.metadata().map_err(fail)?.len();
-        let journal = Self { path: path.to_owned(), file, header, end: end as u64, space, frames, provisional: 0 };
+        let journal =
+            Self { path: path.to_owned(), file, header, end: end as u64, space, frames, provisional: 0, is_frugal: false };
         // What lies behind the end is a torn frame, kept aside by now, or a provisional one. Zeroed, so that it never looks like more.
         if let Some(last) = last_written(&stored.bytes, end) {
             journal.zero(journal.end, last as u64 + 1).map_err(fail)?;
@@ -428,9 +467,23 @@ impl Journal {
         self.end.saturating_sub(HEADER_LEN as u64)
     }
 
-    /// It was renamed.
+    /// It was renamed: the document that it continues is in place.
     pub(super) fn renamed(&mut self, path: &Path) {
         path.clone_into(&mut self.path);
+        self.is_frugal = false;
+    }
+
+    /// Gives back the space ahead, because a document finds none, and takes no more than it needs until that has found some. Says whether there was any.
+    /// After an error the journal must not be written again.
+    pub(super) fn give_back(&mut self) -> Result<bool, StoreError> {
+        self.is_frugal = true;
+        let used = self.end.max(self.provisional).next_multiple_of(SHORTEST as u64);
+        if used >= self.space || self.file.set_len(used).is_err() {
+            return Ok(false);
+        }
+        self.space = used;
+        self.file.sync_all().map_err(|error| StoreError::io(self.path.display(), error))?;
+        Ok(true)
     }
 
     /// Whether the next data frame will overwrite a provisional one.
@@ -451,7 +504,7 @@ impl Journal {
         let step = self.space.clamp(FIRST_STEP, LARGEST_STEP);
         let generous = needed.saturating_add(step).next_multiple_of(FIRST_STEP);
         let least = needed.next_multiple_of(SHORTEST as u64);
-        let mut grown = self.grow(generous);
+        let mut grown = self.grow(if self.is_frugal { least } else { generous });
         if grown.as_ref().is_err_and(|error| {
             matches!(
                 error.kind(),

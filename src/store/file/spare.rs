@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use super::journal::zero;
-use super::paths::PIECE;
+use super::paths::{PIECE, folder_of};
 
 /// A journal that did not become this long makes its successor no space.
 const FROM: u64 = 4 << 20;
@@ -44,6 +44,12 @@ impl Drop for Spare {
     }
 }
 
+/// Whether the disk has twice as much space as this: the rest of it belongs to journal and document.
+fn has_room(path: &Path, bytes: u64) -> bool {
+    let free = rustix::fs::statvfs(folder_of(path)).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+    free / 2 > bytes
+}
+
 /// Spare space in the making, on a thread of its own.
 #[derive(Debug)]
 pub(super) struct SpareJob {
@@ -51,9 +57,10 @@ pub(super) struct SpareJob {
 }
 
 impl SpareJob {
-    /// Begins to make space as long as the last journal became, if that is worth it. Where there is no room for it nothing is lost but time.
-    pub(super) fn spawn(path: PathBuf, length: u64) -> Option<Self> {
-        if length < FROM {
+    /// Begins to make space as long as the last journal became, if that is worth it, and if the disk has far more than that and the next document
+    /// of so many bytes. Where there is no room for it nothing is lost but time.
+    pub(super) fn spawn(path: PathBuf, length: u64, document: u64) -> Option<Self> {
+        if length < FROM || !has_room(&path, length.min(LARGEST).saturating_add(document)) {
             return None;
         }
         let thread = std::thread::Builder::new().name("seeknal-spare".to_owned()).spawn(move || Spare::make(path, length));
@@ -77,5 +84,22 @@ impl Drop for SpareJob {
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_space_is_kept_ready_where_the_document_may_need_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spare");
+        assert!(SpareJob::spawn(path.clone(), FROM - 1, 0).is_none());
+        assert!(SpareJob::spawn(path.clone(), FROM, 1 << 60).is_none());
+        let spare = SpareJob::spawn(path.clone(), FROM, 1).and_then(SpareJob::take).unwrap();
+        assert_eq!(std::fs::metadata(spare.path()).unwrap().len(), FROM);
+        drop(spare);
+        assert!(!path.exists());
     }
 }

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
 use super::backups;
-use super::checkpoint::{self, Expected, Job};
+use super::checkpoint::{self, Expected, Failed, Job};
 use super::document::Shape;
 use super::document_write::Generation;
 use super::journal::{Header, Journal, Kind, begin_frame, finish_frame};
@@ -414,7 +414,18 @@ impl Writer {
                 self.lease_changes = self.lease_changes.wrapping_sub(1);
             }
         }
-        journal.reserve(self.buffer.len())?;
+        let length = self.buffer.len();
+        journal.reserve(length).or_else(|error| match self.spare.take() {
+            // What is kept ready for the next one is needed here.
+            Some(spare) if error.kind() == StoreErrorKind::Full => {
+                drop(spare);
+                journal.reserve(length)
+            }
+            spare => {
+                self.spare = spare;
+                Err(error)
+            }
+        })?;
         journal.append(&mut self.buffer, data).or_else(|error| {
             self.broken = true;
             self.write_instead(work, Some(error))
@@ -464,7 +475,12 @@ impl Writer {
         let names = Generation { own: &generation, follows: follows.as_deref() };
         let begun = Instant::now();
         let expected = self.expected();
-        match checkpoint::put_document(&self.paths, ledger, names, &self.shape, &expected) {
+        let mut put = checkpoint::put_document(&self.paths, ledger, names, &self.shape, &expected);
+        let has_no_room = |failed: &Failed| failed.error.kind() == StoreErrorKind::Full && failed.placed.is_none();
+        if put.as_ref().is_err_and(has_no_room) && self.give_back_space() {
+            put = checkpoint::put_document(&self.paths, ledger, names, &self.shape, &expected);
+        }
+        match put {
             Ok(identity) => {
                 self.document = Known { identity: Some(identity), generation: Some(generation), seq: ledger.seq().0 };
                 self.journal = None;

@@ -6,12 +6,12 @@ use super::{
     CHECKPOINT_FACTOR, CHECKPOINT_FLOOR, FIRST_RETRY, IDLE, IDLE_SHARE, Known, LONGEST_RETRY, LOOK, Reply, Writer, answer,
     new_generation,
 };
-use crate::store::StoreError;
 use crate::store::file::checkpoint::{self, Job, Task};
-use crate::store::file::journal::{Header, Journal};
+use crate::store::file::journal::{self, Header, Journal};
 use crate::store::file::paths;
 use crate::store::file::recover::Pending;
 use crate::store::file::spare::SpareJob;
+use crate::store::{StoreError, StoreErrorKind};
 
 impl Writer {
     /// Whether something was written that the document does not have.
@@ -51,7 +51,10 @@ impl Writer {
             return Ok(());
         }
         if self.pending.is_none() {
-            self.rotate()?;
+            self.rotate().or_else(|error| {
+                let again = error.kind() == StoreErrorKind::Full && self.give_back_space();
+                if again { self.rotate() } else { Err(error) }
+            })?;
         }
         let Some(pending) = &self.pending else { return Ok(()) };
         let task = Task {
@@ -120,15 +123,43 @@ impl Writer {
                 self.retry = None;
                 self.last_checkpoint = Some((Instant::now(), done.took));
                 self.answer_waiting();
-                self.spare = SpareJob::spawn(self.paths.temporary(), self.last_space);
+                let document = self.document.identity.map_or(0, |identity| identity.size());
+                self.spare = SpareJob::spawn(self.paths.temporary(), self.last_space, document);
             }
             Err(failed) => {
                 self.document_failed(&failed.error, failed.placed);
                 let wait = self.retry.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LONGEST_RETRY));
                 self.retry = Some((Instant::now() + wait, wait));
+                if failed.error.kind() == StoreErrorKind::Full && self.give_back_space() {
+                    // Here and now: commits would take what it gave back before the document had it.
+                    let ledger = self.ledger.clone();
+                    if self.write_document_now(&ledger).is_ok() {
+                        return self.answer_waiting();
+                    }
+                }
                 self.fail_waiting(&failed.error);
             }
         }
+    }
+
+    /// Gives the disk back what is kept ready and holds nothing, because the document finds no room. Says whether there was any.
+    pub(super) fn give_back_space(&mut self) -> bool {
+        let mut gave = self.spare.take().is_some();
+        // Of a journal that failed nobody knows what is in it, and without the lock the files may be somebody else's.
+        if self.broken || self.check_lock().is_err() {
+            return gave;
+        }
+        if let Some(journal) = &mut self.journal {
+            match journal.give_back() {
+                Ok(given) => gave |= given,
+                Err(_) => self.broken = true,
+            }
+        }
+        if self.pending.is_some() {
+            // The one before it is done with, but for reading it.
+            gave |= journal::give_back(&self.paths.journal).unwrap_or(false);
+        }
+        gave
     }
 
     /// Answers those whose writes the document holds now.
