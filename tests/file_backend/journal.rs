@@ -267,3 +267,46 @@ async fn records_behind_a_note_of_leases_are_damage() {
     assert!(done.iter().any(|line| line.contains("after 0 good record(s)")), "{done:?}");
     assert_eq!(all(&open(damaged.path()).await).await, all(&backend).await, "what the document has is there");
 }
+
+/// Space is there before a frame is written: no crash leaves one that reaches beyond the end of the file.
+#[tokio::test]
+async fn a_journal_that_was_cut_in_an_acknowledged_record_is_damage_and_no_torn_tail() {
+    let (folder, states) = killed_after(4).await;
+    let bytes = std::fs::read(journal(folder.path())).unwrap();
+    let end = used(&bytes);
+    let last = bytes.windows(4).rposition(|window| window == b"SKF1").unwrap();
+    for cut in [last + 1, last + 9, last + 32, last + 100, end - 1] {
+        let copy = tempfile::tempdir().unwrap();
+        copy_folder(folder.path(), copy.path());
+        std::fs::write(journal(copy.path()), &bytes[..cut]).unwrap();
+        let error = FileBackend::new(&options(copy.path())).initialize().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt, "cut at {cut}: {error}");
+        assert!(error.to_string().contains(&format!("byte {last}")) && error.to_string().contains("--repair"), "{error}");
+        assert_eq!(std::fs::read(journal(copy.path())).unwrap(), bytes[..cut], "cut at {cut}: it is left as it is");
+        assert!(!reader_unopened(copy.path()).verify().await.unwrap().is_sound(), "cut at {cut}");
+        let done = repair(copy.path(), at(0), false).unwrap();
+        assert!(done.len() == 1 && done[0].contains(&format!("cut at byte {last}")), "{done:?}");
+        let (backend, notices) = open_told(copy.path()).await;
+        assert_eq!((all(&backend).await, notices.len()), (states[states.len() - 2].clone(), 0), "cut at {cut}: {notices:?}");
+        set(&backend, "run_1", "after", NodeUpdate::success(), 99).await;
+        assert_eq!(all_after_a_kill(copy.path()).await, all(&backend).await);
+    }
+}
+
+/// A note of leases is provisional: with it nothing is lost.
+#[tokio::test]
+async fn a_journal_that_was_cut_in_a_note_of_leases_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    let LeaseStore::Book(book) = backend.lease_store() else { panic!("leases live in a book") };
+    let owner = LeaseOwner { process: backend.process().unwrap(), name: "task".into() };
+    book.put(LeaseRecord::new(LeaseKey::run(run_id("run_1")), FencingToken(3), owner, None, at(0), 30_000), None);
+    let bytes = || std::fs::read(journal(folder.path())).unwrap_or_default();
+    wait_for(async || String::from_utf8_lossy(&bytes()).contains("\"task\"")).await;
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    let noted = std::fs::read(journal(killed.path())).unwrap();
+    std::fs::write(journal(killed.path()), &noted[..used(&noted) - 3]).unwrap();
+    assert_eq!(all(&open(killed.path()).await).await, all(&backend).await);
+}

@@ -192,6 +192,20 @@ pub(super) fn frame_at(bytes: &[u8], offset: usize, epoch: u64) -> Option<Frame<
     Some(Frame { kind: Kind::of(kind)?, previous, payload, end })
 }
 
+/// Whether a frame begins at an offset that goes on behind the end of the file. Space is there, synced, before anything is written into it, and lengths are
+/// written whole: no crash leaves this, only somebody who cut the file. Of a note of leases nothing was ever promised.
+pub(super) fn is_cut_off(bytes: &[u8], offset: usize) -> bool {
+    let Some(rest) = bytes.get(offset..).filter(|rest| rest.iter().any(|byte| *byte != 0)) else { return false };
+    let field = |at: usize| rest.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+    let is_frame = rest.starts_with(&MAGIC) || MAGIC.starts_with(rest);
+    let is_data = field(4).is_none_or(|kind| Kind::of(kind) == Some(Kind::Data));
+    // What no frame may be as long as is no length that was written.
+    let length = field(8)
+        .and_then(|length| usize::try_from(length).ok())
+        .map_or(Some(0), |length| (length <= MAX_PAYLOAD).then_some(length));
+    is_frame && is_data && length.is_some_and(|length| rest.len() < FRAME_HEAD + length)
+}
+
 /// Whether a valid data frame of this epoch lies behind an offset.
 pub(super) fn frame_behind(bytes: &[u8], offset: usize, epoch: u64) -> Option<usize> {
     let mut at = offset + ALIGN;

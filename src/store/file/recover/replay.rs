@@ -2,7 +2,7 @@
 
 use super::Active;
 use crate::model::Ledger;
-use crate::store::file::journal::{HEADER_LEN, Header, Kind, Stored, frame_at, frame_behind, last_written, lines};
+use crate::store::file::journal::{HEADER_LEN, Header, Kind, Stored, frame_at, frame_behind, is_cut_off, last_written, lines};
 use crate::store::file::record::{Leases, Record};
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -47,6 +47,9 @@ pub(super) fn replay(ledger: &mut Ledger, stored: &Stored, header: &Header, docu
         let Some(frame) = frame_at(&stored.bytes, offset, header.epoch) else {
             if let Some(behind) = frame_behind(&stored.bytes, offset, header.epoch) {
                 return Err(damage(&format!("the frame there is broken, and a whole one follows at byte {behind}")));
+            }
+            if is_cut_off(&stored.bytes, offset) {
+                return Err(damage("the frame there goes on behind the end of the file, so that somebody cut it"));
             }
             replayed.torn = last_written(&stored.bytes, offset).map(|last| (offset, last + 1));
             return Ok(replayed);
