@@ -241,3 +241,40 @@ async fn no_version_is_used_twice_beside_a_journal_that_is_set_aside() {
     let next = set(&backend, "run_1", "next", NodeUpdate::success(), 2).await;
     assert!(next.runs[0].before > lost.runs[0].after, "{next:?}");
 }
+
+/// The lock's file was lost too; what lies beside the document still tells how far numbers went.
+#[tokio::test]
+async fn no_version_is_used_twice_after_a_backup_was_put_back_and_the_lock_was_lost() {
+    for beside in ["the copy of a newer document", "the journal of a newer document"] {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = open(folder.path()).await;
+        create(&backend, "run_1", 0).await;
+        backend.close().await.unwrap();
+        let backup = std::fs::read(document(folder.path())).unwrap();
+        let backend = open(folder.path()).await;
+        set(&backend, "run_1", "n", NodeUpdate::running(), 1).await;
+        backend.checkpoint().await.unwrap();
+        let mut lost = Version::NONE;
+        for second in 2..6 {
+            lost = set(&backend, "run_1", "n", NodeUpdate::success(), second).await.runs[0].after;
+        }
+        let killed = tempfile::tempdir().unwrap();
+        let journal_alone = beside.contains("journal");
+        if journal_alone {
+            copy_folder(folder.path(), killed.path());
+            std::fs::remove_file(previous(killed.path())).unwrap();
+        }
+        backend.close().await.unwrap();
+        if !journal_alone {
+            copy_folder(folder.path(), killed.path());
+        }
+        std::fs::write(document(killed.path()), &backup).unwrap();
+        std::fs::remove_file(killed.path().join("run_state.json.lock")).unwrap();
+        let (backend, notices) = open_told(killed.path()).await;
+        let told = if journal_alone { "did not belong to" } else { "a backup that was put back" };
+        assert!(notices.iter().any(|notice| notice.contains(told)), "{beside}: {notices:?}");
+        let next = set(&backend, "run_1", "next", NodeUpdate::success(), 9).await;
+        assert!(next.runs[0].after > lost, "{beside}: {:?} was used up to {lost}", next.runs[0]);
+        backend.close().await.unwrap();
+    }
+}

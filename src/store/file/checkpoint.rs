@@ -146,7 +146,9 @@ pub(super) fn refresh_copy(paths: &Paths, state: &mut State) -> Result<Option<St
             return Ok(None);
         }
         let copy = document::read(&paths.previous, &copy, 0).ok().filter(|copy| copy.generation.is_some());
-        state.is_newest = copy.is_some_and(|copy| copy.ledger.seq().0 <= state.document_seq);
+        let seq = copy.map(|copy| copy.ledger.seq().0);
+        state.is_newest = seq.is_some_and(|seq| seq <= state.document_seq);
+        state.beside_seq = state.beside_seq.max(seq.filter(|_| !state.is_newest));
         if !state.is_newest && state.generation.is_some() {
             state.keeps_previous = true;
             return Ok(None);

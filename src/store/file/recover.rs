@@ -61,8 +61,9 @@ pub(super) struct State {
     pub(super) is_newest: bool,
     /// The last sequence number that the document tells, if it is ours.
     pub(super) told_seq: Option<u64>,
-    /// The same of the copy of the last document of ours, where it had to be asked because the document is not ours, or is missing.
-    pub(super) copy_seq: Option<u64>,
+    /// The last sequence number that anything beside the document tells, where that is newer or the document is not ours: the copy of the last document of
+    /// ours, a journal that is set aside.
+    pub(super) beside_seq: Option<u64>,
 }
 
 impl State {
@@ -177,7 +178,7 @@ pub(super) fn join(paths: &Paths, files: Files, highest_seq: u64) -> Result<Stat
     let name = paths.document.display();
     let document = read_document(paths, &bytes, highest_seq)?;
     let told_seq = document.is_ours.then(|| document.ledger.seq().0);
-    let (mut keeps_previous, mut copy_seq) = (false, None);
+    let (mut keeps_previous, mut beside_seq) = (false, None);
     let document = if document.is_ours {
         if document.generation.is_none() {
             notices.push(format!("{name} was edited since it was written; it is taken as it is now"));
@@ -185,7 +186,7 @@ pub(super) fn join(paths: &Paths, files: Files, highest_seq: u64) -> Result<Stat
         document
     } else {
         let joined = join::with_previous(paths, &bytes, document, highest_seq, &mut notices)?;
-        (keeps_previous, copy_seq) = (joined.keeps_previous, joined.copy_seq);
+        (keeps_previous, beside_seq) = (joined.keeps_previous, joined.copy_seq);
         joined.document
     };
     notices.extend(document.notices);
@@ -208,7 +209,7 @@ pub(super) fn join(paths: &Paths, files: Files, highest_seq: u64) -> Result<Stat
         keeps_previous,
         is_newest: false,
         told_seq,
-        copy_seq,
+        beside_seq,
     };
     join_journals(&mut state, journal, next)?;
     state.ledger.raise_seq(CommitSeq(highest_seq));
@@ -314,7 +315,7 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
         keeps_previous: false,
         is_newest: false,
         told_seq: None,
-        copy_seq,
+        beside_seq: copy_seq,
     })
 }
 
@@ -414,6 +415,8 @@ fn put_away(state: &mut State, journal: Stored, spent: bool) {
     if content.is_empty() || (spent && has_all()) {
         state.spent.push(journal.path);
     } else {
+        let last = journal.last_lines(&content).last().and_then(|line| serde_json::from_slice::<Record>(line).ok());
+        state.beside_seq = state.beside_seq.max(last.map(|record| record.seq.0));
         state.strangers.push((journal.path, content.records));
     }
 }

@@ -160,9 +160,10 @@ impl Writer {
         let mut lock = Lock::acquire(&paths, process)?;
         let swept = paths.sweep()?;
         let mut state = recover::read(&paths, lock.seq()).map_err(|error| backups::named(error, &paths.document))?;
-        state.notices.extend(lock.make_up_for(state.told_seq.max(state.copy_seq), &paths, SystemClock.now())?);
         let tail = state.active.as_ref().map_or(state.document_seq, |active| active.tail);
+        // A copy that is newer than the document tells of numbers too, and stays as it is.
         let no_copy = checkpoint::refresh_copy(&paths, &mut state)?;
+        state.notices.extend(lock.make_up_for(state.told_seq.max(state.beside_seq), &paths, SystemClock.now())?);
         state.notices.extend(no_copy);
         state.skip_lost_versions(lock.seq(), lock.left());
         let journal = recover::heal(&mut state, &paths, SystemClock.now())?;
