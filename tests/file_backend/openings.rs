@@ -215,3 +215,20 @@ async fn a_reader_beside_a_writer_that_checkpoints_never_sees_less_than_was_ackn
     done.store(true, std::sync::atomic::Ordering::SeqCst);
     assert!(reading.await.unwrap() > 0);
 }
+
+/// The journal that they were noted in is gone: the next one has them too.
+#[tokio::test]
+async fn leases_stay_listed_where_the_journal_was_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    let LeaseStore::Book(book) = backend.lease_store() else { panic!("leases live in a book") };
+    let owner = LeaseOwner { process: backend.process().unwrap(), name: "task".into() };
+    let record = LeaseRecord::new(LeaseKey::run(run_id("run_1")), FencingToken(3), owner, None, at(0), 30_000);
+    book.put(record.clone(), None);
+    let seen = reader(folder.path()).await;
+    wait_for(async || seen.list_leases().await.unwrap() == vec![record.clone()]).await;
+    std::fs::remove_file(journal(folder.path())).unwrap();
+    set(&backend, "run_1", "n", NodeUpdate::success(), 1).await;
+    wait_for(async || seen.list_leases().await.unwrap() == vec![record.clone()]).await;
+}

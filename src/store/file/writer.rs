@@ -399,11 +399,11 @@ impl Writer {
         }
         self.ensure_journal()?;
         let tail = self.tail;
-        let leases = self.lease_news();
-        let Some(journal) = &mut self.journal else { return Err(StoreError::closed()) };
-        let epoch = journal.header().epoch;
+        let Some(epoch) = self.journal.as_ref().map(|journal| journal.header().epoch) else { return Err(StoreError::closed()) };
         finish_frame(&mut self.buffer, start, epoch, Kind::Data, tail, first)?;
         let data = self.buffer.len() - start;
+        let leases = self.lease_news();
+        let Some(journal) = &mut self.journal else { return Err(StoreError::closed()) };
         if let Some(leases) = leases {
             encode_leases(&mut self.lease_note, &leases)?;
             append_note(&mut self.buffer, &self.lease_note, epoch, work.seq().0)?;
@@ -416,7 +416,7 @@ impl Writer {
             }
         }
         let length = self.buffer.len();
-        journal.reserve(length).or_else(|error| match self.spare.take() {
+        let room = journal.reserve(length).or_else(|error| match self.spare.take() {
             // What is kept ready for the next one is needed here.
             Some(spare) if error.kind() == StoreErrorKind::Full => {
                 drop(spare);
@@ -426,7 +426,11 @@ impl Writer {
                 self.spare = spare;
                 Err(error)
             }
-        })?;
+        });
+        if let Err(error) = room {
+            self.note_again();
+            return Err(error);
+        }
         journal.append(&mut self.buffer, data).or_else(|error| {
             self.broken = true;
             self.write_instead(work, Some(error))
@@ -487,6 +491,10 @@ impl Writer {
                 self.journal = None;
                 self.tail = ledger.seq().0;
                 self.broken = false;
+                if !self.lease_note.is_empty() {
+                    // They were noted in the journal that is gone.
+                    self.note_again();
+                }
                 self.keeps_previous = false;
                 self.pending = None;
                 self.retry = None;
@@ -536,6 +544,11 @@ impl Writer {
         Some(Leases { leases, kept })
     }
 
+    /// What was noted of leases is nowhere, or not where it is looked for: it is due again.
+    fn note_again(&mut self) {
+        self.lease_changes = self.shared.leases.changes().wrapping_sub(1);
+    }
+
     /// Notes the leases for others to list, without a sync: they die with this process.
     fn note_leases(&mut self) {
         let now = Instant::now();
@@ -556,7 +569,7 @@ impl Writer {
         });
         if noted.is_err() {
             // Listing is a service, no promise: it is tried again when the pause is over.
-            self.lease_changes = self.lease_changes.wrapping_sub(1);
+            self.note_again();
             if self.journal.is_none() {
                 let wait = self.retry.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LONGEST_RETRY));
                 self.retry = Some((now + wait, wait));

@@ -97,7 +97,7 @@ impl Writer {
         self.tail = self.ledger.seq().0;
         if !self.lease_note.is_empty() {
             // They are noted in the new one too.
-            self.lease_changes = self.lease_changes.wrapping_sub(1);
+            self.note_again();
         }
         self.pending = Some(Pending { ledger: self.ledger.clone(), generation, follows });
         Ok(())
