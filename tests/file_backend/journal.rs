@@ -310,3 +310,20 @@ async fn a_journal_that_was_cut_in_a_note_of_leases_is_whole() {
     std::fs::write(journal(killed.path()), &noted[..used(&noted) - 3]).unwrap();
     assert_eq!(all(&open(killed.path()).await).await, all(&backend).await);
 }
+
+#[tokio::test]
+async fn a_journal_with_a_frame_that_does_not_go_on_where_the_one_before_it_ended_is_cut_there() {
+    let (folder, states) = killed_after(5).await;
+    let bytes = std::fs::read(journal(folder.path())).unwrap();
+    let frames: Vec<usize> = bytes.windows(4).enumerate().filter(|(_, w)| *w == b"SKF1").map(|(at, _)| at).collect();
+    // The third is taken out: every frame is valid by itself.
+    let without = [&bytes[..frames[2]], &bytes[frames[3]..]].concat();
+    std::fs::write(journal(folder.path()), &without).unwrap();
+    let error = FileBackend::new(&options(folder.path())).initialize().await.unwrap_err();
+    assert!(error.to_string().contains(&format!("damaged at byte {}", frames[2])), "{error}");
+    let done = repair(folder.path(), at(0), false).unwrap();
+    assert!(done.len() == 1 && done[0].contains(&format!("cut at byte {}, after 2 good record(s)", frames[2])), "{done:?}");
+    let kept = names(folder.path()).into_iter().find(|name| name.contains(".journal.damaged-")).unwrap();
+    assert_eq!(std::fs::read(folder.path().join(kept)).unwrap(), without);
+    assert_eq!(all(&open(folder.path()).await).await, states[1]);
+}

@@ -9,6 +9,7 @@ use super::journal::{HEADER_LEN, Kind, Stored, frame_at, last_written, lines};
 use super::lock::Lock;
 use super::paths::{self, Paths};
 use super::reader::read_settled;
+use super::record::Record;
 use super::recover;
 use crate::store::access::Access;
 use crate::store::{StoreError, StoreErrorKind, VerifyReport};
@@ -92,7 +93,7 @@ fn check_versions(ledger: &crate::model::Ledger, report: &mut VerifyReport) {
 }
 
 /// Puts a damaged state right, and says what was done, line by line. A copy of every file that is changed is kept beside it as
-/// `<file>.damaged-<UTC>`. A journal is cut at its first bad frame; a journal that cannot be joined at all is set aside. A lock file that
+/// `<file>.damaged-<UTC>`. A journal is cut at its first frame that is bad or does not fit; a journal that cannot be joined at all is set aside. A lock file that
 /// cannot be read is written anew, with tokens far behind those that were given out. A document that
 /// cannot be read is replaced by the previous one only if `use_previous` says so: it is older, and a journal that continued the damaged
 /// one is set aside with what it holds. A sound state is left as it is.
@@ -205,7 +206,7 @@ fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mu
     Ok(())
 }
 
-/// Cuts a journal at its first bad frame, or sets it aside if not even its header can be read.
+/// Cuts a journal at its first frame that is bad or does not go on where the one before it ended, or sets it aside if not even its header can be read.
 fn mend_journal(paths: &Paths, journal: &Path, now: DateTime<Utc>, done: &mut Vec<String>) -> Result<(), StoreError> {
     let stored = match Stored::read(journal) {
         Ok(None) => return Ok(()),
@@ -220,19 +221,18 @@ fn mend_journal(paths: &Paths, journal: &Path, now: DateTime<Utc>, done: &mut Ve
         Err(error) => return Err(error),
     };
     let Some(header) = &stored.header else { return Ok(()) };
-    let (mut end, mut records) = (HEADER_LEN, 0);
+    let (mut end, mut records, mut tail) = (HEADER_LEN, 0, header.last_seq);
     while let Some(frame) = frame_at(&stored.bytes, end, header.epoch) {
-        let readable = frame.kind == Kind::Leases
-            || lines(frame.payload).all(|line| serde_json::from_slice::<super::record::Record>(line).is_ok());
-        if !readable {
-            break;
-        }
-        end = frame.end;
         if frame.kind == Kind::Leases {
             // It is the last one, always.
+            end = frame.end;
             break;
         }
-        records += lines(frame.payload).count();
+        let read: Result<Vec<Record>, _> = lines(frame.payload).map(serde_json::from_slice).collect();
+        let Some(found) = read.ok().filter(|_| frame.previous == tail) else { break };
+        end = frame.end;
+        records += found.len();
+        tail = found.last().map_or(tail, |record| record.seq.0);
     }
     let Some(last) = last_written(&stored.bytes, end) else { return Ok(()) };
     let aside = Paths::aside(journal, "damaged", now);
