@@ -42,7 +42,7 @@ pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, Project
         verified => verified?,
     };
     for notice in opened.notices {
-        if !report.checked.contains(&notice) {
+        if !report.checked.contains(&notice) && !report.problems.contains(&notice) {
             report.checked.push(notice);
         }
     }

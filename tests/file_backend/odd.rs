@@ -342,3 +342,66 @@ async fn tokens_rise_also_where_the_lock_file_was_emptied_or_removed() {
         backend.close().await.unwrap();
     }
 }
+
+/// The document is gone: whoever goes on with another state is told, and `verify` calls it a problem.
+#[tokio::test]
+async fn a_document_that_was_lost_is_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.close().await.unwrap();
+    std::fs::remove_file(document(folder.path())).unwrap();
+    let runner = |folder: &Path| {
+        std::fs::create_dir_all(folder.join("state")).unwrap();
+        std::fs::write(folder.join("state/execution_state.json"), r#"{"n": {"status": "success"}}"#).unwrap();
+    };
+    for (with_previous, with_runner) in [(true, true), (true, false), (false, true), (false, false)] {
+        let place = format!("previous {with_previous}, the runner's {with_runner}");
+        let copy = tempfile::tempdir().unwrap();
+        copy_folder(folder.path(), copy.path());
+        if !with_previous {
+            std::fs::remove_file(copy.path().join("run_state.json.prev")).unwrap();
+        }
+        if with_runner {
+            runner(copy.path());
+        }
+        let told = if with_previous { "run_state.json.prev" } else { "run_state.json.lock tells of" };
+        let tells = |lines: &[String]| lines.iter().any(|line| line.contains("run_state.json is missing") && line.contains(told));
+        let report = reader_unopened(copy.path()).verify().await.unwrap();
+        assert!(tells(&report.problems) && !tells(&report.checked), "{place}: {report:?}");
+        let seen = reader_unopened(copy.path()).initialize().await.unwrap();
+        assert!(tells(&seen.notices), "{place}: {:?}", seen.notices);
+        if with_previous {
+            let brought = tempfile::tempdir().unwrap();
+            copy_folder(copy.path(), brought.path());
+            if with_runner {
+                runner(brought.path());
+            }
+            repair(brought.path(), at(0), true).unwrap();
+            assert_eq!(all(&open(brought.path()).await).await[0].id().as_str(), "run_1", "{place}");
+        }
+        let (backend, notices) = open_told(copy.path()).await;
+        assert!(tells(&notices), "{place}: {notices:?}");
+        create(&backend, "run_2", 0).await;
+        backend.close().await.unwrap();
+        assert!(reader_unopened(copy.path()).verify().await.unwrap().is_sound(), "{place}: told once, and gone on");
+        assert!(!tells(&open_told(copy.path()).await.1), "{place}");
+    }
+    // Where there was no document yet, none is missed, however often it was opened.
+    for with_runner in [true, false] {
+        let fresh = tempfile::tempdir().unwrap();
+        if with_runner {
+            runner(fresh.path());
+        }
+        for time in ["first", "second"] {
+            let (backend, notices) = open_told(fresh.path()).await;
+            assert!(!notices.iter().any(|notice| notice.contains("is missing")), "{time}: {notices:?}");
+            let refused = entry(vec![part("nowhere", Version(1), vec![Mutation::Delete { keep_coverage: true }])]);
+            let answer = backend.commit(Arc::new(Batch::new(vec![refused]))).await.unwrap();
+            assert!(matches!(answer.outcomes[0], Outcome::Refused(_)));
+            backend.close().await.unwrap();
+            let report = reader_unopened(fresh.path()).verify().await.unwrap();
+            assert!(report.is_sound(), "{time}: {report:?}");
+        }
+    }
+}

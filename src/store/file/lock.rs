@@ -32,6 +32,8 @@ pub(super) struct Lock {
     value: HighWater,
     /// Who had it last and did not give it back.
     left: Option<ProcessInfo>,
+    /// The highest sequence number that may have been used before this opening.
+    found_seq: u64,
 }
 
 /// Which file was locked: its device and its number.
@@ -77,8 +79,8 @@ impl Lock {
             (value.token, value.seq) = (value.token.max(known.token), value.seq.max(known.seq));
             behind_link = Some(other);
         }
-        let left = value.holder.clone();
-        Ok(Self { file, place, behind_link, value, left })
+        let (left, found_seq) = (value.holder.clone(), value.seq);
+        Ok(Self { file, place, behind_link, value, left, found_seq })
     }
 
     /// Puts a lock's file right that cannot be read, and says so. Nobody may have the state open for writing.
@@ -118,6 +120,11 @@ impl Lock {
         self.value.seq
     }
 
+    /// The highest sequence number that may have been used before this opening.
+    pub(super) fn found_seq(&self) -> u64 {
+        self.found_seq
+    }
+
     /// A file that knows less than the document, or the copy of the last one of ours, was emptied, or the document came here without it: nobody knows how far tokens were given out. They go
     /// on far behind. Answers with what an operator should know.
     pub(super) fn make_up_for(
@@ -129,6 +136,7 @@ impl Lock {
         let Some(seq) = told_seq.filter(|seq| *seq > self.value.seq) else { return Ok(None) };
         let token = far_behind(self.value.token, now);
         self.put(HighWater { token, seq, ..self.value.clone() })?;
+        self.found_seq = seq;
         Ok(Some(format!(
             "{} did not know how far numbers were given out (it was emptied or removed, or the document was brought from elsewhere): tokens go on behind {token}",
             paths.lock.display()

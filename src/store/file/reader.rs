@@ -199,6 +199,7 @@ fn load(paths: &Paths) -> Result<View, StoreError> {
             paths.document.display()
         ));
     }
+    state.notices.extend(state.lost.take().filter(|_| !seen.held));
     let lost = state.lost_journal(seen.value.holder.as_ref().filter(|_| !seen.held), seen.value.seq);
     state.notices.extend(lost);
     if let (Some((from, to)), false) = (state.active.as_ref().and_then(|active| active.torn), seen.held) {

@@ -64,6 +64,8 @@ pub(super) struct State {
     /// The last sequence number that anything beside the document tells, where that is newer or the document is not ours: the copy of the last document of
     /// ours, a journal that is set aside.
     pub(super) beside_seq: Option<u64>,
+    /// That there was a document, where there is none. Of meaning while nobody writes: a first writer has the lock before it has a document.
+    pub(super) lost: Option<String>,
 }
 
 impl State {
@@ -210,6 +212,7 @@ pub(super) fn join(paths: &Paths, files: Files, highest_seq: u64) -> Result<Stat
         is_newest: false,
         told_seq,
         beside_seq,
+        lost: None,
     };
     join_journals(&mut state, journal, next)?;
     state.ledger.raise_seq(CommitSeq(highest_seq));
@@ -276,13 +279,7 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
         }
         None => None,
     };
-    if document.is_none() && paths.previous.exists() {
-        notices.push(format!(
-            "{} is missing: an empty state is opened; the last one is {}, and is kept under another name when something is written",
-            paths.document.display(),
-            paths.previous.display()
-        ));
-    }
+    let lost = lost(paths, highest_seq, document.is_some());
     if document.is_none()
         && let Some(backup) = backups::newest(&paths.document)
     {
@@ -316,6 +313,27 @@ fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 
         is_newest: false,
         told_seq: None,
         beside_seq: copy_seq,
+        lost,
+    })
+}
+
+/// Where there is no document: what tells of one that was.
+fn lost(paths: &Paths, highest_seq: u64, has_bare: bool) -> Option<String> {
+    let document = paths.document.display();
+    let now = if has_bare { format!("{} is read instead", paths.bare.display()) } else { "an empty state is opened".to_owned() };
+    if paths.previous.exists() {
+        return Some(format!(
+            "{document} is missing: {now}; the last one is {}, and is kept under another name when something is written. `seeknal state verify \
+             --repair --use-previous` puts it back",
+            paths.previous.display()
+        ));
+    }
+    (highest_seq > 0).then(|| {
+        format!(
+            "{document} is missing, but {} tells of one that records were written to: {now}. If it was not removed on purpose, and no process was ended \
+             just before it wrote the first one, put a backup of it in its place",
+            paths.lock.display()
+        )
     })
 }
 

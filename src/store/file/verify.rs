@@ -33,6 +33,7 @@ pub(super) fn verify(paths: &Paths) -> Result<VerifyReport, StoreError> {
                 state.replayed
             ));
             check_versions(&state.ledger, &mut report);
+            let lost_journal = state.lost_journal(seen.value.holder.as_ref().filter(|_| !held), seen.value.seq);
             // Beside a live writer document and journal may be seen apart, or a frame half written.
             if !held {
                 // Neither is damage: the next open for writing puts both right, and keeps what it cuts or sets aside.
@@ -49,7 +50,8 @@ pub(super) fn verify(paths: &Paths) -> Result<VerifyReport, StoreError> {
                     ));
                 }
             }
-            report.checked.extend(state.lost_journal(seen.value.holder.as_ref().filter(|_| !held), seen.value.seq));
+            report.problems.extend(state.lost.filter(|_| !held));
+            report.checked.extend(lost_journal);
             report.checked.extend(state.notices);
         }
         Err(error) => report.problems.push(error.to_string()),
@@ -135,7 +137,7 @@ fn repair_locked(
             }
         }
         // Before any journal is judged: with it they may be whole.
-        None if paths.previous.exists() && !paths.bare.exists() => {
+        None if paths.previous.exists() && (use_previous || !paths.bare.exists()) => {
             if use_previous {
                 bring_back_previous(paths, lock, now, done)?;
             } else {

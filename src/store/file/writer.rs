@@ -168,7 +168,7 @@ impl Writer {
         state.skip_lost_versions(lock.seq(), lock.left());
         let journal = recover::heal(&mut state, &paths, SystemClock.now())?;
         let mut report = OpenReport::new();
-        for notice in std::mem::take(&mut state.notices) {
+        for notice in state.lost.take().into_iter().chain(std::mem::take(&mut state.notices)) {
             report.notice(notice);
         }
         if swept > 0 {
@@ -597,7 +597,9 @@ impl Writer {
             Err(error) => self.fail_waiting(&error.clone()),
         }
         self.waiting.clear();
-        let seq = result.is_ok().then_some(self.ledger.seq().0);
+        // Where there is no document none was ever used, and the lock must not tell of one.
+        let used = if self.document.identity.is_some() { self.ledger.seq().0 } else { self.lock.found_seq() };
+        let seq = result.is_ok().then_some(used);
         result.and(self.lock.release(seq))
     }
 }
