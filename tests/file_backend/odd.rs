@@ -405,3 +405,23 @@ async fn a_document_that_was_lost_is_missed() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_damaged_copy_beside_a_sound_document_is_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    let told = all(&backend).await;
+    backend.close().await.unwrap();
+    let previous = folder.path().join("run_state.json.prev");
+    std::fs::write(&previous, "{\"run_id\": ").unwrap();
+    assert!(!reader_unopened(folder.path()).verify().await.unwrap().is_sound());
+    let done = repair(folder.path(), at(0), false).unwrap();
+    assert!(done.len() == 1 && done[0].contains("run_state.json.prev.damaged-"), "{done:?}");
+    let kept = names(folder.path()).into_iter().find(|name| name.starts_with("run_state.json.prev.damaged-")).unwrap();
+    assert_eq!(std::fs::read_to_string(folder.path().join(kept)).unwrap(), "{\"run_id\": ");
+    assert_eq!(std::fs::read(previous).unwrap(), std::fs::read(document(folder.path())).unwrap());
+    assert!(reader_unopened(folder.path()).verify().await.unwrap().is_sound());
+    assert_eq!(repair(folder.path(), at(0), false).unwrap(), Vec::<String>::new());
+    assert_eq!(all(&open(folder.path()).await).await, told);
+}

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use chrono::{DateTime, Utc};
 
+use super::checkpoint;
 use super::document;
 use super::journal::{HEADER_LEN, Kind, Stored, frame_at, last_written, lines};
 use super::lock::Lock;
@@ -96,7 +97,7 @@ fn check_versions(ledger: &crate::model::Ledger, report: &mut VerifyReport) {
 
 /// Puts a damaged state right, and says what was done, line by line. A copy of every file that is changed is kept beside it as
 /// `<file>.damaged-<UTC>`. A journal is cut at its first frame that is bad or does not fit; a journal that cannot be joined at all is set aside. A lock file that
-/// cannot be read is written anew, with tokens far behind those that were given out. A document that
+/// cannot be read is written anew, with tokens far behind those that were given out; so is a copy of a document that can be. A document that
 /// cannot be read is replaced by the previous one only if `use_previous` says so: it is older, and a journal that continued the damaged
 /// one is set aside with what it holds. A sound state is left as it is.
 ///
@@ -167,6 +168,22 @@ fn repair_locked(
         paths.sync_folder()?;
         recover::read(paths, lock.seq())?;
     }
+    mend_copy(paths, lock, now, done)
+}
+
+/// Beside a document that can be read, a copy of the last one that cannot be is of no use: it is set aside, and the document gives another if it is ours.
+fn mend_copy(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mut Vec<String>) -> Result<(), StoreError> {
+    let Some((bytes, _)) = paths::read(&paths.previous)? else { return Ok(()) };
+    let is_damaged = document::read(&paths.previous, &bytes, 0).is_err_and(|error| error.kind() == StoreErrorKind::Corrupt);
+    if !is_damaged || !paths.document.exists() {
+        return Ok(());
+    }
+    let aside = Paths::aside(&paths.previous, "damaged", now);
+    paths::rename(&paths.previous, &aside)?;
+    paths.sync_folder()?;
+    done.push(format!("{}: it cannot be read and is kept as {}", paths.previous.display(), aside.display()));
+    let mut state = recover::read(paths, lock.seq())?;
+    done.extend(checkpoint::refresh_copy(paths, &mut state)?);
     Ok(())
 }
 
