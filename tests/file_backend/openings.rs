@@ -232,3 +232,32 @@ async fn leases_stay_listed_where_the_journal_was_given_up() {
     set(&backend, "run_1", "n", NodeUpdate::success(), 1).await;
     wait_for(async || seen.list_leases().await.unwrap() == vec![record.clone()]).await;
 }
+
+/// Nothing is in the making any more when the lock is given back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_opens_right_after_a_close_finds_nothing_unfinished() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    // So long a journal is worth space that is made ready for the next one.
+    for second in 1..30 {
+        set(&backend, "run_1", "n", NodeUpdate::running().metadata("text", "x".repeat(200_000)), second).await;
+    }
+    let mut checkpoint = backend.checkpoint();
+    assert!(once(&mut checkpoint).await, "it takes a moment");
+    let next = tokio::spawn({
+        let folder = folder.path().to_owned();
+        async move {
+            let begun = std::time::Instant::now();
+            loop {
+                match FileBackend::new(&options(&folder)).initialize().await {
+                    Ok(report) => return report.notices,
+                    Err(error) => assert!(begun.elapsed().as_secs() < 20, "{error}"),
+                }
+            }
+        }
+    });
+    backend.close().await.unwrap();
+    checkpoint.await.unwrap();
+    assert_eq!(next.await.unwrap(), Vec::<String>::new());
+}

@@ -579,11 +579,13 @@ impl Writer {
 
     /// Brings everything into the document, writes down what was used, and gives the lock back.
     fn close(mut self) -> Result<(), StoreError> {
-        self.spare = None;
+        // From here on no space is made ready: it would still be in the making when the lock is given back.
+        self.last_space = 0;
         if let Some(job) = self.job.take() {
             let done = job.wait();
             self.checkpoint_ended(done);
         }
+        self.spare = None;
         let mut result = self.check_lock();
         if result.is_ok() && self.is_dirty() {
             let ledger = self.ledger.clone();
