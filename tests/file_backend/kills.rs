@@ -363,3 +363,30 @@ async fn a_kill_at_any_step_of_a_recovery_that_sets_something_aside_comes_to_the
     }
     assert!(killed > 12, "only {killed} were killed");
 }
+
+/// The bytes of a journal that is found may be in memory alone, where a sync before the crash had failed: what is acknowledged behind them rests on them.
+#[tokio::test]
+async fn what_was_replayed_is_written_and_synced_before_anything_rests_on_it() {
+    if !can_trace() {
+        return;
+    }
+    let (folder, killed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    set(&backend, "run_1", "a", NodeUpdate::success(), 1).await;
+    let state = killed.path().canonicalize().unwrap().join("state");
+    std::fs::create_dir(&state).unwrap();
+    copy_folder(folder.path(), &state);
+    let found = std::fs::read(journal(&state)).unwrap();
+    let end = found.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let log = killed.path().join("log");
+    let child = Child::test("kills::child_that_recovers").env("STATE_FOLDER", &state);
+    child.log("pwrite64,fsync,fdatasync", &log).run().passed("traced");
+    let log = std::fs::read_to_string(&log).unwrap();
+    let of_journal = format!("{}>", journal(&state).display());
+    let calls: Vec<&str> = log.lines().filter(|line| line.contains(&of_journal)).collect();
+    let written = calls.iter().position(|call| call.contains(&format!(", {end}, 0) = {end}")));
+    let written = written.unwrap_or_else(|| panic!("{end} bytes were replayed and not written: {calls:?}"));
+    assert!(calls[written..].iter().any(|call| call.contains("sync(") && call.contains("= 0")), "{calls:?}");
+    assert_eq!(all(&open(&state).await).await, all(&backend).await);
+}

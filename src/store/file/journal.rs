@@ -449,11 +449,14 @@ impl Journal {
         let space = file.metadata().map_err(fail)?.len();
         let journal =
             Self { path: path.to_owned(), file, header, end: end as u64, space, frames, provisional: 0, is_frugal: false };
+        // What was read may be in memory alone: after a sync that failed, a system takes pages for written that are not. What is acknowledged behind it rests
+        // on it, so it is written once more, as it is.
+        journal.file.write_all_at(stored.bytes.get(..end).unwrap_or_default(), 0).map_err(fail)?;
         // What lies behind the end is a torn frame, kept aside by now, or a provisional one. Zeroed, so that it never looks like more.
         if let Some(last) = last_written(&stored.bytes, end) {
             journal.zero(journal.end, last as u64 + 1).map_err(fail)?;
-            journal.file.sync_all().map_err(fail)?;
         }
+        journal.file.sync_all().map_err(fail)?;
         Ok(journal)
     }
 

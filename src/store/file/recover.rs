@@ -480,7 +480,8 @@ pub(super) fn heal(state: &mut State, paths: &Paths, now: DateTime<Utc>) -> Resu
             renamed = true;
         }
     }
-    if renamed {
+    // Of names that were found nobody knows either whether they were ever synced.
+    if renamed || state.active.is_some() {
         paths.sync_folder()?;
     }
     let Some(active) = state.active.take() else { return Ok(None) };

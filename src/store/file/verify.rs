@@ -97,8 +97,8 @@ fn check_versions(ledger: &crate::model::Ledger, report: &mut VerifyReport) {
 
 /// Puts a damaged state right, and says what was done, line by line. A copy of every file that is changed is kept beside it as
 /// `<file>.damaged-<UTC>`. A journal is cut at its first frame that is bad or does not fit; a journal that cannot be joined at all is set aside. A lock file that
-/// cannot be read is written anew, with tokens far behind those that were given out; so is a copy of a document that can be. A document that
-/// cannot be read is replaced by the previous one only if `use_previous` says so: it is older, and a journal that continued the damaged
+/// cannot be read is written anew, with tokens far behind those that were given out. A copy of the last document that cannot be read is made anew from
+/// the document. A document that cannot be read is replaced by the previous one only if `use_previous` says so: it is older, and a journal that continued the damaged
 /// one is set aside with what it holds. A sound state is left as it is.
 ///
 /// # Errors
