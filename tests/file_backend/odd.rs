@@ -425,3 +425,17 @@ async fn a_damaged_copy_beside_a_sound_document_is_made_anew() {
     assert_eq!(repair(folder.path(), at(0), false).unwrap(), Vec::<String>::new());
     assert_eq!(all(&open(folder.path()).await).await, told);
 }
+
+#[tokio::test]
+async fn what_was_repaired_is_told_also_where_the_rest_cannot_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.close().await.unwrap();
+    std::fs::write(folder.path().join("run_state.json.lock"), "{\"token\":").unwrap();
+    std::fs::write(document(folder.path()), "{\"nodes\": {").unwrap();
+    let error = repair(folder.path(), at(0), false).unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Corrupt);
+    let text = error.to_string();
+    assert!(text.contains("--use-previous") && text.contains("run_state.json.lock.damaged-"), "{text}");
+}

@@ -113,12 +113,16 @@ pub fn repair(base: &Path, now: DateTime<Utc>, use_previous: bool) -> Result<Vec
         ));
     }
     let mut done = Lock::mend(&paths, now)?;
-    let lock = Lock::acquire_unnamed(&paths)?;
-    let repaired = repair_locked(&paths, &lock, now, use_previous, &mut done);
-    let released = lock.release(None);
-    repaired?;
-    released?;
-    Ok(done)
+    let repaired = Lock::acquire_unnamed(&paths).and_then(|lock| {
+        let repaired = repair_locked(&paths, &lock, now, use_previous, &mut done);
+        let released = lock.release(None);
+        repaired.and(released)
+    });
+    match repaired {
+        Ok(()) => Ok(done),
+        Err(error) if done.is_empty() => Err(error),
+        Err(error) => Err(error.and(format_args!("; what was repaired before: {}", done.join("; ")))),
+    }
 }
 
 fn repair_locked(
