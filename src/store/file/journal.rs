@@ -6,7 +6,8 @@
 //!           padded with line feeds to a multiple of 8
 //! ```
 //! The checksum covers epoch, kind, length, both sequences and the payload. The next frame is written only after the last one is
-//! synced, so a bad frame with nothing valid behind it is a torn tail, and one with a valid frame of this epoch behind it is damage.
+//! synced, so a bad frame with nothing valid behind it is a torn tail, and one with a valid frame of this epoch behind it is damage; so is one that
+//! goes on behind the end of the file, because space is there before anything is written into it.
 //! Space ahead is zeroed, so that a sync need not change the file's size. A frame of leases is provisional: it lies where the next
 //! data frame will go, is not synced, and never means anything for the state.
 

@@ -448,6 +448,11 @@ fn note_replay(state: &mut State, replayed: &Replayed) {
 
 /// Puts right what reading found, under the lock, and gives the journal to go on with. May be cut off and done again at any point.
 pub(super) fn heal(state: &mut State, paths: &Paths, now: DateTime<Utc>) -> Result<Option<Journal>, StoreError> {
+    if state.active.is_some() {
+        // Of the names that were found nobody knows whether they were ever synced, and what is put right here, and written later, rests on them.
+        paths::sync(paths::folder_of(&paths.place()))?;
+        paths.sync_folder()?;
+    }
     let mut renamed = false;
     for (journal, records) in std::mem::take(&mut state.strangers) {
         let aside = Paths::aside(&journal, "orphan", now);
@@ -480,8 +485,7 @@ pub(super) fn heal(state: &mut State, paths: &Paths, now: DateTime<Utc>) -> Resu
             renamed = true;
         }
     }
-    // Of names that were found nobody knows either whether they were ever synced.
-    if renamed || state.active.is_some() {
+    if renamed {
         paths.sync_folder()?;
     }
     let Some(active) = state.active.take() else { return Ok(None) };
