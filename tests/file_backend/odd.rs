@@ -415,9 +415,11 @@ async fn a_damaged_copy_beside_a_sound_document_is_made_anew() {
     backend.close().await.unwrap();
     let previous = folder.path().join("run_state.json.prev");
     std::fs::write(&previous, "{\"run_id\": ").unwrap();
-    assert!(!reader_unopened(folder.path()).verify().await.unwrap().is_sound());
+    let problems = reader_unopened(folder.path()).verify().await.unwrap().problems;
+    assert!(problems.len() == 1 && problems[0].contains("--repair` sets it aside"), "{problems:?}");
     let done = repair(folder.path(), at(0), false).unwrap();
-    assert!(done.len() == 1 && done[0].contains("run_state.json.prev.damaged-"), "{done:?}");
+    let is_told = done.len() == 1 && done[0].contains("run_state.json.prev.damaged-") && done[0].contains("takes its place");
+    assert!(is_told, "{done:?}");
     let kept = names(folder.path()).into_iter().find(|name| name.starts_with("run_state.json.prev.damaged-")).unwrap();
     assert_eq!(std::fs::read_to_string(folder.path().join(kept)).unwrap(), "{\"run_id\": ");
     assert_eq!(std::fs::read(previous).unwrap(), std::fs::read(document(folder.path())).unwrap());

@@ -194,7 +194,10 @@ pub(super) fn damaged(path: &Path, place: &str, why: impl fmt::Display) -> Store
     let mut previous = path.as_os_str().to_owned();
     previous.push(".prev");
     let previous = Path::new(&previous);
-    let mend = if previous.exists() {
+    let is_copy = path.extension().is_some_and(|end| end == "prev");
+    let mend = if is_copy {
+        "`seeknal state verify --repair` sets it aside where the document can be read, and makes another copy of one that this program wrote".to_owned()
+    } else if previous.exists() {
         format!(
             "Mend it there; or bring back {}, the last document that this program wrote (`seeknal state verify --repair --use-previous`, \
              which keeps a copy of the damaged one); or put a backup in its place",

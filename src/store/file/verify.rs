@@ -182,11 +182,12 @@ fn mend_copy(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mut Vec<Stri
     if !is_damaged || !paths.document.exists() {
         return Ok(());
     }
+    let mut state = recover::read(paths, lock.seq())?;
     let aside = Paths::aside(&paths.previous, "damaged", now);
     paths::rename(&paths.previous, &aside)?;
     paths.sync_folder()?;
-    done.push(format!("{}: it cannot be read and is kept as {}", paths.previous.display(), aside.display()));
-    let mut state = recover::read(paths, lock.seq())?;
+    let anew = if state.generation.is_some() { "; a copy of the document takes its place" } else { "" };
+    done.push(format!("{}: it cannot be read and is kept as {}{anew}", paths.previous.display(), aside.display()));
     done.extend(checkpoint::refresh_copy(paths, &mut state)?);
     Ok(())
 }
