@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::args::CleanupArgs;
 use super::exit::CliError;
-use super::output::{Output, counted, no_state, one_line, open_for_reading, open_for_writing, table};
+use super::output::{Output, counted, one_line, open_for_reading, open_for_writing, table, tell_no_state};
 use crate::model::{Clock, RunId, SystemClock, time};
 use crate::project::cleanup::{self, Cleaned, Doomed, Plan, Rules, Stays};
 use crate::project::{ProjectError, ProjectErrorKind, Settings};
@@ -50,6 +50,12 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
             ProjectError::new(ProjectErrorKind::Integrity, format!("run {:?} stays{more}: {}", first.run_id, first.reason));
         if cleaned.deleted == 0 { error } else { error.after(format!("{} run(s) were deleted", cleaned.deleted)) }
     });
+    if opened.is_none() {
+        tell_no_state(settings, out)?;
+        if !out.is_json() {
+            return Ok(());
+        }
+    }
     if out.is_json() {
         out.json(&Printed {
             dry_run: options.dry_run,
@@ -63,9 +69,6 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
             failed,
         })?;
         return fault.map_or(Ok(()), |fault| Err(fault.into()));
-    }
-    if opened.is_none() {
-        return out.line(no_state(settings));
     }
     if options.dry_run && !plan.delete.is_empty() {
         let mut runs = table(&["run", "status", "ended", "nodes"]);

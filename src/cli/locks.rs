@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::exit::CliError;
-use super::output::{Output, no_state, one_line, open_for_reading, open_for_writing, table};
+use super::output::{Output, no_state, one_line, open_for_reading, open_for_writing, table, tell_no_state};
 use crate::model::{Batch, Entry, FencingToken, LeaseMutation, LeaseRecord, NodeId, Outcome, ProcessInfo, Refusal, RunId, time};
 use crate::project::{ProjectErrorKind, Settings};
 use crate::store::{LeaseStore, OpenProcess, StateBackend};
@@ -67,7 +67,8 @@ impl<'a> Process<'a> {
 
 pub(super) async fn list(settings: &Settings, out: &mut Output) -> Result<(), CliError> {
     let Some(backend) = open_for_reading(settings).await? else {
-        return if out.is_json() { out.json(&Listing::default()) } else { out.line(no_state(settings)) };
+        tell_no_state(settings, out)?;
+        return if out.is_json() { out.json(&Listing::default()) } else { Ok(()) };
     };
     let leases = backend.list_leases().await?;
     let own = backend.process().map(|process| process.id);

@@ -224,11 +224,26 @@ pub(super) async fn open_for_writing(settings: &Settings) -> Result<Option<Arc<d
     Ok(Some(backend))
 }
 
-/// What is said where there is no state.
+/// What is said where there is no state. A path is told whole: the folder that was looked into may be another one than was meant.
 pub(super) fn no_state(settings: &Settings) -> String {
     let place = settings.backend(true).map_or_else(|_| settings.target.value.display().to_string(), |backend| backend.location());
+    let is_path = match &*settings.backend.value {
+        "file" => true,
+        name => name == "database" && settings.database_url.is_none(),
+    };
+    let whole = std::path::absolute(&place).ok().filter(|_| is_path);
+    let place = whole.map_or(place, |path| path.display().to_string());
     let hint = settings.elsewhere().map(|hint| format!(" {hint}")).unwrap_or_default();
     format!("There is no state yet in {place} ({} backend).{hint}", settings.backend.value)
+}
+
+/// Tells people that there is no state. Who asked for JSON gets his value beside it.
+pub(super) fn tell_no_state(settings: &Settings, out: &mut Output) -> Result<(), CliError> {
+    if out.is_json() {
+        note(&no_state(settings));
+        return Ok(());
+    }
+    out.line(no_state(settings))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::args::RunsArgs;
 use super::exit::CliError;
-use super::output::{Output, between, dash, duration, no_state, note, one_line, open_for_reading, stamp, table};
+use super::output::{Output, between, dash, duration, note, one_line, open_for_reading, stamp, table, tell_no_state};
 use crate::model::{Metadata, NodeStatus, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, Version, time};
 use crate::project::Settings;
 
@@ -45,7 +45,8 @@ impl<'a> Row<'a> {
 
 pub(super) async fn run(settings: &Settings, options: &RunsArgs, out: &mut Output) -> Result<(), CliError> {
     let Some(backend) = open_for_reading(settings).await? else {
-        return if out.is_json() { out.array().end() } else { out.line(no_state(settings)) };
+        tell_no_state(settings, out)?;
+        return if out.is_json() { out.array().end() } else { Ok(()) };
     };
     let mut filter = RunFilter::all();
     for status in &options.status {

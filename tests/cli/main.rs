@@ -14,6 +14,7 @@ mod refusals;
 mod state;
 #[path = "../support/mod.rs"]
 mod support;
+mod told;
 #[path = "../support/trace.rs"]
 mod trace;
 mod unreachable;

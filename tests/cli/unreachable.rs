@@ -165,7 +165,7 @@ async fn where_there_is_no_state_the_other_one_is_named() {
     let dir = project("file").await;
     fs::write(dir.path().join("seeknal_project.yml"), "state_backend: database\n").unwrap();
     let (_, told) = run(dir.path(), "state runs");
-    assert!(told.contains("no state yet in target/state.db") && told.contains("target/run_state.json is there"), "{told}");
+    assert!(told.contains("target/state.db (database backend)") && told.contains("target/run_state.json is there"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
