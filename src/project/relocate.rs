@@ -132,6 +132,7 @@ pub async fn preview(
     let switch = Switch::plan(&settings.file_or_default(), to.name())?;
     let mut notices = overrides(settings, to);
     let source = from.open_existing(settings, &mut notices).await?;
+    refuse_lost(settings, from, source.is_none())?;
     let source = unless_empty(settings, from, source).await?;
     let target = Origin::from(to).open_existing(settings, &mut notices).await?;
     let place = |origin: &Origin, open: &Option<Arc<dyn StateBackend>>| {
@@ -269,8 +270,9 @@ async fn move_state(
     let (from, to) = (&what.from, Origin::from(what.to));
     let file = Origin::Home(Home::File);
     let seen = from.open_existing(settings, &mut Vec::new()).await?;
+    refuse_lost(settings, from, seen.is_none())?;
     let Some(seen) = unless_empty(settings, from, seen).await? else {
-        return if report.switched { Err(no_state(settings, report, what.to)) } else { Ok(()) };
+        return if report.switched { Err(no_state(report, what.to)) } else { Ok(()) };
     };
     let mut told = Told::new(settings, what, report.from.clone(), report.to.clone());
     // A conflict that can be seen already is told before anything is written, even a backup.
@@ -401,13 +403,18 @@ async fn unless_empty(
     Ok((!is_empty).then_some(source))
 }
 
+/// A database that was lost is not left for an empty state.
+fn refuse_lost(settings: &Settings, from: &Origin, is_missing: bool) -> Result<(), ProjectError> {
+    let is_local = matches!(from, Origin::Home(Home::Database) | Origin::Sqlite);
+    if is_missing && is_local { settings.refuse_lost() } else { Ok(()) }
+}
+
 /// Nothing moves, so nothing is switched: whoever means an empty state says so himself.
-fn no_state(settings: &Settings, report: &Report, to: Home) -> ProjectError {
-    let lost = settings.lost().map(|lost| format!("{lost}. ")).unwrap_or_default();
+fn no_state(report: &Report, to: Home) -> ProjectError {
     ProjectError::new(
         ProjectErrorKind::NotFound,
         format!(
-            "{}: there is no state to move; the settings were not switched. {lost}If it should be there, check where the settings look for it. To begin anew in {}, \
+            "{}: there is no state to move; the settings were not switched. If it should be there, check where the settings look for it. To begin anew in {}, \
              write `state_backend: {}` into {}",
             report.from,
             report.to,

@@ -315,12 +315,17 @@ impl Settings {
     /// Opens the project's backend for reading, if there is any state; makes nothing.
     ///
     /// # Errors
-    /// As [`open_backend`](Self::open_backend).
+    /// As [`open_backend`](Self::open_backend); [`ProjectErrorKind::Integrity`] for a `state.db` that was removed or emptied, as the file beside it tells:
+    /// whoever reads on would take it for a new project. (An opening for writing begins anew, and says so in its notices.)
     ///
     /// # Cancel safety
     /// Only reads: may be dropped at any time.
     pub async fn open_existing(&self) -> Result<Option<(Arc<dyn StateBackend>, OpenReport)>, ProjectError> {
-        self.open_existing_named(&self.backend.value).await
+        let found = self.open_existing_named(&self.backend.value).await?;
+        if found.is_none() {
+            self.refuse_lost()?;
+        }
+        Ok(found)
     }
 
     /// The same for a backend by name.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use super::files::with_suffix;
 use super::{ProjectError, ProjectErrorKind, Settings};
+use crate::store::{StoreError, StoreErrorKind};
 
 const DOCUMENT: &str = "run_state.json";
 const DATABASE: &str = "state.db";
@@ -110,6 +111,13 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// The same, as an error.
+    pub(super) fn refuse_lost(&self) -> Result<(), ProjectError> {
+        self.lost().map_or(Ok(()), |lost| Err(StoreError::not_applied(StoreErrorKind::Corrupt, lost).into()))
+    }
+}
+
 #[cfg(feature = "cli")]
 impl Settings {
     /// Where there is no state: what lies in the state's folder instead, and how it is used. Only a hint, so that what cannot be looked at is nothing.
@@ -117,9 +125,6 @@ impl Settings {
         let (document, database) = (self.target.value.join(DOCUMENT), self.target.value.join(DATABASE));
         let is_file = || file_state(&self.target.value).unwrap_or(false);
         let is_database = || std::fs::metadata(&database).is_ok_and(|found| found.len() > 0);
-        if let Some(lost) = self.lost() {
-            return Some(lost);
-        }
         let (place, mend) = match (self.backend.value.as_str(), &self.database_url) {
             ("file", _) if is_database() => (&database, "state_backend: database?"),
             ("database", None) if is_file() => (&document, "state_backend: file?"),

@@ -19,13 +19,7 @@ use crate::store::{StoreErrorKind, VerifyReport};
 pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, ProjectError> {
     let (backend, opened) = match settings.open_existing().await {
         Ok(Some(opened)) => opened,
-        Ok(None) => {
-            return Ok(settings.lost().map(|lost| {
-                let mut report = VerifyReport::new();
-                report.problems.push(lost);
-                report
-            }));
-        }
+        Ok(None) => return Ok(None),
         Err(error) if error.stored() == Some(StoreErrorKind::Corrupt) => {
             let mut report = VerifyReport::new();
             report.problems.push(error.to_string());

@@ -1,9 +1,17 @@
 //! What an operator is told where something is not as he thinks.
 
 use std::fs;
+use std::path::Path;
 
-use crate::projects::project;
+use crate::projects::{GUIDE, project, tree};
 use crate::run;
+
+/// Takes what lies beside a database and goes with it away.
+fn without_wal(dir: &Path) {
+    for suffix in ["-wal", "-shm"] {
+        let _there_or_not = fs::remove_file(dir.join(format!("target/state.db{suffix}")));
+    }
+}
 
 /// stdout holds the one value, stderr what a person should know.
 #[tokio::test(flavor = "multi_thread")]
@@ -17,5 +25,45 @@ async fn where_there_is_no_state_a_program_gets_its_value_and_a_person_the_hint(
         assert!(err.contains("run_state.json is there: state_backend: file?"), "{arguments}: {err}");
         let (_, out, err) = run(dir.path(), arguments);
         assert!(out.contains("state_backend: file?") && err.is_empty(), "{arguments}: told once: {out}{err}");
+    }
+}
+
+/// A database that is lost is no new project for who reads it, or cleans it up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_database_is_an_error_for_who_reads_it() {
+    for emptied in [true, false] {
+        let dir = project("database").await;
+        without_wal(dir.path());
+        let path = dir.path().join("target/state.db");
+        if emptied {
+            fs::write(&path, "").unwrap()
+        } else {
+            fs::remove_file(&path).unwrap()
+        }
+        let before = tree(dir.path());
+        for arguments in [
+            "state runs",
+            "state show run_1",
+            "state locks",
+            "state unlock 1",
+            "state verify",
+            "state cleanup --days 30",
+            "state cleanup --days 30 --dry-run",
+            "migrate-state --backend file",
+            "migrate-state --backend file --no-dry-run",
+        ] {
+            for format in ["", " -o json"] {
+                let (code, out, err) = run(dir.path(), &format!("{arguments}{format}"));
+                assert_eq!(code, 5, "{arguments}: {out}{err}");
+                let told = format!("{out}{err}");
+                assert!(told.contains("state.db.lock tells of one") && !told.contains("no state yet"), "{arguments}: {told}");
+            }
+        }
+        assert_eq!(tree(dir.path()), before, "nothing is made or changed");
+        // Whoever moves a state there begins anew, and is told.
+        fs::write(dir.path().join("target/run_state.json"), GUIDE).unwrap();
+        fs::write(dir.path().join("seeknal_project.yml"), "state_backend: file\n").unwrap();
+        let (code, _, err) = run(dir.path(), "migrate-state --backend database --no-dry-run");
+        assert!(code == 0 && err.contains("removed or emptied"), "{err}");
     }
 }
