@@ -75,6 +75,10 @@ fn hide_secrets(error: &mut clap::Error) {
 
 async fn run(cli: &Cli, out: &mut Output) -> Result<(), CliError> {
     let settings = Settings::load(&cli.project_path, &process_environment)?;
+    // A database that is named and not used is most likely meant. A move does use it.
+    if let (Command::State { .. }, Some(unused)) = (&cli.command, settings.unused_url()) {
+        output::note(&unused);
+    }
     match &cli.command {
         Command::MigrateState(options) => migrate::run(&settings, options, out).await,
         Command::State { command } => match command {

@@ -5,6 +5,8 @@ use std::path::Path;
 #[cfg(feature = "cli")]
 use std::path::PathBuf;
 
+#[cfg(feature = "cli")]
+use super::Source;
 use super::files::with_suffix;
 use super::{ProjectError, ProjectErrorKind, Settings};
 use crate::store::{StoreError, StoreErrorKind};
@@ -120,6 +122,20 @@ impl Settings {
 
 #[cfg(feature = "cli")]
 impl Settings {
+    /// That the settings name a server, and the file all the same. The URL itself is not shown.
+    pub(crate) fn unused_url(&self) -> Option<String> {
+        let url = self.database_url.as_ref().filter(|_| self.backend.value == "file")?;
+        let because = match &self.backend.source {
+            Source::Default => "state_backend is file by default".to_owned(),
+            source => format!("{source} says state_backend: file"),
+        };
+        Some(format!(
+            "{}: database_url is not used, because {because}; to use it write `state_backend: database` (`seeknal migrate-state --backend database` also takes \
+             the state there)",
+            url.source
+        ))
+    }
+
     /// Where there is no state: what lies in the state's folder instead, and how it is used. Only a hint, so that what cannot be looked at is nothing.
     pub(crate) fn elsewhere(&self) -> Option<String> {
         let (document, database) = (self.target.value.join(DOCUMENT), self.target.value.join(DATABASE));

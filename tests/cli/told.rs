@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::projects::{GUIDE, project, tree};
-use crate::run;
+use crate::{run, seeknal, told};
 
 /// Takes what lies beside a database and goes with it away.
 fn without_wal(dir: &Path) {
@@ -66,4 +66,17 @@ async fn a_lost_database_is_an_error_for_who_reads_it() {
         let (code, _, err) = run(dir.path(), "migrate-state --backend database --no-dry-run");
         assert!(code == 0 && err.contains("removed or emptied"), "{err}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_url_that_is_not_used_is_told() {
+    let dir = project("file").await;
+    fs::write(dir.path().join("seeknal_project.yml"), "database_url: postgres://u:S3kr3t@h/d\n").unwrap();
+    let (code, out, err) = run(dir.path(), "state runs");
+    assert!(code == 0 && out.contains("run_1"), "{err}");
+    assert!(err.contains("seeknal_project.yml:1: database_url is not used") && err.contains("state_backend: database"), "{err}");
+    assert!(err.lines().count() == 1 && !err.contains("S3kr3t"), "{err}");
+    fs::write(dir.path().join("seeknal_project.yml"), "state_backend: file\n").unwrap();
+    let (_, _, err) = told(seeknal(dir.path()).args(["state", "locks"]).env("SEEKNAL_DATABASE_URL", "postgres://h/d"));
+    assert!(err.contains("environment variable SEEKNAL_DATABASE_URL: database_url is not used"), "{err}");
 }
