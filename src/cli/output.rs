@@ -115,6 +115,10 @@ impl JsonArray<'_> {
         self.output.is_reader_gone()
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.empty
+    }
+
     pub(super) fn end(self) -> Result<(), CliError> {
         self.output.write(if self.empty { "[]\n" } else { "\n]\n" })
     }

@@ -72,12 +72,24 @@ pub(super) async fn run(settings: &Settings, options: &RunsArgs, out: &mut Outpu
         }
         query = query.after(page.next);
     }
-    printer.end()?;
+    let is_empty = printer.end()?;
+    if is_empty {
+        note_unknown(&options.status);
+    }
     if more && !out.is_reader_gone() {
         note("there are more runs; see all with --all");
     }
     backend.close().await?;
     Ok(())
+}
+
+/// Where nothing is in a status that only another program can have written: it may be one of ours, with a slip.
+fn note_unknown(statuses: &[RunStatus]) {
+    for status in statuses {
+        if let Err(unknown) = status.as_str().parse::<RunStatus>() {
+            note(&format!("no run has this status; unless another program should have written it: {unknown}"));
+        }
+    }
 }
 
 /// Prints rows as they come (JSON), or as one table.
@@ -120,11 +132,15 @@ impl<'a> Printer<'a> {
         }
     }
 
-    fn end(self) -> Result<(), CliError> {
+    /// Says also whether there was nothing.
+    fn end(self) -> Result<bool, CliError> {
         match self {
-            Self::Json(array) => array.end(),
-            Self::Table(table, out) if table.row_count() == 0 => out.line("No runs."),
-            Self::Table(table, out) => out.table(&table),
+            Self::Json(array) => {
+                let is_empty = array.is_empty();
+                array.end().map(|()| is_empty)
+            }
+            Self::Table(table, out) if table.row_count() == 0 => out.line("No runs.").map(|()| true),
+            Self::Table(table, out) => out.table(&table).map(|()| false),
         }
     }
 }

@@ -80,3 +80,13 @@ async fn a_database_url_that_is_not_used_is_told() {
     let (_, _, err) = told(seeknal(dir.path()).args(["state", "locks"]).env("SEEKNAL_DATABASE_URL", "postgres://h/d"));
     assert!(err.contains("environment variable SEEKNAL_DATABASE_URL: database_url is not used"), "{err}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_that_nothing_has_is_told_with_those_that_are_known() {
+    let dir = project("file").await;
+    let (code, out, err) = run(dir.path(), "state runs --status sucess");
+    assert_eq!((code, &*out), (0, "No runs.\n"));
+    assert!(err.contains("\"sucess\"") && err.contains("pending, running, success, failed, cancelled"), "{err}");
+    let (_, _, err) = run(dir.path(), "state runs --status pending");
+    assert!(err.is_empty(), "{err}");
+}
