@@ -1,11 +1,14 @@
 //! `seeknal state runs`.
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::args::RunsArgs;
 use super::exit::CliError;
 use super::output::{Output, between, dash, duration, note, one_line, open_for_reading, stamp, table, tell_no_state};
-use crate::model::{Metadata, NodeStatus, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, Version, time};
+use crate::model::{
+    Metadata, NodeStatus, ProcessInfo, RunFilter, RunHeader, RunId, RunQuery, RunStatus, RunSummary, Version, time,
+};
 use crate::project::Settings;
 
 /// A run as it is printed. Every field is always there.
@@ -14,7 +17,8 @@ struct Row<'a> {
     run_id: &'a RunId,
     status: &'a RunStatus,
     version: Version,
-    created_at: String,
+    /// `null`: nothing says it.
+    created_at: Option<String>,
     started_at: Option<String>,
     finished_at: Option<String>,
     duration_ms: Option<u64>,
@@ -31,7 +35,7 @@ impl<'a> Row<'a> {
             run_id: &run.run_id,
             status: &header.status,
             version: run.version,
-            created_at: time::format(header.created_at),
+            created_at: created(header).map(time::format),
             started_at: header.started_at.map(time::format),
             finished_at: header.finished_at.map(time::format),
             duration_ms: between(header.started_at, header.finished_at),
@@ -145,6 +149,11 @@ impl<'a> Printer<'a> {
     }
 }
 
+/// When a run was made. One of a document without any stamp was made at no time that is known.
+pub(super) fn created(header: &RunHeader) -> Option<DateTime<Utc>> {
+    Some(header.created_at).filter(|at| *at != DateTime::UNIX_EPOCH)
+}
+
 /// The lines about a run above its nodes.
 pub(super) fn header_lines(run: &RunSummary) -> Vec<String> {
     let header = &run.header;
@@ -152,7 +161,7 @@ pub(super) fn header_lines(run: &RunSummary) -> Vec<String> {
         format!("Run {} is {} (version {})", run.run_id, header.status, run.version),
         format!(
             "created {}, started {}, finished {}, took {}",
-            time::format(header.created_at),
+            stamp(created(header)),
             stamp(header.started_at),
             stamp(header.finished_at),
             duration(between(header.started_at, header.finished_at)),

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::exit::CliError;
 use super::output::{Output, between, dash, duration, no_state, one_line, open_for_reading, stamp, table};
+use super::runs::created;
 use crate::model::{
     Attempt, FencingToken, Fingerprint, IntervalSet, Metadata, NodeId, NodeState, NodeStatus, PartitionKey, ProcessInfo, RawJson,
     RunId, RunState, RunStatus, RunSummary, Version, time,
@@ -22,7 +23,8 @@ struct Shown<'a> {
     run_id: &'a RunId,
     status: &'a RunStatus,
     version: Version,
-    created_at: String,
+    /// `null`: nothing says it.
+    created_at: Option<String>,
     started_at: Option<String>,
     finished_at: Option<String>,
     duration_ms: Option<u64>,
@@ -69,7 +71,7 @@ impl<'a> Shown<'a> {
             run_id: run.id(),
             status: &header.status,
             version: run.version(),
-            created_at: time::format(header.created_at),
+            created_at: created(header).map(time::format),
             started_at: header.started_at.map(time::format),
             finished_at: header.finished_at.map(time::format),
             duration_ms: between(header.started_at, header.finished_at),

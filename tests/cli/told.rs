@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::projects::{GUIDE, project, tree};
-use crate::{run, seeknal, told};
+use crate::{json, run, seeknal, told};
 
 /// Takes what lies beside a database and goes with it away.
 fn without_wal(dir: &Path) {
@@ -89,4 +89,15 @@ async fn a_status_that_nothing_has_is_told_with_those_that_are_known() {
     assert!(err.contains("\"sucess\"") && err.contains("pending, running, success, failed, cancelled"), "{err}");
     let (_, _, err) = run(dir.path(), "state runs --status pending");
     assert!(err.is_empty(), "{err}");
+}
+
+#[test]
+fn a_run_without_stamps_was_created_at_no_time() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("target")).unwrap();
+    fs::write(dir.path().join("target/run_state.json"), r#"{"run_id": "r", "status": "success", "nodes": {}}"#).unwrap();
+    let (_, out, err) = run(dir.path(), "state show r");
+    assert!(out.contains("created -, started -"), "{out}{err}");
+    assert_eq!(json(dir.path(), "state show r")["created_at"], serde_json::Value::Null);
+    assert_eq!(json(dir.path(), "state runs")[0]["created_at"], serde_json::Value::Null);
 }
