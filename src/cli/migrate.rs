@@ -106,6 +106,14 @@ fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output
             }
         }
     }
+    if let Some(plan) = preview.plan.as_ref().filter(|plan| plan.differing_runs > 0) {
+        // The error that follows names them, and what mends it.
+        let differ = if plan.differing_runs == 1 { "differs" } else { "differ" };
+        return out.line(format!(
+            "Nothing was changed, and --no-dry-run would be refused as long as {} {differ} in both places",
+            counted(plan.differing_runs, "run")
+        ));
+    }
     if preview.settings_done {
         out.line(format!("{} says state_backend: {} already", preview.settings_file.display(), to.name()))?;
     } else if preview.plan.is_none() {

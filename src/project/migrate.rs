@@ -120,8 +120,8 @@ impl Plan {
         Err(ProjectError::new(
             ProjectErrorKind::Conflict,
             format!(
-                "{target} holds other content for: {names}; nothing was changed. Move {target}{along} aside, or delete these runs in one of the two places, \
-                 and try again (where an earlier move was cut off, they may be its copies of runs that changed since)"
+                "{target} holds other content for: {names}; nothing was changed. Move {target}{along} aside, or delete these runs in one of the two places (those that ended: \
+                 `seeknal state cleanup`, under the settings that name it), and try again (where an earlier move was cut off, they may be its copies of runs that changed since)"
             ),
         ))
     }

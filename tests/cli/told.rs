@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use crate::projects::{GUIDE, project, tree};
+use crate::projects::{GUIDE, open, project, put, tree};
 use crate::{json, run, seeknal, told};
+use seeknal_state::model::{Mutation, NewRun, time};
 
 /// Takes what lies beside a database and goes with it away.
 fn without_wal(dir: &Path) {
@@ -100,4 +101,23 @@ fn a_run_without_stamps_was_created_at_no_time() {
     assert!(out.contains("created -, started -"), "{out}{err}");
     assert_eq!(json(dir.path(), "state show r")["created_at"], serde_json::Value::Null);
     assert_eq!(json(dir.path(), "state runs")[0]["created_at"], serde_json::Value::Null);
+}
+
+/// What would be refused is not said to be only a flag away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preview_of_a_move_that_would_be_refused_says_so() {
+    for (to, name) in [("database", "database"), ("file", "file")] {
+        let from = if to == "database" { "file" } else { "database" };
+        let dir = project(from).await;
+        let other = open(name, &dir.path().join("target")).await;
+        let at = time::parse("2024-01-10T12:00:00Z").unwrap();
+        put(&other, "run_1", vec![Mutation::Create { run: NewRun::running(), at }]).await;
+        other.close().await.unwrap();
+        let (code, out, err) = run(dir.path(), &format!("migrate-state --backend {to}"));
+        assert_eq!(code, 4, "{err}");
+        let last = out.lines().last().unwrap();
+        assert!(last.contains("would be refused") && last.contains("1 run"), "{out}");
+        assert!(!out.contains("To do it") && !out.contains("Would then set") && !out.contains("Nothing is left"), "{out}");
+        assert!(err.contains("\"run_1\"") && err.contains("seeknal state cleanup"), "{err}");
+    }
 }
