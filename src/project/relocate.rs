@@ -134,7 +134,9 @@ pub async fn preview(
     let source = from.open_existing(settings, &mut notices).await?;
     refuse_lost(settings, from, source.is_none())?;
     let source = unless_empty(settings, from, source).await?;
-    let target = Origin::from(to).open_existing(settings, &mut notices).await?;
+    let mut of_target = Vec::new();
+    let target = Origin::from(to).open_existing(settings, &mut of_target).await?;
+    notices.extend(without_missed(settings, of_target));
     let place = |origin: &Origin, open: &Option<Arc<dyn StateBackend>>| {
         let place = origin.place(settings)?;
         Ok::<_, ProjectError>(if open.is_some() { place } else { format!("{place} ({origin} backend, no state yet)") })
@@ -297,7 +299,9 @@ async fn move_state(
     let before = migrate::stamp(&*source).await?;
     let mut target = None;
     if to == file {
-        let opened = to.open_writable(settings, &mut report.notices).await?;
+        let mut of_target = Vec::new();
+        let opened = to.open_writable(settings, &mut of_target).await?;
+        report.notices.extend(without_missed(settings, of_target));
         open.push(Arc::clone(&opened));
         target = Some(opened);
     }
@@ -401,6 +405,13 @@ async fn unless_empty(
         source.close().await?;
     }
     Ok((!is_empty).then_some(source))
+}
+
+/// What opening the target told, but that its document is missing: it is about to be written, and was most likely set aside for that.
+fn without_missed(settings: &Settings, mut notices: Vec<String>) -> Vec<String> {
+    let missed = format!("{} is missing: ", settings.target.value.join(DOCUMENT).display());
+    notices.retain(|notice| !notice.starts_with(&missed));
+    notices
 }
 
 /// A database that was lost is not left for an empty state.

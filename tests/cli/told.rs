@@ -121,3 +121,20 @@ async fn a_preview_of_a_move_that_would_be_refused_says_so() {
         assert!(err.contains("\"run_1\"") && err.contains("seeknal state cleanup"), "{err}");
     }
 }
+
+/// The way back that the README tells: the old document is set aside, and is not missed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_is_set_aside_for_the_way_back_is_not_missed() {
+    let dir = project("file").await;
+    assert_eq!(run(dir.path(), "migrate-state --backend database --no-dry-run").0, 0);
+    let target = dir.path().join("target");
+    fs::rename(target.join("run_state.json"), target.join("run_state.before-the-move.json")).unwrap();
+    for arguments in ["migrate-state --backend file", "migrate-state --backend file --no-dry-run"] {
+        let (code, out, err) = run(dir.path(), arguments);
+        assert_eq!(code, 0, "{err}");
+        assert!(!format!("{out}{err}").contains("missing"), "{arguments}: {out}{err}");
+    }
+    // Whoever only looks for it misses it.
+    fs::rename(target.join("run_state.json"), target.join("elsewhere.json")).unwrap();
+    assert!(run(dir.path(), "state runs").2.contains("missing"));
+}
