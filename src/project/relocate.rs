@@ -279,12 +279,14 @@ async fn move_state(
     let mut told = Told::new(settings, what, report.from.clone(), report.to.clone());
     // A conflict that can be seen already is told before anything is written, even a backup.
     let there = to.open_existing(settings, &mut Vec::new()).await?;
+    let mut is_there_already = false;
     if let Some(target) = &there {
         refuse_same(Some(&*seen), Some(&**target))?;
         let copied = Copied::load(&settings.target.value, &target.location());
         let plan = migrate::plan_after(&*seen, Some(&**target), Some(&copied), |_, _| ()).await?;
         target.close().await?;
         told.refuse_conflicts(&plan)?;
+        is_there_already = plan.moves.is_empty();
     }
     seen.close().await?;
     let source = from.open_writable(settings, &mut report.notices).await?;
@@ -315,7 +317,9 @@ async fn move_state(
     if let Some(file) = if *from == file { Some(&source) } else { target.as_ref() } {
         file.checkpoint().await?;
         go_on(observe(Step::Checkpointed))?;
-        if document.exists() {
+        // What an earlier move has written whole is no document from before one: the backup that it made stays. And nobody leaves what was left already.
+        let is_needless = is_there_already && (what.to == Home::File || !report.switched);
+        if document.exists() && !is_needless {
             back_up(&document, now, observe, report)?;
             if let (true, Some(backup)) = (*from == Origin::Home(Home::File), &report.backup) {
                 report.rollback.push(format!("cp {} {}", shell(backup), shell(&document)));

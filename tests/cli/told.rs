@@ -138,3 +138,18 @@ async fn a_document_that_is_set_aside_for_the_way_back_is_not_missed() {
     fs::rename(target.join("run_state.json"), target.join("elsewhere.json")).unwrap();
     assert!(run(dir.path(), "state runs").2.contains("missing"));
 }
+
+/// A finished move that is run again moves nothing, and leaves the backup from before the move alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_moves_nothing_backs_nothing_up() {
+    let dir = project("database").await;
+    let document = dir.path().join("target/run_state.json");
+    fs::write(&document, GUIDE).unwrap();
+    assert_eq!(run(dir.path(), "migrate-state --backend file --no-dry-run").0, 0);
+    let names = || tree(dir.path()).into_keys().filter(|name| name.contains(".bak")).collect::<Vec<_>>();
+    assert_eq!(names(), ["target/run_state.json.bak"]);
+    let (code, out, err) = run(dir.path(), "migrate-state --backend file --no-dry-run");
+    assert!(code == 0 && !out.to_lowercase().contains("backup"), "{out}{err}");
+    assert_eq!(names(), ["target/run_state.json.bak"]);
+    assert_eq!(fs::read_to_string(dir.path().join("target/run_state.json.bak")).unwrap(), GUIDE);
+}
