@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model::{Clock, RunId, RunStatus, SystemClock};
 use crate::project::Secret;
+use crate::project::end::EndAs;
 
 const CODES: &str = "\
 Exit codes:
@@ -99,6 +100,8 @@ pub(super) enum StateCommand {
         #[arg(value_parser = token)]
         token: u64,
     },
+    /// End a run whose process is gone, and its nodes that still run
+    End(EndArgs),
     /// Check what is stored from end to end
     Verify {
         /// Repair what can be repaired; a copy of the damaged files is kept
@@ -139,6 +142,33 @@ pub(super) struct CleanupArgs {
     /// Keep the newest ended runs, however old
     #[arg(long, value_name = "K", default_value_t = 0, allow_negative_numbers = true, value_parser = count)]
     pub(super) keep_last: u64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EndArgs {
+    /// The run's id
+    pub(super) run: RunId,
+    /// How it ends; nodes of it that still run fail in either case
+    #[arg(long = "as", value_enum, value_name = "STATUS", default_value_t = End::Failed)]
+    pub(super) end: End,
+    /// Also where nobody knows whether its process lives; never where it is known to live, or the run is locked
+    #[arg(long)]
+    pub(super) force: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum End {
+    Failed,
+    Cancelled,
+}
+
+impl From<End> for EndAs {
+    fn from(end: End) -> Self {
+        match end {
+            End::Failed => Self::Failed,
+            End::Cancelled => Self::Cancelled,
+        }
+    }
 }
 
 // What a number may be, in words: the parser's own say what is wrong, and not what is right.

@@ -4,6 +4,7 @@
 
 mod args;
 mod cleanup;
+mod end;
 mod exit;
 mod locks;
 mod migrate;
@@ -86,6 +87,7 @@ async fn run(cli: &Cli, out: &mut Output) -> Result<(), CliError> {
             StateCommand::Show { run } => show::run(&settings, run, out).await,
             StateCommand::Locks => locks::list(&settings, out).await,
             StateCommand::Unlock { token } => locks::unlock(&settings, *token, out).await,
+            StateCommand::End(options) => end::run(&settings, options, out).await,
             StateCommand::Verify { repair, use_previous } => verify::run(&settings, *repair, *use_previous, out).await,
             StateCommand::Cleanup(options) => cleanup::run(&settings, options, out).await,
         },

@@ -9,7 +9,8 @@ use super::output::{Output, between, dash, duration, note, one_line, open_for_re
 use crate::model::{
     Metadata, NodeStatus, ProcessInfo, RunFilter, RunHeader, RunId, RunQuery, RunStatus, RunSummary, Version, time,
 };
-use crate::project::Settings;
+use crate::project::shown::shell;
+use crate::project::{Settings, end};
 
 /// A run as it is printed. Every field is always there.
 #[derive(Serialize)]
@@ -25,11 +26,13 @@ struct Row<'a> {
     node_count: u64,
     nodes: &'a std::collections::BTreeMap<NodeStatus, u64>,
     worker: Option<&'a ProcessInfo>,
+    /// Whether it runs, and its process is known to be gone.
+    abandoned: bool,
     metadata: &'a Metadata,
 }
 
 impl<'a> Row<'a> {
-    fn of(run: &'a RunSummary) -> Self {
+    fn of(run: &'a RunSummary, abandoned: bool) -> Self {
         let header = &run.header;
         Self {
             run_id: &run.run_id,
@@ -42,6 +45,7 @@ impl<'a> Row<'a> {
             node_count: run.nodes.values().sum(),
             nodes: &run.nodes,
             worker: header.worker.as_ref(),
+            abandoned,
             metadata: &header.metadata,
         }
     }
@@ -66,8 +70,9 @@ pub(super) async fn run(settings: &Settings, options: &RunsArgs, out: &mut Outpu
     while left > 0 && !printer.is_reader_gone() {
         query = query.limit(usize::try_from(left.min(500)).unwrap_or(500));
         let page = backend.list_runs(&query).await?;
+        let abandoned = end::abandoned(&*backend, &page.runs).await?;
         for run in &page.runs {
-            printer.push(&Row::of(run))?;
+            printer.push(&Row::of(run, abandoned.contains(&run.run_id)))?;
         }
         left = left.saturating_sub(u64::try_from(page.runs.len()).unwrap_or(u64::MAX));
         more = page.next.is_some();
@@ -125,7 +130,7 @@ impl<'a> Printer<'a> {
                 let nodes: Vec<String> = row.nodes.iter().map(|(status, count)| one_line(&format!("{count} {status}"))).collect();
                 table.add_row([
                     one_line(row.run_id.as_str()),
-                    one_line(row.status.as_str()),
+                    one_line(row.status.as_str()) + if row.abandoned { " (process gone)" } else { "" },
                     row.started_at.clone().unwrap_or_else(dash),
                     duration(row.duration_ms),
                     if nodes.is_empty() { dash() } else { nodes.join(", ") },
@@ -155,7 +160,7 @@ pub(super) fn created(header: &RunHeader) -> Option<DateTime<Utc>> {
 }
 
 /// The lines about a run above its nodes.
-pub(super) fn header_lines(run: &RunSummary) -> Vec<String> {
+pub(super) fn header_lines(run: &RunSummary, abandoned: bool) -> Vec<String> {
     let header = &run.header;
     let mut lines = vec![
         format!("Run {} is {} (version {})", run.run_id, header.status, run.version),
@@ -168,7 +173,9 @@ pub(super) fn header_lines(run: &RunSummary) -> Vec<String> {
         ),
     ];
     if let Some(worker) = &header.worker {
-        lines.push(format!("worked on by {worker}"));
+        let gone =
+            format!(", which is gone: `seeknal state end {}` ends the run", shell(std::path::Path::new(run.run_id.as_str())));
+        lines.push(format!("worked on by {worker}{}", if abandoned { &*gone } else { "" }));
     }
     for (key, value) in header.metadata.iter() {
         lines.push(format!("{key}: {value}"));

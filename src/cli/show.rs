@@ -12,7 +12,7 @@ use crate::model::{
     Attempt, FencingToken, Fingerprint, IntervalSet, Metadata, NodeId, NodeState, NodeStatus, PartitionKey, ProcessInfo, RawJson,
     RunId, RunState, RunStatus, RunSummary, Version, time,
 };
-use crate::project::{ProjectErrorKind, Settings};
+use crate::project::{ProjectErrorKind, Settings, end};
 
 /// How much of an error fits a table.
 const ERROR_SHOWN: usize = 60;
@@ -29,6 +29,8 @@ struct Shown<'a> {
     finished_at: Option<String>,
     duration_ms: Option<u64>,
     worker: Option<&'a ProcessInfo>,
+    /// Whether it runs, and its process is known to be gone.
+    abandoned: bool,
     metadata: &'a Metadata,
     /// What a foreign file said beyond that.
     extra: Option<&'a RawJson>,
@@ -65,7 +67,7 @@ struct Node<'a> {
 }
 
 impl<'a> Shown<'a> {
-    fn of(run: &'a RunState) -> Self {
+    fn of(run: &'a RunState, abandoned: bool) -> Self {
         let header = run.header();
         Self {
             run_id: run.id(),
@@ -76,6 +78,7 @@ impl<'a> Shown<'a> {
             finished_at: header.finished_at.map(time::format),
             duration_ms: between(header.started_at, header.finished_at),
             worker: header.worker.as_ref(),
+            abandoned,
             metadata: &header.metadata,
             extra: header.extra.as_ref(),
             nodes: run.nodes().map(|(id, node)| (id, Node::of(run.id(), id, node))).collect(),
@@ -117,15 +120,17 @@ pub(super) async fn run(settings: &Settings, run: &RunId, out: &mut Output) -> R
     };
     let found = backend.load_run(run).await?;
     let location = backend.location();
+    let summary = found.as_ref().map(RunSummary::of);
+    let abandoned = !end::abandoned(&*backend, summary.as_slice()).await?.is_empty();
     backend.close().await?;
-    let Some(state) = found else {
+    let (Some(state), Some(summary)) = (found, summary) else {
         let message = format!("{location} has no run {run:?}; `seeknal state runs --all` lists them");
         return Err(CliError::new(ProjectErrorKind::NotFound, message));
     };
     if out.is_json() {
-        return out.json(&Shown::of(&state));
+        return out.json(&Shown::of(&state, abandoned));
     }
-    for line in super::runs::header_lines(&RunSummary::of(&state)) {
+    for line in super::runs::header_lines(&summary, abandoned) {
         out.line(line)?;
     }
     if state.node_count() == 0 {

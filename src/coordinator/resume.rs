@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::model::{
     IntoRunId, LeaseMutation, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot,
 };
-use crate::store::{KnownOpenings, LeaseStore, OpenProcess};
+use crate::store::{OpenProcess, gone};
 
 /// A running run that nobody works on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,27 +81,7 @@ impl Coordinator {
     }
 
     fn is_gone(&self, worker: Option<&ProcessInfo>, processes: &[OpenProcess]) -> bool {
-        let (backend, me) = (&self.engine().backend, &self.engine().process);
-        // Also where the backend knows of nobody.
-        if worker.is_some_and(|worker| worker.id == me.id) {
-            return false;
-        }
-        if matches!(backend.lease_store(), LeaseStore::Book(_)) {
-            // One process writes at a time: whoever is not that one is gone. Also seen so by those who only read beside it.
-            let is_open =
-                |worker: &ProcessInfo| processes.iter().any(|open| open.process.id == worker.id && open.alive != Some(false));
-            return !worker.is_some_and(is_open);
-        }
-        let Some(worker) = worker.filter(|_| backend.is_shared()) else { return !backend.is_shared() };
-        match processes.iter().find(|open| open.process.id == worker.id) {
-            Some(open) => open.alive == Some(false),
-            // Who is not listed is gone only where everybody is.
-            None => match backend.known_openings() {
-                KnownOpenings::All => true,
-                KnownOpenings::OfThisHost => worker.host == me.host,
-                KnownOpenings::Some => false,
-            },
-        }
+        gone::is_gone(&*self.engine().backend, &self.engine().process, worker, processes)
     }
 
     /// Takes over a run whose process is gone: from now on this process is its worker, and the locks that the dead process held on the run and

@@ -5,6 +5,7 @@
 mod again;
 pub mod cleanup;
 mod copied;
+pub mod end;
 mod error;
 mod exclusive;
 mod files;

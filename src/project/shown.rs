@@ -16,7 +16,7 @@ pub(crate) fn steers(c: char) -> bool {
 }
 
 /// A path as a shell takes it. One that is no text, or would steer a terminal, is written byte by byte in `$'…'`.
-pub(super) fn shell(path: &Path) -> String {
+pub(crate) fn shell(path: &Path) -> String {
     match path.to_str() {
         Some(text) if text.chars().all(|c| c.is_alphanumeric() || "/._-+=:@%,".contains(c)) => text.to_owned(),
         Some(text) if !text.chars().any(steers) => format!("'{}'", text.replace('\'', "'\\''")),

@@ -15,6 +15,7 @@ mod columns;
 mod engine;
 mod error;
 mod foreign;
+pub(crate) mod gone;
 mod lease_book;
 mod memory;
 pub(crate) mod moving;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod cleanup;
+mod end;
 #[path = "../support/folder.rs"]
 mod folder;
 mod foreign;

@@ -1,0 +1,204 @@
+//! Ending a run by hand whose process is gone, and telling which runs those are.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::migrate::commit;
+use super::shown::shell;
+use super::{ProjectError, ProjectErrorKind};
+use crate::model::{
+    Batch, Clock, Entry, Guard, Mutation, NodeId, NodeStatus, NodeUpdate, Outcome, ProcessInfo, RunId, RunPart, RunState,
+    RunStatus, RunSummary, RunUpdate, SystemClock, apply_all,
+};
+use crate::store::{OpenProcess, StateBackend, gone};
+
+/// How a run ends that nobody works on any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EndAs {
+    /// It did not do what it should.
+    Failed,
+    /// Somebody does not want it any more.
+    Cancelled,
+}
+
+impl EndAs {
+    fn status(self) -> RunStatus {
+        match self {
+            Self::Failed => RunStatus::Failed,
+            Self::Cancelled => RunStatus::Cancelled,
+        }
+    }
+}
+
+/// What would be ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The run.
+    pub run_id: RunId,
+    /// Its status before.
+    pub was: RunStatus,
+    /// Its status afterwards. One that is an end already stays, also where nodes still run.
+    pub status: RunStatus,
+    /// Its nodes that still run: they fail.
+    pub nodes: Vec<NodeId>,
+    /// Who worked on it, as far as anybody said so.
+    pub worker: Option<ProcessInfo>,
+    #[serde(skip)]
+    end: EndAs,
+    #[serde(skip)]
+    state: RunState,
+}
+
+impl Plan {
+    /// Whether it has ended in that very way already, so that nothing is left to do.
+    pub fn is_done(&self) -> bool {
+        self.was == self.status && self.nodes.is_empty()
+    }
+}
+
+fn is_under_way(status: &RunStatus) -> bool {
+    matches!(status, RunStatus::Pending | RunStatus::Running)
+}
+
+fn conflict(run: &RunId, why: impl std::fmt::Display) -> ProjectError {
+    ProjectError::new(ProjectErrorKind::Conflict, format!("run {run:?} {why}; nothing was changed"))
+}
+
+fn me(backend: &dyn StateBackend) -> ProcessInfo {
+    backend.process().unwrap_or_else(|| ProcessInfo::current(SystemClock.now()))
+}
+
+/// Looks whether a run may be ended. `force` allows it also where nobody knows whether its process lives (another host's, of which the storage has not heard; a run
+/// that never said who works on it, on a database), never where it is known to live. Only reads.
+///
+/// # Errors
+/// [`ProjectErrorKind::NotFound`] if there is no such run; [`ProjectErrorKind::Conflict`] if its process lives, or may live, if it or a node of it is locked, and
+/// if it ended in another way; whatever reading meets.
+///
+/// # Cancel safety
+/// Only reads: may be dropped at any time.
+pub async fn plan(backend: &dyn StateBackend, run: &RunId, end: EndAs, force: bool) -> Result<Plan, ProjectError> {
+    let Some(state) = backend.load_run(run).await? else {
+        let message = format!("{} has no run {run:?}; `seeknal state runs --all` lists them", backend.location());
+        return Err(ProjectError::new(ProjectErrorKind::NotFound, message));
+    };
+    let was = state.header().status.clone();
+    let running = state.nodes().filter(|(_, node)| node.status == NodeStatus::Running);
+    let nodes: Vec<NodeId> = running.map(|(id, _)| id.clone()).collect();
+    let status = if is_under_way(&was) { end.status() } else { was.clone() };
+    if !is_under_way(&was) && nodes.is_empty() && was != end.status() {
+        return Err(conflict(run, format_args!("has ended already: it is {was}")));
+    }
+    let worker = state.header().worker.clone();
+    let plan = Plan { run_id: run.clone(), was, status, nodes, worker, end, state };
+    if !plan.is_done() {
+        refuse_used(backend, &plan, force).await?;
+    }
+    Ok(plan)
+}
+
+async fn refuse_used(backend: &dyn StateBackend, plan: &Plan, force: bool) -> Result<(), ProjectError> {
+    let run = &plan.run_id;
+    let processes = backend.processes().await?;
+    let worker = plan.worker.as_ref();
+    let lives = |open: &OpenProcess| worker.is_some_and(|worker| open.process.id == worker.id) && open.alive == Some(true);
+    if let Some(open) = processes.iter().find(|open| lives(open)) {
+        return Err(conflict(run, format_args!("is worked on by {}, which lives: stop it first", open.process)));
+    }
+    if !force && !gone::is_gone(backend, &me(backend), worker, &processes) {
+        let why = worker.map_or_else(
+            || "does not say who works on it".to_owned(),
+            |worker| format!("is worked on by {worker}, of which it cannot be known from here whether it lives"),
+        );
+        return Err(conflict(run, format_args!("{why}: make sure that nobody does, then add --force")));
+    }
+    let leases = backend.list_leases().await?;
+    if let Some(lease) = leases.iter().find(|lease| lease.key.run == *run) {
+        let why = format!(
+            "is in use: {} is locked by {} (`seeknal state unlock {}` takes the lock away)",
+            lease.key, lease.owner, lease.token
+        );
+        return Err(conflict(run, why));
+    }
+    Ok(())
+}
+
+/// Ends what a plan says, all of it in one transaction: the run, and its nodes that still run, which fail with an error that says so. Nothing is done if anything
+/// of the run was changed, or locked, since the plan was made: somebody may have taken it over.
+///
+/// # Errors
+/// [`ProjectErrorKind::Conflict`] if the run was changed or locked meanwhile; whatever writing meets.
+///
+/// # Cancel safety
+/// Dropping it leaves the run ended or as it was.
+pub async fn execute(backend: &dyn StateBackend, plan: &Plan, now: DateTime<Utc>) -> Result<(), ProjectError> {
+    if plan.is_done() {
+        return Ok(());
+    }
+    let word = plan.end.status();
+    let error = format!("ended as {word} by `seeknal state end`: nobody worked on it any more");
+    let mut mutations: Vec<Mutation> = plan
+        .nodes
+        .iter()
+        .map(|node| Mutation::SetNode { node: node.clone(), update: Box::new(NodeUpdate::failed(&error)), at: now })
+        .collect();
+    if plan.was != plan.status {
+        mutations.push(Mutation::Update { update: RunUpdate::status(plan.status.clone()), at: now });
+    }
+    let version = plan.state.version();
+    let mut after = Some(plan.state.clone());
+    apply_all(&mut after, &plan.run_id, &mutations, version.next())?;
+    let part = RunPart {
+        run: plan.run_id.clone(),
+        base: version,
+        expect: version,
+        guards: vec![Guard::RunVersion(version), Guard::Unlocked],
+        mutations,
+        after,
+    };
+    let outcomes = commit(backend, Batch::new(vec![Entry { parts: vec![part], ..Entry::default() }])).await?;
+    match outcomes.into_iter().next() {
+        Some(Outcome::Refused(refusal)) => {
+            let run = shell(std::path::Path::new(plan.run_id.as_str()));
+            let why = format!("was changed or locked meanwhile ({refusal}): look at it with `seeknal state show {run}`");
+            Err(conflict(&plan.run_id, why))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Those of some runs that run, and whose process is known to be gone. Of a run that never said who works on it nothing is known: a foreign program may.
+///
+/// # Errors
+/// Whatever reading meets.
+///
+/// # Cancel safety
+/// Only reads: may be dropped at any time.
+pub async fn abandoned(backend: &dyn StateBackend, runs: &[RunSummary]) -> Result<BTreeSet<RunId>, ProjectError> {
+    let working: Vec<_> = runs
+        .iter()
+        .filter(|run| run.header.status == RunStatus::Running)
+        .filter_map(|run| Some((&run.run_id, run.header.worker.as_ref()?)))
+        .collect();
+    let mut found = BTreeSet::new();
+    if working.is_empty() {
+        return Ok(found);
+    }
+    let (me, processes) = (me(backend), backend.processes().await?);
+    for (run, worker) in working {
+        if !gone::is_gone(backend, &me, Some(worker), &processes) {
+            continue;
+        }
+        // In between its process may have ended it in order, and itself after that.
+        let now = backend.load_run(run).await?;
+        let is_same = |now: &RunState| now.header().status == RunStatus::Running && now.header().worker.as_ref() == Some(worker);
+        if now.is_some_and(|now| is_same(&now)) {
+            found.insert(run.clone());
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,34 @@
+//! Whether the process that works on a run is gone.
+
+use super::{KnownOpenings, LeaseStore, OpenProcess, StateBackend};
+use crate::model::ProcessInfo;
+
+/// Whether the storage says that nobody works on a run any more. `me` is this process; `processes` must have been asked for after the run was read: who works
+/// on one has the storage open before.
+pub(crate) fn is_gone(
+    backend: &dyn StateBackend,
+    me: &ProcessInfo,
+    worker: Option<&ProcessInfo>,
+    processes: &[OpenProcess],
+) -> bool {
+    // Also where the backend knows of nobody.
+    if worker.is_some_and(|worker| worker.id == me.id) {
+        return false;
+    }
+    if matches!(backend.lease_store(), LeaseStore::Book(_)) {
+        // One process writes at a time: whoever is not that one is gone. Also seen so by those who only read beside it.
+        let is_open =
+            |worker: &ProcessInfo| processes.iter().any(|open| open.process.id == worker.id && open.alive != Some(false));
+        return !worker.is_some_and(is_open);
+    }
+    let Some(worker) = worker.filter(|_| backend.is_shared()) else { return !backend.is_shared() };
+    match processes.iter().find(|open| open.process.id == worker.id) {
+        Some(open) => open.alive == Some(false),
+        // Who is not listed is gone only where everybody is.
+        None => match backend.known_openings() {
+            KnownOpenings::All => true,
+            KnownOpenings::OfThisHost => worker.host == me.host,
+            KnownOpenings::Some => false,
+        },
+    }
+}
