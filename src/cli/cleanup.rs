@@ -7,6 +7,7 @@ use super::exit::CliError;
 use super::output::{Output, counted, one_line, open_for_reading, open_for_writing, table, tell_no_state};
 use crate::model::{Clock, RunId, SystemClock, time};
 use crate::project::cleanup::{self, Cleaned, Doomed, Plan, Rules, Stays};
+use crate::project::shown::shell;
 use crate::project::{ProjectError, ProjectErrorKind, Settings};
 
 /// What is printed. Every field is always there.
@@ -17,7 +18,13 @@ struct Printed<'a> {
     /// Runs that were looked out to go.
     delete: &'a [Doomed],
     deleted: u64,
+    /// The sum of the next four: of the list's length, and of the counts.
     kept: u64,
+    /// Runs in a status of the end, without a stamp of it, of which nodes run.
+    nodes_running: &'a [RunId],
+    running: u64,
+    recent: u64,
+    kept_last: u64,
     locked: &'a [RunId],
     without_stamp: &'a [RunId],
     changed_meanwhile: &'a [RunId],
@@ -32,6 +39,9 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
     let mut cleaned = Cleaned::default();
     if let Some(backend) = &opened {
         plan = cleanup::plan(&**backend, rules).await?;
+        if options.dry_run {
+            cleanup::read_through(&**backend, &mut plan).await?;
+        }
         let done = if options.dry_run { Ok(Cleaned::default()) } else { cleanup::execute(backend, &plan).await };
         let closed = backend.close().await;
         cleaned = done?;
@@ -63,6 +73,10 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
             delete: &plan.delete,
             deleted: cleaned.deleted,
             kept: plan.kept,
+            nodes_running: &plan.nodes_running,
+            running: plan.running,
+            recent: plan.recent,
+            kept_last: plan.kept_last,
             locked: &plan.locked,
             without_stamp: &plan.without_stamp,
             changed_meanwhile: &cleaned.changed_meanwhile,
@@ -91,8 +105,14 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
             out.line(format!("kept {run}: {why}"))?;
         }
     }
+    for run in &plan.nodes_running {
+        out.line(format!("kept {run}: it does not say when it ended, and nodes of it run; if nobody works on it, `seeknal state end {}` ends them", shell(std::path::Path::new(run.as_str()))))?;
+    }
     for Stays { run_id, reason, .. } in failed {
         out.line(format!("kept {}: {}", run_id, one_line(reason)))?;
+    }
+    if let Some(kept) = kept(&plan) {
+        out.line(kept)?;
     }
     let before = time::format(rules.cutoff());
     if options.dry_run {
@@ -102,4 +122,18 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
         out.line(format!("Deleted {} that ended before {before}.", counted(cleaned.deleted, "run")))?;
     }
     fault.map_or(Ok(()), |fault| Err(fault.into()))
+}
+
+/// How many runs stay by the rules, and by which.
+fn kept(plan: &Plan) -> Option<String> {
+    let nodes_running = u64::try_from(plan.nodes_running.len()).unwrap_or(u64::MAX);
+    let reasons = [
+        (plan.running, "running or pending"),
+        (nodes_running, "with nodes that run"),
+        (plan.recent, "not old enough"),
+        (plan.kept_last, "by --keep-last"),
+    ];
+    let reasons: Vec<String> =
+        reasons.into_iter().filter(|(count, _)| *count > 0).map(|(count, reason)| format!("{count} {reason}")).collect();
+    (!reasons.is_empty()).then(|| format!("Kept {}: {}.", counted(plan.kept, "run"), reasons.join(", ")))
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::args::EndArgs;
 use super::exit::CliError;
 use super::output::{Output, counted, no_state, one_line, open_for_writing};
-use crate::model::{Clock, SystemClock};
+use crate::model::{Clock, NodeId, SystemClock};
 use crate::project::end::{self, Plan};
 use crate::project::{ProjectErrorKind, Settings};
 
@@ -47,7 +47,7 @@ pub(super) async fn run(settings: &Settings, options: &EndArgs, out: &mut Output
         return Ok(());
     }
     let count = counted(u64::try_from(nodes.len()).unwrap_or(u64::MAX), "node");
-    let names = nodes.iter().take(20).map(|node| node.as_str()).collect::<Vec<_>>().join(", ");
+    let names = nodes.iter().take(20).map(NodeId::as_str).collect::<Vec<_>>().join(", ");
     let more = if nodes.len() > 20 { format!(", and {} more", nodes.len() - 20) } else { String::new() };
     out.line(one_line(&format!("{count} that still ran failed: {names}{more}")))
 }

@@ -79,7 +79,15 @@ pub struct Plan {
     pub without_stamp: Vec<RunId>,
     /// Ended runs that stay because they cannot be read, where that was needed to know when they ended.
     pub unreadable: Vec<Stays>,
-    /// How many runs stay by the rules.
+    /// Runs in a status of the end, without a stamp of it, that stay because nodes of theirs run.
+    pub nodes_running: Vec<RunId>,
+    /// How many stay because they run or wait.
+    pub running: u64,
+    /// How many stay because they did not end that long ago.
+    pub recent: u64,
+    /// How many stay because they are among the newest ended ones.
+    pub kept_last: u64,
+    /// How many runs stay by the rules: all of these together.
     pub kept: u64,
 }
 
@@ -123,6 +131,11 @@ impl Judge {
     pub fn see(&mut self, summary: &RunSummary, newest: Option<DateTime<Utc>>) {
         if !has_ended(summary) {
             self.plan.kept += 1;
+            if is_under_way(summary) {
+                self.plan.running += 1;
+            } else {
+                self.plan.nodes_running.push(summary.run_id.clone());
+            }
             return;
         }
         self.ended += 1;
@@ -130,8 +143,10 @@ impl Judge {
             self.plan.without_stamp.push(summary.run_id.clone());
             return;
         };
-        if self.ended <= self.rules.keep_last || ended_at >= self.rules.cutoff {
+        let is_last = self.ended <= self.rules.keep_last;
+        if is_last || ended_at >= self.rules.cutoff {
             self.plan.kept += 1;
+            *(if is_last { &mut self.plan.kept_last } else { &mut self.plan.recent }) += 1;
         } else if self.locked.contains(&summary.run_id) {
             self.plan.locked.push(summary.run_id.clone());
         } else {
@@ -162,7 +177,11 @@ impl Judge {
 fn has_ended(summary: &RunSummary) -> bool {
     let at_work =
         || summary.header.finished_at.is_none() && summary.nodes.get(&NodeStatus::Running).is_some_and(|nodes| *nodes > 0);
-    !matches!(summary.header.status, RunStatus::Pending | RunStatus::Running) && !at_work()
+    !is_under_way(summary) && !at_work()
+}
+
+fn is_under_way(summary: &RunSummary) -> bool {
+    matches!(summary.header.status, RunStatus::Pending | RunStatus::Running)
 }
 
 /// Looks at all runs and says what would go. Only reads; memory holds the names of what goes.
@@ -198,6 +217,29 @@ pub async fn plan(backend: &dyn StateBackend, rules: Rules) -> Result<Plan, Proj
         }
         query = query.after(page.next);
     }
+}
+
+/// Reads what would go, and takes out of the plan what cannot be read: a cleanup would leave it and name it. Without this a plan knows it of runs only that do
+/// not say themselves when they ended.
+///
+/// # Errors
+/// Whatever else reading meets.
+///
+/// # Cancel safety
+/// Only reads: may be dropped at any time.
+pub async fn read_through(backend: &dyn StateBackend, plan: &mut Plan) -> Result<(), ProjectError> {
+    let mut doomed = Vec::with_capacity(plan.delete.len());
+    for run in std::mem::take(&mut plan.delete) {
+        match backend.load_run(&run.run_id).await {
+            Err(error) if error.is_of_one_entry() => plan.unreadable.push(Stays::new(&run.run_id, error)),
+            read => {
+                read?;
+                doomed.push(run);
+            }
+        }
+    }
+    plan.delete = doomed;
+    Ok(())
 }
 
 /// What came of a cleanup.

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::projects::{GUIDE, open, project, put, tree};
 use crate::{json, run, seeknal, told};
-use seeknal_state::model::{Mutation, NewRun, time};
+use seeknal_state::model::{Mutation, NewRun, RunUpdate, time};
+use seeknal_state::{BackendOptions, create_state_backend};
 
 /// Takes what lies beside a database and goes with it away.
 fn without_wal(dir: &Path) {
@@ -37,9 +38,9 @@ async fn a_lost_database_is_an_error_for_who_reads_it() {
         without_wal(dir.path());
         let path = dir.path().join("target/state.db");
         if emptied {
-            fs::write(&path, "").unwrap()
+            fs::write(&path, "").unwrap();
         } else {
-            fs::remove_file(&path).unwrap()
+            fs::remove_file(&path).unwrap();
         }
         let before = tree(dir.path());
         for arguments in [
@@ -152,4 +153,44 @@ async fn a_move_that_moves_nothing_backs_nothing_up() {
     assert!(code == 0 && !out.to_lowercase().contains("backup"), "{out}{err}");
     assert_eq!(names(), ["target/run_state.json.bak"]);
     assert_eq!(fs::read_to_string(dir.path().join("target/run_state.json.bak")).unwrap(), GUIDE);
+}
+
+/// What a cleanup would leave is not shown as what would go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_names_runs_that_cannot_be_read() {
+    let dir = project("database").await;
+    let sql = rusqlite::Connection::open(dir.path().join("target/state.db")).unwrap();
+    assert_eq!(sql.execute("UPDATE node_states SET metadata = '{' WHERE run_id = 'run_1' AND node_id = 'load'", []).unwrap(), 1);
+    drop(sql);
+    let (code, out, err) = run(dir.path(), "state cleanup --days 30 --dry-run");
+    assert!(code == 5 && out.contains("kept run_1: ") && out.contains("Would delete 2 runs"), "{out}{err}");
+    let (_, out, _) = run(dir.path(), "state cleanup --days 30 --dry-run -o json");
+    let shown: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((shown["delete"].as_array().unwrap().len(), &shown["failed"][0]["run_id"]), (2, &"run_1".into()), "{shown}");
+}
+
+/// Every run that stays is accounted for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_cleanup_keeps_is_counted_by_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("target")).unwrap();
+    let foreign = r#"{"schema_version": "2.0", "run_id": "old", "last_run": "2024-01-10T12:00:00", "status": "failed",
+        "nodes": {"a": {"status": "running", "last_run": "2024-01-10T12:00:00"}, "b": {"status": "failed"}}}"#;
+    fs::write(dir.path().join("target/run_state.json"), foreign).unwrap();
+    let backend = create_state_backend("file", &BackendOptions::new().base_path(dir.path().join("target"))).unwrap();
+    backend.initialize().await.unwrap();
+    let at = time::parse("2024-01-10T12:00:00Z").unwrap();
+    let create = || Mutation::Create { run: NewRun::running(), at };
+    put(&backend, "runs", vec![create()]).await;
+    let now = seeknal_state::Clock::now(&seeknal_state::SystemClock);
+    put(&backend, "young", vec![create(), Mutation::Update { update: RunUpdate::success(), at: now }]).await;
+    put(&backend, "ended", vec![create(), Mutation::Update { update: RunUpdate::success(), at }]).await;
+    backend.close().await.unwrap();
+    let kept = json(dir.path(), "state cleanup --days 30 --dry-run");
+    assert_eq!(kept["kept"], 3, "{kept}");
+    let by = ["running", "recent", "kept_last"].map(|reason| kept[reason].as_u64().unwrap());
+    assert_eq!((by, &kept["nodes_running"]), ([1, 1, 0], &serde_json::json!(["old"])), "{kept}");
+    let (_, out, _) = run(dir.path(), "state cleanup --days 30");
+    assert!(out.contains("kept old: ") && out.contains("`seeknal state end old`"), "{out}");
+    assert!(out.contains("Kept 3 runs: 1 running or pending, 1 with nodes that run, 1 not old enough"), "{out}");
 }
