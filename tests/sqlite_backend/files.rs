@@ -543,3 +543,32 @@ async fn the_wal_is_not_grown_again_by_commits_that_fail() {
     change(&backend, "r", vec![set("n", NodeUpdate::running())]).await;
     backend.close().await.unwrap();
 }
+
+/// Makes a database and stays open until it has looked at what is beside it.
+#[tokio::test]
+#[ignore = "it is run by another test, under a umask of its own"]
+async fn child_that_makes_a_database() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = PathBuf::from(std::env::var_os("STATE_FOLDER").unwrap());
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o002));
+    let backend = open(&db(&dir)).await;
+    change(&backend, "r", vec![create(0)]).await;
+    let owner = std::fs::read_dir(dir.join("state.db.owners")).unwrap().next().unwrap().unwrap().path();
+    for (name, mode) in [("state.db", 0o664), ("state.db-wal", 0o664), ("state.db-shm", 0o664), ("state.db.lock", 0o664)] {
+        let found = std::fs::metadata(dir.join(name)).unwrap().permissions().mode();
+        assert_eq!(found & 0o777, mode, "{name}: {found:o}");
+    }
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode(&owner), mode(owner.parent().unwrap())), (0o664, 0o2775));
+    backend.close().await.unwrap();
+}
+
+/// Who shares a folder with his group, and has the umask for it, shares the database.
+#[test]
+fn a_database_is_made_for_whom_the_umask_lets() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o2775)).unwrap();
+    let told = Child::test("files::child_that_makes_a_database").env("STATE_FOLDER", dir.path()).run();
+    told.passed("child");
+}

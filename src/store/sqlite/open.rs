@@ -112,7 +112,10 @@ fn make(db: &Path) -> Result<(), StoreError> {
             _ => {}
         }
     }
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    // SQLite lets a group write nothing, whatever the umask says; what it makes beside the file gets the file's mode. Nobody has this one open yet.
+    let made = std::fs::File::options().write(true).create_new(true).open(&new);
+    drop(made.map_err(|error| StoreError::io(new.display(), error))?);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(&new, flags).map_err(|error| sql_error(&place, error))?;
     conn.pragma_update(None, "page_size", PAGE_SIZE).map_err(|error| sql_error(&place, error))?;
     configure(&conn, true).map_err(|error| sql_error(&place, error))?;
