@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::ProjectError;
-use crate::store::access::Access;
+use crate::store::access::{Access, give_to_owner_of};
 use crate::store::folder;
 
 /// The folder that a path is in; `.` for a bare name.
@@ -62,9 +62,11 @@ fn replace(path: &Path, like: Option<&Path>, write: impl FnOnce(&mut File) -> io
     let mut beside = Beside { path: temporary, in_place: false };
     let fail = |error| ProjectError::io(&beside.path, error);
     let old = fs::metadata(path).or_else(|error| like.map_or(Err(error), fs::metadata));
-    if let Ok(old) = old {
-        Access::of(&old).give(&file).map_err(fail)?;
+    match old {
+        Ok(old) => Access::of(&old).give(&file),
+        Err(_) => give_to_owner_of(folder, &file),
     }
+    .map_err(fail)?;
     write(&mut file).map_err(fail)?;
     file.sync_all().map_err(fail)?;
     fs::rename(&beside.path, path).map_err(|error| ProjectError::io(path, error))?;

@@ -299,8 +299,14 @@ async fn move_state(
     files::make_folder(&settings.target.value)?;
     report.from = source.location();
     let before = migrate::stamp(&*source).await?;
+    let document = settings.target.value.join(DOCUMENT);
     let mut target = None;
     if to == file {
+        // Whoever has the database has the file: the lock is made first, and what has no document to follow follows it.
+        let database = settings.target.value.join(DATABASE);
+        if !document.exists() && source.location() == database.display().to_string() {
+            files::make_like(&database, &with_suffix(&document, NUMBERS))?;
+        }
         let mut of_target = Vec::new();
         let opened = to.open_writable(settings, &mut of_target).await?;
         report.notices.extend(without_missed(settings, of_target));
@@ -308,7 +314,6 @@ async fn move_state(
         target = Some(opened);
     }
     go_on(observe(Step::Locked))?;
-    let document = settings.target.value.join(DOCUMENT);
     if *from == file || document.exists() {
         refuse_no_file(&with_suffix(&document, BACKUP))?;
     }

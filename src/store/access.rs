@@ -3,6 +3,7 @@
 use std::fs::{File, Metadata, Permissions};
 use std::io::Result;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::Path;
 
 #[cfg(feature = "sqlite")]
 use rustix::fs::{Mode, OFlags};
@@ -47,16 +48,37 @@ impl Access {
 
     /// The same for a file that nothing of this process has open: closing it takes the locks away that SQLite has on it.
     #[cfg(feature = "sqlite")]
-    pub(crate) fn give_closed(self, path: &std::path::Path) -> Result<()> {
+    pub(crate) fn give_closed(self, path: &Path) -> Result<()> {
         self.give(&File::from(rustix::fs::open(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?))
     }
 
     /// As [`as_folder`](Self::as_folder), given to a folder.
     #[cfg(feature = "sqlite")]
-    pub(crate) fn give_folder(self, folder: &std::path::Path) -> Result<()> {
+    pub(crate) fn give_folder(self, folder: &Path) -> Result<()> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         self.as_folder().give(&File::from(rustix::fs::open(folder, flags, Mode::empty())?))
     }
+}
+
+/// Gives a file that root has just made to the owner and the group of the folder that it lies in: he would be locked out of it. The files of everybody else are his
+/// own. The open file and no path, as in [`Access::give`].
+pub(crate) fn give_to_owner_of(folder: &Path, file: &File) -> Result<()> {
+    const ROOT: u32 = 0;
+    if file.metadata()?.uid() != ROOT {
+        return Ok(());
+    }
+    let folder = std::fs::metadata(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
+    if folder.uid() != ROOT {
+        // Root within a namespace may not give to whom it does not know there.
+        let _stays_ours = fchown(file, Some(folder.uid()), Some(folder.gid())).is_err();
+    }
+    Ok(())
+}
+
+/// Makes an empty file in a folder, for whom the umask lets, and closes it.
+#[cfg(feature = "sqlite")]
+pub(crate) fn make_new(path: &Path, folder: &Path) -> Result<()> {
+    give_to_owner_of(folder, &File::options().write(true).create_new(true).open(path)?)
 }
 
 #[cfg(all(test, feature = "sqlite"))]

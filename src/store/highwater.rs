@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::access::Access;
+use super::access::{Access, give_to_owner_of};
 use super::{StoreError, StoreErrorKind, folder};
 use crate::model::ProcessInfo;
 
@@ -95,9 +95,11 @@ impl HighWaterFile {
             }
             made => {
                 let made = made.map_err(fail)?;
-                if let Ok(state) = std::fs::metadata(state) {
-                    Access::of(&state).with_owner().give(&made).map_err(fail)?;
+                match std::fs::metadata(state) {
+                    Ok(state) => Access::of(&state).with_owner().give(&made),
+                    Err(_) => path.parent().map_or(Ok(()), |folder| give_to_owner_of(folder, &made)),
                 }
+                .map_err(fail)?;
                 made
             }
         };

@@ -9,6 +9,7 @@ mod folder;
 mod foreign;
 mod killed;
 mod moves;
+mod owners;
 #[path = "../projects/mod.rs"]
 mod projects;
 mod refusals;

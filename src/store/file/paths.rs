@@ -85,13 +85,17 @@ impl Paths {
         (place != self.document).then(|| PathBuf::from(name))
     }
 
-    /// Who may read and write the document that is there; what is written of the same content gets the same.
+    /// Who may read and write the document that is there; what is written of the same content gets the same. Where there is none its last copy says it, or the lock,
+    /// which every writer makes first.
     pub(super) fn access(&self) -> Result<Option<Access>, StoreError> {
-        match std::fs::metadata(&self.document) {
-            Ok(metadata) => Ok(Some(Access::of(&metadata))),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(StoreError::io(self.document.display(), error)),
+        for path in [&self.document, &self.previous, &self.lock] {
+            match std::fs::metadata(path) {
+                Ok(metadata) => return Ok(Some(Access::of(&metadata))),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(StoreError::io(path.display(), error)),
+            }
         }
+        Ok(None)
     }
 
     /// Lets whoever may read the document read a new file beside it, and nobody else; and makes its name durable.

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::error::{is_damage, is_unwritable, sql_error};
 use super::schema::{self, APPLICATION_ID, PAGE_SIZE};
 use super::{boot, owners, turn};
-use crate::store::access::Access;
+use crate::store::access::{Access, make_new};
 use crate::store::highwater::{HighWater, HighWaterFile};
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -113,8 +113,8 @@ fn make(db: &Path) -> Result<(), StoreError> {
         }
     }
     // SQLite lets a group write nothing, whatever the umask says; what it makes beside the file gets the file's mode. Nobody has this one open yet.
-    let made = std::fs::File::options().write(true).create_new(true).open(&new);
-    drop(made.map_err(|error| StoreError::io(new.display(), error))?);
+    let folder = db.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_new(&new, folder).map_err(|error| StoreError::io(new.display(), error))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(&new, flags).map_err(|error| sql_error(&place, error))?;
     conn.pragma_update(None, "page_size", PAGE_SIZE).map_err(|error| sql_error(&place, error))?;
@@ -126,7 +126,6 @@ fn make(db: &Path) -> Result<(), StoreError> {
         Access::of(&empty).give_closed(&new).map_err(|error| StoreError::io(new.display(), error))?;
     }
     std::fs::rename(&new, db).map_err(|error| StoreError::io(db.display(), error))?;
-    let folder = db.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| StoreError::io(folder.display(), error))
 }
 
