@@ -37,6 +37,8 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
             ),
             _ if is_of_tables(error) => ALTERED,
             ErrorCode::TooBig => (StoreErrorKind::Input, "a value is larger than the database takes; make it smaller"),
+            // The shared index beside the database could not be made as long as it must be: in practice for want of space.
+            _ if is_index_too_short(error) => (StoreErrorKind::Full, "free some space; nothing is lost"),
             // SQLite does not say why.
             _ if is_unwritten(error) => {
                 (StoreErrorKind::Io, "the system refused to write: check quotas, the disk and the system's log")
@@ -103,6 +105,10 @@ pub(super) fn is_unwritten(error: &Error) -> bool {
     error.sqlite_error().is_some_and(|failure| failure.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE)
 }
 
+fn is_index_too_short(error: &Error) -> bool {
+    error.sqlite_error().is_some_and(|failure| failure.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE)
+}
+
 /// Whether the error tells that no space was left.
 pub(super) fn is_full(error: &Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DiskFull))
@@ -126,6 +132,13 @@ mod tests {
     use rusqlite::ffi;
 
     use super::*;
+
+    #[test]
+    fn an_index_that_finds_no_room_is_told_as_a_full_disk() {
+        let told = sql_error("state.db", Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR_SHMSIZE), None));
+        assert_eq!(told.kind(), StoreErrorKind::Full);
+        assert!(told.to_string().contains("free some space"), "{told}");
+    }
 
     #[test]
     fn memory_that_ran_out_is_no_fault_of_the_disk() {
