@@ -247,12 +247,6 @@ pub(super) fn read_text(path: &Path) -> Result<String, ProjectError> {
 
 /// Reads the settings out of YAML text. `path` is for messages.
 pub(super) fn parse(path: &Path, text: &str) -> Result<Parsed, ProjectError> {
-    if text.trim_start_matches('\u{feff}').trim().is_empty() {
-        return Err(ProjectError::input(format!(
-            "{}:1: the file is empty; write `state_backend: file` into it, or remove it",
-            path.display()
-        )));
-    }
     let parsed: Spanned<Parsed> = read_yaml(text).map_err(|(line, message)| {
         ProjectError::input(format!(
             "{}:{line}: it cannot be read as settings ({message}); correct the YAML there",
@@ -279,6 +273,8 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Parsed, ProjectError> {
 /// Reads YAML as any type. Duplicate keys, infinities and unknown tags are Seeknal's business. An error is its line and what is wrong, without
 /// any of the text around it.
 pub(super) fn read_yaml<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, (u64, String)> {
+    // What says nothing sets nothing, with comments or without.
+    let text = if text.trim_start_matches('\u{feff}').trim().is_empty() { "null" } else { text };
     let options = serde_saphyr::options! {
         with_snippet: false,
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
