@@ -38,12 +38,16 @@ pub(super) async fn run(settings: &Settings, repair: bool, use_previous: bool, o
     if verified.sound {
         return if out.is_json() { Ok(()) } else { out.line("The state is sound.") };
     }
-    let mend = if verified.problems.iter().any(|problem| problem.contains("--repair")) {
-        "what mends it is said above"
-    } else if repair {
-        "restore a backup"
-    } else {
-        "`seeknal state verify --repair` keeps a copy and repairs what it can"
+    let is_told =
+        |problem: &String| ["--repair", "mend it: ", "put one in its place: "].iter().any(|mend| problem.contains(mend));
+    let mend = match &*settings.backend.value {
+        _ if verified.problems.iter().any(is_told) => "what mends it is said above",
+        _ if repair => "restore a backup",
+        "file" => "`seeknal state verify --repair` keeps a copy and repairs what it can",
+        "database" if settings.database_url.is_none() => {
+            "restore a backup; `seeknal state verify --repair` keeps a copy of a damaged database, and says what can be read out of it"
+        }
+        _ => "mend what is named above with SQL, or restore a backup",
     };
     let problems = counted(u64::try_from(verified.problems.len()).unwrap_or(u64::MAX), "problem");
     Err(CliError::new(ProjectErrorKind::Integrity, format!("{problems} in the stored state; {mend}")))

@@ -17,6 +17,19 @@ use crate::store::{StoreErrorKind, VerifyReport};
 /// # Cancel safety
 /// Only reads: may be dropped at any time.
 pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, ProjectError> {
+    let mut report = look(settings).await?;
+    for problem in report.iter_mut().flat_map(|report| &mut report.problems) {
+        // Errors name this very check.
+        for pointer in
+            ["`seeknal state verify` says more, ", "; `seeknal state verify` names it", "`seeknal state verify` explains, "]
+        {
+            *problem = problem.replace(pointer, "");
+        }
+    }
+    Ok(report)
+}
+
+async fn look(settings: &Settings) -> Result<Option<VerifyReport>, ProjectError> {
     let (backend, opened) = match settings.open_existing().await {
         Ok(Some(opened)) => opened,
         Ok(None) => return Ok(None),
@@ -46,7 +59,8 @@ pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, Project
 
 /// Repairs what can be repaired, and says what it did. A copy of every file that is changed is kept beside it. `use_previous` allows to bring back the
 /// previous, older document where the present one cannot be read. A sound state is left as it is. A file beside the state that does not say any more how far
-/// fencing tokens were given out is written anew, far behind those. Nothing repairs a database: of a damaged `state.db` a copy is kept, and the answer says what can be done.
+/// fencing tokens were given out is written anew, far behind those. Nothing repairs a database: of a `state.db` in
+/// which SQLite itself finds damage a copy is kept, and the answer says what can be done.
 ///
 /// A process that has the same `state.db` open must not call this: where SQLite cannot copy the file, it is copied by hand, which would take SQLite's locks
 /// from it.
@@ -82,8 +96,19 @@ pub async fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool)
         Some(report) if !report.is_sound() => {}
         _ => return Ok(done),
     }
-    if let Some(database) = database.as_ref().filter(|_| settings.lost().is_none()) {
-        done.push(keep_database(database, now)?);
+    if let Some(database) = database.as_ref().filter(|database| std::fs::metadata(database).is_ok_and(|found| found.len() > 0)) {
+        #[cfg(feature = "sqlite")]
+        let is_damaged = crate::store::sqlite::is_damaged(database)?;
+        #[cfg(not(feature = "sqlite"))]
+        let is_damaged = true;
+        done.push(if is_damaged {
+            keep_database(database, now)?
+        } else {
+            format!(
+                "nothing, and no copy was made: SQLite finds no damage in {}. Values that are wrong are mended with SQL, or a backup brings them back",
+                database.display()
+            )
+        });
         return Ok(done);
     }
     done.push(format!(
@@ -131,10 +156,15 @@ fn keep_database(database: &Path, now: DateTime<Utc>) -> Result<String, ProjectE
             files::copy(&wal, &files::with_suffix(&aside, "-wal"))?;
         }
     }
+    let backup = files::folder_of(database).join("run_state.json.bak");
+    let back = if backup.exists() {
+        format!("; or go back to the file from before the move ({}, with `state_backend: file`)", backup.display())
+    } else {
+        String::new()
+    };
     let (from, kept) = (database.display(), aside.display());
     Ok(format!(
         "{from}: it is left as it is, and a copy is kept as {kept}. Restore a backup; or read out what can be read with SQLite's own tool \
-         (`sqlite3 {kept} .recover | sqlite3 recovered.db`), look at it, and put it in its place; or go back to the file from before the \
-         move (run_state.json.bak, with `state_backend: file`)"
+         (`sqlite3 {kept} .recover | sqlite3 recovered.db`), look at it, and put it in its place{back}"
     ))
 }

@@ -13,6 +13,7 @@ mod owners;
 #[path = "../projects/mod.rs"]
 mod projects;
 mod refusals;
+mod rows;
 mod state;
 #[path = "../support/mod.rs"]
 mod support;

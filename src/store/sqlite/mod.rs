@@ -86,6 +86,18 @@ pub(crate) fn copy(db: &Path, to: &Path) -> Result<(), StoreError> {
     ))
 }
 
+/// Whether SQLite itself finds damage in a database: pages, indexes, what is no database. A value that makes no sense to us is none.
+#[cfg(feature = "project")]
+pub(crate) fn is_damaged(db: &Path) -> Result<bool, StoreError> {
+    let found = Connection::open_with_flags(db, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)
+        .and_then(|conn| conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0)));
+    match found {
+        Ok(line) => Ok(line != "ok"),
+        Err(error) if error::is_damage(&error) => Ok(true),
+        Err(error) => Err(error::sql_error(db.display(), error)),
+    }
+}
+
 /// Puts the file beside a database right that tells how far numbers were given out, if it cannot be read; says what was done.
 #[cfg(feature = "project")]
 pub(crate) fn mend_sidecar(

@@ -321,6 +321,12 @@ impl Writer {
 /// Commits of one transaction are fewer than this.
 const MOST_AT_ONCE: u64 = 1 << 20;
 
+/// Where a database at this commit sequence is older than what was committed to it, as the file beside it tells: the sequence that it had at least.
+pub(super) fn behind(known: &HighWater, seq: u64) -> Option<u64> {
+    let is_behind = known.seq > seq && (known.closed > seq || known.seq - seq > SEQ_AHEAD + MOST_AT_ONCE);
+    is_behind.then(|| known.closed.max(known.seq.saturating_sub(SEQ_AHEAD)))
+}
+
 /// Raises the counters to what the file beside the database knows: they were given out, even if this copy of the database is older. Of one that is older than
 /// that it also raises the runs: their versions were given out too. That is told.
 ///
@@ -340,14 +346,13 @@ fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<
             write::counters(conn, seq.max(known.seq), token.max(known.token))?;
         }
         let mut behind = None;
-        if known.seq > seq && (known.closed > seq || known.seq - seq > SEQ_AHEAD + MOST_AT_ONCE) {
+        if let Some(least) = self::behind(&known, seq) {
             let runs = write::raise_versions(conn, known.seq)?;
             behind = (runs > 0).then(|| {
                 format!(
                     "{place} is older than what was committed to it (sequence {seq} of {} at least): a backup was put back. Its {runs} run(s) go on \
                      behind version {}, so that no version is given out twice",
-                    known.closed.max(known.seq.saturating_sub(SEQ_AHEAD)),
-                    known.seq
+                    least, known.seq
                 )
             });
         }

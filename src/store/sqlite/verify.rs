@@ -8,6 +8,7 @@ use rusqlite::{Connection, params_from_iter};
 
 use super::error::sql_error;
 use super::rows::STRFTIME;
+use super::thread::behind;
 use super::{lease, open, read, schema};
 use crate::model::{NodeId, RunId, RunQuery};
 use crate::store::{StoreError, VerifyReport};
@@ -63,31 +64,36 @@ const ORPHANS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Where stamps are: the table, how a row of it is named, and its columns.
-const STAMPS: &[(&str, &str, &[&str])] = &[
-    ("runs", "'run ' || run_id", &["created_at", "started_at", "finished_at"]),
-    ("node_states", "'run ' || run_id || ', node ' || node_id", &["started_at", "finished_at", "run_created_at"]),
-    ("completed_intervals", "'run ' || run_id || ', node ' || node_id", &["start_at", "end_at"]),
-    ("coverage", "'node ' || node_id", &["start_at", "end_at"]),
-    ("last_success", "'node ' || node_id", &["run_created_at", "finished_at"]),
-    ("locks", "'run ' || run_id || ', token ' || token", &["since", "until", "owner_started_at"]),
-    ("tombstones", "'run ' || run_id", &["deleted_at"]),
-    ("batches", "'batch ' || hex(id)", &["at"]),
+/// Where stamps are: the table, how a row of it is named, what finds it again, and its columns of stamps.
+const STAMPS: &[(&str, &str, &[&str], &[&str])] = &[
+    ("runs", "'run ' || run_id", &["run_id"], &["created_at", "started_at", "finished_at"]),
+    ("node_states", NODE, &["run_id", "node_id"], &["started_at", "finished_at", "run_created_at"]),
+    ("completed_intervals", NODE, &["run_id", "node_id"], &["start_at", "end_at"]),
+    ("coverage", "'node ' || node_id", &["node_id"], &["start_at", "end_at"]),
+    ("last_success", "'node ' || node_id", &["node_id"], &["run_created_at", "finished_at"]),
+    ("locks", "'run ' || run_id || ', token ' || token", &["token"], &["since", "until", "owner_started_at"]),
+    ("tombstones", "'run ' || run_id", &["run_id"], &["deleted_at"]),
+    ("batches", "'batch ' || hex(id)", &["id"], &["at"]),
 ];
 
-/// Names every stamp of another form than ours: it may well be read, but SQL compares texts, and sorts it in a wrong place.
+const NODE: &str = "'run ' || run_id || ', node ' || node_id";
+
+/// Names every stamp of another form than ours, with the statement that mends it: it may well be read, but SQL compares texts, and sorts it in a wrong place.
 fn stamps(conn: &Connection, report: &mut VerifyReport) -> Result<(), StoreError> {
     const OURS: &str = "????-??-??T??:??:??.??????Z";
     let ours = OURS.replace('?', "[0-9]");
-    for (table, row, columns) in STAMPS {
+    for (table, row, keys, columns) in STAMPS {
         for column in *columns {
+            let place: Vec<String> = keys.iter().chain([column]).map(|key| format!("'{key} = ' || quote({key})")).collect();
+            let place = place.join(" || ' AND ' || ");
             let sql = format!(
-                "SELECT {row} || ': ' || {column} FROM {table} WHERE {column} IS NOT NULL AND NOT {column} GLOB '{ours}'"
+                "SELECT {row} || ': ' || {column} || CASE \
+                 WHEN strftime('{STRFTIME}', {column}) IS NULL THEN '; it is no stamp, put one in its place: UPDATE {table} SET {column} = …' \
+                 ELSE '; mend it: UPDATE {table} SET {column} = strftime(''{STRFTIME}'', {column})' END || ' WHERE ' || {place} \
+                 FROM {table} WHERE {column} IS NOT NULL AND NOT {column} GLOB '{ours}'"
             );
             let found = texts(conn, &sql, &[], report)?;
-            let what = format!(
-                "{table}.{column} is not written as 2024-01-10T12:00:00.000000Z and sorts wrong; mend it with strftime('{STRFTIME}', {column})"
-            );
+            let what = format!("{table}.{column} is not written as 2024-01-10T12:00:00.000000Z and sorts wrong");
             note(report, &what, found);
         }
     }
@@ -97,8 +103,20 @@ fn stamps(conn: &Connection, report: &mut VerifyReport) -> Result<(), StoreError
 /// Checks everything. The caller holds a read transaction.
 pub(super) fn verify(conn: &Connection, db: &Path) -> Result<VerifyReport, StoreError> {
     let mut report = VerifyReport::new();
+    // Read before the database, whose snapshot begins with the first question: what others commit meanwhile makes it no older.
     if let Some(known) = report.take(open::known(db))?.flatten() {
         report.checked.push(format!("{}: token {}, sequence {}", open::beside(db, ".lock").display(), known.token, known.seq));
+        if let Some((seq, _)) = report.take(read::counters(conn))?
+            && let Some(behind) = behind(&known, seq)
+            && report.take(any_run(conn))?.unwrap_or(false)
+        {
+            report.checked.push(format!(
+                "{} is older than what was committed to it (sequence {seq} of {behind} at least): a backup was put back. Its runs go on behind version {} as \
+                 soon as it is opened for writing",
+                db.display(),
+                known.seq
+            ));
+        }
     }
     let found = texts(conn, "PRAGMA integrity_check", &[], &mut report)?;
     report.checked.push("every page and index (integrity_check)".to_owned());
@@ -121,6 +139,10 @@ pub(super) fn verify(conn: &Connection, db: &Path) -> Result<VerifyReport, Store
     let mut seen = BTreeSet::new();
     report.problems.retain(|problem| seen.insert(problem.clone()));
     Ok(report)
+}
+
+fn any_run(conn: &Connection) -> Result<bool, StoreError> {
+    conn.query_row("SELECT EXISTS (SELECT 1 FROM runs)", [], |row| row.get(0)).map_err(|error| sql_error("table runs", error))
 }
 
 fn note(report: &mut VerifyReport, what: &str, found: Vec<String>) {
