@@ -244,11 +244,14 @@ fn taken_away(lock: &Path) -> StoreError {
 /// Another process writes: who, and where to look.
 pub(super) fn busy(document: &Path, holder: Option<&ProcessInfo>) -> StoreError {
     let who = holder.map_or_else(|| "another process".to_owned(), ToString::to_string);
+    let here = ProcessInfo::current(DateTime::UNIX_EPOCH);
+    let (who, mend) = if holder.is_some_and(|holder| (holder.pid, &holder.host) == (here.pid, &here.host)) {
+        (format!("this process ({who})"), "Use the opening that is there (a coordinator can be cloned), or close it first")
+    } else {
+        (who, "See `seeknal state locks`; stop it, or use the database backend")
+    };
     StoreError::not_applied(
         StoreErrorKind::Busy,
-        format!(
-            "{} is open for writing by {who}; the file backend has one writer at a time. See `seeknal state locks`; stop it, or use the database backend",
-            document.display()
-        ),
+        format!("{} is open for writing by {who}; the file backend has one writer at a time. {mend}", document.display()),
     )
 }
