@@ -84,6 +84,10 @@ fn custom_backend_finds_its_state_again() {
     ];
     succeed("custom_backend", &[log.to_str().unwrap()], &lines);
 
+    succeed("custom_backend", &["--help"], &["usage: custom_backend [FILE]"]);
+    let (output, text) = run("custom_backend", &["--bogus"]);
+    assert!(output.status.code() == Some(2) && text.starts_with("usage: "), "{text}");
+
     // A crash cuts off the last line; the next opening says so and goes on.
     let whole = fs::read(&log).unwrap();
     fs::write(&log, [whole.as_slice(), b"{\"batch\":{\"id\":\"01"].concat()).unwrap();

@@ -6,7 +6,7 @@
 //!
 //! The backend itself is in `json_lines.rs`; the project's conformance suite runs on it as it does on the built-in ones.
 
-#![expect(clippy::print_stdout, reason = "an example tells its user what happens")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example tells its user what happens")]
 
 mod json_lines;
 
@@ -17,14 +17,24 @@ use seeknal_state::{
     BackendOptions, Coordinator, NewRun, NodeUpdate, RunId, RunUpdate, StateBackendFactory, create_state_backend,
 };
 
+const USAGE: &str = "usage: custom_backend [FILE]    the file of the state; without one, a temporary file";
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     // Once, early: from then on the name works wherever a backend is named, also as `state_backend: custom` in a project's settings.
     StateBackendFactory::register("custom", json_lines::make)?;
 
     let argument = std::env::args_os().nth(1);
-    if argument.as_ref().is_some_and(|argument| argument.to_string_lossy().starts_with('-')) {
-        return Err("usage: custom_backend [FILE]    the file of the state; without one, a temporary file".into());
+    match argument.as_ref().and_then(|argument| argument.to_str()) {
+        Some("-h" | "--help") => {
+            println!("{USAGE}");
+            return Ok(());
+        }
+        Some(option) if option.starts_with('-') => {
+            eprintln!("{USAGE}");
+            std::process::exit(2);
+        }
+        _ => {}
     }
     let fresh;
     let path = if let Some(path) = argument {
