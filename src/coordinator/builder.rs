@@ -244,6 +244,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
             last_creation: std::sync::atomic::AtomicI64::new(last_creation),
             closed: AtomicBool::new(false),
             claiming: tokio::sync::watch::Sender::new(0),
+            held: super::claims::HeldClaims::default(),
             ended: tokio::sync::watch::Sender::new(false),
         });
         supervisor::watch(&engine);

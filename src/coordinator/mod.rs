@@ -76,7 +76,7 @@ pub enum Durability {
 ///   that nobody knows, and other writes of that line are refused meanwhile. So a write, a [`flush`](Self::flush) and [`close`](Self::close) may take that long.
 ///   The built-in servers' requests have limits of 10 s each.
 /// - A backend of one's own that neither answers nor fails holds what it was sent, and `close`, without a limit. Put a timeout around the call where that
-///   matters: dropping a future is safe.
+///   matters: dropping a future is safe. Claims that `close` gives back hold it for 30 s at most, if nothing else is on its way.
 /// - A lock is waited for as long as the caller says, and beyond that for an answer of storage that is under way.
 /// - Ends of claims, and claims that are given back, are told twice or more while storage is busy or full: up to ten times, of which the last begins at most about
 ///   three seconds after the first was refused, or is the second. SQLite takes five seconds to say that another program keeps it busy.
@@ -130,8 +130,10 @@ pub(crate) struct Engine {
     /// Microseconds of the last creation stamp that was given.
     last_creation: std::sync::atomic::AtomicI64,
     closed: AtomicBool,
-    /// How many claims are not held yet, or are being given back.
+    /// How many claims are not held yet, or are being told of or given back.
     claiming: watch::Sender<usize>,
+    /// The claims that are held.
+    held: claims::HeldClaims,
     /// Becomes true when closing has ended.
     ended: watch::Sender<bool>,
 }
@@ -210,13 +212,17 @@ impl Coordinator {
         self.engine().flush().await
     }
 
-    /// Stops taking writes, flushes and answers everybody, releases all leases, brings the storage into the form that others read, and gives it up.
+    /// Stops taking writes, flushes and answers everybody, gives back the claims that are held, releases all leases, brings the storage into the form that others
+    /// read, and gives it up. A node whose claim is held is pending again on the same attempt, as if the claim were dropped; an end that was told before wins.
+    /// What its worker says later is answered by [`Error::Closed`].
+    ///
     /// A second call, also through another clone, waits for the end of the first, which alone tells what went wrong. Where the runtime that it was opened
     /// on has ended, the storage is given up all the same.
     ///
     /// # Errors
     /// [`Error::DeferredLost`] if deferred writes were lost, [`Error::Store`] if the storage could not be closed in order. All is closed all
-    /// the same. For how long it waits see [above](Self#how-long-a-call-may-take).
+    /// the same. For how long it waits see [above](Self#how-long-a-call-may-take). A claim that storage did not take back is no error, and told in the log: its
+    /// node is taken over on its next attempt.
     ///
     /// # Cancel safety
     /// Closing goes on in the background if the future is dropped.
@@ -227,6 +233,7 @@ impl Coordinator {
             // Its runtime has ended, and with it all that ran there: what is left to be closed is closed from here.
             Err(cut) if !cut.begun => {
                 self.engine().context.persist.abandon();
+                self.engine().held.forget();
                 self.engine().close().await
             }
             Err(_) => Err(Error::Closed),
@@ -272,8 +279,12 @@ impl Engine {
         self.closed.load(Ordering::Acquire)
     }
 
+    async fn claims_settled(&self) {
+        let _all_are = self.claiming.subscribe().wait_for(|count| *count == 0).await.is_ok();
+    }
+
     /// Runs first, then locks, then the writer.
-    async fn close(&self) -> Result<(), Error> {
+    async fn close(self: &Arc<Self>) -> Result<(), Error> {
         if self.closed.swap(true, Ordering::AcqRel) {
             // The other end is in `self`: it does not go away before it says so.
             let _ended = self.ended.subscribe().wait_for(|ended| *ended).await.is_ok();
@@ -283,8 +294,11 @@ impl Engine {
         self.directory.boards.close();
         self.following.stop().await;
         self.context.persist.wind_up();
-        // Claims that are on their way are held by somebody, or given back: both take a write.
-        let _all_are = self.claiming.subscribe().wait_for(|count| *count == 0).await.is_ok();
+        // Claims that are on their way are held by somebody, or given back: both take a write. So does an end that was told before.
+        self.claims_settled().await;
+        self.give_back_claims().await;
+        // Who dropped his claim meanwhile gives it back himself.
+        self.claims_settled().await;
         // Who was admitted is answered first; who asks from now on is refused.
         self.admission.drained().await;
         self.admission.close();

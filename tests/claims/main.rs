@@ -7,5 +7,6 @@
 mod support;
 
 mod beside;
+mod closing;
 mod granted;
 mod late;

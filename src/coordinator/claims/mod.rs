@@ -4,6 +4,7 @@
 //! worker leaves behind is found by whoever looks next: a node that runs under a claim whose lease is gone.
 
 mod board;
+mod end;
 mod filter;
 mod guard;
 mod look;
@@ -15,10 +16,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub(super) use self::board::Boards;
+pub(super) use self::end::HeldClaims;
 pub use self::filter::ClaimFilter;
 pub use self::guard::Claim;
 
-use self::take::{Tried, WaitedFor, Want, terms};
+use self::take::{Tried, Want, terms};
 use super::write::ids;
 use super::{Coordinator, Engine};
 use crate::error::Error;

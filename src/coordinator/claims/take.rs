@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::board::Picked;
-use super::guard::Tries;
+use super::end::Tries;
 use super::{Claim, Coordinator, Engine};
 use crate::coordinator::write::node_change;
 use crate::error::Error;

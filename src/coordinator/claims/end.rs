@@ -1,0 +1,228 @@
+//! How a claim ends: what its worker tells, told to storage until that takes it; and what is still held when all is closed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::coordinator::write::node_change;
+use crate::coordinator::{Commit, Engine};
+use crate::error::Error;
+use crate::lease::Lease;
+use crate::model::{Fence, FencingToken, Guard, LeaseKey, NodeId, NodeStatus, NodeUpdate, Refusal, RunId, RunStatus};
+use crate::run::Op;
+
+/// How often an end is told while storage is busy or full, and how long between.
+const TELL_TRIES: u32 = 10;
+const TELL_PAUSE: Duration = Duration::from_millis(200);
+/// For how long: storage that takes seconds to say that it is busy would hold its caller, and closing, for as many times.
+const TELL_TIME: Duration = Duration::from_secs(3);
+/// How long closing waits until storage has answered to all that is given back. What storage does not answer it may have taken.
+const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(30);
+
+/// How often something was told, and since when in vain.
+#[derive(Debug, Default)]
+pub(super) struct Tries {
+    count: u32,
+    since: Option<Instant>,
+}
+
+impl Tries {
+    /// Whether storage may take at the next try what it did not at this one: it was busy or full, and not for long. What nobody knows is not tried again: a
+    /// second try would be refused by the first, if that was applied.
+    fn are_left(&mut self, error: &Error) -> bool {
+        self.count += 1;
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let passes = matches!(error, Error::Store(fault) if fault.is_retryable() && !fault.is_unknown_outcome());
+        // Once more in any case, however long the first try took.
+        passes && self.count < TELL_TRIES && (self.count == 1 || since.elapsed() < TELL_TIME)
+    }
+
+    /// As [`are_left`](Self::are_left), behind a pause if so.
+    pub(super) async fn once_more(&mut self, error: &Error) -> bool {
+        let left = self.are_left(error);
+        if left {
+            tokio::time::sleep(TELL_PAUSE).await;
+        }
+        left
+    }
+}
+
+/// What an end that is on its way has in common with the claim, whose caller may be gone.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) run: RunId,
+    pub(super) node: NodeId,
+    pub(super) lease: Lease,
+    /// An end was told, or can be told no more. Who waits for the loss of the claim waits for this too.
+    pub(super) ended: watch::Sender<bool>,
+}
+
+impl Held {
+    pub(super) fn new(run: RunId, node: NodeId, lease: Lease) -> Arc<Self> {
+        Arc::new(Self { run, node, lease, ended: watch::Sender::new(false) })
+    }
+
+    fn is_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    /// What holds the node, unless that is over.
+    pub(super) fn lease(&self) -> Option<&Lease> {
+        Some(&self.lease).filter(|_| !self.is_ended())
+    }
+
+    /// The end is in storage, and gave the lease back.
+    fn landed(&self) {
+        self.ended.send_replace(true);
+        self.lease.returned();
+    }
+
+    fn forsake(&self) {
+        self.ended.send_replace(true);
+        self.lease.let_go();
+    }
+
+    fn gone(&self) -> Error {
+        let key = LeaseKey::node(self.run.clone(), self.node.clone());
+        Error::LeaseLost(Refusal::LeaseGone { key, token: self.lease.token() })
+    }
+}
+
+/// The claims that somebody of this process holds, by their tokens.
+#[derive(Debug, Default)]
+pub(in crate::coordinator) struct HeldClaims(Mutex<HashMap<FencingToken, Weak<Held>>>);
+
+impl HeldClaims {
+    fn with<T>(&self, change: impl FnOnce(&mut HashMap<FencingToken, Weak<Held>>) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn add(&self, held: &Arc<Held>) {
+        self.with(|all| all.insert(held.lease.token(), Arc::downgrade(held)));
+    }
+
+    pub(super) fn remove(&self, held: &Held) {
+        self.with(|all| all.remove(&held.lease.token()));
+    }
+
+    /// Nobody gives them back any more.
+    pub(in crate::coordinator) fn forget(&self) {
+        self.with(HashMap::clear);
+    }
+
+    fn take(&self) -> Vec<Arc<Held>> {
+        self.with(std::mem::take).into_values().filter_map(|held| held.upgrade()).filter(|held| !held.is_ended()).collect()
+    }
+}
+
+impl Engine {
+    /// Gives back what is held when all is closed, as its drop does. All that was told before is settled by then, and nothing more is told.
+    pub(in crate::coordinator) async fn give_back_claims(self: &Arc<Self>) {
+        let mut giving_back = JoinSet::new();
+        for held in self.held.take() {
+            let engine = Arc::clone(self);
+            giving_back.spawn(async move { End::give_back(engine, held).await });
+        }
+        if giving_back.is_empty() {
+            return;
+        }
+        let all = async { while giving_back.join_next().await.is_some() {} };
+        if tokio::time::timeout(GIVEN_BACK_WITHIN, all).await.is_ok() {
+            return;
+        }
+        // Only what nobody waits for is given up: other writes are waited for as ever.
+        if self.admission.taken() <= giving_back.len() {
+            tracing::error!(
+                claims = giving_back.len(),
+                "storage does not answer to claims that are given back; they are taken over when it does"
+            );
+            self.context.persist.abandon();
+        }
+        while giving_back.join_next().await.is_some() {}
+    }
+}
+
+/// An end that is being told.
+pub(super) struct End {
+    pub(super) engine: Arc<Engine>,
+    /// What must hold besides its own lease.
+    pub(super) fences: Option<Arc<[Fence]>>,
+    pub(super) held: Arc<Held>,
+    /// Once it is gone nobody is left who wants more than one try.
+    pub(super) caller: Weak<()>,
+}
+
+impl End {
+    /// Pending again on the same attempt, whatever else its worker lost: it gives back what it has.
+    pub(super) async fn give_back(engine: Arc<Engine>, held: Arc<Held>) {
+        let caller = Arc::new(());
+        let end = Self { engine, fences: None, held, caller: Arc::downgrade(&caller) };
+        // An end may have been told meanwhile, by a call that nobody waited for.
+        if let Err(error) = end.tell(&[NodeUpdate::pending().unbegun()]).await {
+            let Held { run, node, .. } = &*end.held;
+            match error {
+                Error::Store(_) | Error::Unknown(_) => tracing::warn!(%run, %node, %error, "storage did not take back a claim"),
+                _ => tracing::debug!(%run, %node, %error, "a claim was not given back"),
+            }
+        }
+    }
+
+    pub(super) async fn tell(&self, updates: &[NodeUpdate]) -> Result<Commit, Error> {
+        let (engine, held) = (&self.engine, &self.held);
+        let mut tries = Tries::default();
+        loop {
+            // Once lost it stays lost: what storage would say is known.
+            let Some(lease) = held.lease().filter(|lease| !lease.is_lost()) else { return Err(held.gone()) };
+            let mut fences = vec![lease.fence()];
+            fences.extend(self.fences.iter().flat_map(|fences| fences.iter().cloned()));
+            let op = Op {
+                mutations: updates.iter().map(|update| node_change(held.node.clone(), update.clone())).collect(),
+                guards: self.running(),
+                fences,
+                leases: lease.returning(engine.leases.keeps_rows()).into_iter().collect(),
+                // Lost writes of others are no reason to do this work again.
+                unheard: true,
+                ..Op::default()
+            };
+            let error = match engine.commit_one(held.run.clone(), op, false).await {
+                Ok(committed) => {
+                    held.landed();
+                    return Ok(committed.into());
+                }
+                Err(error) => error,
+            };
+            lease.kept();
+            match &error {
+                Error::Store(_) if tries.are_left(&error) && self.caller.strong_count() > 0 && !lease.is_lost() => {
+                    tokio::time::sleep(TELL_PAUSE).await;
+                }
+                Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) => {
+                    held.forsake();
+                    return Err(held.gone());
+                }
+                // Nothing is left to be given back: it is lost, or has ended otherwise.
+                Error::LeaseLost(_) | Error::Conflict(_) => {
+                    held.forsake();
+                    return Err(error);
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+
+    /// The node runs, and so does its run: where leases live in this process they end a moment after the run has.
+    fn running(&self) -> Vec<Guard> {
+        let Held { run, node, .. } = &*self.held;
+        let mut guards = vec![Guard::NodeStatus { node: node.clone(), one_of: vec![NodeStatus::Running] }];
+        if !self.engine.leases.keeps_rows() {
+            let snapshot = self.engine.directory.get(run.as_str()).and_then(|handle| handle.cell().snapshot());
+            let status = snapshot.map(|run| run.header().status.clone()).filter(|status| !status.is_ended());
+            guards.push(Guard::RunStatus([RunStatus::Pending, RunStatus::Running].into_iter().chain(status).collect()));
+        }
+        guards
+    }
+}
