@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::support::{LyingBackend, Store};
 use rusqlite::Connection;
 use seeknal_state::{
-    ClaimFilter, Coordinator, LostReason, MemoryBackend, NewRun, Next, NodeStatus, NodeUpdate, RunUpdate, StateBackend,
+    ClaimFilter, Coordinator, LostReason, MemoryBackend, NewRun, Next, NodeStatus, NodeUpdate, RunStatus, RunUpdate, StateBackend,
 };
 
 const TTL: Duration = Duration::from_millis(100);
@@ -159,6 +159,25 @@ async fn of_a_run_that_has_ended_nothing_is_freed() {
     let claim = state.claim_node("r", "n", "worker", Duration::from_secs(30)).await.unwrap().unwrap();
     state.update_run("r", RunUpdate::cancelled()).await.unwrap();
     assert!(state.free_dead_claims("r").await.unwrap().is_empty());
+    drop(claim);
+    state.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn workers_of_a_run_that_is_empty_or_has_ended_are_told_to_stop() {
+    const LONG: Duration = Duration::from_secs(3_600);
+    let state = Coordinator::open(Arc::new(MemoryBackend::new())).await.unwrap();
+    state.create_run("r", NewRun::pending()).await.unwrap();
+    let next = state.claim_next("r", ClaimFilter::new().wait(LONG)).await.unwrap();
+    assert!(matches!(next, Next::Drained { blocked: 0 }), "nobody has written a node: {next:?}");
+    for node in ["n", "m"] {
+        pending(&state, node).await;
+    }
+    let claim = state.claim_next("r", ClaimFilter::new()).await.unwrap().claimed().unwrap();
+    assert_eq!(state.get_run("r").await.unwrap().unwrap().header().status, RunStatus::Pending, "as its orchestrator left it");
+    state.update_run("r", RunUpdate::cancelled()).await.unwrap();
+    let next = state.claim_next("r", ClaimFilter::new().wait(LONG)).await.unwrap();
+    assert!(matches!(next, Next::Drained { blocked: 1 }), "one is ready, one runs: {next:?}");
     drop(claim);
     state.close().await.unwrap();
 }

@@ -48,9 +48,10 @@ pub enum Next {
         /// The lock, as it was seen last.
         holder: Box<LeaseRecord>,
     },
-    /// Nothing is ready, nothing runs, and so nothing will be.
+    /// There is no more work for anybody: nothing is ready and nothing runs, so that nothing will be ready; or the run has ended, whatever its nodes are. A run without
+    /// nodes is drained too: whoever is to work on it asks when its nodes are written.
     Drained {
-        /// How many nodes are pending all the same: what they depend on has failed, is not there, or waits for them.
+        /// How many nodes are pending all the same. In a run that is open what they depend on has failed, is not there, or waits for them.
         blocked: usize,
     },
 }
@@ -70,7 +71,7 @@ impl Coordinator {
     /// awaits the lock on it or on the whole run ([`list_locks`](Self::list_locks) says who), or storage took longer to grant the lease than it lasts
     /// (ask for a longer TTL).
     /// A node whose worker vanished (it runs under a claim whose lease is gone) is taken over: its dead attempt joins the history, and
-    /// `attempt` is raised; if that was the last of its `max_attempts`, it fails instead.
+    /// `attempt` is raised; if that was the last of its `max_attempts`, it fails instead. A run that is pending stays so.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -166,6 +167,11 @@ impl Coordinator {
     /// What others hold is known as of the last look, which is at most a second old: who comes in between may be told [`Next::NothingReady`] for either, and
     /// [`Next::Locked`] for up to a second after the lock is free.
     ///
+    /// [`Next::Drained`] ends a worker's loop: also where the run has ended, by whomever, whatever waits or runs in it then. It comes at once, whatever the wait: who adds nodes
+    /// to a run later starts its workers after that. So create a run and its nodes in one transaction.
+    ///
+    /// A run that is pending is worked on as one that runs, and stays pending: its status is its orchestrator's.
+    ///
     /// Without [`ClaimFilter::wait`], or when it is over, it answers at once, after at most 32 tries of nodes that turn out to be others': there may be more that
     /// are ready then. Who asks in a loop sets a wait, or pauses by itself.
     ///
@@ -176,9 +182,11 @@ impl Coordinator {
     /// use seeknal_state::{ClaimFilter, Next};
     /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
     ///
-    /// state.create_run("run_1", NewRun::running()).await?;
-    /// state.set_node_state("run_1", "orders", NodeUpdate::pending()).await?;
-    /// state.set_node_state("run_1", "report", NodeUpdate::pending().depends_on(["orders"]).max_attempts(3)).await?;
+    /// let mut tx = state.transaction(); // a worker that asks between the two would find a run without work, and stop
+    /// tx.create_run("run_1", NewRun::running());
+    /// tx.set_node_state("run_1", "orders", NodeUpdate::pending());
+    /// tx.set_node_state("run_1", "report", NodeUpdate::pending().depends_on(["orders"]).max_attempts(3));
+    /// tx.commit().await?;
     ///
     /// let filter = ClaimFilter::new().owner("worker-1").wait(Duration::from_secs(5));
     /// let mut done = Vec::new();
@@ -197,7 +205,7 @@ impl Coordinator {
     /// ```
     ///
     /// # Errors
-    /// As [`claim_node`](Self::claim_node). That others were faster is none.
+    /// As [`claim_node`](Self::claim_node). That others were faster is none, and neither is a run that has ended.
     ///
     /// # Panics
     /// While it waits, outside of a tokio runtime with timers enabled.
