@@ -2,7 +2,7 @@
 //! and the same calls must not blame the build.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use seeknal_state::{BackendOptions, create_state_backend};
+use seeknal_state::{BackendOptions, StoreErrorKind, create_state_backend};
 
 #[test]
 fn a_database_url_without_its_feature_says_which_one_is_missing() {
@@ -24,6 +24,7 @@ fn a_database_url_without_its_feature_says_which_one_is_missing() {
         let made = create_state_backend(name, &BackendOptions::new());
         assert_eq!(made.is_ok(), is_on, "{name}");
         if let Err(error) = made {
+            assert_eq!(error.kind(), StoreErrorKind::Unsupported, "{error}");
             assert!(error.to_string().contains("feature"), "{error}");
         }
     }

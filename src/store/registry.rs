@@ -180,6 +180,11 @@ pub fn create_state_backend(name: &str, options: &BackendOptions) -> Result<Arc<
     match name {
         #[cfg(feature = "file")]
         "file" => Ok(Arc::new(super::file::FileBackend::new(options))),
+        #[cfg(not(feature = "file"))]
+        "file" => Err(StoreError::not_applied(
+            StoreErrorKind::Unsupported,
+            "the file backend needs the feature `file`, which is not compiled into this build",
+        )),
         "database" => database(options),
         "memory" => Ok(Arc::new(MemoryBackend::new())),
         _ => {
