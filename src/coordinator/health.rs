@@ -54,8 +54,12 @@ pub struct Health {
     /// flush that succeeds makes it `None`; where several are on their way at once, one of which nobody knows what became stays until that is known. Not a
     /// write that was refused for itself.
     pub storage: Option<String>,
-    /// Whether locks are granted; `false` while [`open`](Self::open) is a fault of this library, and mended by opening the state again.
+    /// Whether locks and claims are granted. `false` where the backend keeps none ([`LeaseStore::None`](crate::store::LeaseStore::None)); otherwise, while
+    /// [`open`](Self::open), it is a fault of this library, and mended by opening the state again.
     pub locks: bool,
+    /// Who grants them, or would, is there.
+    #[serde(skip)]
+    granting: bool,
     /// Deferred writes that were lost, and of which nobody was told yet.
     pub lost: Vec<DeferredLoss>,
     /// How fresh the snapshots are, where other processes write too.
@@ -67,7 +71,7 @@ pub struct Health {
 impl Health {
     /// Whether nothing is wrong. That storage takes no writes is known by the writes that it did not take.
     pub fn is_sound(&self) -> bool {
-        self.open && self.locks && self.storage.is_none() && self.lost.is_empty() && self.freshness.stale_since.is_none()
+        self.open && self.granting && self.storage.is_none() && self.lost.is_empty() && self.freshness.stale_since.is_none()
     }
 }
 
@@ -102,7 +106,8 @@ impl Coordinator {
             backend: engine.backend.name().to_owned(),
             location: engine.backend.location(),
             storage: engine.context.persist.fault(),
-            locks: engine.leases.is_alive(),
+            locks: engine.leases.is_alive() && engine.leases.are_kept(),
+            granting: engine.leases.is_alive(),
             lost: engine.context.losses.peek(),
             freshness: engine.following.freshness(engine.backend.is_shared(), engine.limits.lease_ttl),
             notices: engine.report.notices.clone(),

@@ -79,6 +79,7 @@ impl LeaseHandle {
     /// Dropping the future, at any instant, takes the request back or gives the lock back.
     pub(crate) async fn acquire(&self, key: LeaseKey, options: LockOptions, wait: Duration) -> Result<Option<Lease>, LeaseError> {
         let terms = options.check()?;
+        self.check_kept()?;
         let Shared { manager, context, tickets } = &*self.shared;
         let ticket = Ticket(tickets.fetch_add(1, Ordering::Relaxed));
         let wait_until = (!wait.is_zero()).then(|| context.time.now().saturating_add(wait));
@@ -97,6 +98,7 @@ impl LeaseHandle {
     /// As [`acquire`](Self::acquire).
     pub(crate) async fn reserve(&self, key: LeaseKey, options: LockOptions) -> Result<Option<Place>, LeaseError> {
         let terms = options.check()?;
+        self.check_kept()?;
         let Shared { manager, tickets, .. } = &*self.shared;
         let ticket = Ticket(tickets.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = oneshot::channel();
@@ -117,6 +119,19 @@ impl LeaseHandle {
     /// Whether there is somebody who grants locks.
     pub(crate) fn is_alive(&self) -> bool {
         !matches!(self.shared.manager.get_status(), ractor::ActorStatus::Stopping | ractor::ActorStatus::Stopped)
+    }
+
+    /// Whether the storage keeps leases at all.
+    pub(crate) fn are_kept(&self) -> bool {
+        !matches!(self.shared.context.backend.lease_store(), LeaseStore::None)
+    }
+
+    fn check_kept(&self) -> Result<(), StoreError> {
+        if self.are_kept() {
+            return Ok(());
+        }
+        let what = "locks and claims (its backend does not override `lease_store`)";
+        Err(StoreError::unsupported(self.shared.context.backend.name(), what))
     }
 
     /// Whether leases are rows of the storage.

@@ -100,6 +100,8 @@ impl Manager {
     pub(super) fn start(myself: ActorRef<Message>, context: Arc<Context>) -> std::io::Result<Self> {
         let store = match context.backend.lease_store() {
             LeaseStore::Book(book) => Store::Book { book, tokens: Tokens::default(), without_token: VecDeque::new() },
+            // Nobody is let in to ask for one.
+            LeaseStore::None => Store::Book { book: Arc::default(), tokens: Tokens::default(), without_token: VecDeque::new() },
             LeaseStore::Rows => Store::Rows { keeper: Keeper::start(&context, &myself)?, waits: Waits::default() },
         };
         let process = context.process.clone();

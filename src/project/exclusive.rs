@@ -38,7 +38,7 @@ pub(super) struct Exclusive {
 impl Exclusive {
     /// Takes the lease; `None` where one process alone can open the state, so that nobody has to be kept out.
     pub(super) async fn take(backend: &Arc<dyn StateBackend>) -> Result<Option<Self>, ProjectError> {
-        if !backend.is_shared() || !matches!(backend.lease_store(), LeaseStore::Rows) {
+        if !backend.is_shared() || matches!(backend.lease_store(), LeaseStore::Book(_)) {
             return Ok(None);
         }
         let key = LeaseKey::run(RunId::new(MIGRATION).map_err(|error| ProjectError::input(error.to_string()))?);

@@ -101,6 +101,8 @@ impl OpenReport {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum LeaseStore {
+    /// Not at all: locks and claims are refused as [`StoreErrorKind::Unsupported`].
+    None,
     /// One process writes: leases live in this book, which the backend asks about fences; they die with the process.
     Book(Arc<LeaseBook>),
     /// Many processes write: leases are rows, and [`Entry::leases`](crate::model::Entry::leases) is decided in the batch's transaction.
@@ -222,11 +224,11 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     /// All leases that are held and not expired.
     fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>>;
 
-    /// How leases are kept. The default says rows: then [`commit`](Self::commit) decides [`Entry::leases`](crate::model::Entry::leases). A backend over
-    /// [`Ledger`](crate::model::Ledger), which refuses entries with leases, overrides it (and [`reserve_tokens`](Self::reserve_tokens)) before anybody can have
-    /// a lock or a claim.
+    /// How leases are kept. The default says that they are not: nobody can have a lock or a claim. With [`LeaseStore::Rows`] [`commit`](Self::commit) decides
+    /// [`Entry::leases`](crate::model::Entry::leases). A backend over [`Ledger`](crate::model::Ledger), which refuses entries with leases, keeps a
+    /// [`LeaseStore::Book`], and overrides [`reserve_tokens`](Self::reserve_tokens) too.
     fn lease_store(&self) -> LeaseStore {
-        LeaseStore::Rows
+        LeaseStore::None
     }
 
     /// How often somebody who waits for a lock that another process holds looks whether it is free, with [`LeaseStore::Rows`]; what

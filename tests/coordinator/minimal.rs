@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use seeknal_state::model::{Batch, BatchAnswer, LeaseRecord, Ledger, NoFences, RunPage, RunQuery, RunState};
 use seeknal_state::store::{AnswerLog, BoxFuture, OpenReport};
-use seeknal_state::{ClaimFilter, Coordinator, Error, NewRun, NodeStatus, NodeUpdate, OnDelete, RunId, StateBackend, StoreError};
+use seeknal_state::{
+    ClaimFilter, Coordinator, Error, NewRun, NodeStatus, NodeUpdate, OnDelete, RunId, StateBackend, StoreError, StoreErrorKind,
+};
 
 /// A clone is another opening of the same store.
 #[derive(Debug, Clone, Default)]
@@ -73,12 +75,19 @@ async fn what_it_does_not_keep_is_refused_in_words() {
     let state = open(&store).await;
     state.create_run("run", NewRun::running()).await.unwrap();
     state.set_node_state("run", "node", NodeUpdate::pending()).await.unwrap();
-    let told = |error: &Error| error.to_string().contains("lease_store") && !error.is_unknown_outcome();
+    let told = |error: &Error| {
+        let unsupported = matches!(error, Error::Store(fault) if fault.kind() == StoreErrorKind::Unsupported);
+        unsupported && error.to_string().contains("lease_store") && !error.is_unknown_outcome()
+    };
     let error = state.acquire_lock("run", Duration::ZERO).await.unwrap_err();
     assert!(told(&error), "{error}");
     let error = state.claim_next("run", ClaimFilter::new()).await.unwrap_err();
     assert!(told(&error), "{error}");
+    let error = state.claim_node("run", "node", "worker", Duration::from_secs(30)).await.unwrap_err();
+    assert!(told(&error), "{error}");
     assert_eq!(state.get_node_state("run", "node").await.unwrap().unwrap().status, NodeStatus::Pending);
+    let health = state.health();
+    assert!(!health.locks && health.is_sound(), "it grants none, and nothing is wrong: {health:?}");
 
     // What outlives a run that is deleted is not taken for nothing.
     state.add_completed_interval("run", "node", ("2024-01-01", "2024-01-02")).await.unwrap();

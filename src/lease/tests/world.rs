@@ -185,6 +185,10 @@ impl StateBackend for Rows {
         "rows"
     }
 
+    fn lease_store(&self) -> LeaseStore {
+        LeaseStore::Rows
+    }
+
     fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
         Box::pin(async { Ok(OpenReport::new()) })
     }

@@ -292,6 +292,9 @@ impl<'h> Bench<'h> {
                     other => Err(Fault::new(format!("one grant must be answered with one token, found {other:?}"))),
                 }
             }
+            LeaseStore::None => {
+                Err(Fault::new("it keeps no leases, so that nobody can have a lock or a claim: override `lease_store`"))
+            }
         }
     }
 
@@ -302,6 +305,7 @@ impl<'h> Bench<'h> {
             LeaseStore::Rows => {
                 self.applied(lease_entry(LeaseMutation::Release { key: key.clone(), token })).await?;
             }
+            LeaseStore::None => {}
         }
         Ok(())
     }
