@@ -145,7 +145,7 @@ impl From<Refusal> for Error {
             Refusal::NodeNotFound { run, node } => Self::NodeNotFound { run, node },
             Refusal::RunExists { run } => Self::RunExists(run),
             Refusal::Input(error) => Self::Input(error),
-            Refusal::Fenced { .. } | Refusal::LeaseGone { .. } => Self::LeaseLost(refusal),
+            Refusal::Fenced { .. } | Refusal::LeaseGone { .. } | Refusal::ClaimOver { .. } => Self::LeaseLost(refusal),
             Refusal::LeaseHeld { .. } => Self::Locked(refusal),
             Refusal::Stale { run } | Refusal::Chained { run } => Self::Contended { run, attempts: 1 },
             Refusal::Guard { .. } => Self::Conflict(refusal),

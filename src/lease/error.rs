@@ -20,6 +20,8 @@ pub enum LostReason {
     RunEnded,
     /// The state was closed.
     Closed,
+    /// A claim: its end was told, or it was given back.
+    Ended,
 }
 
 impl fmt::Display for LostReason {
@@ -30,6 +32,7 @@ impl fmt::Display for LostReason {
             Self::Storage => "the storage did not answer its renewal in time",
             Self::RunEnded => "its run ended",
             Self::Closed => "the state was closed",
+            Self::Ended => "it has ended already",
         })
     }
 }

@@ -81,6 +81,11 @@ impl Lease {
         self.grant.trust.state().is_err()
     }
 
+    /// Why it is not held any more, if so.
+    pub(crate) fn lost_reason(&self) -> Option<LostReason> {
+        self.grant.trust.state().err()
+    }
+
     /// Waits until the lease is lost, and says why.
     ///
     /// # Cancel safety

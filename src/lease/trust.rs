@@ -62,11 +62,12 @@ fn lost_word(reason: LostReason) -> u64 {
             LostReason::Storage => 2,
             LostReason::RunEnded => 3,
             LostReason::Closed => 4,
+            LostReason::Ended => 5,
         }
 }
 
 fn lost_reason(word: u64) -> Option<LostReason> {
-    [LostReason::Expired, LostReason::Forced, LostReason::Storage, LostReason::RunEnded, LostReason::Closed]
+    [LostReason::Expired, LostReason::Forced, LostReason::Storage, LostReason::RunEnded, LostReason::Closed, LostReason::Ended]
         .into_iter()
         .find(|reason| lost_word(*reason) == word)
 }

@@ -197,6 +197,16 @@ pub enum Refusal {
         /// The token of its grant; zero where only the token was known to be wrong.
         token: FencingToken,
     },
+    /// The claim whose end was told is not held any more.
+    #[error("the claim of {key} (token {token}) is over: {why}; nothing was written")]
+    ClaimOver {
+        /// The node.
+        key: LeaseKey,
+        /// The token of the claim's lease.
+        token: FencingToken,
+        /// What became of it, for people.
+        why: String,
+    },
     /// Somebody else changed a row that the entry writes or guards on since its base: it must be checked again on the present state.
     #[error("run {run:?} was changed by another process; the entry must be checked again")]
     Stale {

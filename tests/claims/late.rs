@@ -10,7 +10,8 @@ use std::time::Duration;
 use crate::support::{LyingBackend, Store};
 use rusqlite::Connection;
 use seeknal_state::{
-    ClaimFilter, Coordinator, LostReason, MemoryBackend, NewRun, Next, NodeStatus, NodeUpdate, RunStatus, RunUpdate, StateBackend,
+    ClaimFilter, Coordinator, Error, LostReason, MemoryBackend, NewRun, Next, NodeStatus, NodeUpdate, OnDelete, RunStatus,
+    RunUpdate, StateBackend,
 };
 
 const TTL: Duration = Duration::from_millis(100);
@@ -182,6 +183,42 @@ async fn workers_of_a_run_that_is_empty_or_has_ended_are_told_to_stop() {
     state.close().await.unwrap();
 }
 
+/// Whoever ended it: the worker is told what became of its claim, and that nothing was written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_claim_is_over_is_told_why() {
+    const LONG: Duration = Duration::from_secs(30);
+    let memory = Coordinator::open(Arc::new(MemoryBackend::new())).await.unwrap();
+    let store = Store::of("database");
+    let (one, two) = (store.open().await, store.open().await);
+    for (state, other) in [(&memory, &memory), (&one, &two)] {
+        for (run, why) in
+            [("ended", "cancelled"), ("deleted", "deleted"), ("forced", "taken away"), ("told", "has ended already")]
+        {
+            state.create_run(run, NewRun::running()).await.unwrap();
+            state.set_node_state(run, "n", NodeUpdate::pending()).await.unwrap();
+            let claim = state.claim_node(run, "n", "worker", LONG).await.unwrap().unwrap();
+            match run {
+                "ended" => drop(other.update_run(run, RunUpdate::cancelled()).await.unwrap()),
+                "deleted" => drop(other.delete_run(run, OnDelete::DropCoverage).await.unwrap()),
+                "forced" => drop(other.force_unlock(claim.token()).await.unwrap()),
+                _ => drop(claim.complete(NodeUpdate::success()).await.unwrap()),
+            }
+            // Refused by storage, and by what is known by then.
+            for _ in 0..2 {
+                let refused = claim.complete(NodeUpdate::failed("late")).await.unwrap_err();
+                let told = refused.to_string();
+                assert!(matches!(refused, Error::LeaseLost(_)), "{run}: {refused:?}");
+                assert!(told.contains(why) && told.ends_with("; nothing was written"), "{run}: {told}");
+            }
+            let reason = claim.lost().await.to_string();
+            assert!(!reason.contains("closed"), "{run}: {reason}");
+        }
+    }
+    for state in [memory, one, two] {
+        state.close().await.unwrap();
+    }
+}
+
 /// Callers that go away at every instant: a run that is taken over has no locks of the dead left, and one that is not can still be.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_is_taken_over_with_its_locks_or_not_at_all() {
@@ -250,7 +287,7 @@ async fn who_waits_for_the_loss_of_a_claim_is_told_of_its_end() {
         let watched = async { tokio::join!(claim.lost(), claim.complete(NodeUpdate::success())) };
         let (reason, told) = tokio::time::timeout(Duration::from_secs(20), watched).await.unwrap();
         told.unwrap();
-        assert_eq!(reason, LostReason::Closed, "{backend}");
+        assert_eq!(reason, LostReason::Ended, "{backend}");
         state.close().await.unwrap();
     }
 }
@@ -284,7 +321,7 @@ async fn an_end_that_nobody_waited_for_ends_its_claim() {
         lying.open_gate();
         drop(held);
         let reason = tokio::time::timeout(Duration::from_secs(20), claim.lost()).await.unwrap();
-        assert_eq!((reason, claim.is_lost()), (LostReason::Closed, true), "memory: {memory}");
+        assert_eq!((reason, claim.is_lost()), (LostReason::Ended, true), "memory: {memory}");
         until_told("its lock is free", || async { state.list_locks().await.unwrap().is_empty() }).await;
         let node = state.get_node_state("r", "n").await.unwrap().unwrap();
         assert_eq!(node.status, NodeStatus::Success);

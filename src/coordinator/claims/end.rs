@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::coordinator::write::node_change;
 use crate::coordinator::{Commit, Engine};
 use crate::error::Error;
-use crate::lease::Lease;
+use crate::lease::{Lease, LostReason};
 use crate::model::{Fence, FencingToken, Guard, LeaseKey, NodeId, NodeStatus, NodeUpdate, Refusal, RunId, RunStatus};
 use crate::run::Op;
 
@@ -22,6 +22,9 @@ const TELL_PAUSE: Duration = Duration::from_millis(200);
 const TELL_TIME: Duration = Duration::from_secs(3);
 /// How long closing waits until storage has answered to all that is given back. What storage does not answer it may have taken.
 const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long is looked why a claim is lost, for the words of an error.
+const LOOKED_WITHIN: Duration = Duration::from_secs(1);
 
 /// How often something was told, and since when in vain.
 #[derive(Debug, Default)]
@@ -57,17 +60,17 @@ pub(super) struct Held {
     pub(super) run: RunId,
     pub(super) node: NodeId,
     pub(super) lease: Lease,
-    /// An end was told, or can be told no more. Who waits for the loss of the claim waits for this too.
-    pub(super) ended: watch::Sender<bool>,
+    /// Why no end can be told any more: one was, or was refused for good. Who waits for the loss of the claim waits for this too.
+    pub(super) ended: watch::Sender<Option<LostReason>>,
 }
 
 impl Held {
     pub(super) fn new(run: RunId, node: NodeId, lease: Lease) -> Arc<Self> {
-        Arc::new(Self { run, node, lease, ended: watch::Sender::new(false) })
+        Arc::new(Self { run, node, lease, ended: watch::Sender::new(None) })
     }
 
     fn is_ended(&self) -> bool {
-        *self.ended.borrow()
+        self.ended.borrow().is_some()
     }
 
     /// What holds the node, unless that is over.
@@ -76,19 +79,19 @@ impl Held {
     }
 
     /// The end is in storage, and gave the lease back.
-    fn landed(&self) {
-        self.ended.send_replace(true);
+    fn landed(&self, as_what: LostReason) {
+        self.ended.send_replace(Some(as_what));
         self.lease.returned();
     }
 
-    fn forsake(&self) {
-        self.ended.send_replace(true);
+    fn forsake(&self, as_what: LostReason) {
+        self.ended.send_replace(Some(as_what));
         self.lease.let_go();
     }
 
-    fn gone(&self) -> Error {
-        let key = LeaseKey::node(self.run.clone(), self.node.clone());
-        Error::LeaseLost(Refusal::LeaseGone { key, token: self.lease.token() })
+    /// Why it is not held any more, if so.
+    fn over(&self) -> Option<LostReason> {
+        (*self.ended.borrow()).or_else(|| self.lease.lost_reason())
     }
 }
 
@@ -152,6 +155,8 @@ pub(super) struct End {
     /// What must hold besides its own lease.
     pub(super) fences: Option<Arc<[Fence]>>,
     pub(super) held: Arc<Held>,
+    /// What those hear who wait for the loss of the claim.
+    pub(super) as_what: LostReason,
     /// Once it is gone nobody is left who wants more than one try.
     pub(super) caller: Weak<()>,
 }
@@ -160,7 +165,8 @@ impl End {
     /// Pending again on the same attempt, whatever else its worker lost: it gives back what it has.
     pub(super) async fn give_back(engine: Arc<Engine>, held: Arc<Held>) {
         let caller = Arc::new(());
-        let end = Self { engine, fences: None, held, caller: Arc::downgrade(&caller) };
+        let as_what = if engine.is_closed() { LostReason::Closed } else { LostReason::Ended };
+        let end = Self { engine, fences: None, held, as_what, caller: Arc::downgrade(&caller) };
         // An end may have been told meanwhile, by a call that nobody waited for.
         if let Err(error) = end.tell(&[NodeUpdate::pending().unbegun()]).await {
             let Held { run, node, .. } = &*end.held;
@@ -176,8 +182,12 @@ impl End {
         let mut tries = Tries::default();
         loop {
             // Once lost it stays lost: what storage would say is known.
-            let Some(lease) = held.lease().filter(|lease| !lease.is_lost()) else { return Err(held.gone()) };
-            let mut fences = vec![lease.fence()];
+            if let Some(reason) = held.over() {
+                return Err(self.refused(reason).await);
+            }
+            let lease = &held.lease;
+            let own = lease.fence();
+            let mut fences = vec![own.clone()];
             fences.extend(self.fences.iter().flat_map(|fences| fences.iter().cloned()));
             let op = Op {
                 mutations: updates.iter().map(|update| node_change(held.node.clone(), update.clone())).collect(),
@@ -190,7 +200,7 @@ impl End {
             };
             let error = match engine.commit_one(held.run.clone(), op, false).await {
                 Ok(committed) => {
-                    held.landed();
+                    held.landed(self.as_what);
                     return Ok(committed.into());
                 }
                 Err(error) => error,
@@ -201,17 +211,46 @@ impl End {
                     tokio::time::sleep(TELL_PAUSE).await;
                 }
                 Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) => {
-                    held.forsake();
-                    return Err(held.gone());
+                    held.forsake(LostReason::RunEnded);
+                    return Err(self.refused(LostReason::RunEnded).await);
                 }
                 // Nothing is left to be given back: it is lost, or has ended otherwise.
+                Error::LeaseLost(Refusal::Fenced { fence }) if *fence == own => {
+                    let reason = lease.lost_reason().unwrap_or(LostReason::Forced);
+                    held.forsake(reason);
+                    return Err(self.refused(reason).await);
+                }
                 Error::LeaseLost(_) | Error::Conflict(_) => {
-                    held.forsake();
+                    held.forsake(LostReason::Ended);
                     return Err(error);
+                }
+                Error::RunNotFound(_) => {
+                    held.forsake(LostReason::RunEnded);
+                    return Err(self.refused(LostReason::RunEnded).await);
                 }
                 _ => return Err(error),
             }
         }
+    }
+
+    /// What the caller of an end is told whose claim is not held any more.
+    async fn refused(&self, reason: LostReason) -> Error {
+        let Held { run, node, lease, .. } = &*self.held;
+        if reason == LostReason::Closed {
+            return Error::Closed;
+        }
+        let mut why = reason.to_string();
+        // Where another process ended the run, all that is known here is that the lease went.
+        if matches!(reason, LostReason::RunEnded | LostReason::Forced) {
+            match tokio::time::timeout(LOOKED_WITHIN, self.engine.fresh(run)).await {
+                Ok(Ok(None)) => why = "its run was deleted".to_owned(),
+                Ok(Ok(Some(run))) if run.header().status.is_ended() => {
+                    why = format!("its run has ended ({})", run.header().status)
+                }
+                _ => {}
+            }
+        }
+        Error::LeaseLost(Refusal::ClaimOver { key: LeaseKey::node(run.clone(), node.clone()), token: lease.token(), why })
     }
 
     /// The node runs, and so does its run: where leases live in this process they end a moment after the run has.

@@ -87,7 +87,7 @@ impl Claim {
     }
 
     /// Waits until the claim is lost, and says why: the time to stop working. Once it has ended, by whichever task, it waits no longer, and the reason is
-    /// [`LostReason::Closed`].
+    /// [`LostReason::Ended`]; [`LostReason::Closed`] if closing the coordinator gave it back.
     ///
     /// # Cancel safety
     /// Safe: dropping the future changes nothing.
@@ -95,7 +95,7 @@ impl Claim {
         let mut ended = self.held.ended.subscribe();
         tokio::select! {
             biased;
-            _ = ended.wait_for(|ended| *ended) => LostReason::Closed,
+            ended = ended.wait_for(Option::is_some) => ended.ok().and_then(|ended| *ended).unwrap_or(LostReason::Ended),
             reason = self.held.lease.lost() => reason,
         }
     }
@@ -200,6 +200,7 @@ impl Claim {
             engine: Arc::clone(engine),
             fences: self.coordinator.fences.clone(),
             held: Arc::clone(&self.held),
+            as_what: LostReason::Ended,
             caller: Arc::downgrade(&caller),
         };
         let task = async move {

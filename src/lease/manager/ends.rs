@@ -68,7 +68,9 @@ impl Manager {
         if let Some(reason) = lost {
             grant.trust.lose(reason);
             match reason {
-                LostReason::RunEnded | LostReason::Closed => tracing::debug!(%key, %token, %reason, "a lock has ended"),
+                LostReason::RunEnded | LostReason::Closed | LostReason::Ended => {
+                    tracing::debug!(%key, %token, %reason, "a lock has ended")
+                }
                 _ => tracing::warn!(%key, %token, %reason, "a lock was lost"),
             }
         }
