@@ -163,7 +163,8 @@ impl Coordinator {
         Ok(self.engine().backend.latest_node(&node).await?)
     }
 
-    /// The last success of a node over all runs, also those that cleanup deleted: its fingerprint, row count, watermarks and run.
+    /// The last success of a node over all runs, also those that cleanup deleted: its fingerprint, row count, watermarks and run. Of a run that is there it counts what
+    /// the node is now: a success that is begun anew in the same run (reset, running, failed) is none any more, and that of an earlier run counts again.
     ///
     /// # Errors
     /// As [`latest_node_state`](Self::latest_node_state).
