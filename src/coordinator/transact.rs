@@ -12,17 +12,20 @@ const MAX_ATTEMPTS: u32 = 64;
 
 /// What the closure of [`Coordinator::transact`] may end with. An error of the caller's own goes into the value: a closure that answers
 /// `Ok(Err(own))` before it puts anything into the transaction writes nothing.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransactError {
     /// It asked for a run that is not loaded yet; `transact` loads it and calls the closure again. Pass it on with `?`.
+    #[error(transparent)]
     NeedsRun(NeedsRun),
     /// It gives up: nothing is written, and `transact` ends with this error.
+    #[error(transparent)]
     Abort(Error),
 }
 
 /// A run that has to be loaded before the closure can read it.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("run {0:?} is not loaded yet; the closure of `transact` passes this on with `?`, and is called again")]
 pub struct NeedsRun(RunId);
 
 impl From<NeedsRun> for TransactError {

@@ -15,7 +15,8 @@ use crate::model::{
 /// Mutations and guards that happen as one, or not at all: for readers, on disk, after a crash. Nothing happens before
 /// [`commit`](Self::commit); dropped, it is a rollback.
 ///
-/// A bad id, interval or partition is told by `commit`; then nothing was written.
+/// A bad id, interval or partition is told by `commit`; then nothing was written. What is put in may be chained, what commits stands alone: `commit` takes the
+/// transaction itself.
 ///
 /// ```
 /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -23,9 +24,9 @@ use crate::model::{
 /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
 /// # state.create_run("run_1", NewRun::running()).await?;
 /// let mut tx = state.transaction();
-/// tx.expect_absent("run_1", "node2");
-/// tx.set_node_state("run_1", "node1", NodeUpdate::success());
-/// tx.set_node_state("run_1", "node2", NodeUpdate::running());
+/// tx.expect_absent("run_1", "node2")
+///     .set_node_state("run_1", "node1", NodeUpdate::success())
+///     .set_node_state("run_1", "node2", NodeUpdate::running());
 /// let commit = tx.commit().await?;
 /// assert_eq!(commit.version(), state.get_run("run_1").await?.unwrap().version());
 /// # state.close().await }).unwrap();

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::model::{FencingToken, InputError, LeaseKey, Refusal};
-use crate::store::StoreError;
+use crate::store::{StoreError, StoreErrorKind};
 
 /// Why a lease is not held any more, though nobody released it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -110,7 +110,24 @@ impl LeaseError {
 
     /// Whether the lease that was spoken of is not held any more.
     pub fn is_lost(&self) -> bool {
-        matches!(self, Self::Lost { .. } | Self::Refused(Refusal::Fenced { .. } | Refusal::LeaseGone { .. }))
+        matches!(
+            self,
+            Self::Lost { .. } | Self::Refused(Refusal::Fenced { .. } | Refusal::LeaseGone { .. } | Refusal::ClaimOver { .. })
+        )
+    }
+
+    /// The same, as [`Error::is_lease_lost`](crate::Error::is_lease_lost) says it.
+    pub fn is_lease_lost(&self) -> bool {
+        self.is_lost()
+    }
+
+    /// Whether something that was asked for is not there: a lease under this token, or what storage looked for.
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Self::NotFound { .. } | Self::Refused(Refusal::RunNotFound { .. } | Refusal::NodeNotFound { .. }) => true,
+            Self::Store(error) => error.kind() == StoreErrorKind::NotFound,
+            _ => false,
+        }
     }
 
     /// Whether nobody knows if what was asked has happened.

@@ -74,7 +74,7 @@ impl TryFrom<Range<DateTime<Utc>>> for Interval {
     }
 }
 
-/// What may stand where an interval is given: an [`Interval`], a range of stamps, or a pair of texts.
+/// What may stand where an interval is given: an [`Interval`], a range or a pair of stamps, or a pair of texts.
 pub trait IntoInterval {
     /// Checks the interval, where it is not checked already.
     ///
@@ -95,9 +95,27 @@ impl IntoInterval for Range<DateTime<Utc>> {
     }
 }
 
+impl IntoInterval for &Interval {
+    fn into_interval(self) -> Result<Interval, InputError> {
+        Ok(*self)
+    }
+}
+
+impl IntoInterval for (DateTime<Utc>, DateTime<Utc>) {
+    fn into_interval(self) -> Result<Interval, InputError> {
+        Interval::new(self.0, self.1)
+    }
+}
+
 impl IntoInterval for (&str, &str) {
     fn into_interval(self) -> Result<Interval, InputError> {
         Interval::parse(self.0, self.1)
+    }
+}
+
+impl IntoInterval for (String, String) {
+    fn into_interval(self) -> Result<Interval, InputError> {
+        Interval::parse(&self.0, &self.1)
     }
 }
 

@@ -36,6 +36,26 @@ pub enum StoreErrorKind {
     Unavailable,
 }
 
+impl fmt::Display for StoreErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Busy => "busy",
+            Self::ReadOnly => "read-only",
+            Self::Full => "full",
+            Self::Io => "input/output",
+            Self::Corrupt => "damaged",
+            Self::NewerFormat => "newer format",
+            Self::Foreign => "foreign",
+            Self::NotFound => "not found",
+            Self::Input => "bad input",
+            Self::Unsupported => "unsupported",
+            Self::Poisoned => "poisoned",
+            Self::Closed => "closed",
+            Self::Unavailable => "unavailable",
+        })
+    }
+}
+
 /// A fault of storage. Cheap to clone: one failed flush answers every waiter.
 #[derive(Debug, Clone)]
 pub struct StoreError {

@@ -88,14 +88,34 @@ async fn what_goes_wrong_with_a_lock_is_told_by_the_variant_that_says_it() {
     let nonsense = state.acquire(key(), LockOptions::new().ttl(Duration::ZERO), Duration::ZERO).await.unwrap_err();
     assert!(matches!(nonsense, Error::Input(_)), "{nonsense}");
     let lost = LeaseError::Lost { key: key(), token: FencingToken(1), reason: LostReason::Expired };
-    assert!(lost.is_lost() && !lost.is_conflict());
+    assert!(lost.is_lost() && lost.is_lease_lost() && !lost.is_conflict() && !lost.is_not_found());
+    assert!(LeaseError::NotFound { token: FencingToken(1) }.is_not_found());
     let lost = Error::from(lost);
     assert!(lost.is_lease_lost() && !lost.is_conflict(), "{lost}");
     let missing = StoreError::not_applied(StoreErrorKind::NotFound, "the file is not there");
+    assert_eq!(missing.kind().to_string(), "not found");
+    assert!(LeaseError::from(missing.clone()).is_not_found());
     let missing = Error::from(LeaseError::from(missing));
     assert!(matches!(missing, Error::Store(_)) && missing.is_not_found(), "{missing}");
     let closed = Error::from(LeaseError::Closed);
     assert!(matches!(closed, Error::Closed), "{closed}");
+    state.close().await.unwrap();
+}
+
+/// As whoever embeds it writes it, with the names at the crate's root.
+#[tokio::test]
+async fn a_conflict_is_matched_and_a_closure_s_error_passed_on() {
+    let state = Coordinator::open(LyingBackend::new(false) as Arc<dyn StateBackend>).await.unwrap();
+    state.create_run("r", seeknal_state::NewRun::running()).await.unwrap();
+    let mut tx = state.transaction();
+    tx.expect_version("r", seeknal_state::Version(7)).set_node_state("r", "n", seeknal_state::NodeUpdate::running());
+    let refused = tx.commit().await;
+    assert!(
+        matches!(refused, Err(Error::Conflict(seeknal_state::Refusal::Guard { guard: seeknal_state::Guard::RunVersion(_), .. }))),
+        "{refused:?}"
+    );
+    let boxed: Box<dyn std::error::Error> = seeknal_state::TransactError::from(Error::Closed).into();
+    assert_eq!(boxed.to_string(), Error::Closed.to_string());
     state.close().await.unwrap();
 }
 

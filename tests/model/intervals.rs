@@ -199,6 +199,17 @@ fn touching_intervals_become_one() {
 }
 
 #[test]
+fn an_interval_is_given_in_many_forms() {
+    let (start, end) = ("2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z");
+    let one = Interval::parse(start, end).unwrap();
+    assert_eq!((&one).into_interval().unwrap(), one);
+    assert_eq!((one.start(), one.end()).into_interval().unwrap(), one);
+    assert_eq!((one.start()..one.end()).into_interval().unwrap(), one);
+    assert_eq!((start.to_owned(), end.to_owned()).into_interval().unwrap(), one);
+    assert!((one.end(), one.start()).into_interval().is_err());
+}
+
+#[test]
 fn what_is_no_interval_is_refused() {
     let fine = stamp(0);
     let nanos = |nanos| fine + chrono::Duration::nanoseconds(nanos);
