@@ -11,7 +11,7 @@ use super::doors::Doors;
 use super::events::Events;
 use super::{Coordinator, Core, Durability, Engine, follow, supervisor};
 use crate::error::Error;
-use crate::lease::LeaseHandle;
+use crate::lease::{LeaseHandle, LockOptions};
 use crate::model::{Clock, InputError, ProcessInfo, RunFilter, RunQuery, SystemClock};
 use crate::persist::Persist;
 use crate::run::{Admission, RunContext};
@@ -109,8 +109,8 @@ impl CoordinatorBuilder {
         self
     }
 
-    /// How long leases and claims last without a renewal, unless who asks for one says otherwise. Default 30 s; see [`LockOptions::ttl`](crate::LockOptions::ttl) for the
-    /// bounds, which are checked when a lock is asked for.
+    /// How long leases and claims last without a renewal, unless who asks for one says otherwise: 100 ms to 1 h. Default 30 s. A lock that is not
+    /// kept alive may be shorter: see [`LockOptions::ttl`](crate::LockOptions::ttl).
     pub fn lease_ttl(mut self, ttl: Duration) -> Self {
         self.limits.lease_ttl = ttl;
         self
@@ -131,7 +131,7 @@ impl CoordinatorBuilder {
     /// Opens the store.
     ///
     /// # Errors
-    /// [`Error::Input`] if a limit is zero, or the backlog of events too long; [`Error::Store`] if the storage cannot be opened.
+    /// [`Error::Input`] if a limit is zero or out of its range; [`Error::Store`] if the storage cannot be opened.
     ///
     /// # Cancel safety
     /// Dropping the future closes what was opened so far.
@@ -157,6 +157,7 @@ impl CoordinatorBuilder {
         if limits.idle_after < Duration::from_millis(1) {
             return Err(InputError::new("idle_after", "it is shorter than 1 ms").into());
         }
+        LockOptions::check_kept_ttl("lease_ttl", limits.lease_ttl)?;
         // A task of its own: a caller that goes away in the middle drops what it opened, and dropping it closes it.
         match tokio::spawn(start(backend, limits, clock)).await {
             Ok(opened) => opened,

@@ -12,6 +12,8 @@ impl Coordinator {
     /// Locks a run (and so all its nodes), waiting for it at most this long; `None` if the time was up. Zero tries once. The lease lasts 30 s (or what the builder was told) and is
     /// kept alive by its guard; dropping the guard releases it.
     ///
+    /// The run need not be there: whoever is to make it can lock its name first. So a wrong id is not noticed.
+    ///
     /// Locks are advisory between callers who do not fence: write through [`with_lease`](Self::with_lease), and a write under a lease that was
     /// lost is refused.
     ///

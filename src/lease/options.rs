@@ -82,6 +82,14 @@ impl LockOptions {
         self
     }
 
+    /// Refuses a time to live that no lock which is kept alive can have.
+    pub(crate) fn check_kept_ttl(what: &str, ttl: Duration) -> Result<(), InputError> {
+        if (MIN_KEPT_ALIVE_TTL..=MAX_TTL).contains(&ttl) {
+            return Ok(());
+        }
+        Err(InputError::new(format!("{what} {ttl:?}"), "it must be between 100 ms and 1 h; renewals cannot keep up with less"))
+    }
+
     /// Refuses what [`acquire`](super::LeaseHandle::acquire) would refuse, before anything is asked for.
     pub(crate) fn checked(self) -> Result<Self, InputError> {
         self.clone().check()?;

@@ -129,7 +129,8 @@ impl Guard {
 
 impl std::fmt::Display for Guard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let list = |statuses: &[String]| statuses.join(" or ");
+        let list =
+            |statuses: &[String]| if statuses.is_empty() { "in no status at all".to_owned() } else { statuses.join(" or ") };
         match self {
             Self::RunVersion(version) => write!(f, "the run at version {version}"),
             Self::RunStatus(one_of) => write!(f, "the run {}", list(&one_of.iter().map(ToString::to_string).collect::<Vec<_>>())),

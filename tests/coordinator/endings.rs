@@ -108,6 +108,10 @@ async fn a_conflict_is_matched_and_a_closure_s_error_passed_on() {
     let state = Coordinator::open(LyingBackend::new(false) as Arc<dyn StateBackend>).await.unwrap();
     state.create_run("r", seeknal_state::NewRun::running()).await.unwrap();
     let mut tx = state.transaction();
+    tx.expect_status("r", "n", []);
+    let never = tx.commit().await.unwrap_err().to_string();
+    assert_eq!(never, "conflict on run \"r\": expected node \"n\" in no status at all, but node \"n\" is not there");
+    let mut tx = state.transaction();
     tx.expect_version("r", seeknal_state::Version(7)).set_node_state("r", "n", seeknal_state::NodeUpdate::running());
     let refused = tx.commit().await;
     assert!(
@@ -130,6 +134,26 @@ async fn every_lock_lasts_as_long_as_the_coordinator_was_told() {
     let listed: Vec<u64> = state.list_locks().await.unwrap().iter().map(|lease| lease.ttl_ms).collect();
     assert_eq!(listed, [300_000, 300_000, 30_000]);
     drop((named, plain, own));
+    state.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_ttl_that_no_lock_can_have_opens_nothing() {
+    for wrong in [Duration::ZERO, Duration::from_millis(99), Duration::from_secs(3_601)] {
+        let open = Coordinator::builder().lease_ttl(wrong).open(LyingBackend::new(false) as Arc<dyn StateBackend>).await;
+        let Err(Error::Input(why)) = open else { panic!("{wrong:?}: {open:?}") };
+        let why = why.to_string();
+        assert!(why.contains("lease_ttl") && why.contains("100 ms") && why.contains("1 h"), "{why}");
+    }
+}
+
+/// What is locked need not be there yet: whoever is to make it can be alone with it.
+#[tokio::test]
+async fn a_run_that_is_not_there_can_be_locked() {
+    let state = Coordinator::open(LyingBackend::new(false) as Arc<dyn StateBackend>).await.unwrap();
+    let lease = state.acquire_lock("r", Duration::ZERO).await.unwrap().unwrap();
+    state.with_lease(&lease).create_run("r", seeknal_state::NewRun::running()).await.unwrap();
+    assert!(state.acquire_lock("r", Duration::ZERO).await.unwrap().is_none(), "the run that came is locked");
     state.close().await.unwrap();
 }
 

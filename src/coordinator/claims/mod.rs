@@ -351,7 +351,7 @@ impl Coordinator {
                 guards: Vec::new(),
                 run_status: snapshot.header().status.clone(),
                 owner: self.default_owner(),
-                ttl: engine.limits.lease_ttl.max(Duration::from_millis(100)),
+                ttl: engine.limits.lease_ttl,
                 hasty: false,
             };
             let tried = match self.try_claim(want).await {

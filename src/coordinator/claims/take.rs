@@ -263,6 +263,7 @@ impl Drop for WaitedFor {
 
 /// How the lease of a claim is asked for.
 pub(super) fn terms(owner: &str, ttl: Duration) -> Result<LockOptions, InputError> {
+    LockOptions::check_kept_ttl("claim ttl", ttl)?;
     LockOptions::new().owner(owner).ttl(ttl).purpose("claim").checked()
 }
 
