@@ -210,7 +210,7 @@ impl End {
                 Error::Store(_) if tries.are_left(&error) && self.caller.strong_count() > 0 && !lease.is_lost() => {
                     tokio::time::sleep(TELL_PAUSE).await;
                 }
-                Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) => {
+                Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) | Error::RunNotFound(_) => {
                     held.forsake(LostReason::RunEnded);
                     return Err(self.refused(LostReason::RunEnded).await);
                 }
@@ -224,10 +224,6 @@ impl End {
                     held.forsake(LostReason::Ended);
                     return Err(error);
                 }
-                Error::RunNotFound(_) => {
-                    held.forsake(LostReason::RunEnded);
-                    return Err(self.refused(LostReason::RunEnded).await);
-                }
                 _ => return Err(error),
             }
         }
@@ -239,17 +235,16 @@ impl End {
         if reason == LostReason::Closed {
             return Error::Closed;
         }
-        let mut why = reason.to_string();
         // Where another process ended the run, all that is known here is that the lease went.
-        if matches!(reason, LostReason::RunEnded | LostReason::Forced) {
-            match tokio::time::timeout(LOOKED_WITHIN, self.engine.fresh(run)).await {
-                Ok(Ok(None)) => why = "its run was deleted".to_owned(),
-                Ok(Ok(Some(run))) if run.header().status.is_ended() => {
-                    why = format!("its run has ended ({})", run.header().status)
-                }
-                _ => {}
-            }
-        }
+        let now = match reason {
+            LostReason::RunEnded | LostReason::Forced => tokio::time::timeout(LOOKED_WITHIN, self.engine.fresh(run)).await.ok(),
+            _ => None,
+        };
+        let why = match now {
+            Some(Ok(None)) => "its run was deleted".to_owned(),
+            Some(Ok(Some(now))) if now.header().status.is_ended() => format!("its run has ended ({})", now.header().status),
+            _ => reason.to_string(),
+        };
         Error::LeaseLost(Refusal::ClaimOver { key: LeaseKey::node(run.clone(), node.clone()), token: lease.token(), why })
     }
 

@@ -69,7 +69,7 @@ impl Manager {
             grant.trust.lose(reason);
             match reason {
                 LostReason::RunEnded | LostReason::Closed | LostReason::Ended => {
-                    tracing::debug!(%key, %token, %reason, "a lock has ended")
+                    tracing::debug!(%key, %token, %reason, "a lock has ended");
                 }
                 _ => tracing::warn!(%key, %token, %reason, "a lock was lost"),
             }
