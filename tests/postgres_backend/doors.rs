@@ -190,9 +190,7 @@ async fn of_several_servers_the_one_that_writes_is_used() {
     let store = store!();
     let Some(standby) = server::Cluster::start() else { return };
     let open = async |hosts: &[u16]| {
-        let hosts: Vec<String> = hosts.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        let url = format!("postgres://postgres:{}@{}/tests?sslmode=disable", server::PASSWORD, hosts.join(","));
-        let backend = create_state_backend("database", &store.options().database_url(url)).unwrap();
+        let backend = create_state_backend("database", &at_hosts(&store, "postgres", hosts)).unwrap();
         backend.initialize().await.map(|_| backend)
     };
     let direct = store.open().await;
@@ -219,12 +217,10 @@ async fn of_several_servers_the_one_that_writes_is_used() {
 
 /// Options for a state on one of several servers of this machine.
 fn at_hosts(store: &Store, user: &str, hosts: &[u16]) -> BackendOptions {
-    let hosts: Vec<String> = hosts.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-    let url = format!("postgres://{user}:{}@{}/tests?sslmode=disable", server::PASSWORD, hosts.join(","));
-    store.options().database_url(url)
+    store.options().database_url(server::url_of_hosts(user, hosts))
 }
 
-async fn opened(options: &BackendOptions) -> Backend {
+pub(super) async fn opened(options: &BackendOptions) -> Backend {
     let backend = create_state_backend("database", options).unwrap();
     backend.initialize().await.unwrap();
     backend

@@ -27,6 +27,7 @@ mod servers;
 #[path = "../support/batches.rs"]
 mod batches;
 mod commits;
+mod copies;
 mod credentials;
 mod doors;
 #[path = "../support/exactly.rs"]

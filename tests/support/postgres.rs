@@ -44,6 +44,12 @@ pub(crate) fn fresh_schema() -> String {
     format!("test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A URL of the tests' database at one of several servers of this machine.
+pub(crate) fn url_of_hosts(user: &str, ports: &[u16]) -> String {
+    let hosts: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    format!("postgres://{user}:{PASSWORD}@{}/tests?sslmode=disable", hosts.join(","))
+}
+
 /// Where its programs are: those of the newest version. `None`: servers are left out.
 fn binaries() -> Option<PathBuf> {
     let mut versions: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
@@ -135,6 +141,17 @@ impl Cluster {
         let standby = Self { keeper: keep(&self.bin, &folder), bin: self.bin.clone(), folder, port };
         standby.await_ready();
         standby
+    }
+
+    /// Cuts a standby off from its primary: of what that one commits from now on it knows nothing.
+    pub(crate) fn cut_off(&self) {
+        self.sql("ALTER SYSTEM SET primary_conninfo = ''");
+        self.sql("SELECT pg_reload_conf()");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.sql("SELECT count(*) FROM pg_stat_wal_receiver") != "0" {
+            assert!(Instant::now() < deadline, "the standby goes on following");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn await_ready(&self) {

@@ -269,6 +269,12 @@ impl Conn {
         Ok(answers)
     }
 
+    /// One statement that goes through a whole table, inside a transaction.
+    pub(super) async fn ask_through(&mut self, sql: Sql<'_>) -> Result<(), StoreError> {
+        let statements = [Sql::plain(THROUGH), sql];
+        self.send_within(THROUGH_QUIET, &statements).await.map(|_| ()).map_err(|failed| failed.error)
+    }
+
     /// One statement, outside of a transaction or inside one.
     pub(super) async fn ask(&mut self, sql: Sql<'_>) -> Result<Vec<Row>, StoreError> {
         let mut answers = self.send(&[sql]).await.map_err(|failed| failed.error)?;
@@ -311,7 +317,7 @@ pub(super) struct Pool {
     reached: Mutex<Option<(usize, Option<IpAddr>)>>,
     /// Whether one of several hosts could be written to before.
     found_primary: AtomicBool,
-    /// Which copy of the database it counts in; none before that is known, and where it cannot become another one.
+    /// Which copy of the database it counts in; none before that is known, and where nothing is written.
     origin: tokio::sync::Mutex<Option<String>>,
 }
 
@@ -330,9 +336,9 @@ impl Pool {
         })
     }
 
-    /// Keeps in mind which copy of the database this is, whose tables were looked at: of several hosts another one may have another.
+    /// Keeps in mind which copy of the database this is, whose tables were looked at: another host, or the same address, may lead to another one later.
     pub(super) async fn keep_origin(&self, conn: &mut Conn) -> Result<(), StoreError> {
-        if self.place.moves && !self.place.read_only {
+        if !self.place.read_only {
             let here = schema::origin(conn, &self.place).await?;
             *self.origin.lock().await = Some(here);
         }

@@ -29,7 +29,7 @@
 //! `synchronous_commit` is `on` (or `remote_apply`, where the server says so) on every connection that commits, and read back. What the server does with it is the
 //! server's: `fsync = off` is told when it is opened. Rows of runs are locked in the order of their ids, so that READ COMMITTED is enough. Commit sequence
 //! and fencing tokens are sequences: they leave gaps, the order of one run's commits is kept, and they never go back; a restored copy of the
-//! database raises them by a billion when it is opened first.
+//! database, or a standby that was promoted, raises them by a billion when it is first connected to for writing, and with them the versions of all runs.
 
 mod commit;
 mod connection;
@@ -196,7 +196,8 @@ async fn open(shared: Arc<Shared>) -> Result<OpenReport, StoreError> {
         schema::migrate(&mut conn, place, commit::schema_mutex(&place.schema)).await?;
         if schema::raise(&mut conn, place).await? {
             report.notice(format!(
-                "{}: this is a copy of the database that was used before (a restored backup, a promoted standby): commit sequence and fencing tokens were raised",
+                "{}: this is a copy of the database that was used before (a restored backup, a promoted standby): commit sequence, fencing tokens and the \
+                 versions of all runs were raised",
                 place.name
             ));
         }

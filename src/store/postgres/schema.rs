@@ -156,6 +156,11 @@ ALTER TABLE openings ADD COLUMN seen_at timestamptz;
 /// How far the counters of a copy are raised: further than anybody has counted since the copy was made.
 const RAISE: i64 = 1_000_000_000;
 
+/// No version is beyond the commit sequence. Who has seen what the copy lacks must not take what is newer on it for all there is to read: as after a node's
+/// deletion he reads the whole run.
+const RAISE_RUNS: &str = "UPDATE runs AS r SET version = s.highest, header_version = s.highest, nodes_deleted_version = s.highest \
+     FROM (SELECT max(last_value) AS highest FROM commit_seq) AS s WHERE r.version < s.highest";
+
 /// What lies in the schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
@@ -280,8 +285,10 @@ pub(super) async fn migrate(conn: &mut Conn, place: &Place, lock: i64) -> Result
     conn.batch(&format!("UPDATE meta SET schema_version = {SCHEMA_VERSION} WHERE id = 1; COMMIT")).await
 }
 
-/// Raises the counters if this is a copy of the database that they counted in: numbers that were given out after the copy was made are not in it.
-/// A copy made by dump has other object ids, one made from the server's files another timeline.
+/// Raises the counters, and with them the versions of all runs, if this is a copy of the database that they counted in: numbers that were given out after the
+/// copy was made are not in it. A copy made by dump has other object ids, one made from the server's files another timeline.
+///
+/// Nobody commits meanwhile: every commit looks into `meta`.
 pub(super) async fn raise(conn: &mut Conn, place: &Place) -> Result<bool, StoreError> {
     let Some((known, here)) = origins(conn, place).await? else { return Ok(false) };
     if is_same(&known, &here) {
@@ -304,6 +311,7 @@ pub(super) async fn raise(conn: &mut Conn, place: &Place) -> Result<bool, StoreE
             ))
             .await?;
         }
+        conn.ask_through(Sql::plain(RAISE_RUNS)).await?;
     }
     conn.batch("COMMIT").await?;
     Ok(!changed.is_empty() && !first)
@@ -351,8 +359,8 @@ pub(super) async fn origin(conn: &mut Conn, place: &Place) -> Result<String, Sto
     Ok(origins(conn, place).await?.map(|(_, here)| here).unwrap_or_default())
 }
 
-/// What an opening does again where its connections lead to another copy of the database than `before`: tables of a newer version are refused, and the
-/// counters are raised, unless somebody else was faster. Answers with the copy that it is now, if it is another one.
+/// What an opening does again where its connections lead to another copy of the database than `before`: tables of a newer version are refused, and all
+/// numbers are raised, unless somebody else was faster. Answers with the copy that it is now, if it is another one.
 pub(super) async fn recheck(conn: &mut Conn, place: &Place, before: &str) -> Result<Option<String>, StoreError> {
     let here = origin(conn, place).await?;
     if is_same(before, &here) {

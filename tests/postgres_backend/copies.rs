@@ -1,0 +1,109 @@
+//! Copies of the database that lack commits: standbys that were promoted, dumps that were brought back.
+
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use seeknal_state::Coordinator;
+
+use super::doors::opened;
+use super::*;
+
+/// One address that leads to one server first, and to another one later.
+struct Address {
+    port: u16,
+    leads_to: Arc<AtomicU16>,
+}
+
+impl Address {
+    async fn of(server: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let leads_to = Arc::new(AtomicU16::new(server));
+        let target = Arc::clone(&leads_to);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let port = target.load(Ordering::SeqCst);
+                tokio::spawn(async move {
+                    let Ok(mut server) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { return };
+                    let _ended = tokio::io::copy_bidirectional(&mut client, &mut server).await.is_ok();
+                });
+            }
+        });
+        Self { port, leads_to }
+    }
+}
+
+/// What an actor sends that still has the state of before: it must not pass for one that knows what is there.
+async fn try_over(backend: &Backend, lost: &RunState) -> Outcome {
+    let write = vec![set("n", NodeUpdate::new().metadata("k", 1))];
+    let part = part_on(Some(lost), lost.version(), "r", vec![Guard::RunVersion(lost.version())], write);
+    commit(backend, vec![entry(part)]).await.outcomes.remove(0)
+}
+
+/// The version of the lost commit is given to no other content, and nobody goes on with what he knew of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoted_standby_that_lacks_a_commit_gives_no_version_out_twice() {
+    let Some(mut primary) = server::Cluster::start() else { return };
+    let standby = primary.standby();
+    let address = Address::of(primary.port).await;
+    let options = |ports: &[u16]| {
+        BackendOptions::new().database_url(server::url_of_hosts("postgres", ports)).set("database_schema", "failover")
+    };
+    let of_several = opened(&options(&[primary.port, standby.port])).await;
+    let of_one = opened(&options(&[address.port])).await;
+    change(&of_several, "r", vec![create(0), set("n", NodeUpdate::running()), set("m", NodeUpdate::running())]).await;
+    let there = "SELECT count(*) FROM pg_class WHERE relname = 'node_states' AND relnamespace = 'failover'::regnamespace";
+    until("the standby has the tables", async || standby.sql_in("public", there) == "1").await;
+    until("the standby has the run", async || standby.sql_in("failover", "SELECT count(*) FROM node_states") == "2").await;
+    standby.cut_off();
+    change(&of_several, "r", vec![set("n", NodeUpdate::success().row_count(1))]).await;
+    let lost = load(&of_one, "r").await;
+    let watching = Coordinator::open(opened(&options(&[primary.port, standby.port])).await).await.unwrap();
+    assert_eq!(watching.get_run("r").await.unwrap().unwrap().version(), lost.version());
+
+    primary.kill();
+    assert_eq!(standby.sql("SELECT pg_promote()"), "t");
+    address.leads_to.store(standby.port, Ordering::SeqCst);
+    for backend in [&of_one, &of_several] {
+        let refusal = refused(try_over(backend, &lost).await);
+        assert!(matches!(refusal, Refusal::Guard { .. }), "{refusal}");
+        let now = load(backend, "r").await;
+        assert!(now.version() > lost.version() && now.node("n").unwrap().row_count.is_none(), "{now:?}");
+        assert_eq!(backend.reload_run(&lost).await.unwrap().unwrap(), now, "nothing of what is lost stays");
+    }
+    // Somebody else who never saw the other server.
+    let new = opened(&options(&[standby.port])).await;
+    change(&new, "r", vec![set("n", NodeUpdate::failed("theirs").row_count(2))]).await;
+    refused(try_over(&of_one, &lost).await);
+    assert_eq!(load(&of_several, "r").await.node("n").unwrap().row_count, Some(2));
+    until("what is lost is in no snapshot any more", async || {
+        watching.snapshot("r").unwrap().node("n").unwrap().row_count == Some(2)
+    })
+    .await;
+    watching.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn runs_of_a_dump_that_is_brought_back_go_on_behind_every_version() {
+    let store = store!();
+    let backend = store.open().await;
+    change(&backend, "r", vec![create(0), set("n", NodeUpdate::running()), set("m", NodeUpdate::running())]).await;
+    let copy = format!("copy_{}", store.schema);
+    store.cluster.copy("tests", &store.schema, &copy);
+    change(&backend, "r", vec![set("n", NodeUpdate::success().row_count(1))]).await;
+    let lost = load(&backend, "r").await;
+    backend.close().await.unwrap();
+    let url = store.cluster.url("").replace("/tests", &format!("/{copy}"));
+    let restored = opened(&store.options().database_url(url)).await;
+    let now = load(&restored, "r").await;
+    assert!(now.version() > lost.version(), "{now:?}");
+    assert_eq!(restored.reload_run(&lost).await.unwrap().unwrap(), now);
+    refused(try_over(&restored, &lost).await);
+    // What it goes on with is a state like any other.
+    let deleted = Mutation::DeleteNode { node: node_id("m") };
+    for mutation in [set("n", NodeUpdate::success()), Mutation::Update { update: RunUpdate::success(), at: at(9) }, deleted] {
+        let have = load(&restored, "r").await;
+        change(&restored, "r", vec![mutation]).await;
+        assert_eq!(restored.reload_run(&have).await.unwrap().unwrap(), load(&restored, "r").await);
+    }
+    assert!(restored.verify().await.unwrap().is_sound());
+}
