@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use seeknal_state::model::{
-    Batch, BatchAnswer, Entry, Guard, LeaseRecord, Mutation, NodeId, NodeState, Outcome, Receipt, Refusal, Retained, RunId,
-    RunPage, RunQuery, RunState, Version,
+    Batch, BatchAnswer, Entry, Guard, LeaseRecord, Mutation, NodeCoverage, NodeId, NodeState, Outcome, Receipt, Refusal,
+    Retained, RunId, RunPage, RunQuery, RunState, Version,
 };
 use seeknal_state::store::conformance::{Harness, run_all, run_case};
 use seeknal_state::store::{BoxFuture, LeaseStore, MemoryBackend, OpenReport, StateBackend, StoreError, VerifyReport};
@@ -263,7 +263,7 @@ impl StateBackend for Liar {
     }
 }
 
-/// Reads several runs one after the other, whoever writes in between. A type of its own, so that the liar has the provided method.
+/// Reads several runs, and the parts of what a node completed, one after the other, whoever writes in between. A type of its own, so that the liar has the provided method.
 #[derive(Debug)]
 struct OneByOne(Liar);
 
@@ -295,6 +295,15 @@ impl StateBackend for OneByOne {
                 tokio::task::yield_now().await;
             }
             Ok(states)
+        })
+    }
+
+    fn coverage<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<NodeCoverage, StoreError>> {
+        Box::pin(async move {
+            let mut coverage = self.0.coverage(node).await?;
+            tokio::task::yield_now().await;
+            coverage.partitions = self.0.coverage(node).await?.partitions;
+            Ok(coverage)
         })
     }
 
@@ -424,6 +433,7 @@ async fn every_lie_is_seen() {
         (Lie::StaysOpen, "a_closed_store_refuses"),
         (Lie::ForgetsOnReopening, "reopening_finds_the_same"),
         (Lie::ReadsRunsOneByOne, "several_runs_are_read_at_one_moment"),
+        (Lie::ReadsRunsOneByOne, "coverage_is_read_at_one_moment"),
         (Lie::WritesOnlyWhenItIsClosed, "a_crash_loses_nothing_that_was_acknowledged"),
         (Lie::IsNeverSound, "sound_and_checkpointed"),
     ] {

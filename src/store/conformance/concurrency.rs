@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::kit::{Bench, Fault, add_interval, at, create, ensure, ensure_eq, ensure_matches, node, node_id, run_id, set};
+use super::kit::{
+    Bench, Fault, add_interval, add_partition, at, create, ensure, ensure_eq, ensure_matches, node, node_id, run_id, set,
+};
 use super::{Chain, Harness};
 use crate::model::{Batch, Entry, Mutation, NodeStatus, NodeUpdate, Outcome, Refusal, RunUpdate};
 use crate::store::StoreErrorKind;
@@ -112,6 +114,53 @@ pub(super) async fn several_runs_are_read_at_one_moment(harness: &dyn Harness) -
         // Now with what was read last, now without.
         for ((_, have), state) in seen.iter_mut().zip(states) {
             *have = state.filter(|_| readings % 3 > 0);
+        }
+        tokio::task::yield_now().await;
+    }
+    while let Some(joined) = writer.join_next().await {
+        joined.map_err(|error| Fault::new(format!("a task of the case ended badly: {error}")))??;
+    }
+    Ok(())
+}
+
+pub(super) async fn coverage_is_read_at_one_moment(harness: &dyn Harness) -> Result<(), Fault> {
+    const STEPS: usize = 60;
+    let bench = Bench::open(harness).await?;
+    let mut chain = Chain::on(&bench.create("run", 0).await?);
+    let backend = Arc::clone(&bench.backend);
+    let mut writer: JoinSet<Result<(), Fault>> = JoinSet::new();
+    writer.spawn(async move {
+        for step in 0..STEPS {
+            let mut entries = Vec::new();
+            if step == STEPS / 2 {
+                // What was completed so far outlives its run from now on.
+                entries.push(chain.entry(vec![Mutation::Delete { keep_coverage: true }])?);
+                chain = Chain::of_new(run_id("next")?);
+                entries.push(chain.entry(vec![create(1)])?);
+                let answer = backend.commit(Arc::new(Batch::new(entries))).await?;
+                ensure_matches!(answer.outcomes.as_slice(), [Outcome::Applied(_), Outcome::Applied(_)], "one run after another");
+                let next = backend.load_run(&run_id("next")?).await?;
+                chain = Chain::on(&next.ok_or_else(|| Fault::new("a run that was made is missing"))?);
+            }
+            let hour = i64::try_from(step).unwrap_or(0) * 2;
+            let entry = chain.entry(vec![add_interval("n", hour, hour + 1)?, add_partition("n", &format!("p{step}"))?])?;
+            let answer = backend.commit(Arc::new(Batch::new(vec![entry]))).await?;
+            ensure_matches!(answer.outcomes.as_slice(), [Outcome::Applied(_)], "step {step}");
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    });
+    let (mut last, mut readings) = (0, 0_u64);
+    while last < STEPS {
+        ensure!(readings < 100_000, "what was written is never seen: {last} of {STEPS}");
+        let coverage = bench.backend.coverage(&node_id("n")?).await?;
+        let read = coverage.intervals.len();
+        ensure_eq!(coverage.partitions.len(), read, "partitions that were read with as many intervals as were written with them");
+        ensure!(read >= last, "{read} of what was completed were read after {last}");
+        last = read;
+        readings += 1;
+        if let Some(joined) = writer.try_join_next() {
+            joined.map_err(|error| Fault::new(format!("a task of the case ended badly: {error}")))??;
         }
         tokio::task::yield_now().await;
     }

@@ -247,6 +247,7 @@ suite! { $
     concurrency:
         runs_do_not_disturb_one_another,
         several_runs_are_read_at_one_moment,
+        coverage_is_read_at_one_moment,
         a_dropped_commit_leaves_the_store_whole,
         a_closed_store_refuses,
         sound_and_checkpointed;

@@ -128,16 +128,79 @@ const COMPLETED: [(&str, &str, &str, &str); 4] = [
     ("coverage_partitions", "partition, partition", "coverage_partitions WHERE node_id = ?1", "'', partition"),
 ];
 
-/// What a node completed over all runs, also deleted ones.
+/// What a node completed over all runs, also deleted ones: of one moment.
 pub(super) async fn coverage(client: &Client, id: &NodeId) -> Result<NodeCoverage, StoreError> {
-    completed(client, id, &["completed_intervals", "partitions", "coverage", "coverage_partitions"]).await
+    let of_table =
+        |(place, columns, from, _)| Stmt::ask(place, format!("SELECT {columns} FROM {from}"), vec![Arg::from(id.as_str())]);
+    let tables = match send::ask(client, Ask::Latest, &COMPLETED.map(of_table)).await {
+        Err(fault) if fault.class == Class::AnswerTooLarge => return coverage_in_pages(client, id).await,
+        answer => answer.map_err(|fault| fault.into_error(client.place()))?,
+    };
+    let mut coverage = NodeCoverage::default();
+    for (index, (_, columns, ..)) in COMPLETED.into_iter().enumerate() {
+        take(&mut coverage, nth(client, &tables, index)?, columns)?;
+    }
+    Ok(coverage)
+}
+
+/// The same beyond one answer: read until the node's rows are the same before and after. A row that changes has another version, and what outlives a run grows
+/// when that run's row goes.
+async fn coverage_in_pages(client: &Client, id: &NodeId) -> Result<NodeCoverage, StoreError> {
+    let mut before = rows_of(client, id).await?;
+    for attempt in 0..TORN {
+        let coverage = completed(client, id, &COMPLETED.map(|(place, ..)| place)).await?;
+        let after = rows_of(client, id).await?;
+        if after == before {
+            return Ok(coverage);
+        }
+        before = after;
+        send::pause(attempt).await;
+    }
+    let why = format!("{}: what node {id:?} completed changes faster than it can be read; try again", client.place());
+    Err(StoreError::not_applied(StoreErrorKind::Busy, why))
+}
+
+/// The runs that have a node, and the version of its row in each.
+async fn rows_of(client: &Client, id: &NodeId) -> Result<Vec<(RunId, Version)>, StoreError> {
+    let mut found = Vec::new();
+    let mut after = String::new();
+    let mut limit = PAGE;
+    loop {
+        let question = |limit: u64| {
+            Stmt::ask(
+                "node_states",
+                format!(
+                    "SELECT run_id, version FROM node_states WHERE node_id = ?1 AND run_id > ?2 ORDER BY run_id LIMIT {limit}"
+                ),
+                vec![id.as_str().into(), after.as_str().into()],
+            )
+        };
+        let table = read::page(client, &mut limit, question).await?;
+        for row in table.rows() {
+            found.push((row.run_id(0)?, row.version(1)?));
+        }
+        let Some(last) = last_of_full(&table, limit) else { return Ok(found) };
+        last.text(0)?.clone_into(&mut after);
+    }
+}
+
+/// Takes rows with these columns of [`COMPLETED`].
+fn take(coverage: &mut NodeCoverage, table: &Table, columns: &str) -> Result<(), StoreError> {
+    let intervals = columns.contains("start_at");
+    for row in table.rows() {
+        if intervals {
+            coverage.intervals.insert(interval(row, 0)?);
+        } else {
+            coverage.partitions.insert(partition(row, 0)?);
+        }
+    }
+    Ok(())
 }
 
 /// What some tables say that a node completed, page by page.
 async fn completed(client: &Client, id: &NodeId, tables: &[&str]) -> Result<NodeCoverage, StoreError> {
     let mut coverage = NodeCoverage::default();
     for (place, columns, from, key) in COMPLETED.into_iter().filter(|(place, ..)| tables.contains(place)) {
-        let intervals = columns.contains("start_at");
         let mut after = (String::new(), String::new());
         let mut limit = PAGE;
         loop {
@@ -149,13 +212,7 @@ async fn completed(client: &Client, id: &NodeId, tables: &[&str]) -> Result<Node
                 )
             };
             let table = read::page(client, &mut limit, question).await?;
-            for row in table.rows() {
-                if intervals {
-                    coverage.intervals.insert(interval(row, 0)?);
-                } else {
-                    coverage.partitions.insert(partition(row, 0)?);
-                }
-            }
+            take(&mut coverage, &table, columns)?;
             let Some(last) = last_of_full(&table, limit) else { break };
             let of_run = columns.ends_with("run_id");
             after = (if of_run { last.text(2)?.to_owned() } else { String::new() }, last.text(0)?.to_owned());
