@@ -130,34 +130,78 @@ async fn numbers_go_on_over_a_restored_copy() {
     assert!(reopened.initialize().await.unwrap().notices.is_empty());
 }
 
-/// A run is deleted only while nobody has a lease on it, also not one that is granted in that moment.
-#[tokio::test]
-async fn a_lease_that_is_granted_while_its_run_goes_is_not_lost() {
-    let store = store!();
-    let (one, two) = (store.open().await, store.open().await);
-    change(&one, "r", vec![create(0), set("n", NodeUpdate::success())]).await;
-    // The deletion is held up behind its look at the leases, where it writes what outlives the run.
-    let mut holder = store.cluster.session(&store.schema, "BEGIN; LOCK TABLE coverage IN ACCESS EXCLUSIVE MODE;");
+/// Holds a deletion up behind its look at the leases, where it writes what outlives the run, until the session is ended.
+async fn hold_up(store: &Store) -> std::process::Child {
+    let holder = store.cluster.session(&store.schema, "BEGIN; LOCK TABLE coverage IN ACCESS EXCLUSIVE MODE;");
     let locked =
         "SELECT count(*) FROM pg_locks WHERE relation = 'coverage'::regclass AND mode = 'AccessExclusiveLock' AND granted";
     until("the table is held", async || store.sql(locked) == "1").await;
-    let deletion = tokio::spawn(async move {
-        let guards = vec![Guard::Unlocked];
-        change_guarded(&one, "r", guards, vec![Mutation::Delete { keep_coverage: true }]).await
-    });
+    holder
+}
+
+async fn is_held_up(store: &Store) {
     let waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'coverage'::regclass AND NOT granted";
     until("the deletion waits", async || store.sql(waiting) == "1").await;
-    let mut granting = tokio::spawn(async move {
-        let token = lock(&two, &LeaseKey::run(run_id("r")), "b", 60_000).await.unwrap();
-        (two, token)
-    });
-    // It has to wait for the deletion, which waits for us.
-    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
-    until("the grant waits, or is answered", async || granting.is_finished() || store.sql(waits) == "1").await;
+}
+
+fn release(mut holder: std::process::Child) {
     holder.kill().unwrap();
     holder.wait().unwrap();
-    applied(deletion.await.unwrap());
-    let (two, token) = (&mut granting).await.unwrap();
-    let held: Vec<_> = two.list_leases().await.unwrap().into_iter().map(|lease| lease.token).collect();
-    assert_eq!(held, [token], "what was granted is held");
+}
+
+/// A lease that is granted in the moment in which its run goes comes before it or after it: what was told stays.
+#[tokio::test]
+async fn a_lease_that_is_granted_while_its_run_goes_is_not_lost() {
+    for guards in [vec![Guard::Unlocked], Vec::new()] {
+        let store = store!();
+        let (one, two) = (store.open().await, store.open().await);
+        change(&one, "r", vec![create(0), set("n", NodeUpdate::success())]).await;
+        let holder = hold_up(&store).await;
+        let deletion =
+            tokio::spawn(async move { change_guarded(&one, "r", guards, vec![Mutation::Delete { keep_coverage: true }]).await });
+        is_held_up(&store).await;
+        let mut granting = tokio::spawn(async move {
+            let token = lock(&two, &LeaseKey::run(run_id("r")), "b", 60_000).await.unwrap();
+            (two, token)
+        });
+        // It has to wait for the deletion, which waits for us.
+        let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        until("the grant waits, or is answered", async || granting.is_finished() || store.sql(waits) == "1").await;
+        release(holder);
+        applied(deletion.await.unwrap());
+        let (two, token) = (&mut granting).await.unwrap();
+        let held: Vec<_> = two.list_leases().await.unwrap().into_iter().map(|lease| lease.token).collect();
+        assert_eq!(held, [token], "what was granted is held");
+    }
+}
+
+/// Leases that go with their run are locked where all others are: taken later, they and a renewal of several could wait for one another.
+#[tokio::test]
+async fn leases_that_a_run_takes_along_are_locked_with_the_others() {
+    let store = store!();
+    let (one, two) = (store.open().await, store.open().await);
+    for run in ["a", "b"] {
+        change(&one, run, vec![create(0), set("n", NodeUpdate::success())]).await;
+    }
+    let (a, b) = (LeaseKey::node(run_id("a"), node_id("n")), LeaseKey::run(run_id("b")));
+    let tokens = (lock(&one, &a, "w", 60_000).await.unwrap(), lock(&one, &b, "w", 60_000).await.unwrap());
+    let [run_a, run_b] = [load(&one, "a").await, load(&one, "b").await];
+    let mut fenced = entry(part_on(Some(&run_b), run_b.version(), "b", vec![], vec![set("n", NodeUpdate::running())]));
+    fenced.fences.push(Fence { key: b.clone(), token: tokens.1 });
+    let ends = part_on(Some(&run_a), run_a.version(), "a", vec![], vec![Mutation::Delete { keep_coverage: true }]);
+    let holder = hold_up(&store).await;
+    let ending = tokio::spawn(async move { commit(&one, vec![fenced, entry(ends)]).await });
+    is_held_up(&store).await;
+    let free = store.sql("SELECT run_id FROM locks ORDER BY run_id FOR UPDATE SKIP LOCKED");
+    assert_eq!(free, "", "whoever renews both now has to wait for the first of them");
+    let renewal =
+        |key, token| Entry { leases: vec![LeaseMutation::Renew { key, token, at: at(1), ttl_ms: 60_000 }], ..Entry::default() };
+    let renewals = vec![renewal(a, tokens.0), renewal(b, tokens.1)];
+    let renewing = tokio::spawn(async move { commit(&two, renewals).await.outcomes });
+    release(holder);
+    ending.await.unwrap().outcomes.into_iter().for_each(|outcome| drop(applied(outcome)));
+    let [first, second] = <[Outcome; 2]>::try_from(renewing.await.unwrap()).unwrap();
+    drop(applied(second));
+    // It came after the end, or before all of it.
+    assert!(matches!(first, Outcome::Applied(_) | Outcome::Refused(Refusal::LeaseGone { .. })), "{first:?}");
 }

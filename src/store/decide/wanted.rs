@@ -13,7 +13,7 @@ pub(crate) struct Wanted {
     pub(crate) runs: BTreeSet<RunId>,
     /// How many versions each of them goes on if nothing is refused; `None` if some of them come, go, or change in more than their nodes.
     pub(crate) steps: Option<BTreeMap<RunId, u64>>,
-    /// Runs that are made, runs of which leases are granted, and runs that must have none: only one transaction at a time may do that to one of them,
+    /// Runs that are made, runs of which leases are granted, and runs that must have none or lose them: only one transaction at a time may do that to one of them,
     /// though there may be no row yet that could be locked.
     pub(crate) mutexes: BTreeSet<RunId>,
     pub(crate) leases: LeasesWanted,
@@ -54,7 +54,8 @@ impl Wanted {
                 if part.mutations.iter().any(Mutation::creates_run) {
                     wanted.mutexes.insert(part.run.clone());
                 }
-                if part.guards.contains(&Guard::Unlocked) {
+                // Those that a run takes along are locked in their turn with the others, and none comes between that and their going.
+                if part.guards.contains(&Guard::Unlocked) || part.mutations.iter().any(Mutation::frees_locks) {
                     wanted.leases.runs.insert(part.run.clone());
                     wanted.mutexes.insert(part.run.clone());
                 }
