@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use seeknal_state::model::{Batch, Entry};
 use seeknal_state::{
-    Coordinator, NewRun, NodeId, NodeState, NodeUpdate, RunQuery, RunUpdate, Snapshot, StateBackend, create_state_backend,
+    Coordinator, NewRun, NodeId, NodeState, NodeUpdate, RunId, RunQuery, RunUpdate, Snapshot, StateBackend, Version,
+    create_state_backend,
 };
 use tokio::task::JoinSet;
 
@@ -295,6 +296,25 @@ async fn a_transaction_over_many_long_names_is_decided_and_written() {
     }
     tx.commit().await.unwrap();
     assert_eq!(state.fresh(&run).await.unwrap().unwrap().node_count(), NODES);
+    state.close().await.unwrap();
+}
+
+/// Who follows others asks for the versions of all runs that are in memory at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn versions_of_many_runs_with_long_names_are_asked_for() {
+    const RUNS: usize = 6_000;
+    let Some(server) = Sqld::start() else { return };
+    let state = open(&server).await;
+    state.create_run("run", NewRun::running()).await.unwrap();
+    server.sql(&format!(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {RUNS}) \
+         INSERT INTO runs (run_id, status, created_at, version, created_version, header_version) \
+         SELECT printf('%01000d', i), status, created_at, i, i, i FROM n, runs WHERE run_id = 'run'"
+    ));
+    let runs: Vec<RunId> = (0..=RUNS).map(|run| RunId::new(format!("{run:0>1000}")).unwrap()).collect();
+    let versions = state.backend().run_versions(&runs).await.unwrap();
+    let expected = std::iter::once(None).chain((1..=RUNS as u64).map(|version| Some(Version(version))));
+    assert!(versions.into_iter().eq(expected));
     state.close().await.unwrap();
 }
 

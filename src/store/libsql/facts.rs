@@ -5,8 +5,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use super::answer::Before;
 use super::cache::Cache;
 use super::client::Client;
@@ -14,7 +12,7 @@ use super::fault::{Class, corrupt};
 use super::hrana::{Arg, Stmt};
 use super::lease::{self, column, now_ms, others_move, record_columns};
 use super::read;
-use super::rows::{Fields, JsonRows, Table, header_columns, node_columns};
+use super::rows::{Fields, Table, header_columns, lists, node_columns};
 use super::schema;
 use super::send::{self, Ask};
 use crate::model::{
@@ -388,14 +386,4 @@ fn collect_nodes(
         found.entry(run).or_default().insert(node, Some(Arc::new(state)));
     }
     Ok(())
-}
-
-/// A list as arguments, each of a length that the server takes; one at least. Names and numbers: nothing in them can fail to be written.
-fn lists<T: Serialize>(list: impl IntoIterator<Item = T>) -> Vec<Arg> {
-    let mut rows = JsonRows::default();
-    for item in list {
-        rows.push_text(&serde_json::to_string(&item).unwrap_or_default());
-    }
-    let lists = rows.into_lists();
-    if lists.is_empty() { vec![Arg::from("[]")] } else { lists.into_iter().map(Arg::from).collect() }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::client::Client;
 use super::fault::{Class, Fault, corrupt};
 use super::hrana::{Arg, Stmt};
-use super::rows::{Fields, Table, header_columns, node_columns, stamp_text};
+use super::rows::{Fields, Table, header_columns, lists, node_columns, stamp_text};
 use super::send::{self, Ask};
 use crate::model::{
     Interval, NodeId, NodeState, NodeStatus, PartitionKey, RunHeader, RunId, RunPage, RunQuery, RunState, RunStatus, RunSummary,
@@ -336,12 +336,10 @@ fn newer(client: &Client, have: &RunState, tables: &[Table]) -> Result<Newer, St
 /// The versions of runs, in the order asked.
 pub(super) async fn versions(client: &Client, runs: &[RunId]) -> Result<Vec<Option<Version>>, StoreError> {
     let mut found = BTreeMap::new();
-    for some in runs.chunks(5_000) {
-        let question = Stmt::ask(
-            "runs",
-            "SELECT run_id, version FROM runs WHERE run_id IN (SELECT value FROM json_each(?1))",
-            vec![serde_json::to_string(some).unwrap_or_default().into()],
-        );
+    // By number for the answer, and by bytes for the question.
+    for list in runs.chunks(5_000).flat_map(lists) {
+        let question =
+            Stmt::ask("runs", "SELECT run_id, version FROM runs WHERE run_id IN (SELECT value FROM json_each(?1))", vec![list]);
         for row in nth(client, &ask(client, &[question]).await?, 0)?.rows() {
             found.insert(row.run_id(0)?, row.version(1)?);
         }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::fault::corrupt;
-use super::hrana::{StmtResult, Value};
+use super::hrana::{Arg, StmtResult, Value};
 use crate::model::{
     FencingToken, Fingerprint, List, Metadata, NodeId, NodeState, NodeStatus, ProcessInfo, RawJson, RunHeader, RunId, RunStatus,
     Version, time,
@@ -49,6 +49,16 @@ impl JsonRows {
         }
         self.full
     }
+}
+
+/// A list as arguments, each of a length that the server takes; one at least. Names and numbers: nothing in them can fail to be written.
+pub(super) fn lists<T: Serialize>(list: impl IntoIterator<Item = T>) -> Vec<Arg> {
+    let mut rows = JsonRows::default();
+    for item in list {
+        rows.push_text(&serde_json::to_string(&item).unwrap_or_default());
+    }
+    let lists = rows.into_lists();
+    if lists.is_empty() { vec![Arg::from("[]")] } else { lists.into_iter().map(Arg::from).collect() }
 }
 
 /// Appends a row of a JSON list.
