@@ -398,3 +398,58 @@ pub(super) async fn the_end_of_a_run_frees_its_leases(harness: &dyn Harness) -> 
     ensure_eq!(bench.backend.list_leases().await?.len(), 2, "a refused deletion frees nothing");
     Ok(())
 }
+
+/// What is granted before its run ends in the same batch needs a free way all the same: who was told of it may have written under it.
+pub(super) async fn a_grant_before_the_end_of_its_run_is_refused_where_it_is_held(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    if !bench.has_lease_rows() {
+        return Ok(());
+    }
+    let of_run = |run: &str, whole: bool| if whole { run_key(run) } else { node_key(run, "n") };
+    for (index, (held, asked)) in [(false, false), (true, false), (false, true), (true, true)].into_iter().enumerate() {
+        for end in [Mutation::Update { update: RunUpdate::cancelled(), at: at(5) }, Mutation::Delete { keep_coverage: true }] {
+            let run = format!("run {index} {}", if matches!(end, Mutation::Delete { .. }) { "goes" } else { "ends" });
+            bench.write(&run, vec![create(1), set("n", NodeUpdate::pending())?]).await?;
+            let (held, asked) = (of_run(&run, held)?, of_run(&run, asked)?);
+            let token = bench.grant(held.clone(), "holder", LONG).await?;
+            let grant = || bench.grant_of(asked.clone(), "thief", LONG);
+            // As a claim: the end stands on it.
+            let mut chain = bench.chain(&run).await?;
+            let mut claim = chain.entry(vec![set("n", NodeUpdate::running())?])?;
+            claim.leases.push(grant());
+            let outcomes = bench.send(vec![claim, chain.entry(vec![end.clone()])?]).await?;
+            ensure_matches!(
+                outcomes.as_slice(),
+                [Outcome::Refused(Refusal::LeaseHeld { .. }), Outcome::Refused(Refusal::Chained { .. })],
+                "a claim of {asked} where {held} is held, before {end:?}"
+            );
+            ensure_eq!(status_of(&bench.state(&run).await?, "n"), Some(NodeStatus::Pending), "a refused claim");
+            // Given back before, the way is free.
+            let release = lease_entry(LeaseMutation::Release { key: held.clone(), token });
+            let other = bench.grant(run_key("elsewhere")?, "holder", LONG).await?;
+            let outcomes =
+                bench.send(vec![release, lease_entry(grant()), bench.chain(&run).await?.entry(vec![end.clone()])?]).await?;
+            ensure_matches!(
+                outcomes.as_slice(),
+                [Outcome::Applied(_), Outcome::Applied(_), Outcome::Applied(_)],
+                "a grant of {asked} after {held} was given back, before {end:?}"
+            );
+            let listed: Vec<_> = bench.backend.list_leases().await?.into_iter().map(|lease| lease.token).collect();
+            ensure_eq!(listed, [other], "the end of the run freed what was granted before it");
+            bench.release(&run_key("elsewhere")?, other).await?;
+            // Alone: the end does not stand on it.
+            let again = format!("{run} again");
+            bench.create(&again, 2).await?;
+            let (held, asked) = (LeaseKey { run: run_id(&again)?, ..held }, LeaseKey { run: run_id(&again)?, ..asked });
+            bench.grant(held, "holder", LONG).await?;
+            let grant = lease_entry(bench.grant_of(asked, "thief", LONG));
+            let outcomes = bench.send(vec![grant, bench.chain(&again).await?.entry(vec![end.clone()])?]).await?;
+            ensure_matches!(
+                outcomes.as_slice(),
+                [Outcome::Refused(Refusal::LeaseHeld { .. }), Outcome::Applied(_)],
+                "a grant of what is held, before {end:?}"
+            );
+        }
+    }
+    Ok(())
+}

@@ -218,7 +218,8 @@ suite! { $
         leases_are_renewed_released_and_forced,
         leases_travel_with_writes,
         the_end_of_a_run_frees_its_leases,
-        a_run_that_ends_is_unlocked_for_what_follows;
+        a_run_that_ends_is_unlocked_for_what_follows,
+        a_grant_before_the_end_of_its_run_is_refused_where_it_is_held;
     queries:
         runs_are_listed_newest_first,
         filters_select,

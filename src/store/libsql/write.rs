@@ -23,7 +23,7 @@ use super::hrana::{Arg, Stmt};
 use super::lease::{column, now_ms, others_move};
 use super::rows::{JsonRows, row};
 use super::{schema, write_leases, write_runs};
-use crate::model::{Batch, Guard, LeaseMutation, Mutation, NodeId, Outcome, Refusal, RunId, Version};
+use crate::model::{Batch, Guard, LeaseKey, LeaseMutation, Mutation, NodeId, Outcome, Refusal, RunId, Version};
 use crate::store::MIGRATION;
 use crate::store::decide::Decision;
 use crate::store::moving::is_kept_out;
@@ -85,6 +85,8 @@ pub(super) struct Checks {
     pub(super) free_runs: BTreeSet<RunId>,
     /// Runs that nobody may hold a lease on, nor on one of their nodes, save what is given back in the same batch.
     pub(super) unlocked: BTreeSet<RunId>,
+    /// The same of nodes whose lease was granted before the batch frees their run: by then whatever was in the way would be gone.
+    pub(super) unlocked_nodes: BTreeSet<(RunId, String)>,
     pub(super) given_back: BTreeSet<(RunId, String, u64)>,
     /// Whether the tokens must be the assumed ones.
     tokens: bool,
@@ -94,6 +96,7 @@ impl Checks {
     fn of(batch: &Batch, decision: &Decision, before: &Before) -> Self {
         let mut checks = Self::default();
         let mut freed: BTreeSet<&RunId> = BTreeSet::new();
+        let mut granted: Vec<&LeaseKey> = Vec::new();
         for (entry, outcome) in batch.entries.iter().zip(&decision.answer.outcomes) {
             let receipt = match outcome {
                 Outcome::Applied(receipt) => receipt,
@@ -122,14 +125,16 @@ impl Checks {
                 if part.guards.contains(&Guard::Unlocked) && !freed.contains(&part.run) {
                     checks.unlocked.insert(part.run.clone());
                 }
-                if part.mutations.iter().any(Mutation::frees_locks) {
-                    freed.insert(&part.run);
-                }
             }
             checks
                 .held
                 .extend(entry.fences.iter().map(|fence| (fence.key.run.clone(), column(&fence.key).to_owned(), fence.token.0)));
             for lease in &entry.leases {
+                if let LeaseMutation::Grant { key, .. } = lease
+                    && !freed.contains(&key.run)
+                {
+                    granted.push(key);
+                }
                 match lease {
                     LeaseMutation::Grant { key, .. } if key.node.is_none() => {
                         checks.free_runs.insert(key.run.clone());
@@ -137,8 +142,12 @@ impl Checks {
                     LeaseMutation::Grant { key, .. } => {
                         checks.free_nodes.insert((key.run.clone(), column(key).to_owned()));
                     }
-                    LeaseMutation::Renew { key, token, .. } => {
-                        checks.held.insert((key.run.clone(), column(key).to_owned(), token.0));
+                    LeaseMutation::Renew { key, token, ttl_ms, .. } => {
+                        let held = (key.run.clone(), column(key).to_owned(), token.0);
+                        if *ttl_ms == 0 {
+                            checks.given_back.insert(held.clone());
+                        }
+                        checks.held.insert(held);
                     }
                     LeaseMutation::Force { token } => {
                         let held = decision.leases_assumed.iter().find(|row| row.record.token == *token);
@@ -151,6 +160,15 @@ impl Checks {
                         checks.given_back.insert((key.run.clone(), column(key).to_owned(), token.0));
                     }
                 }
+            }
+            freed
+                .extend(entry.parts.iter().filter(|part| part.mutations.iter().any(Mutation::frees_locks)).map(|part| &part.run));
+        }
+        for key in granted.into_iter().filter(|key| freed.contains(&key.run)) {
+            if key.node.is_none() {
+                checks.unlocked.insert(key.run.clone());
+            } else {
+                checks.unlocked_nodes.insert((key.run.clone(), column(key).to_owned()));
             }
         }
         checks

@@ -11,17 +11,28 @@ use crate::store::decide::LeaseWrites;
 
 /// Checks that nobody holds a lease, before anything of leases is changed.
 pub(super) fn check_unlocked(request: &mut Request, checks: &Checks) -> Result<(), Error> {
-    if checks.unlocked.is_empty() {
-        return Ok(());
+    let given_back = serde_json::to_string(&checks.given_back)?;
+    if !checks.unlocked.is_empty() {
+        request.check_one(
+            failing!(concat!(
+                "EXISTS (SELECT 1 FROM json_each(?1) AS w CROSS JOIN locks AS l ON l.run_id = w.value WHERE l.expires_ms > ",
+                now_ms!(),
+                " AND (l.run_id, l.node_id, l.token) NOT IN (SELECT value->>0, value->>1, value->>2 FROM json_each(?2)))"
+            )),
+            vec![serde_json::to_string(&checks.unlocked)?.into(), given_back.as_str().into()],
+        );
     }
-    request.check_one(
-        failing!(concat!(
-            "EXISTS (SELECT 1 FROM json_each(?1) AS w CROSS JOIN locks AS l ON l.run_id = w.value WHERE l.expires_ms > ",
-            now_ms!(),
-            " AND (l.run_id, l.node_id, l.token) NOT IN (SELECT value->>0, value->>1, value->>2 FROM json_each(?2)))"
-        )),
-        vec![serde_json::to_string(&checks.unlocked)?.into(), serde_json::to_string(&checks.given_back)?.into()],
-    );
+    if !checks.unlocked_nodes.is_empty() {
+        request.check_one(
+            failing!(concat!(
+                "EXISTS (SELECT 1 FROM json_each(?1) AS w CROSS JOIN locks AS l ON l.run_id = w.value->>0 AND l.node_id IN ('', w.value->>1) \
+                 WHERE l.expires_ms > ",
+                now_ms!(),
+                " AND (l.run_id, l.node_id, l.token) NOT IN (SELECT value->>0, value->>1, value->>2 FROM json_each(?2)))"
+            )),
+            vec![serde_json::to_string(&checks.unlocked_nodes)?.into(), given_back.into()],
+        );
+    }
     Ok(())
 }
 
