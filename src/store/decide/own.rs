@@ -21,7 +21,6 @@ impl OwnRuns {
     }
 
     /// Knows nothing any more: what is stored may be older than what was noted.
-    #[cfg(feature = "postgres")]
     pub(crate) fn forget(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }

@@ -57,6 +57,9 @@ const SWEEP_EVERY: u64 = 4096;
 /// stay for a day.
 const COUNTERS_FOR: Duration = Duration::from_secs(3600);
 
+/// How far numbers are raised where an older state was brought back: further than others have counted meanwhile.
+const RAISE: u64 = 1_000_000_000;
+
 /// Keys that somebody else held when they were asked for last, at most.
 const CONTESTED: usize = 10_000;
 
@@ -89,6 +92,8 @@ struct Memory {
 pub(super) struct Follow {
     /// The commit sequence up to which everything was made here, or was told.
     known: AtomicU64,
+    /// The highest commit sequence that was ever heard of: less than that has only a server whose older state was brought back.
+    highest: AtomicU64,
     /// Grows when a commit begins and when it ends: odd while one is on its way.
     moves: AtomicU64,
     foreign: AtomicBool,
@@ -99,6 +104,7 @@ impl Follow {
     /// Everything up to here is known; `others`: and some of it was not made here.
     fn advance(&self, seq: u64, others: bool) {
         self.known.fetch_max(seq, Ordering::SeqCst);
+        self.highest.fetch_max(seq, Ordering::SeqCst);
         if others {
             self.foreign.store(true, Ordering::SeqCst);
             self.news.notify_one();
@@ -121,6 +127,7 @@ impl Follow {
                 continue;
             }
             let seq = read::seq(client).await?;
+            self.highest.fetch_max(seq, Ordering::SeqCst);
             if self.moves.load(Ordering::SeqCst) == moves && seq != self.known.load(Ordering::SeqCst) {
                 // A smaller one, too: somebody brought a backup back.
                 self.known.store(seq, Ordering::SeqCst);
@@ -187,7 +194,7 @@ impl Committer {
     /// Learns how far the counters are.
     pub(super) async fn begin(&self) -> Result<(), StoreError> {
         let seq = read::seq(&self.client).await?;
-        self.follow.known.store(seq, Ordering::SeqCst);
+        self.follow.advance(seq, false);
         Ok(())
     }
 
@@ -196,6 +203,25 @@ impl Committer {
         let mut memory = self.turn.lock().await;
         let raise = Stmt::exec("UPDATE meta SET token = max(token, ?1) WHERE id = 1", vec![beyond.into()]);
         send::write(&self.client, &[raise]).await.map_err(|fault| fault.into_error(self.client.place()))?;
+        memory.counters = None;
+        Ok(())
+    }
+
+    /// An older state was brought back: what is given out from now on is beyond all that was. Everybody reads all runs anew, as where one of their nodes was deleted.
+    async fn raise(&self, memory: &mut Memory) -> Result<(), StoreError> {
+        let highest = self.follow.highest.load(Ordering::SeqCst);
+        let raised = || vec![highest.saturating_add(RAISE).into(), highest.into()];
+        // Where somebody else was faster the sequence is higher by now, and nothing changes.
+        let statements = [
+            Stmt::exec(
+                "UPDATE runs SET version = ?1, header_version = ?1, nodes_deleted_version = ?1 \
+                 WHERE version < ?1 AND (SELECT seq FROM meta WHERE id = 1) < ?2",
+                raised(),
+            ),
+            Stmt::exec("UPDATE meta SET token = token + (?1 - ?2), seq = ?1 WHERE id = 1 AND seq < ?2", raised()),
+        ];
+        send::write(&self.client, &statements).await.map_err(|fault| fault.into_error(self.client.place()))?;
+        self.own.forget();
         memory.counters = None;
         Ok(())
     }
@@ -233,6 +259,10 @@ impl Committer {
             let read = match facts.take() {
                 Some(facts) => facts,
                 None => match facts::read(&self.client, batch, &self.own, &self.nobody.process.id).await {
+                    Ok(read) if read.before.seq < self.follow.highest.load(Ordering::SeqCst) => match self.raise(memory).await {
+                        Ok(()) => continue,
+                        Err(error) => return self.failed(memory, batch, sent, error).await,
+                    },
                     Ok(read) => {
                         memory.counters = Some((read.before.seq, read.before.token, Instant::now()));
                         read
