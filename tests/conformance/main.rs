@@ -1,16 +1,24 @@
 //! The conformance suite on the backends of this crate: every case is a test of its own.
 #![cfg(feature = "conformance")]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+#[path = "../support/batches.rs"]
+#[allow(dead_code, reason = "a few of them")]
+mod batches;
 mod bites;
+#[cfg(feature = "sqlite")]
+mod differ;
 #[path = "../../examples/custom_backend/json_lines.rs"]
 mod json_lines;
 #[cfg(feature = "postgres")]
 #[path = "../support/postgres.rs"]
 mod postgres_server;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "libsql"))]
 #[path = "../support/servers.rs"]
 mod servers;
+#[cfg(feature = "libsql")]
+#[path = "../support/sqld.rs"]
+mod sqld;
 
 use std::sync::Arc;
 
@@ -84,6 +92,18 @@ impl Postgres {
 impl Harness for Postgres {
     fn open(&self) -> BoxFuture<'_, Result<Arc<dyn StateBackend>, StoreError>> {
         let backend = seeknal_state::create_state_backend("database", &self.0);
+        Box::pin(async move { backend })
+    }
+}
+
+/// A libSQL server of one test's own. The suite itself runs on it in `libsql_backend`.
+#[cfg(feature = "libsql")]
+struct Libsql(sqld::Sqld);
+
+#[cfg(feature = "libsql")]
+impl Harness for Libsql {
+    fn open(&self) -> BoxFuture<'_, Result<Arc<dyn StateBackend>, StoreError>> {
+        let backend = seeknal_state::create_state_backend("database", &self.0.options());
         Box::pin(async move { backend })
     }
 }
