@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use seeknal_state::model::{
-    Batch, BatchAnswer, BatchId, Clock, Entry, LeaseRecord, Ledger, Mutation, NoFences, NodeId, Outcome, ProcessInfo, Retained,
-    RunId, RunPage, RunPart, RunQuery, RunState, SystemClock, Version,
+    Batch, BatchAnswer, BatchId, Clock, Entry, Freed, LeaseRecord, Ledger, Mutation, NoFences, NodeId, Outcome, ProcessInfo,
+    Retained, RunId, RunPage, RunPart, RunQuery, RunState, SystemClock, Version,
 };
 use seeknal_state::store::{AnswerLog, BoxFuture, LeaseBook, LeaseStore};
 use seeknal_state::{BackendOptions, OpenReport, StateBackend, StoreError, StoreErrorKind};
@@ -249,14 +249,16 @@ impl Shared {
             return Ok(answer.clone());
         }
         let log = log.as_mut().ok_or_else(StoreError::closed)?;
-        let mut ledger = self.memory().ledger.clone();
-        let answer = ledger.commit(&batch.entries, &*self.leases);
+        let (mut ledger, mut freed) = (self.memory().ledger.clone(), Freed::default());
+        let answer = ledger.commit_freeing(&batch.entries, &*self.leases, &mut freed);
         let accepted: Vec<Accepted> =
             batch.entries.iter().zip(&answer.outcomes).filter_map(|(entry, outcome)| accepted(entry, outcome)).collect();
         if !accepted.is_empty() {
             self.append(log, &Line::Batch { id: batch.id, accepted, answer: answer.clone() })?;
         }
         let mut memory = self.memory();
+        // Whoever sees what was written finds the leases void that it freed.
+        self.leases.free(&freed);
         memory.ledger = ledger;
         memory.answers.put(batch.id, answer.clone());
         Ok(answer)

@@ -124,11 +124,11 @@ impl Lease {
         self.ask(|reply| Message::Release { token, reply: Some(reply) }).await.or_else(freed_by_its_run)
     }
 
-    /// What gives this lease back inside an entry; `None` where the entry need not say so. To be followed by [`returned`](Self::returned) if the entry
-    /// was committed, by [`kept`](Self::kept) if not.
-    pub(crate) fn returning(&self, rows: bool) -> Option<LeaseMutation> {
+    /// What gives this lease back inside an entry. To be followed by [`returned`](Self::returned) if the entry was committed, by [`kept`](Self::kept) if
+    /// not.
+    pub(crate) fn returning(&self) -> LeaseMutation {
         self.grant.returning.store(true, Ordering::Release);
-        rows.then(|| LeaseMutation::Release { key: self.grant.key.clone(), token: self.grant.token })
+        LeaseMutation::Release { key: self.grant.key.clone(), token: self.grant.token }
     }
 
     /// The entry that was to give it back was not committed.

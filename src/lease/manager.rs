@@ -41,6 +41,8 @@ struct Pending {
     in_flight: bool,
     /// How often the storage said that another process holds it.
     refused: u32,
+    /// The token under which it stands in the book, while an entry on its way is to grant it.
+    placed: Option<FencingToken>,
 }
 
 impl Pending {
@@ -134,6 +136,7 @@ impl Manager {
             reply: Some(reply),
             in_flight: false,
             refused: 0,
+            placed: None,
         };
         if self.closing.is_some() {
             return pending.answer(Err(LeaseError::Closed));
@@ -216,6 +219,21 @@ impl Manager {
             (true, _) => Some(start.saturating_add(trusted(ttl))),
         };
         let record = LeaseRecord::new(key.clone(), token, owner.clone(), terms.purpose.clone(), self.context.now(), terms.ttl_ms);
+        if let Store::Book { book, .. } = &self.store {
+            let deadline = until.map(|until| self.context.time.instant(until));
+            match deadline {
+                _ if pending.placed.is_some() => {
+                    // Behind the entry that granted it its run may have ended already.
+                    if !book.confirm(record.clone(), deadline) {
+                        let ended = LeaseError::RunEnded { key: key.clone() };
+                        self.pending.insert(ticket, pending);
+                        return self.fail(ticket, Err(ended));
+                    }
+                }
+                Some(_) => book.put(record.clone(), deadline),
+                None => book.keep(record.clone()),
+            }
+        }
         let trust = Trust::new(Arc::clone(&self.context.time), until);
         let grant = Arc::new(Grant {
             key: key.clone(),
@@ -228,13 +246,10 @@ impl Manager {
         // The keeper says when a lease is lost that it keeps alive.
         let expires = if rows && terms.keep_alive { None } else { until };
         let sharing = self.table.confirm(ticket, token, expires);
-        match &self.store {
-            Store::Book { book, .. } => match until {
-                Some(until) => book.put(record.clone(), Some(self.context.time.instant(until))),
-                None => book.keep(record.clone()),
-            },
-            Store::Rows { keeper, .. } if terms.keep_alive => keeper.keep(Arc::clone(&grant)),
-            Store::Rows { .. } => {}
+        if let Store::Rows { keeper, .. } = &self.store
+            && terms.keep_alive
+        {
+            keeper.keep(Arc::clone(&grant));
         }
         self.held.insert(ticket, Holding { grant: Arc::clone(&grant), record });
         pending.answer(Ok(Some(self.lease(&grant))));
@@ -293,6 +308,9 @@ impl Manager {
     /// Ends a claim that comes to nothing.
     fn fail(&mut self, ticket: Ticket, answer: Result<Option<Lease>, LeaseError>) {
         if let Some(mut pending) = self.pending.remove(&ticket) {
+            if let (Store::Book { book, .. }, Some(token)) = (&self.store, pending.placed) {
+                book.remove(&pending.key, token);
+            }
             pending.answer(answer);
         }
         let next = self.table.vacate(ticket);
@@ -390,6 +408,9 @@ impl Drop for Manager {
         if let Store::Book { book, .. } = &self.store {
             for leaving in self.leaving.values() {
                 book.remove(&leaving.key, leaving.token);
+            }
+            for (pending, token) in self.pending.values().filter_map(|pending| Some((pending, pending.placed?))) {
+                book.remove(&pending.key, token);
             }
         }
     }

@@ -83,7 +83,8 @@ pub struct RunPart {
 pub struct Entry {
     /// The runs, each at most once, in order of their ids.
     pub parts: Vec<RunPart>,
-    /// Changes of leases; only where leases are rows of the backend.
+    /// Changes of leases, where leases are rows of the backend. Where they live in a book an entry may say which ones its holder gives back with it, and
+    /// nothing else: they are void with the entry.
     pub leases: Vec<LeaseMutation>,
     /// Leases that must be held.
     pub fences: Vec<Fence>,

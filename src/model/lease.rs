@@ -171,6 +171,14 @@ pub enum LeaseMutation {
 }
 
 impl LeaseMutation {
+    /// What its holder gives back with this.
+    pub(crate) fn returned(&self) -> Option<(&LeaseKey, FencingToken)> {
+        match self {
+            Self::Release { key, token } => Some((key, *token)),
+            _ => None,
+        }
+    }
+
     /// About how many bytes this takes.
     pub(crate) fn weight(&self) -> usize {
         const FIXED: usize = 64;

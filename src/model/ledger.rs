@@ -1,7 +1,7 @@
 //! A whole store as one pure value: every run, the order of runs, coverage, last successes, and the rules by which entries are
 //! accepted or refused. The memory and file backends are this ledger with a place to rest; for database backends it is the oracle.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -13,6 +13,7 @@ use super::batch::{BatchAnswer, Entry, Fence, Outcome, Receipt, Refusal, RunPart
 use super::coverage::{LastSuccess, NodeCoverage, Retained, outliving};
 use super::guard::{Guard, NoRun, check_guards, first_violated};
 use super::id::{InputError, NodeId, RunId};
+use super::lease::{FencingToken, LeaseKey, LeaseMutation};
 use super::mutation::Mutation;
 use super::query::{RunPage, RunQuery, RunSummary};
 use super::run::{CommitSeq, RunState, Version};
@@ -24,6 +25,59 @@ pub trait FenceCheck {
 
     /// Who holds a lease on the run or one of its nodes.
     fn holder(&self, run: &RunId) -> Option<String>;
+
+    /// As [`holder`](Self::holder), but for the leases that were freed a moment ago. The default knows them by their runs only.
+    fn holder_besides(&self, run: &RunId, freed: &Freed) -> Option<String> {
+        if freed.runs.contains(run) { None } else { self.holder(run) }
+    }
+}
+
+/// The leases that entries have freed which were accepted and cannot be seen yet: those of runs that ended or were deleted, and those that their holders gave
+/// back. Nothing that is decided after them is done under one of these.
+#[derive(Debug, Clone, Default)]
+pub struct Freed {
+    runs: HashSet<RunId>,
+    returned: HashMap<FencingToken, LeaseKey>,
+}
+
+impl Freed {
+    /// Whether it is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.returned.is_empty()
+    }
+
+    /// The runs whose leases are void, all of them.
+    pub fn runs(&self) -> impl Iterator<Item = &RunId> {
+        self.runs.iter()
+    }
+
+    /// The leases that were given back.
+    pub fn returned(&self) -> impl Iterator<Item = (&LeaseKey, FencingToken)> {
+        self.returned.iter().map(|(token, key)| (key, *token))
+    }
+
+    /// Whether the lease under this token was given back.
+    pub fn is_returned(&self, token: FencingToken) -> bool {
+        self.returned.contains_key(&token)
+    }
+
+    fn take_in(&mut self, entry: &Entry) {
+        for part in entry.parts.iter().filter(|part| part.mutations.iter().any(Mutation::frees_locks)) {
+            self.runs.insert(part.run.clone());
+        }
+        self.returned.extend(entry.leases.iter().filter_map(LeaseMutation::returned).map(|(key, token)| (token, key.clone())));
+    }
+
+    fn holds(&self, fence: &Fence, fences: &dyn FenceCheck) -> bool {
+        !self.runs.contains(&fence.key.run) && !self.is_returned(fence.token) && fences.holds(fence)
+    }
+
+    fn holder(&self, run: &RunId, fences: &dyn FenceCheck) -> Option<String> {
+        if self.runs.contains(run) {
+            return None;
+        }
+        if self.returned.is_empty() { fences.holder(run) } else { fences.holder_besides(run, self) }
+    }
 }
 
 /// No lease is held: for replay, where everything was decided before.
@@ -56,17 +110,18 @@ pub struct LoggedPart {
 type OrderKey = (DateTime<Utc>, RunId);
 
 /// What the entries of one batch have done so far.
-#[derive(Debug, Default)]
-struct InBatch {
+#[derive(Debug)]
+struct InBatch<'f> {
     /// The runs of which an entry was refused: what comes later stands on it.
     refused: HashSet<RunId>,
     /// The runs that were written, once for every entry, with the version they had before it. What is newer was written by their own chain: all
     /// entries of one run in one batch stand on one another.
     /// A list, because nearly nobody asks: only an entry that meets another version than it expected.
     wrote: Vec<(RunId, Version)>,
+    freed: &'f mut Freed,
 }
 
-impl InBatch {
+impl InBatch<'_> {
     /// Whether an earlier entry of the same chain wrote this version.
     fn is_own(&self, run: &RunId, version: Version) -> bool {
         self.wrote.iter().any(|(written, before)| written == run && version > *before)
@@ -113,14 +168,20 @@ impl Ledger {
         self.seq = self.seq.max(seq);
     }
 
-    /// Decides every entry of a batch in order, and applies what is accepted. Keeps no leases: an entry that grants, renews or gives one back is refused.
+    /// Decides every entry of a batch in order, and applies what is accepted. Keeps no leases: an entry that grants or renews one is refused.
     pub fn commit(&mut self, entries: &[Entry], fences: &dyn FenceCheck) -> BatchAnswer {
-        let mut batch = InBatch { wrote: Vec::with_capacity(entries.len()), ..InBatch::default() };
+        self.commit_freeing(entries, fences, &mut Freed::default())
+    }
+
+    /// As [`commit`](Self::commit), behind entries that have freed leases which `fences` still knows, and says which ones these have freed: they are to be
+    /// void (`LeaseBook::free`) before anybody can see what was accepted.
+    pub fn commit_freeing(&mut self, entries: &[Entry], fences: &dyn FenceCheck, freed: &mut Freed) -> BatchAnswer {
+        let mut batch = InBatch { refused: HashSet::new(), wrote: Vec::with_capacity(entries.len()), freed };
         let outcomes = entries.iter().map(|entry| self.commit_entry(entry, fences, &mut batch)).collect();
         BatchAnswer { outcomes }
     }
 
-    fn commit_entry(&mut self, entry: &Entry, fences: &dyn FenceCheck, batch: &mut InBatch) -> Outcome {
+    fn commit_entry(&mut self, entry: &Entry, fences: &dyn FenceCheck, batch: &mut InBatch<'_>) -> Outcome {
         match self.decide(entry, fences, batch) {
             Ok(after) => {
                 self.seq = CommitSeq(self.seq.0.saturating_add(1));
@@ -130,6 +191,7 @@ impl Ledger {
                     batch.wrote.push((part.run.clone(), before));
                     runs.push(RunReceipt { run: part.run.clone(), before, after: version });
                 }
+                batch.freed.take_in(entry);
                 for (node, retained) in &entry.retained {
                     self.restore_retained(node, retained);
                 }
@@ -183,14 +245,14 @@ impl Ledger {
         &self,
         entry: &Entry,
         fences: &dyn FenceCheck,
-        batch: &InBatch,
+        batch: &InBatch<'_>,
     ) -> Result<Vec<(Option<RunState>, Version)>, Refusal> {
-        if !entry.leases.is_empty() {
+        if !entry.leases.iter().all(|lease| lease.returned().is_some()) {
             // It must not be taken for granted by who asks for it.
             let why = "this storage keeps no leases as rows; its backend must keep them in a book, and say so (`lease_store`)";
             return Err(Refusal::Input(InputError::new("the lease of an entry", why)));
         }
-        if let Some(fence) = entry.fences.iter().find(|fence| !fences.holds(fence)) {
+        if let Some(fence) = entry.fences.iter().find(|fence| !batch.freed.holds(fence, fences)) {
             return Err(Refusal::Fenced { fence: fence.clone() });
         }
         let mut states = Vec::with_capacity(entry.parts.len());
@@ -210,7 +272,7 @@ impl Ledger {
         &self,
         part: &RunPart,
         fences: &dyn FenceCheck,
-        batch: &InBatch,
+        batch: &InBatch<'_>,
     ) -> Result<(Option<RunState>, Version), Refusal> {
         let current = self.runs.get(&part.run);
         let creates = part.mutations.first().is_some_and(Mutation::creates_run);
@@ -235,7 +297,7 @@ impl Ledger {
             return Err(Refusal::Guard { run: part.run.clone(), guard: guard.clone(), found });
         }
         if part.guards.contains(&Guard::Unlocked)
-            && let Some(holder) = fences.holder(&part.run)
+            && let Some(holder) = batch.freed.holder(&part.run, fences)
         {
             let found = format!("it is locked by {holder}");
             return Err(Refusal::Guard { run: part.run.clone(), guard: Guard::Unlocked, found });
@@ -437,7 +499,7 @@ impl Ledger {
 
 /// Whether a row that the part writes or guards on is newer than its base, and not written by its own chain. A node that was deleted since
 /// is not seen: one process writes here, so that only what bypassed the run's actor can be newer at all.
-fn is_stale(part: &RunPart, run: &RunState, batch: &InBatch) -> bool {
+fn is_stale(part: &RunPart, run: &RunState, batch: &InBatch<'_>) -> bool {
     let newer = |version: Version| version > part.base && !batch.is_own(&part.run, version);
     let header =
         part.mutations.iter().any(Mutation::touches_header) || part.guards.iter().any(|g| matches!(g, Guard::RunStatus(_)));

@@ -52,7 +52,7 @@ pub use id::{InputError, IntoNodeId, IntoRunId, MAX_ID_BYTES, NodeId, PartitionK
 pub use interval::{Interval, IntervalSet, IntoInterval};
 pub use json::RawJson;
 pub use lease::{FencingToken, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord};
-pub use ledger::{FenceCheck, Ledger, LoggedPart, NoFences};
+pub use ledger::{FenceCheck, Freed, Ledger, LoggedPart, NoFences};
 pub use list::List;
 pub use metadata::Metadata;
 pub use mutation::{Mutation, RunImport};

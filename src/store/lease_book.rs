@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::model::{Clock, Fence, FenceCheck, FencingToken, LeaseKey, LeaseRecord, NodeId, RunId, SystemClock};
+use crate::model::{Clock, Fence, FenceCheck, FencingToken, Freed, LeaseKey, LeaseRecord, NodeId, RunId, SystemClock};
 
 /// The leases that are held now. The lock manager writes it; the backend reads it while it decides a batch, so that a write which is fenced by a
 /// lost lease is refused in the same breath in which others are accepted.
@@ -23,11 +23,13 @@ struct Held {
     deadline: Option<Instant>,
     /// It could at any time be renewed for its whole TTL: what is listed of it must say so.
     kept: bool,
+    /// It has its place and is no lease yet: an entry that is on its way grants it.
+    placed: bool,
 }
 
 impl Held {
     fn is_live(&self, now: Instant) -> bool {
-        self.deadline.is_none_or(|deadline| now < deadline)
+        !self.placed && self.deadline.is_none_or(|deadline| now < deadline)
     }
 }
 
@@ -44,18 +46,34 @@ impl LeaseBook {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<RunId, HashMap<Option<NodeId>, Held>>> {
-        // Every change of the map is a single call, so that a panicking holder leaves it whole.
+        // Nothing between two changes of it panics, so that a panicking holder leaves it whole.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a grant, or a renewal under the same token. Without a deadline it is held until it is taken out.
     pub fn put(&self, record: LeaseRecord, deadline: Option<Instant>) {
-        self.insert(Held { record, deadline, kept: false });
+        self.insert(Held { record, deadline, kept: false, placed: false });
     }
 
     /// Notes a grant that its guard keeps alive: it is held until it is taken out, and whoever lists it sees it as renewed just now.
     pub fn keep(&self, record: LeaseRecord) {
-        self.insert(Held { record, deadline: None, kept: true });
+        self.insert(Held { record, deadline: None, kept: true, placed: false });
+    }
+
+    /// Notes a lease that an entry on its way is to grant: it holds nothing before it is [`confirmed`](Self::confirm), and never if its run ends before.
+    pub(crate) fn place(&self, record: LeaseRecord) {
+        let LeaseKey { run, node } = record.key.clone();
+        self.lock().entry(run).or_default().insert(node, Held { record, deadline: None, kept: false, placed: true });
+    }
+
+    /// Makes a lease of what was [placed](Self::place), or renews one; without a deadline its guard keeps it alive. `false`: it is void.
+    pub(crate) fn confirm(&self, record: LeaseRecord, deadline: Option<Instant>) -> bool {
+        let mut held = self.lock();
+        let found = held.get_mut(&record.key.run).and_then(|of_run| of_run.get_mut(&record.key.node));
+        let Some(found) = found.filter(|found| found.record.token == record.token) else { return false };
+        *found = Held { record, deadline, kept: deadline.is_none(), placed: false };
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     fn insert(&self, held: Held) {
@@ -66,14 +84,32 @@ impl LeaseBook {
 
     /// Takes a lease out, if it is still held under this token.
     pub fn remove(&self, key: &LeaseKey, token: FencingToken) {
+        self.take_out(&mut self.lock(), key, token);
+    }
+
+    /// Takes out what was freed by entries that are in storage now; before anybody can see what they wrote, and before they are answered.
+    pub fn free(&self, freed: &Freed) {
+        if freed.is_empty() {
+            return;
+        }
         let mut held = self.lock();
+        for run in freed.runs() {
+            held.remove(run);
+        }
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        for (key, token) in freed.returned() {
+            self.take_out(&mut held, key, token);
+        }
+    }
+
+    fn take_out(&self, held: &mut HashMap<RunId, HashMap<Option<NodeId>, Held>>, key: &LeaseKey, token: FencingToken) {
         let Some(of_run) = held.get_mut(&key.run) else { return };
-        if of_run.get(&key.node).is_some_and(|lease| lease.record.token == token) {
-            of_run.remove(&key.node);
-            if of_run.is_empty() {
-                held.remove(&key.run);
-            }
-            self.changes.fetch_add(1, Ordering::Relaxed);
+        let Some(lease) = of_run.get(&key.node).filter(|lease| lease.record.token == token) else { return };
+        // What nobody ever saw is no news.
+        self.changes.fetch_add(u64::from(!lease.placed), Ordering::Relaxed);
+        of_run.remove(&key.node);
+        if of_run.is_empty() {
+            held.remove(&key.run);
         }
     }
 
@@ -113,7 +149,13 @@ impl FenceCheck for LeaseBook {
     }
 
     fn holder(&self, run: &RunId) -> Option<String> {
+        self.holder_besides(run, &Freed::default())
+    }
+
+    fn holder_besides(&self, run: &RunId, freed: &Freed) -> Option<String> {
         let now = Instant::now();
-        self.lock().get(run)?.values().find(|held| held.is_live(now)).map(|held| held.record.owner.to_string())
+        let held = self.lock();
+        let mut live = held.get(run)?.values().filter(|held| held.is_live(now));
+        live.find(|held| !freed.is_returned(held.record.token)).map(|held| held.record.owner.to_string())
     }
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{AnswerLog, BoxFuture, LeaseBook, LeaseStore, OpenReport, StateBackend, StoreError, StoreErrorKind};
 use crate::model::{
-    Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, Ledger, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId,
-    RunPage, RunQuery, RunState, SystemClock,
+    Batch, BatchAnswer, Clock, Freed, LastSuccess, LeaseRecord, Ledger, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained,
+    RunId, RunPage, RunQuery, RunState, SystemClock,
 };
 
 /// A backend in memory. Nothing is durable; every other contract holds. A clone is another opening of the same store, so that a store can
@@ -99,7 +99,9 @@ impl StateBackend for MemoryBackend {
             if let Some(answer) = store.answers.get(batch.id) {
                 return Ok(answer.clone());
             }
-            let answer = store.ledger.commit(&batch.entries, &*self.shared.leases);
+            let mut freed = Freed::default();
+            let answer = store.ledger.commit_freeing(&batch.entries, &*self.shared.leases, &mut freed);
+            self.shared.leases.free(&freed);
             store.answers.put(batch.id, answer.clone());
             Ok(answer)
         })

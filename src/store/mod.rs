@@ -103,7 +103,8 @@ impl OpenReport {
 pub enum LeaseStore {
     /// Not at all: locks and claims are refused as [`StoreErrorKind::Unsupported`].
     None,
-    /// One process writes: leases live in this book, which the backend asks about fences; they die with the process.
+    /// One process writes: leases live in this book, which the backend asks about fences; they die with the process. What a batch frees is void with it:
+    /// the backend decides by [`Ledger::commit_freeing`](crate::model::Ledger::commit_freeing), and takes it out by [`LeaseBook::free`].
     Book(Arc<LeaseBook>),
     /// Many processes write: leases are rows, and [`Entry::leases`](crate::model::Entry::leases) is decided in the batch's transaction.
     Rows,

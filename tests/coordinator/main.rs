@@ -11,6 +11,7 @@ mod deferred;
 mod endings;
 mod every_backend;
 mod faults;
+mod freed;
 mod front_door;
 mod locks;
 mod minimal;

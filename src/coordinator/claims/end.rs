@@ -193,7 +193,7 @@ impl End {
                 mutations: updates.iter().map(|update| node_change(held.node.clone(), update.clone())).collect(),
                 guards: self.running(),
                 fences,
-                leases: lease.returning(engine.leases.keeps_rows()).into_iter().collect(),
+                leases: vec![lease.returning()],
                 // Lost writes of others are no reason to do this work again.
                 unheard: true,
                 ..Op::default()
@@ -248,7 +248,7 @@ impl End {
         Error::LeaseLost(Refusal::ClaimOver { key: LeaseKey::node(run.clone(), node.clone()), token: lease.token(), why })
     }
 
-    /// The node runs, and so does its run: where leases live in this process they end a moment after the run has.
+    /// The node runs, and so does its run: where leases live in this process its actor knows first that it has ended.
     fn running(&self) -> Vec<Guard> {
         let Held { run, node, .. } = &*self.held;
         let mut guards = vec![Guard::NodeStatus { node: node.clone(), one_of: vec![NodeStatus::Running] }];

@@ -123,14 +123,14 @@ impl Manager {
             Store::Book { book, .. } => {
                 let now = self.context.time.now();
                 let until = now.saturating_add(grant.ttl);
-                let renewed = grant.trust.extend(until).is_ok() && self.table.renew(token, until, now);
+                let deadline = (!grant.keep_alive).then(|| self.context.time.instant(until));
+                let record = held.record.clone().renewed(self.context.now());
+                // Its run may have ended a moment ago, and it is void.
+                let renewed = grant.trust.extend(until).is_ok()
+                    && self.table.renew(token, until, now)
+                    && book.confirm(record.clone(), deadline);
                 if renewed {
-                    held.record = held.record.clone().renewed(self.context.now());
-                    if grant.keep_alive {
-                        book.keep(held.record.clone());
-                    } else {
-                        book.put(held.record.clone(), Some(self.context.time.instant(until)));
-                    }
+                    held.record = record;
                 }
                 answer(Some(reply), if renewed { Ok(()) } else { Err(LeaseError::NotFound { token }) });
             }

@@ -8,9 +8,9 @@ use crate::lease::guard::Lease;
 use crate::lease::place::Place;
 use crate::lease::rows::{self, Departure};
 use crate::lease::table::{Released, Ticket};
-use crate::model::{FencingToken, LeaseKey};
+use crate::model::{FencingToken, LeaseKey, LeaseRecord};
 
-use super::{Holding, Manager, Store, answer};
+use super::{Holding, Manager, Pending, Store, answer};
 
 impl Manager {
     /// Gives a claimed place to who asked for it. Dropped, also unread, it comes back by a message.
@@ -18,6 +18,13 @@ impl Manager {
         let now = self.now();
         let Some(pending) = self.pending.get_mut(&ticket) else { return };
         let Some(Asker::Place(reply)) = pending.reply.take() else { return };
+        if let (Store::Book { book, .. }, Some(token)) = (&self.store, token) {
+            let Pending { key, owner, terms, .. } = &*pending;
+            let record =
+                LeaseRecord::new(key.clone(), token, owner.clone(), terms.purpose.clone(), self.context.now(), terms.ttl_ms);
+            book.place(record);
+            pending.placed = Some(token);
+        }
         let place = Place::new(
             self.myself.clone(),
             std::sync::Arc::clone(&self.context),

@@ -313,6 +313,33 @@ async fn whoever_hears_that_a_lock_is_lost_writes_nothing_under_it_any_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_place_whose_run_ended_before_it_was_confirmed_becomes_no_lease() {
+    let (locks, _, backend) = memory().await;
+    let commit = async |base, mutation| {
+        let part = RunPart { run: run("r"), base, expect: base, guards: vec![], mutations: vec![mutation], after: None };
+        let entry = Entry { parts: vec![part], ..Entry::default() };
+        let answer = backend.commit(Arc::new(Batch::new(vec![entry]))).await.unwrap();
+        let Outcome::Applied(receipt) = &answer.outcomes[0] else { panic!("{answer:?}") };
+        receipt.runs[0].after
+    };
+    let at = SystemClock.now();
+    let made = commit(Version::NONE, Mutation::Create { run: NewRun::running(), at }).await;
+    let [first, second] = ["a", "b"].map(|name| locks.reserve(node("r", name), LockOptions::new()));
+    let place = first.await.unwrap().unwrap();
+    let kept = second.await.unwrap().unwrap().confirm(None).await.unwrap();
+    assert_eq!(backend.list_leases().await.unwrap().len(), 1, "a place is no lease yet");
+    commit(made, Mutation::Update { update: RunUpdate::success(), at }).await;
+    // The manager has not heard of the end.
+    assert!(is_fenced(&backend, kept.fence()).await);
+    assert!(kept.renew().await.is_err(), "it is not brought back by a renewal");
+    assert!(matches!(place.confirm(None).await, Err(LeaseError::RunEnded { .. })));
+    assert!(backend.list_leases().await.unwrap().is_empty());
+    locks.free_run(&run("r"));
+    assert_eq!(lost(&kept).await, LostReason::RunEnded);
+    assert!(locks.reserve(node("r", "a"), LockOptions::new()).await.unwrap().is_some(), "its place is free");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_end_of_a_run_frees_its_locks_and_tells_its_waiters() {
     let (locks, _, backend) = memory().await;
     let lease = get(&locks, node("r", "a")).await;

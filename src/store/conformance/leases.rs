@@ -329,9 +329,6 @@ pub(super) async fn tokens_are_raised_for_good(harness: &dyn Harness) -> Result<
 
 pub(super) async fn a_run_that_ends_is_unlocked_for_what_follows(harness: &dyn Harness) -> Result<(), Fault> {
     let bench = Bench::open(harness).await?;
-    if !bench.has_lease_rows() {
-        return Ok(());
-    }
     bench.create("run", 0).await?;
     bench.grant(node_key("run", "n")?, "worker", LONG).await?;
     let mut chain = bench.chain("run").await?;
@@ -349,11 +346,33 @@ pub(super) async fn a_run_that_ends_is_unlocked_for_what_follows(harness: &dyn H
     Ok(())
 }
 
+pub(super) async fn a_lease_that_is_given_back_with_a_write_is_void_behind_it(harness: &dyn Harness) -> Result<(), Fault> {
+    let bench = Bench::open(harness).await?;
+    bench.create("run", 0).await?;
+    let key = node_key("run", "n")?;
+    let token = bench.grant(key.clone(), "worker", LONG).await?;
+    let mut chain = bench.chain("run").await?;
+    let mut done = fenced(chain.entry(vec![set("n", NodeUpdate::success())?])?, &key, token);
+    done.leases.push(LeaseMutation::Release { key: key.clone(), token });
+    let entries = vec![
+        done,
+        chain.guarded(vec![Guard::Unlocked], vec![set("beside", NodeUpdate::skipped())?])?,
+        fenced(chain.entry(vec![set("n", NodeUpdate::new().row_count(1))?])?, &key, token),
+    ];
+    let outcomes = bench.send(entries).await?;
+    applied(nth(&outcomes, 0)?)?;
+    applied(nth(&outcomes, 1)?)?;
+    ensure_matches!(
+        refused(nth(&outcomes, 2)?)?,
+        Refusal::Fenced { .. },
+        "a write under a lease that was given back before it in the batch"
+    );
+    ensure!(bench.backend.list_leases().await?.is_empty(), "the lease that was given back");
+    write_under(&bench, &key, token, false, "a write under a lease that was given back with an earlier write").await
+}
+
 pub(super) async fn the_end_of_a_run_frees_its_leases(harness: &dyn Harness) -> Result<(), Fault> {
     let bench = Bench::open(harness).await?;
-    if !bench.has_lease_rows() {
-        return Ok(());
-    }
     bench.create("other", 0).await?;
     let kept = bench.grant(node_key("other", "n")?, "other", LONG).await?;
     for (index, end) in [

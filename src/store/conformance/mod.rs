@@ -217,6 +217,7 @@ suite! { $
         run_and_node_leases_exclude_one_another,
         leases_are_renewed_released_and_forced,
         leases_travel_with_writes,
+        a_lease_that_is_given_back_with_a_write_is_void_behind_it,
         the_end_of_a_run_frees_its_leases,
         a_run_that_ends_is_unlocked_for_what_follows,
         a_grant_before_the_end_of_its_run_is_refused_where_it_is_held;

@@ -26,7 +26,7 @@ use super::paths::{self, Identity, Paths};
 use super::record::{Leases, Line};
 use super::recover::{self, Pending};
 use super::spare::SpareJob;
-use crate::model::{Batch, BatchAnswer, Clock, Ledger, Outcome, ProcessInfo, SystemClock};
+use crate::model::{Batch, BatchAnswer, Clock, Freed, Ledger, Outcome, ProcessInfo, SystemClock};
 use crate::store::pull::{BatchReply, Sources};
 use crate::store::{AnswerLog, BatchSource, LeaseBook, OpenReport, StoreError, StoreErrorKind, folder, network};
 
@@ -326,7 +326,7 @@ impl Writer {
             return refuse_all(group, &error);
         }
         let before = self.ledger.seq();
-        let mut work = self.ledger.clone();
+        let (mut work, mut freed) = (self.ledger.clone(), Freed::default());
         self.buffer.clear();
         let start = begin_frame(&mut self.buffer);
         let mut decided: Vec<(usize, BatchAnswer)> = Vec::with_capacity(group.len());
@@ -339,7 +339,7 @@ impl Writer {
                 decided.iter().find(|(other, _)| group.get(*other).is_some_and(|other| other.batch.id == waiting.batch.id));
             let answer = match twin {
                 Some((_, answer)) => Ok(answer.clone()),
-                None => self.decide(&mut work, &waiting.batch),
+                None => self.decide(&mut work, &mut freed, &waiting.batch),
             };
             match answer {
                 Ok(answer) => decided.push((index, answer)),
@@ -357,6 +357,7 @@ impl Writer {
             }
             self.tail = work.seq().0;
             self.ledger = work;
+            self.shared.leases.free(&freed);
             self.shared.ledger.store(Arc::new(self.ledger.clone()));
             self.last_write = Instant::now();
         }
@@ -372,14 +373,14 @@ impl Writer {
     }
 
     /// Decides one batch on `work`, and appends the lines of what was accepted to the buffer.
-    fn decide(&mut self, work: &mut Ledger, batch: &Batch) -> Result<BatchAnswer, StoreError> {
-        let (before, length) = (work.clone(), self.buffer.len());
-        let answer = work.commit(&batch.entries, &*self.shared.leases);
+    fn decide(&mut self, work: &mut Ledger, freed: &mut Freed, batch: &Batch) -> Result<BatchAnswer, StoreError> {
+        let (before, length) = ((work.clone(), freed.clone()), self.buffer.len());
+        let answer = work.commit_freeing(&batch.entries, &*self.shared.leases, freed);
         for (entry, outcome) in batch.entries.iter().zip(&answer.outcomes) {
             let Outcome::Applied(receipt) = outcome else { continue };
             let line = Line { batch: batch.id, entry, receipt };
             if let Err(error) = serde_json::to_writer(&mut self.buffer, &line) {
-                *work = before;
+                (*work, *freed) = before;
                 self.buffer.truncate(length);
                 return Err(StoreError::not_applied(
                     StoreErrorKind::Input,
