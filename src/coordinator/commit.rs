@@ -318,7 +318,6 @@ impl Engine {
                 if let (Release::Moved(state), Some(op)) = (release, ops.get(grant.cell().id())) {
                     let touched = crate::run::touched(&op.mutations);
                     let change = ChangeSeed::of(versions.clone(), Some(receipt.seq), touched, state.clone());
-                    self.directory.moved(&change);
                     self.directory.changed(change);
                 }
             }

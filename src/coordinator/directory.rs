@@ -416,11 +416,8 @@ impl Surroundings for Directory {
         self.boards.forget(run);
     }
 
-    fn moved(&self, change: &ChangeSeed) {
-        self.boards.changed(change);
-    }
-
     fn changed(&self, change: ChangeSeed) {
+        self.boards.changed(&change);
         if self.events.has_subscribers() {
             self.events.changed(change);
         }

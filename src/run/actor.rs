@@ -38,10 +38,8 @@ pub(crate) trait Surroundings: Send + Sync + fmt::Debug + 'static {
     fn retire(&self, run: &RunId, actor: ractor::ActorId, settled: bool);
     /// The run ended or was deleted: its locks and its nodes' are free.
     fn ended(&self, run: &RunId);
-    /// Whether anybody listens to changes.
+    /// Whether anybody listens to changes. Asked once more when they can be seen: whoever listens before he looks misses none.
     fn wants_changes(&self) -> bool;
-    /// Something was committed; nobody can see it yet.
-    fn moved(&self, change: &ChangeSeed);
     /// Deferred writes that were seen did not come to be as they were seen; their versions name other states now.
     fn taken_back(&self, run: &RunId);
     /// Something was committed, and can be seen.

@@ -47,7 +47,8 @@ struct Inner {
 
 impl Boards {
     pub(in crate::coordinator) fn any(&self) -> bool {
-        self.count.load(Ordering::Acquire) > 0
+        // In one order with the snapshots: who commits finds the board, or who asks for work finds the commit.
+        self.count.load(Ordering::SeqCst) > 0
     }
 
     /// The board of a run, not older than this snapshot.
@@ -61,10 +62,10 @@ impl Boards {
             }
             if boards.len() >= MOST_OF_A_RUN {
                 boards.remove(0);
-                self.count.fetch_sub(1, Ordering::AcqRel);
+                self.count.fetch_sub(1, Ordering::SeqCst);
             }
             // Counted first: from now on nothing that changes the run is missed.
-            self.count.fetch_add(1, Ordering::AcqRel);
+            self.count.fetch_add(1, Ordering::SeqCst);
             let board = Arc::new(Board::new(snapshot, done, me));
             boards.push(Arc::clone(&board));
             board
@@ -92,7 +93,7 @@ impl Boards {
     /// The run is not resident any more, or gone: who waits looks anew.
     pub(in crate::coordinator) fn forget(&self, run: &RunId) {
         if let Some((_, boards)) = self.runs.remove(run) {
-            self.count.fetch_sub(boards.len(), Ordering::AcqRel);
+            self.count.fetch_sub(boards.len(), Ordering::SeqCst);
             for board in boards {
                 board.news.notify_waiters();
             }
@@ -133,7 +134,7 @@ impl Board {
         self.lock().ready.accepts(done)
     }
 
-    fn catch_up(&self, snapshot: &Snapshot) {
+    pub(super) fn catch_up(&self, snapshot: &Snapshot) {
         let mut inner = self.lock();
         if inner.ready.version() < snapshot.version() {
             inner.ready.replaced(snapshot.state().clone());

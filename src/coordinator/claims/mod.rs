@@ -236,6 +236,10 @@ impl Coordinator {
             let before = taken_back();
             let snapshot = engine.snapshot(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
             let board = engine.directory.boards.of(&snapshot, &filter.done, Some(&engine.process));
+            // What was published before the board was there was told to nobody.
+            let resident = engine.directory.get(run.as_str()).and_then(|handle| handle.cell().snapshot());
+            let snapshot = resident.filter(|now| now.version() > snapshot.version()).unwrap_or(snapshot);
+            board.catch_up(&snapshot);
             // A board goes by versions. That of a deferred write which was taken back meanwhile would hide who takes its number.
             if snapshot.version() != snapshot.durable_version() && taken_back() != before {
                 engine.directory.boards.forget(&run);

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use super::{Answer, Job, LOAD_ATTEMPTS, Mode, Msg, State};
-use crate::model::{Receipt, RunReceipt, RunState, Version};
+use crate::model::{CommitSeq, RunReceipt, RunState, Version};
 use crate::persist::Settlement;
 use crate::run::chain::{Progress, Touched, add_gone, newer};
 use crate::run::jitter::jitter;
 use crate::run::op::{Ack, ChangeSeed, CommitError, Committed, Op};
 use crate::run::sink::{Outcomes, RunSink};
 use crate::store::StoreError;
+
+/// What was applied: which versions of the run, where in the order of the store, what it touched if that was noted, and the run behind it.
+type News = (RunReceipt, CommitSeq, Option<Touched>, Option<RunState>);
 
 impl State {
     pub(super) fn settled(&mut self, outcomes: Outcomes) {
@@ -29,7 +32,9 @@ impl State {
                     match self.chain.applied(ticket, receipt.runs.first()) {
                         Progress::Moved(touched) => {
                             moved = true;
-                            news.extend(self.news(&receipt, touched));
+                            if let Some(versions) = receipt.runs.first() {
+                                news.push((versions.clone(), receipt.seq, touched, self.chain.committed().cloned()));
+                            }
                             acks.extend(ack.map(|ack| (ack, Committed::durable(receipt))));
                             drop(permit);
                         }
@@ -80,9 +85,7 @@ impl State {
             self.publish();
         }
         self.mark();
-        for change in news {
-            self.context.surroundings.changed(change);
-        }
+        self.tell(news);
         for (ack, committed) in acks {
             ack.answer(Ok(committed));
         }
@@ -99,19 +102,17 @@ impl State {
         self.deferred.remove(at).map(|(.., ack)| ack)
     }
 
-    /// What is told of an entry that was applied, once it can be seen. Who looks for work is told at once.
-    fn news(&self, receipt: &Receipt, touched: Option<Touched>) -> Option<ChangeSeed> {
-        let versions = receipt.runs.first()?;
-        let state = self.chain.committed().cloned();
-        // Who subscribed while it was on its way is told what its rows say.
-        let touched = match touched {
-            Some(touched) => touched,
-            None if self.context.surroundings.wants_changes() => newer(state.as_ref(), versions.before),
-            None => return None,
-        };
-        let change = ChangeSeed::of(versions.clone(), Some(receipt.seq), touched, state);
-        self.context.surroundings.moved(&change);
-        Some(change)
+    /// Tells what was applied and can be seen now.
+    fn tell(&self, news: Vec<News>) {
+        // Not before: who listens from now on has seen it, or will.
+        if news.is_empty() || !self.context.surroundings.wants_changes() {
+            return;
+        }
+        for (versions, seq, touched, state) in news {
+            // Who began to listen while it was on its way is told what its rows say.
+            let touched = touched.unwrap_or_else(|| newer(state.as_ref(), versions.before));
+            self.context.surroundings.changed(ChangeSeed::of(versions, Some(seq), touched, state));
+        }
     }
 
     /// Loads the run behind everything that was sent down for it.
@@ -146,8 +147,8 @@ impl State {
     pub(super) fn loaded(&mut self, loaded: Result<Option<RunState>, StoreError>) {
         match loaded {
             Ok(state) => {
-                let news = self.net_change(state.as_ref());
-                self.chain.reload(state);
+                let known = self.chain.committed().cloned();
+                self.chain.reload(state.clone());
                 self.mode = Mode::Ready;
                 // Who holds the run holds it before anything else is on its way.
                 let refused = if self.fresh_hold.is_none() { self.decide_again() } else { Vec::new() };
@@ -155,9 +156,7 @@ impl State {
                     self.recover(true);
                 }
                 self.publish();
-                if let Some(change) = news {
-                    self.context.surroundings.changed(change);
-                }
+                self.tell_net_change(known.as_ref(), state);
                 for (ack, committed, _) in self.overtaken.drain(..) {
                     ack.answer(Ok(committed));
                 }
@@ -189,23 +188,17 @@ impl State {
     }
 
     /// Of what others committed subscribers learn the net change of every row.
-    fn net_change(&self, state: Option<&RunState>) -> Option<ChangeSeed> {
-        if !self.context.surroundings.wants_changes() {
-            return None;
-        }
-        let known = self.chain.committed();
+    fn tell_net_change(&self, known: Option<&RunState>, state: Option<RunState>) {
         let before = known.map_or(Version::NONE, RunState::version);
-        let after = state.map_or(Version::NONE, RunState::version);
-        if before == after {
-            return None;
+        let after = state.as_ref().map_or(Version::NONE, RunState::version);
+        if before == after || !self.context.surroundings.wants_changes() {
+            return;
         }
-        let mut changed = newer(state, before);
-        if let Some(known) = known.filter(|_| state.is_none_or(|state| state.taken_in(before).is_none())) {
-            add_gone(&mut changed, known, state);
+        let mut changed = newer(state.as_ref(), before);
+        if let Some(known) = known.filter(|_| state.as_ref().is_none_or(|state| state.taken_in(before).is_none())) {
+            add_gone(&mut changed, known, state.as_ref());
         }
         let versions = RunReceipt { run: self.cell.id().clone(), before, after };
-        let change = ChangeSeed::of(versions, None, changed, state.cloned());
-        self.context.surroundings.moved(&change);
-        Some(change)
+        self.context.surroundings.changed(ChangeSeed::of(versions, None, changed, state));
     }
 }
