@@ -12,7 +12,7 @@ use super::claims::Boards;
 use super::events::Events;
 use crate::error::Error;
 use crate::lease::LeaseHandle;
-use crate::model::{RunId, RunReceipt, RunState, Snapshot, Version};
+use crate::model::{FencingToken, RunId, RunReceipt, RunState, Snapshot, Version};
 use crate::run::{ChangeSeed, DeferredLoss, RunContext, RunHandle, Surroundings, add_gone, newer};
 use crate::store::StoreError;
 
@@ -405,6 +405,12 @@ impl Surroundings for Directory {
     fn ended(&self, run: &RunId) {
         if let Some(leases) = self.leases.get() {
             leases.free_run(run);
+        }
+    }
+
+    fn returned(&self, token: FencingToken) {
+        if let Some(leases) = self.leases.get() {
+            leases.returned(token);
         }
     }
 

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::directory::Directory;
 use crate::lease::{DoorError, LeaseStoreDoor};
-use crate::model::{Entry, Receipt, RunId};
+use crate::model::{Entry, LeaseKey, Receipt, RunId};
 use crate::persist::{Persist, Submission};
 use crate::run::{FlushSink, NotCommitted, OneSink, RunHandle};
 use crate::store::{BoxFuture, StoreError, StoreErrorKind};
@@ -63,5 +63,11 @@ impl LeaseStoreDoor for Doors {
             }
             Ok(())
         })
+    }
+
+    fn vacated(&self, key: &LeaseKey) {
+        if let (Some(directory), Some(node)) = (self.directory.upgrade(), &key.node) {
+            directory.boards.vacated(&key.run, node);
+        }
     }
 }

@@ -163,6 +163,11 @@ impl LeaseHandle {
         let _manager_gone = self.shared.manager.send_message(Message::FreeRun(run.clone()));
     }
 
+    /// A lease was given back with an entry that is in storage: nothing is left but its place.
+    pub(crate) fn returned(&self, token: FencingToken) {
+        let _manager_gone = self.shared.manager.send_message(Message::Returned { token });
+    }
+
     /// Other processes may have granted or given back leases: who waits for them looks again.
     pub(crate) fn foreign_commits(&self) {
         let _manager_gone = self.shared.manager.send_message(Message::Foreign);

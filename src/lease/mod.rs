@@ -29,7 +29,7 @@ mod trust;
 #[cfg(test)]
 mod tests;
 
-use crate::model::{Entry, Receipt, Refusal, RunId};
+use crate::model::{Entry, LeaseKey, Receipt, Refusal, RunId};
 use crate::store::{BoxFuture, StoreError};
 
 pub use error::{LeaseError, LostReason};
@@ -48,6 +48,9 @@ pub(crate) trait LeaseStoreDoor: Send + Sync + 'static {
 
     /// Waits until everything that was accepted for the run so far is settled.
     fn flush_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// The place of a lease is free: who was kept out by it, and does not wait in the queue for locks, may try again.
+    fn vacated(&self, key: &LeaseKey);
 }
 
 /// Why an entry was not applied.

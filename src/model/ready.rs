@@ -80,6 +80,8 @@ pub(crate) struct ReadyBoard {
     claiming: Duration,
     /// Handed out and not told of yet.
     taken: HashSet<NodeId>,
+    /// Those of them whose place became free meanwhile: that they were refused means nothing any more.
+    vacated: HashSet<NodeId>,
     running: HashSet<NodeId>,
     /// Refused to us without a visible reason: not asked for again before [`readmit`](Self::readmit).
     left_out: HashSet<NodeId>,
@@ -105,6 +107,7 @@ impl ReadyBoard {
             now: Duration::ZERO,
             claiming: Duration::ZERO,
             taken: HashSet::new(),
+            vacated: HashSet::new(),
             running: HashSet::new(),
             left_out: HashSet::new(),
             dead: HashMap::new(),
@@ -148,6 +151,19 @@ impl ReadyBoard {
         for id in std::mem::take(&mut self.left_out) {
             self.place(&id);
         }
+    }
+
+    /// Somebody of this process held a node, and does not any more: it is asked for again if that is why it was refused. Says whether it can be had now.
+    pub(crate) fn vacated(&mut self, id: &NodeId) -> bool {
+        if self.taken.contains(id) {
+            self.vacated.insert(id.clone());
+            return false;
+        }
+        let refused = self.left_out.remove(id);
+        if refused {
+            self.place(id);
+        }
+        refused
     }
 
     /// Puts everything in its place anew.
@@ -386,6 +402,7 @@ impl ReadyBoard {
     /// [`readmit`](Self::readmit): somebody holds it in a way that the state does not tell.
     pub(crate) fn put_back(&mut self, pick: &Pick, refused: bool) {
         self.taken.remove(&pick.node);
+        let refused = !self.vacated.remove(&pick.node) && refused;
         let same = self.state.node(pick.node.as_str()).is_some_and(|node| node.version == pick.seen.version);
         if refused && same {
             self.left_out.insert(pick.node.clone());

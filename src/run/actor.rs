@@ -23,7 +23,7 @@ use super::handle::{HoldGrant, Release, RunCell};
 use super::losses::Losses;
 use super::op::{Ack, ChangeSeed, CommitError, Committed, DeferredLoss, Envelope, Op};
 use super::sink::{FlushSink, Outcomes, RunSink};
-use crate::model::{Clock, Mutation, RunId, RunReceipt, RunState, Version};
+use crate::model::{Clock, FencingToken, LeaseMutation, Mutation, RunId, RunReceipt, RunState, Version};
 use crate::persist::{Persist, Submission};
 use crate::store::{StateBackend, StoreError};
 
@@ -38,6 +38,8 @@ pub(crate) trait Surroundings: Send + Sync + fmt::Debug + 'static {
     fn retire(&self, run: &RunId, actor: ractor::ActorId, settled: bool);
     /// The run ended or was deleted: its locks and its nodes' are free.
     fn ended(&self, run: &RunId);
+    /// A lease was given back with a commit that can be seen now: its place is free.
+    fn returned(&self, token: FencingToken);
     /// Whether anybody listens to changes. Asked once more when they can be seen: whoever listens before he looks misses none.
     fn wants_changes(&self) -> bool;
     /// Deferred writes that were seen did not come to be as they were seen; their versions name other states now.
@@ -391,7 +393,9 @@ impl State {
                 let (attempts, hasty) = (op.attempts, op.hasty);
                 let frees_locks = entry.parts.iter().flat_map(|part| &part.mutations).any(Mutation::frees_locks);
                 let ends = frees_locks.then(|| (Arc::clone(&context.surroundings), self.cell.id().clone()));
-                let mut sink = RunSink { actor: self.myself.clone(), ticket, order, ack, attempts, hasty, losses, ends, permit };
+                let returned = entry.leases.iter().filter_map(LeaseMutation::returned).map(|(_, token)| token).collect();
+                let actor = self.myself.clone();
+                let mut sink = RunSink { actor, ticket, order, ack, attempts, hasty, losses, ends, returned, permit };
                 if deferred {
                     self.cell.set_deferred(true);
                     if let Some(ack) = sink.ack.take() {

@@ -10,7 +10,7 @@ use super::actor::{Msg, Surroundings};
 use super::admission::Permit;
 use super::losses::Losses;
 use super::op::{Ack, CommitError, Committed};
-use crate::model::{Entry, Receipt, Refusal, RunId};
+use crate::model::{Entry, FencingToken, Receipt, Refusal, RunId};
 use crate::persist::{Settlement, Sink};
 use crate::store::StoreError;
 
@@ -38,6 +38,8 @@ pub(crate) struct RunSink {
     pub(super) losses: Option<(Arc<Losses>, RunId)>,
     /// Whom to tell that the run's locks are free, if they are once the entry is in storage.
     pub(super) ends: Option<(Arc<dyn Surroundings>, RunId)>,
+    /// The leases that are given back with it.
+    pub(super) returned: Vec<FencingToken>,
     pub(super) permit: Permit,
 }
 

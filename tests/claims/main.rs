@@ -9,4 +9,5 @@ mod support;
 mod beside;
 mod closing;
 mod granted;
+mod handed;
 mod late;

@@ -90,6 +90,20 @@ impl Boards {
         }
     }
 
+    /// Somebody of this process held a node, and does not any more.
+    pub(in crate::coordinator) fn vacated(&self, run: &RunId, node: &NodeId) {
+        if !self.any() {
+            return;
+        }
+        let Some(boards) = self.runs.get(run).map(|boards| boards.value().clone()) else { return };
+        for board in boards {
+            let mut inner = board.lock();
+            if inner.ready.vacated(node) {
+                board.tell(&inner);
+            }
+        }
+    }
+
     /// The run is not resident any more, or gone: who waits looks anew.
     pub(in crate::coordinator) fn forget(&self, run: &RunId) {
         if let Some((_, boards)) = self.runs.remove(run) {

@@ -107,6 +107,7 @@ impl Manager {
             answer(Some(reply), result.clone());
         }
         let next = self.table.vacate(ticket);
+        self.context.door.vacated(&leaving.key);
         self.claim(next);
     }
 

@@ -63,13 +63,17 @@ impl Manager {
     /// The entry of a holder gave its lease back: nothing is left to be asked of the storage.
     pub(in crate::lease) fn returned(&mut self, token: FencingToken) {
         let Released::Leaving(ticket) = self.table.release(token) else { return };
-        if let Some(Holding { grant, .. }) = self.held.remove(&ticket) {
+        let held = self.held.remove(&ticket);
+        if let Some(Holding { grant, .. }) = &held {
             match &self.store {
                 Store::Book { book, .. } => book.remove(&grant.key, token),
                 Store::Rows { keeper, .. } => keeper.forget(token),
             }
         }
         let next = self.table.vacate(ticket);
+        if let Some(Holding { grant, .. }) = held {
+            self.context.door.vacated(&grant.key);
+        }
         self.claim(next);
     }
 }

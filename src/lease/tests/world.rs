@@ -71,6 +71,8 @@ impl LeaseStoreDoor for Door {
         })
     }
 
+    fn vacated(&self, _: &LeaseKey) {}
+
     fn has_unsettled(&self, _: &RunId) -> bool {
         self.deferred.load(Ordering::SeqCst)
     }

@@ -16,13 +16,13 @@ type News = (RunReceipt, CommitSeq, Option<Touched>, Option<RunState>);
 
 impl State {
     pub(super) fn settled(&mut self, outcomes: Outcomes) {
-        let (mut acks, mut refused, mut news) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut acks, mut refused, mut news, mut returned) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut moved, chain) = (false, self.chain.number());
         for (sink, settlement) in outcomes.take() {
             if let Settlement::Applied(_) = &settlement {
                 sink.landed();
             }
-            let RunSink { ticket, order, ack, attempts, hasty, permit, .. } = sink;
+            let RunSink { ticket, order, ack, attempts, hasty, permit, returned: leases, .. } = sink;
             // A deferred write that is settled before it was acknowledged is answered like any other.
             let was_deferred = ack.is_none();
             let ack = ack.or_else(|| self.unacknowledged(ticket));
@@ -32,6 +32,7 @@ impl State {
                     match self.chain.applied(ticket, receipt.runs.first()) {
                         Progress::Moved(touched) => {
                             moved = true;
+                            returned.extend(leases);
                             if let Some(versions) = receipt.runs.first() {
                                 news.push((versions.clone(), receipt.seq, touched, self.chain.committed().cloned()));
                             }
@@ -85,6 +86,10 @@ impl State {
             self.publish();
         }
         self.mark();
+        // Between the two: whoever gets the place sees what was written in it, and whoever hears that there is work can have it.
+        for token in returned {
+            self.context.surroundings.returned(token);
+        }
         self.tell(news);
         for (ack, committed) in acks {
             ack.answer(Ok(committed));

@@ -1,0 +1,49 @@
+//! Work that is handed from one to another: whoever waits for it gets it when it is there, not at the next look.
+#![cfg(all(feature = "file", feature = "sqlite"))]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
+
+use std::time::{Duration, Instant};
+
+use crate::support::Store;
+use seeknal_state::{Claim, ClaimFilter, Coordinator, NewRun, NodeUpdate};
+use tokio::task::JoinHandle;
+
+const RUN: &str = "run_1";
+/// Who sleeps until the next look sleeps for a second.
+const MISSED: Duration = Duration::from_millis(700);
+
+fn wait_for(state: &Coordinator, run: &str) -> JoinHandle<Claim> {
+    let (state, run) = (state.clone(), run.to_owned());
+    tokio::spawn(async move {
+        let filter = ClaimFilter::new().wait(Duration::from_secs(20));
+        state.claim_next(&run, filter).await.unwrap().claimed().unwrap()
+    })
+}
+
+on_every_backend!(a_node_that_is_given_back_is_handed_to_who_waits);
+
+async fn a_node_that_is_given_back_is_handed_to_who_waits(store: Store) {
+    let state = store.open().await;
+    state.create_run(RUN, NewRun::running()).await.unwrap();
+    state.set_node_state(RUN, "n", NodeUpdate::pending()).await.unwrap();
+    let mut claim = state.claim_node(RUN, "n", "first", Duration::from_secs(30)).await.unwrap().unwrap();
+    let mut late = Vec::new();
+    for round in 0..if store.is_local() { 24 } else { 6 } {
+        let mut waiter = wait_for(&state, RUN);
+        // Until it stands in front of the board, or nearly.
+        assert!(tokio::time::timeout(Duration::from_millis(10), &mut waiter).await.is_err(), "the node is not free");
+        let began = Instant::now();
+        match round % 3 {
+            0 => drop(claim.retry("again").await.unwrap()),
+            1 => drop(claim.release().await.unwrap()),
+            _ => drop(claim),
+        }
+        claim = waiter.await.unwrap();
+        if began.elapsed() > MISSED {
+            late.push((round, began.elapsed()));
+        }
+    }
+    assert!(late.is_empty(), "{late:?}");
+    claim.complete(NodeUpdate::success()).await.unwrap();
+    state.close().await.unwrap();
+}
