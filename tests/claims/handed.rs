@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::Store;
-use seeknal_state::{Claim, ClaimFilter, Coordinator, NewRun, NodeUpdate};
+use seeknal_state::{Claim, ClaimFilter, Coordinator, NewRun, NodeStatus, NodeUpdate};
 use tokio::task::JoinHandle;
 
 const RUN: &str = "run_1";
@@ -45,5 +45,36 @@ async fn a_node_that_is_given_back_is_handed_to_who_waits(store: Store) {
     }
     assert!(late.is_empty(), "{late:?}");
     claim.complete(NodeUpdate::success()).await.unwrap();
+    state.close().await.unwrap();
+}
+
+/// Each has a board of its own, and none is taken from who stands in front of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_with_whatever_idea_of_done_is_woken() {
+    const KINDS: usize = 20;
+    let state = Store::of("memory").open().await;
+    state.create_run(RUN, NewRun::running()).await.unwrap();
+    state.set_node_state(RUN, "busy", NodeUpdate::running()).await.unwrap();
+    let mut waiters = Vec::new();
+    for kind in 0..KINDS {
+        let state = state.clone();
+        let mut waiter = tokio::spawn(async move {
+            let filter = ClaimFilter::new().wait(Duration::from_secs(20));
+            let filter = filter.done([NodeStatus::Success, NodeStatus::parse(&format!("odd-{kind}"))]);
+            state.claim_next(RUN, filter).await.unwrap().claimed().unwrap()
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(2), &mut waiter).await.is_err(), "nothing is ready");
+        waiters.push(waiter);
+    }
+    let began = Instant::now();
+    let mut tx = state.transaction();
+    for kind in 0..KINDS {
+        tx.set_node_state(RUN, format!("n{kind}"), NodeUpdate::pending());
+    }
+    tx.commit().await.unwrap();
+    for (kind, waiter) in waiters.into_iter().enumerate() {
+        drop(waiter.await.unwrap().complete(NodeUpdate::success()).await.unwrap());
+        assert!(began.elapsed() < MISSED, "kind {kind}: {:?}", began.elapsed());
+    }
     state.close().await.unwrap();
 }

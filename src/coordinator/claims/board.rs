@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::model::{LeaseRecord, NodeId, NodeStatus, Pick, ProcessInfo, ReadyBoard, RunId, Snapshot, Version};
 use crate::run::ChangeSeed;
 
-/// Boards of one run, each for another idea of what is done; more of them are not kept.
+/// Boards of one run, each for another idea of what is done; more of them are not kept, unless somebody waits in front of each.
 const MOST_OF_A_RUN: usize = 8;
 /// The longest pause between two looks.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -60,8 +60,11 @@ impl Boards {
             if let Some(board) = boards.iter().find(|board| board.is_for(done)) {
                 return Arc::clone(board);
             }
-            if boards.len() >= MOST_OF_A_RUN {
-                boards.remove(0);
+            // One that somebody stands in front of stays: he would not hear of what comes, and taking his place back would take it from another one.
+            while boards.len() >= MOST_OF_A_RUN
+                && let Some(idle) = boards.iter().position(|board| Arc::strong_count(board) == 1)
+            {
+                boards.remove(idle);
                 self.count.fetch_sub(1, Ordering::SeqCst);
             }
             // Counted first: from now on nothing that changes the run is missed.
