@@ -131,7 +131,9 @@ pub(super) fn attempt(context: &Arc<Context>, manager: &ActorRef<Message>, attem
             Err(error) => Err(error),
         };
         if matches!(&result, Err(DoorError::Store(error)) if error.is_unknown_outcome()) {
-            context.give_back_orphan(&key, &owner).await;
+            let (context, key) = (Arc::clone(&context), key.clone());
+            // In a task: whatever a backend's own code does, the manager is answered.
+            let _told_in_the_log = tokio::spawn(async move { context.give_back_orphan(&key, &owner).await }).await;
         }
         let answer = manager.send_message(Message::Attempted { ticket, start, result });
         if let Err(MessagingErr::SendErr(Message::Attempted { result: Ok(token), .. })) = answer {

@@ -176,6 +176,19 @@ async fn an_unknown_outcome_of_a_grant_is_an_error_and_leaves_no_row() {
 }
 
 #[tokio::test]
+async fn a_storage_that_panics_when_it_is_asked_for_a_lost_grant_keeps_nobody_waiting() {
+    let rows = Rows::new();
+    let locks = open(&rows).await;
+    rows.shared.lose_answer.store(true, Ordering::SeqCst);
+    rows.shared.listings_panic.store(1, Ordering::SeqCst);
+    let asked = tokio::time::timeout(ms(20_000), locks.acquire(whole("r"), LockOptions::new(), LONG)).await;
+    assert!(asked.expect("who asked is answered").unwrap_err().is_unknown_outcome());
+    let again = tokio::time::timeout(ms(20_000), locks.acquire(whole("r"), LockOptions::new(), Duration::ZERO)).await;
+    assert!(again.expect("so is who asks for it next").unwrap().is_none(), "its row ends by its time");
+    tokio::time::timeout(ms(20_000), locks.close()).await.expect("it can be closed");
+}
+
+#[tokio::test]
 async fn a_caller_that_goes_while_storage_decides_leaves_no_row() {
     let rows = Rows::new();
     let locks = open(&rows).await;
