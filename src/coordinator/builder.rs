@@ -240,6 +240,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
             limits,
             report,
             publications: RwLock::new(()),
+            turns: super::turns::Turns::default(),
             supervisor,
             runtime,
             last_creation: std::sync::atomic::AtomicI64::new(last_creation),

@@ -15,6 +15,7 @@ mod resume;
 mod supervisor;
 mod transact;
 mod transaction;
+mod turns;
 mod write;
 
 use std::sync::Arc;
@@ -124,6 +125,8 @@ pub(crate) struct Engine {
     pub(crate) report: OpenReport,
     /// Held for writing while several runs are published as one; see `Coordinator::snapshots`.
     pub(crate) publications: std::sync::RwLock<()>,
+    /// Whose turn it is among those that could not agree.
+    turns: turns::Turns,
     supervisor: ractor::ActorRef<supervisor::Msg>,
     /// The runtime that it was opened on. What must not stand still or end with a caller runs there.
     runtime: tokio::runtime::Handle,

@@ -9,6 +9,8 @@ use crate::model::{Guard, IntoRunId, NodeId, NodeState, Refusal, RunHeader, RunI
 
 /// How often a transaction is tried before its caller is told that the run is contended.
 const MAX_ATTEMPTS: u32 = 64;
+/// After so many conflicts it waits for its turn: behind it are all of this process that had as many on the same runs.
+const IN_TURN: u32 = 3;
 
 /// What the closure of [`Coordinator::transact`] may end with. An error of the caller's own goes into the value: a closure that answers
 /// `Ok(Err(own))` before it puts anything into the transaction writes nothing.
@@ -130,7 +132,8 @@ impl<'v> RunView<'v> {
 
 impl Coordinator {
     /// Reads, decides and commits as one: the closure reads runs through the view and puts what follows into the transaction; what it read is
-    /// guarded, and if it was changed before the commit the closure is called again on the new state, at most 64 times. A refusal although nothing that was
+    /// guarded, and if it was changed before the commit the closure is called again on the new state, at most 64 times; after some conflicts in its turn among those of
+    /// this process. A refusal although nothing that was
     /// read has changed is told at once: a condition of the closure's own that does not hold, a run that it makes and that is there. The closure must
     /// be free of side effects. If it writes nothing, nothing is committed. What it reads is committed: deferred writes that are on their way are waited
     /// for.
@@ -166,7 +169,13 @@ impl Coordinator {
     ) -> Result<(T, Commit), Error> {
         let mut wanted: BTreeSet<RunId> = BTreeSet::new();
         let mut conflicts = 0;
+        let mut turns = Vec::new();
         loop {
+            if conflicts >= IN_TURN && turns.len() != wanted.len() {
+                // Anew for all of them, in the order of their names; and before anything is read.
+                turns.clear();
+                turns = self.engine().turns.take(&wanted).await;
+            }
             let names: Vec<RunId> = wanted.iter().cloned().collect();
             let snapshots = self.engine().committed(&names).await?;
             let view = View { runs: wanted.iter().cloned().zip(snapshots).collect(), read: RefCell::default() };
@@ -205,7 +214,9 @@ impl Coordinator {
                     (error, _) => error,
                 });
             }
-            tokio::time::sleep(crate::run::jitter(conflicts)).await;
+            // Whose turn it is meets newcomers only, and other processes.
+            let met = if turns.is_empty() { conflicts } else { conflicts.saturating_sub(IN_TURN) };
+            tokio::time::sleep(crate::run::jitter(met)).await;
         }
     }
 }

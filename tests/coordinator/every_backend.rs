@@ -159,6 +159,42 @@ async fn transactions_over_several_runs_are_whole_for_readers(store: Store) {
     assert_eq!(state.get_node_state("a", "n").await.unwrap().unwrap().status, NodeStatus::Running);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hundreds_that_decide_on_the_same_node_come_through() {
+    for (backend, tasks) in [("memory", 400_u64), ("file", 200), ("database", 200)] {
+        let store = Store::of(backend);
+        let state = store.open().await;
+        for run in ["r", "s"] {
+            state.create_run(run, NewRun::running()).await.unwrap();
+            state.set_node_state(run, "n", NodeUpdate::running().row_count(0)).await.unwrap();
+        }
+        let all = (0..tasks).map(|task| {
+            let state = state.clone();
+            tokio::spawn(async move {
+                state
+                    .transact(|view, tx| {
+                        // Some of them in both runs, which they meet in either order.
+                        let runs = if task % 8 == 0 { &["s", "r"][..] } else { &["r"] };
+                        for run in runs {
+                            let rows = view.run(*run)?.unwrap().node("n").unwrap().row_count.unwrap() + 1;
+                            tx.set_node_state(*run, "n", NodeUpdate::running().row_count(rows));
+                        }
+                        Ok(())
+                    })
+                    .await
+                    .map(drop)
+            })
+        });
+        for task in all.collect::<Vec<_>>() {
+            task.await.unwrap().unwrap();
+        }
+        for (run, rows) in [("r", tasks), ("s", tasks / 8)] {
+            assert_eq!(state.get_node_state(run, "n").await.unwrap().unwrap().row_count, Some(rows), "{backend}");
+        }
+        state.close().await.unwrap();
+    }
+}
+
 async fn transact_counts_exactly_under_contention(store: Store) {
     let state = store.open().await;
     state.create_run("r", NewRun::running()).await.unwrap();
