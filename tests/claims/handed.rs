@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::Store;
-use seeknal_state::{Claim, ClaimFilter, Coordinator, NewRun, NodeStatus, NodeUpdate};
+use seeknal_state::{Claim, ClaimFilter, Coordinator, NewRun, NodeStatus, NodeUpdate, OnDelete};
 use tokio::task::JoinHandle;
 
 const RUN: &str = "run_1";
@@ -45,6 +45,37 @@ async fn a_node_that_is_given_back_is_handed_to_who_waits(store: Store) {
     }
     assert!(late.is_empty(), "{late:?}");
     claim.complete(NodeUpdate::success()).await.unwrap();
+    state.close().await.unwrap();
+}
+
+/// Who begins to wait in the very moment in which a node is made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_who_waits_misses_nothing() {
+    let state = Store::of("memory").open().await;
+    let began = Instant::now();
+    for round in 0..1_500_u32 {
+        let run = format!("r{round}");
+        state.create_run(&run, NewRun::running()).await.unwrap();
+        state.set_node_state(&run, "busy", NodeUpdate::running()).await.unwrap();
+        let waiter = {
+            let (state, run) = (state.clone(), run.clone());
+            tokio::spawn(async move {
+                for _ in 0..round * 37 % 4_000 {
+                    std::hint::spin_loop();
+                }
+                let filter = ClaimFilter::new().wait(Duration::from_secs(20));
+                state.claim_next(&run, filter).await.unwrap().claimed().unwrap().complete(NodeUpdate::success()).await.unwrap()
+            })
+        };
+        state.set_node_state(&run, "ready", NodeUpdate::pending()).await.unwrap();
+        let made = Instant::now();
+        waiter.await.unwrap();
+        assert!(made.elapsed() < MISSED, "round {round}: {:?}", made.elapsed());
+        state.delete_run(&run, OnDelete::DropCoverage).await.unwrap();
+        if began.elapsed() > Duration::from_secs(2) {
+            break;
+        }
+    }
     state.close().await.unwrap();
 }
 
