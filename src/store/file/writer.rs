@@ -7,6 +7,8 @@
 //! ```
 //! What waits in the channel is taken together and shares one sync. The channel is not bounded: callers above are.
 
+mod commit;
+mod notes;
 mod rotation;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -20,13 +22,12 @@ use super::backups;
 use super::checkpoint::{self, Expected, Failed, Job};
 use super::document::Shape;
 use super::document_write::Generation;
-use super::journal::{Header, Journal, Kind, begin_frame, finish_frame};
+use super::journal::Journal;
 use super::lock::Lock;
 use super::paths::{self, Identity, Paths};
-use super::record::{Leases, Line};
 use super::recover::{self, Pending};
 use super::spare::SpareJob;
-use crate::model::{Batch, BatchAnswer, Clock, Freed, Ledger, Outcome, ProcessInfo, SystemClock};
+use crate::model::{Batch, BatchAnswer, Clock, Ledger, ProcessInfo, SystemClock};
 use crate::store::pull::{BatchReply, Sources};
 use crate::store::{AnswerLog, BatchSource, LeaseBook, OpenReport, StoreError, StoreErrorKind, folder, network};
 
@@ -63,8 +64,6 @@ const IDLE: Duration = Duration::from_millis(500);
 const IDLE_SHARE: u32 = 20;
 /// How often the writer looks up when nothing happens: for leases to note, checkpoints to begin, a document that was replaced.
 const TICK: Duration = Duration::from_millis(100);
-/// A note of leases of this length at most is written again behind every frame that would overwrite it.
-const CARRIED_NOTE: usize = 16 << 10;
 /// How often the document is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// How many batches may share one sync.
@@ -297,173 +296,6 @@ impl Writer {
         Ok(())
     }
 
-    /// Decides, writes and answers a group of batches.
-    fn commit(&mut self, mut group: Vec<Waiting>) {
-        if group.is_empty() {
-            return;
-        }
-        self.decide_and_write(&mut group);
-        for Waiting { batch, reply, answer: outcome } in group {
-            // Whoever is answered has it too, and takes it apart in its own time.
-            drop(batch);
-            let nothing = || Err(StoreError::closed());
-            let _asker_gone = reply.answer(outcome.unwrap_or_else(nothing));
-        }
-    }
-
-    fn decide_and_write(&mut self, group: &mut [Waiting]) {
-        for waiting in group.iter_mut() {
-            waiting.answer = self.answers.get(waiting.batch.id).cloned().map(Ok);
-        }
-        let refuse_all = |group: &mut [Waiting], error: &StoreError| {
-            for waiting in group.iter_mut().filter(|waiting| waiting.answer.is_none()) {
-                waiting.answer = Some(Err(error.clone()));
-            }
-        };
-        let entries: usize = group.iter().map(|waiting| waiting.batch.entries.len()).sum();
-        let ready = self.check_files().and_then(|()| self.lock.cover_seq(self.ledger.seq().0.saturating_add(entries as u64)));
-        if let Err(error) = ready {
-            return refuse_all(group, &error);
-        }
-        let before = self.ledger.seq();
-        let (mut work, mut freed) = (self.ledger.clone(), Freed::default());
-        self.buffer.clear();
-        let start = begin_frame(&mut self.buffer);
-        let mut decided: Vec<(usize, BatchAnswer)> = Vec::with_capacity(group.len());
-        for index in 0..group.len() {
-            let Some(waiting) = group.get(index) else { break };
-            if waiting.answer.is_some() {
-                continue;
-            }
-            let twin =
-                decided.iter().find(|(other, _)| group.get(*other).is_some_and(|other| other.batch.id == waiting.batch.id));
-            let answer = match twin {
-                Some((_, answer)) => Ok(answer.clone()),
-                None => self.decide(&mut work, &mut freed, &waiting.batch),
-            };
-            match answer {
-                Ok(answer) => decided.push((index, answer)),
-                Err(error) => {
-                    if let Some(waiting) = group.get_mut(index) {
-                        waiting.answer = Some(Err(error));
-                    }
-                }
-            }
-        }
-        let is_applied = |outcome: &Outcome| matches!(outcome, Outcome::Applied(_));
-        if decided.iter().any(|(_, answer)| answer.outcomes.iter().any(is_applied)) {
-            if let Err(error) = self.make_durable(&work, start, before.0.saturating_add(1)) {
-                return refuse_all(group, &error);
-            }
-            self.tail = work.seq().0;
-            self.ledger = work;
-            self.shared.leases.free(&freed);
-            self.shared.ledger.store(Arc::new(self.ledger.clone()));
-            self.last_write = Instant::now();
-        }
-        if self.buffer.capacity() > KEPT_BUFFER {
-            self.buffer = Vec::new();
-        }
-        for (index, answer) in decided {
-            if let Some(waiting) = group.get_mut(index) {
-                self.answers.put(waiting.batch.id, answer.clone());
-                waiting.answer = Some(Ok(answer));
-            }
-        }
-    }
-
-    /// Decides one batch on `work`, and appends the lines of what was accepted to the buffer.
-    fn decide(&mut self, work: &mut Ledger, freed: &mut Freed, batch: &Batch) -> Result<BatchAnswer, StoreError> {
-        let (before, length) = ((work.clone(), freed.clone()), self.buffer.len());
-        let answer = work.commit_freeing(&batch.entries, &*self.shared.leases, freed);
-        for (entry, outcome) in batch.entries.iter().zip(&answer.outcomes) {
-            let Outcome::Applied(receipt) = outcome else { continue };
-            let line = Line { batch: batch.id, entry, receipt };
-            if let Err(error) = serde_json::to_writer(&mut self.buffer, &line) {
-                (*work, *freed) = before;
-                self.buffer.truncate(length);
-                return Err(StoreError::not_applied(
-                    StoreErrorKind::Input,
-                    format!("an entry cannot be written as JSON: {error}"),
-                )
-                .of_one_entry());
-            }
-            self.buffer.push(b'\n');
-        }
-        Ok(answer)
-    }
-
-    /// Brings `work` to rest: the frame in the buffer, synced; or, where the journal cannot be written, a whole new document.
-    fn make_durable(&mut self, work: &Ledger, start: usize, first: u64) -> Result<(), StoreError> {
-        if self.broken {
-            return self.write_instead(work, None);
-        }
-        self.ensure_journal()?;
-        let tail = self.tail;
-        let Some(epoch) = self.journal.as_ref().map(|journal| journal.header().epoch) else { return Err(StoreError::closed()) };
-        finish_frame(&mut self.buffer, start, epoch, Kind::Data, tail, first)?;
-        let data = self.buffer.len() - start;
-        let leases = self.lease_news();
-        let Some(journal) = &mut self.journal else { return Err(StoreError::closed()) };
-        if let Some(leases) = leases {
-            encode_leases(&mut self.lease_note, &leases)?;
-            append_note(&mut self.buffer, &self.lease_note, epoch, work.seq().0)?;
-        } else if journal.has_provisional() && !self.lease_note.is_empty() {
-            // Its place is taken now. It moves on behind this frame, or, where that costs too much, is noted again soon.
-            if self.lease_note.len() <= CARRIED_NOTE {
-                append_note(&mut self.buffer, &self.lease_note, epoch, work.seq().0)?;
-            } else {
-                self.lease_changes = self.lease_changes.wrapping_sub(1);
-            }
-        }
-        let length = self.buffer.len();
-        let room = journal.reserve(length).or_else(|error| match self.spare.take() {
-            // What is kept ready for the next one is needed here.
-            Some(spare) if error.kind() == StoreErrorKind::Full => {
-                drop(spare);
-                journal.reserve(length)
-            }
-            spare => {
-                self.spare = spare;
-                Err(error)
-            }
-        });
-        if let Err(error) = room {
-            self.note_again();
-            return Err(error);
-        }
-        journal.append(&mut self.buffer, data).or_else(|error| {
-            self.broken = true;
-            self.write_instead(work, Some(error))
-        })
-    }
-
-    /// After the journal failed: everything goes into a new document, or nobody knows.
-    fn write_instead(&mut self, work: &Ledger, cause: Option<StoreError>) -> Result<(), StoreError> {
-        // The frame may be on the disk or not, and stays in doubt until a document is there: whoever sends the batch again learns it.
-        self.write_document_now(work).map_err(|error| match cause {
-            Some(cause) => StoreError::unknown(cause.kind(), format!("{cause}; and no new document could be written: {error}")),
-            None => error.into_unknown(),
-        })
-    }
-
-    /// A journal that continues the document; a document first, if there is none that can be continued.
-    fn ensure_journal(&mut self) -> Result<(), StoreError> {
-        if self.journal.is_some() {
-            return Ok(());
-        }
-        if self.document.generation.is_none() {
-            let ledger = self.ledger.clone();
-            self.write_document_now(&ledger)?;
-        }
-        self.check_lock()?;
-        let Some(generation) = &self.document.generation else { return Err(StoreError::closed()) };
-        let header = Header::new(generation, None, self.document.seq, self.document.seq);
-        self.journal = Some(Journal::create(&self.paths.journal, header, |file| self.paths.settle(&self.paths.journal, file))?);
-        self.tail = self.document.seq;
-        Ok(())
-    }
-
     /// Writes a document of a ledger here and now; after it no journal is needed.
     fn write_document_now(&mut self, ledger: &Ledger) -> Result<(), StoreError> {
         if let Some(job) = self.job.take() {
@@ -527,57 +359,6 @@ impl Writer {
         }
     }
 
-    /// The leases, if they changed since they were noted last and it is time to note them again.
-    fn lease_news(&mut self) -> Option<Leases> {
-        let changes = self.shared.leases.changes();
-        if changes == self.lease_changes || Instant::now() < self.lease_due {
-            return None;
-        }
-        self.lease_changes = changes;
-        let (mut leases, mut kept) = (Vec::new(), Vec::new());
-        for (lease, is_kept) in self.shared.leases.with_kept() {
-            kept.extend(is_kept.then_some(lease.token));
-            leases.push(lease);
-        }
-        // Many leases are noted less often: the note must not outgrow the work.
-        let pause = TICK + Duration::from_micros(20).saturating_mul(u32::try_from(leases.len()).unwrap_or(u32::MAX));
-        self.lease_due = Instant::now() + pause;
-        Some(Leases { leases, kept })
-    }
-
-    /// What was noted of leases is nowhere, or not where it is looked for: it is due again.
-    fn note_again(&mut self) {
-        self.lease_changes = self.shared.leases.changes().wrapping_sub(1);
-    }
-
-    /// Notes the leases for others to list, without a sync: they die with this process.
-    fn note_leases(&mut self) {
-        let now = Instant::now();
-        if self.broken || (self.journal.is_none() && self.retry.is_some_and(|(at, _)| now < at)) {
-            return;
-        }
-        let Some(leases) = self.lease_news() else { return };
-        if self.journal.is_none() && leases.leases.is_empty() {
-            return;
-        }
-        // Where there is no document yet that a journal can continue, one is written: whoever holds a lock is about to write, and others must see it.
-        let noted = self.check_lock().and_then(|()| self.ensure_journal()).and_then(|()| {
-            let Some(journal) = &mut self.journal else { return Ok(()) };
-            self.buffer.clear();
-            encode_leases(&mut self.lease_note, &leases)?;
-            append_note(&mut self.buffer, &self.lease_note, journal.header().epoch, self.tail)?;
-            journal.note(&mut self.buffer)
-        });
-        if noted.is_err() {
-            // Listing is a service, no promise: it is tried again when the pause is over.
-            self.note_again();
-            if self.journal.is_none() {
-                let wait = self.retry.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LONGEST_RETRY));
-                self.retry = Some((now + wait, wait));
-            }
-        }
-    }
-
     /// Brings everything into the document, writes down what was used, and gives the lock back.
     fn close(mut self) -> Result<(), StoreError> {
         // From here on no space is made ready: it would still be in the making when the lock is given back.
@@ -609,22 +390,6 @@ impl Writer {
 
 fn new_generation() -> String {
     uuid::Uuid::now_v7().to_string()
-}
-
-/// The payload of a note; empty if there are no leases.
-fn encode_leases(note: &mut Vec<u8>, leases: &Leases) -> Result<(), StoreError> {
-    note.clear();
-    if leases.leases.is_empty() {
-        return Ok(());
-    }
-    serde_json::to_writer(note, leases)
-        .map_err(|error| StoreError::not_applied(StoreErrorKind::Input, format!("the leases cannot be written as JSON: {error}")))
-}
-
-fn append_note(buffer: &mut Vec<u8>, note: &[u8], epoch: u64, tail: u64) -> Result<(), StoreError> {
-    let start = begin_frame(buffer);
-    buffer.extend_from_slice(if note.is_empty() { br#"{"leases":[]}"# } else { note });
-    finish_frame(buffer, start, epoch, Kind::Leases, tail, tail)
 }
 
 /// Answers a caller; one who went away needs none.
