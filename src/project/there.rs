@@ -14,8 +14,8 @@ use crate::store::{StoreError, StoreErrorKind};
 const DOCUMENT: &str = "run_state.json";
 const DATABASE: &str = "state.db";
 
-/// What the file backend keeps beside its document, and what shows a state that has no document yet.
-const BESIDE_DOCUMENT: &[&str] = &[".journal", ".journal.next", ".lock"];
+/// What the file backend keeps beside its document, and what shows a state that has no document yet, or lost it.
+const BESIDE_DOCUMENT: &[&str] = &[".journal", ".journal.next", ".lock", ".prev"];
 
 /// The map of the oldest runner.
 const BARE: &str = "state/execution_state.json";
