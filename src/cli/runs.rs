@@ -70,7 +70,7 @@ pub(super) async fn run(settings: &Settings, options: &RunsArgs, out: &mut Outpu
     while left > 0 && !printer.is_reader_gone() {
         query = query.limit(usize::try_from(left.min(500)).unwrap_or(500));
         let page = backend.list_runs(&query).await?;
-        let abandoned = end::abandoned(&*backend, &page.runs).await?;
+        let abandoned = end::abandoned(&*backend, &page.runs).await;
         for run in &page.runs {
             printer.push(&Row::of(run, abandoned.contains(&run.run_id)))?;
         }

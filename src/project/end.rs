@@ -171,34 +171,22 @@ pub async fn execute(backend: &dyn StateBackend, plan: &Plan, now: DateTime<Utc>
     }
 }
 
-/// Those of some runs that run, and whose process is known to be gone. Of a run that never said who works on it nothing is known: a foreign program may.
-///
-/// # Errors
-/// Whatever reading meets.
+/// Those of some runs that run, and whose process is known to be gone. Of a run that never said who works on it nothing is known: a foreign program may. Nor
+/// where it cannot be read who has the state open: then none is named.
 ///
 /// # Cancel safety
 /// Only reads: may be dropped at any time.
-pub async fn abandoned(backend: &dyn StateBackend, runs: &[RunSummary]) -> Result<BTreeSet<RunId>, ProjectError> {
-    let working: Vec<_> = runs
-        .iter()
-        .filter(|run| run.header.status == RunStatus::Running)
-        .filter_map(|run| Some((&run.run_id, run.header.worker.as_ref()?)))
-        .collect();
-    let mut found = BTreeSet::new();
-    if working.is_empty() {
-        return Ok(found);
+pub async fn abandoned(backend: &dyn StateBackend, runs: &[RunSummary]) -> BTreeSet<RunId> {
+    let working = || runs.iter().filter(|run| run.header.status == RunStatus::Running && run.header.worker.is_some());
+    if working().next().is_none() {
+        return BTreeSet::new();
     }
-    let (me, processes) = (me(backend), backend.processes().await?);
-    for (run, worker) in working {
-        if !gone::is_gone(backend, &me, Some(worker), &processes) {
-            continue;
-        }
-        // In between its process may have ended it in order, and itself after that.
-        let now = backend.load_run(run).await?;
-        let is_same = |now: &RunState| now.header().status == RunStatus::Running && now.header().worker.as_ref() == Some(worker);
-        if now.is_some_and(|now| is_same(&now)) {
-            found.insert(run.clone());
-        }
-    }
-    Ok(found)
+    let Ok(processes) = backend.processes().await else { return BTreeSet::new() };
+    let me = me(backend);
+    let gone: Vec<&RunSummary> =
+        working().filter(|run| gone::is_gone(backend, &me, run.header.worker.as_ref(), &processes)).collect();
+    let ids: Vec<RunId> = gone.iter().map(|run| run.run_id.clone()).collect();
+    // In between its process may have ended it in order, and itself after that.
+    let Ok(versions) = backend.run_versions(&ids).await else { return BTreeSet::new() };
+    gone.into_iter().zip(versions).filter(|(run, now)| *now == Some(run.version)).map(|(run, _)| run.run_id.clone()).collect()
 }

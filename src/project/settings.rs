@@ -322,10 +322,12 @@ impl Settings {
     /// Only reads: may be dropped at any time.
     pub async fn open_existing(&self) -> Result<Option<(Arc<dyn StateBackend>, OpenReport)>, ProjectError> {
         let found = self.open_existing_named(&self.backend.value).await?;
-        if found.is_none() {
-            self.refuse_lost()?;
+        if found.is_some() {
+            return Ok(found);
         }
-        Ok(found)
+        self.refuse_lost()?;
+        // Whoever made it between the two looks is read.
+        self.open_existing_named(&self.backend.value).await
     }
 
     /// The same for a backend by name.

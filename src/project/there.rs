@@ -106,8 +106,10 @@ impl Settings {
         {
             return None;
         }
+        // Looked at once more: meanwhile somebody may have made it.
         #[cfg(feature = "sqlite")]
-        return crate::store::sqlite::lost(&database);
+        return crate::store::sqlite::lost(&database)
+            .filter(|_| !std::fs::metadata(&database).is_ok_and(|found| found.len() > 0));
         #[cfg(not(feature = "sqlite"))]
         None
     }

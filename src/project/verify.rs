@@ -98,7 +98,8 @@ pub async fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool)
     }
     if let Some(database) = database.as_ref().filter(|database| std::fs::metadata(database).is_ok_and(|found| found.len() > 0)) {
         #[cfg(feature = "sqlite")]
-        let is_damaged = crate::store::sqlite::is_damaged(database)?;
+        // What cannot be looked at is no better than damaged.
+        let is_damaged = crate::store::sqlite::is_damaged(database).unwrap_or(true);
         #[cfg(not(feature = "sqlite"))]
         let is_damaged = true;
         done.push(if is_damaged {

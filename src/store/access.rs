@@ -2,6 +2,7 @@
 
 use std::fs::{File, Metadata, Permissions};
 use std::io::Result;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
 
@@ -63,14 +64,21 @@ impl Access {
 /// Gives a file that root has just made to the owner and the group of the folder that it lies in: he would be locked out of it. The files of everybody else are his
 /// own. The open file and no path, as in [`Access::give`].
 pub(crate) fn give_to_owner_of(folder: &Path, file: &File) -> Result<()> {
-    const ROOT: u32 = 0;
-    if file.metadata()?.uid() != ROOT {
-        return Ok(());
-    }
     let folder = std::fs::metadata(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
-    if folder.uid() != ROOT {
+    give_to(file, folder.uid(), folder.gid())
+}
+
+/// The same where the folder is open.
+pub(crate) fn give_to_owner_of_open(folder: impl AsFd, file: &File) -> Result<()> {
+    let folder = rustix::fs::fstat(folder)?;
+    give_to(file, folder.st_uid, folder.st_gid)
+}
+
+fn give_to(file: &File, owner: u32, group: u32) -> Result<()> {
+    const ROOT: u32 = 0;
+    if owner != ROOT && file.metadata()?.uid() == ROOT {
         // Root within a namespace may not give to whom it does not know there.
-        let _stays_ours = fchown(file, Some(folder.uid()), Some(folder.gid())).is_err();
+        let _stays_ours = fchown(file, Some(owner), Some(group)).is_err();
     }
     Ok(())
 }

@@ -179,3 +179,14 @@ async fn a_pending_run_is_ended_on_the_file_where_nobody_else_writes() {
     let (code, _, err) = run(dir.path(), "state end ended");
     assert!(code == 4 && err.contains("success"), "{err}");
 }
+
+/// Whether a process is gone is a hint: what keeps it from being known keeps nobody from the list.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_cannot_be_read_hides_no_run() {
+    let dir = left("database").await;
+    let db = rusqlite::Connection::open(dir.path().join("target/state.db")).unwrap();
+    db.execute("UPDATE node_states SET metadata = '{broken'", []).unwrap();
+    drop(db);
+    let listed = json(dir.path(), "state runs");
+    assert_eq!((&listed[0]["run_id"], &listed[0]["abandoned"]), (&"r".into(), &true.into()), "{listed}");
+}

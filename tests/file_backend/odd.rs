@@ -308,10 +308,10 @@ fn the_names_of_folders_that_are_made_are_synced() {
     let root = folder.path().canonicalize().unwrap();
     let (state, log) = (root.join("project").join("target"), root.join("log"));
     let child = Child::test("odd::child_that_makes_its_folder").env("STATE_FOLDER", &state);
-    child.log("mkdir,fsync,fdatasync", &log).run().passed("traced");
+    child.log("mkdirat,fsync,fdatasync", &log).run().passed("traced");
     let log = std::fs::read_to_string(&log).unwrap();
     let place = |what: String| log.find(&what).unwrap_or_else(|| panic!("{what} is missing: {log}"));
-    let made = place(format!("mkdir(\"{}\"", state.display()));
+    let made = place("\"target\"".to_owned());
     for parent in [state.parent().unwrap(), &root] {
         let synced = log[made..].find(&format!("<{}>)", parent.display()));
         assert!(synced.is_some(), "{} is synced after it got a new name: {log}", parent.display());
@@ -368,7 +368,8 @@ async fn a_document_that_was_lost_is_missed() {
         let told = if with_previous { "run_state.json.prev" } else { "run_state.json.lock tells of" };
         let tells = |lines: &[String]| lines.iter().any(|line| line.contains("run_state.json is missing") && line.contains(told));
         let report = reader_unopened(copy.path()).verify().await.unwrap();
-        assert!(tells(&report.problems) && !tells(&report.checked), "{place}: {report:?}");
+        // Only the copy proves it: a writer may have been ended before it had a document.
+        assert_eq!((tells(&report.problems), tells(&report.checked)), (with_previous, !with_previous), "{place}: {report:?}");
         let seen = reader_unopened(copy.path()).initialize().await.unwrap();
         assert!(tells(&seen.notices), "{place}: {:?}", seen.notices);
         if with_previous {

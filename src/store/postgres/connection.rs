@@ -347,6 +347,12 @@ impl Pool {
 
     /// Before anything is written over a new connection: where it leads to another copy, numbers that were given out may not be known there.
     async fn check_origin(&self, conn: &mut Conn) -> Result<(), StoreError> {
+        let known = self.origin.lock().await.clone();
+        let Some(known) = known else { return Ok(()) };
+        // Without the lock: connections are made side by side.
+        if schema::is_same(&known, &schema::origin(conn, &self.place).await?) {
+            return Ok(());
+        }
         let mut origin = self.origin.lock().await;
         let Some(before) = origin.as_deref() else { return Ok(()) };
         if let Some(here) = schema::recheck(conn, &self.place, before).await? {

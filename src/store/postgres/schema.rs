@@ -383,7 +383,7 @@ pub(super) async fn recheck(conn: &mut Conn, place: &Place, before: &str) -> Res
 const TIMELINE: &str = " timeline ";
 
 /// Whether two origins are the same. Where the timeline could not be asked for one of the two times, the rest decides.
-fn is_same(known: &str, here: &str) -> bool {
+pub(super) fn is_same(known: &str, here: &str) -> bool {
     let split = |origin: &str| -> (String, Option<String>) {
         match origin.split_once(TIMELINE) {
             Some((ids, timeline)) => (ids.to_owned(), Some(timeline.to_owned())),
