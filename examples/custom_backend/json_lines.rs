@@ -97,6 +97,13 @@ struct Log {
     broken: Option<String>,
 }
 
+impl Drop for Log {
+    fn drop(&mut self) {
+        // Closing alone would not do: a child that is just being started has the file open too, until it runs its program.
+        let _freed_with_the_process = self.file.unlock().is_err();
+    }
+}
+
 struct Shared {
     path: PathBuf,
     /// Held over a whole commit, sync included. `None`: not open.
@@ -349,7 +356,7 @@ impl StateBackend for JsonLines {
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.blocking(|shared| {
-            // Every line was synced when it was acknowledged; closing the file frees its lock.
+            // Every line was synced when it was acknowledged; the lock goes with the log.
             drop(shared.log().take());
             Ok(())
         })
