@@ -77,7 +77,8 @@ pub enum Durability {
 ///   that nobody knows, and other writes of that line are refused meanwhile. So a write, a [`flush`](Self::flush) and [`close`](Self::close) may take that long.
 ///   The built-in servers' requests have limits of 10 s each.
 /// - A backend of one's own that neither answers nor fails holds what it was sent, and `close`, without a limit. Put a timeout around the call where that
-///   matters: dropping a future is safe. Claims that `close` gives back hold it for 30 s at most, if nothing else is on its way.
+///   matters: dropping a future is safe. Claims that `close` gives back hold it for 30 s at most, if all
+///   other writes were answered by then.
 /// - A lock is waited for as long as the caller says, and beyond that for an answer of storage that is under way.
 /// - Ends of claims, and claims that are given back, are told twice or more while storage is busy or full: up to ten times, of which the last begins at most about
 ///   three seconds after the first was refused, or is the second. SQLite takes five seconds to say that another program keeps it busy.

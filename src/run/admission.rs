@@ -86,11 +86,6 @@ impl Admission {
         self.bytes.close();
     }
 
-    /// How many entries are on their way.
-    pub(crate) fn taken(&self) -> usize {
-        self.entries.saturating_sub(self.count.available_permits())
-    }
-
     /// How many more entries would be admitted now.
     pub(crate) fn available(&self) -> usize {
         self.count.available_permits()

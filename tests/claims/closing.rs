@@ -166,3 +166,35 @@ async fn storage_that_does_not_answer_is_not_waited_for_without_end() {
         assert!(matches!(refused, Err(Error::Closed)), "{refused:?}");
     }
 }
+
+/// A write that was sent before is waited for as ever: it is not given up with the claims.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_storage_does_not_answer_is_not_given_up_with_claims() {
+    let lying = LyingBackend::new(false);
+    let builder = Coordinator::builder().max_in_flight(1);
+    let state = builder.open(Arc::clone(&lying) as Arc<dyn StateBackend>).await.unwrap();
+    begin(&state, 2).await;
+    let held = [claim(&state).await, claim(&state).await];
+    lying.close_gate();
+    let sent = lying.commits.load(std::sync::atomic::Ordering::SeqCst);
+    let (written, closed, ()) = tokio::join!(
+        biased;
+        state.set_node_state(RUN, "beside", NodeUpdate::skipped()),
+        async {
+            lying.arrived(sent + 1).await;
+            state.close().await
+        },
+        async {
+            tokio::time::sleep(Duration::from_secs(100)).await;
+            lying.open_gate();
+        }
+    );
+    written.unwrap();
+    closed.unwrap();
+    let state = Coordinator::open(Arc::clone(&lying) as Arc<dyn StateBackend>).await.unwrap();
+    assert_eq!(node(&state, "beside").await.status, NodeStatus::Skipped);
+    for claim in held {
+        assert_untouched(&state, claim.node_id()).await;
+    }
+    state.close().await.unwrap();
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::coordinator::write::node_change;
 use crate::coordinator::{Commit, Engine};
@@ -125,20 +125,23 @@ impl HeldClaims {
 impl Engine {
     /// Gives back what is held when all is closed, as its drop does. All that was told before is settled by then, and nothing more is told.
     pub(in crate::coordinator) async fn give_back_claims(self: &Arc<Self>) {
+        let held = self.held.take();
+        if held.is_empty() {
+            return;
+        }
+        let until = Instant::now() + GIVEN_BACK_WITHIN;
+        // What was written before is waited for as ever. Behind it nothing is on its way that somebody waits for.
+        let alone = timeout_at(until, self.admission.drained()).await.is_ok();
         let mut giving_back = JoinSet::new();
-        for held in self.held.take() {
+        for held in held {
             let engine = Arc::clone(self);
             giving_back.spawn(async move { End::give_back(engine, held).await });
         }
-        if giving_back.is_empty() {
-            return;
-        }
         let all = async { while giving_back.join_next().await.is_some() {} };
-        if tokio::time::timeout(GIVEN_BACK_WITHIN, all).await.is_ok() {
+        if timeout_at(until, all).await.is_ok() {
             return;
         }
-        // Only what nobody waits for is given up: other writes are waited for as ever.
-        if self.admission.taken() <= giving_back.len() {
+        if alone {
             tracing::error!(
                 claims = giving_back.len(),
                 "storage does not answer to claims that are given back; they are taken over when it does"
