@@ -226,7 +226,7 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>>;
 
     /// How leases are kept. The default says that they are not: nobody can have a lock or a claim. With [`LeaseStore::Rows`] [`commit`](Self::commit) decides
-    /// [`Entry::leases`](crate::model::Entry::leases). A backend over [`Ledger`](crate::model::Ledger), which refuses entries with leases, keeps a
+    /// [`Entry::leases`](crate::model::Entry::leases). A backend over [`Ledger`](crate::model::Ledger), which refuses entries that grant or renew one, keeps a
     /// [`LeaseStore::Book`], and overrides [`reserve_tokens`](Self::reserve_tokens) too.
     fn lease_store(&self) -> LeaseStore {
         LeaseStore::None
