@@ -82,6 +82,7 @@ pub enum Durability {
 /// - A lock is waited for as long as the caller says, and beyond that for an answer of storage that is under way.
 /// - Ends of claims, and claims that are given back, are told twice or more while storage is busy or full: up to ten times, of which the last begins at most about
 ///   three seconds after the first was refused, or is the second. SQLite takes five seconds to say that another program keeps it busy.
+/// - [`transact`](Self::transact) that met others three times waits for its turn among those of this process, at most 10 s at a time.
 /// - Reading a run that is in memory waits for nothing; other reads take as long as storage does.
 ///
 /// # Where it runs

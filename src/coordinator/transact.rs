@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::turns::Turn;
 use super::{Commit, Coordinator, Engine, Transaction};
 use crate::error::Error;
 use crate::model::{Guard, IntoRunId, NodeId, NodeState, Refusal, RunHeader, RunId, Snapshot, Version};
@@ -132,10 +133,9 @@ impl<'v> RunView<'v> {
 
 impl Coordinator {
     /// Reads, decides and commits as one: the closure reads runs through the view and puts what follows into the transaction; what it read is
-    /// guarded, and if it was changed before the commit the closure is called again on the new state, at most 64 times; after some conflicts in its turn among those of
-    /// this process. A refusal although nothing that was
-    /// read has changed is told at once: a condition of the closure's own that does not hold, a run that it makes and that is there. The closure must
-    /// be free of side effects. If it writes nothing, nothing is committed. What it reads is committed: deferred writes that are on their way are waited
+    /// guarded, and if it was changed before the commit the closure is called again on the new state, at most 64 times; after three conflicts in its turn among those of
+    /// this process, which it waits for at most 10 s (once, and once more where the closure then asks for another run). A refusal although nothing that was read has
+    /// changed is told at once: a condition of the closure's own that does not hold, a run that it makes and that is there. The closure must be free of side effects. If it writes nothing, nothing is committed. What it reads is committed: deferred writes that are on their way are waited
     /// for.
     ///
     /// ```
@@ -214,8 +214,9 @@ impl Coordinator {
                     (error, _) => error,
                 });
             }
-            // Whose turn it is meets newcomers only, and other processes.
-            let met = if turns.is_empty() { conflicts } else { conflicts.saturating_sub(IN_TURN) };
+            // Whose turn it is meets newcomers only, and other processes. Who goes on without one stays out of his way.
+            let is_its_turn = !turns.is_empty() && turns.iter().all(Turn::is_held);
+            let met = if is_its_turn { conflicts.saturating_sub(IN_TURN) } else { conflicts };
             tokio::time::sleep(crate::run::jitter(met)).await;
         }
     }
