@@ -15,6 +15,7 @@ const LIGHT: u64 = 64;
 const GROWTH: u64 = 4;
 /// Others are left a turn as long as they had to wait, and at most this.
 const LONGEST_TURN: Duration = Duration::from_secs(1);
+
 /// How much goes at once. What a run takes is known by its nodes alone, and not what each of them completed, or how fast the storage is: so it begins with one
 /// run, and goes by how long the last batch took.
 #[derive(Debug)]

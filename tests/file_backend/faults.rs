@@ -241,9 +241,7 @@ async fn a_writer_whose_lock_is_taken_away_spares_the_journal_of_the_next_one() 
     let one = open(folder.path()).await;
     create(&one, "run_1", 0).await;
     one.checkpoint().await.unwrap();
-    let LeaseStore::Book(book) = one.lease_store() else { panic!("leases live in a book") };
-    let owner = LeaseOwner { process: one.process().unwrap(), name: "task".into() };
-    book.put(LeaseRecord::new(LeaseKey::run(run_id("run_1")), FencingToken(3), owner, None, at(0), 30_000), None);
+    hold(&one);
     let noted = || String::from_utf8_lossy(&std::fs::read(journal(folder.path())).unwrap_or_default()).contains("\"task\"");
     wait_for(async || noted()).await;
     std::fs::remove_file(folder.path().join("run_state.json.lock")).unwrap();
@@ -251,7 +249,7 @@ async fn a_writer_whose_lock_is_taken_away_spares_the_journal_of_the_next_one() 
     set(&two, "run_1", "a", NodeUpdate::success(), 1).await;
     set(&two, "run_1", "b", NodeUpdate::success(), 2).await;
     let told = all(&two).await;
-    book.remove(&LeaseKey::run(run_id("run_1")), FencingToken(3));
+    book(&one).remove(&LeaseKey::run(run_id("run_1")), FencingToken(3));
     // With nothing to write it is refused only once the writer has seen, by itself, that it must not note that.
     wait_for(async || one.checkpoint().await.is_err()).await;
     let error = one.reserve_tokens(1).await.unwrap_err();

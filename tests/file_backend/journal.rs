@@ -240,9 +240,7 @@ async fn records_behind_a_note_of_leases_are_damage() {
     let backend = open(folder.path()).await;
     create(&backend, "run_1", 0).await;
     backend.checkpoint().await.unwrap();
-    let LeaseStore::Book(book) = backend.lease_store() else { panic!("leases live in a book") };
-    let owner = LeaseOwner { process: backend.process().unwrap(), name: "task".into() };
-    book.put(LeaseRecord::new(LeaseKey::run(run_id("run_1")), FencingToken(3), owner, None, at(0), 30_000), None);
+    hold(&backend);
     let bytes = || std::fs::read(journal(folder.path())).unwrap_or_default();
     wait_for(async || String::from_utf8_lossy(&bytes()).contains("\"task\"")).await;
     let killed = tempfile::tempdir().unwrap();
@@ -299,9 +297,7 @@ async fn a_journal_that_was_cut_in_a_note_of_leases_is_whole() {
     let folder = tempfile::tempdir().unwrap();
     let backend = open(folder.path()).await;
     create(&backend, "run_1", 0).await;
-    let LeaseStore::Book(book) = backend.lease_store() else { panic!("leases live in a book") };
-    let owner = LeaseOwner { process: backend.process().unwrap(), name: "task".into() };
-    book.put(LeaseRecord::new(LeaseKey::run(run_id("run_1")), FencingToken(3), owner, None, at(0), 30_000), None);
+    hold(&backend);
     let bytes = || std::fs::read(journal(folder.path())).unwrap_or_default();
     wait_for(async || String::from_utf8_lossy(&bytes()).contains("\"task\"")).await;
     let killed = tempfile::tempdir().unwrap();

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeZone, Utc};
 use folder::copy_folder;
 use seeknal_state::model::{Batch, BatchAnswer, Entry, Guard, Mutation, Outcome, Receipt, Refusal, RunPart};
-use seeknal_state::store::LeaseStore;
 use seeknal_state::store::file::{FileBackend, repair};
+use seeknal_state::store::{LeaseBook, LeaseStore};
 use seeknal_state::{
     BackendOptions, Fence, FencingToken, Interval, LeaseKey, LeaseOwner, LeaseRecord, NewRun, NodeId, NodeStatus, NodeUpdate,
     PartitionKey, RunId, RunQuery, RunState, RunUpdate, StateBackend, StoreErrorKind, Version,
@@ -55,6 +55,19 @@ fn node_id(text: &str) -> NodeId {
 
 fn options(folder: &Path) -> BackendOptions {
     BackendOptions::new().base_path(folder)
+}
+
+fn book(backend: &FileBackend) -> Arc<LeaseBook> {
+    let LeaseStore::Book(book) = backend.lease_store() else { panic!("leases live in a book") };
+    book
+}
+
+/// Holds run "run_1" until it is taken out.
+fn hold(backend: &FileBackend) -> LeaseRecord {
+    let owner = LeaseOwner { process: backend.process().unwrap(), name: "task".into() };
+    let record = LeaseRecord::new(LeaseKey::run(run_id("run_1")), FencingToken(3), owner, Some("load".into()), at(0), 30_000);
+    book(backend).put(record.clone(), None);
+    record
 }
 
 async fn open(folder: &Path) -> FileBackend {

@@ -140,10 +140,7 @@ async fn leases_of_a_live_writer_are_listed_by_others_and_die_with_it() {
     let folder = tempfile::tempdir().unwrap();
     let backend = open(folder.path()).await;
     create(&backend, "run_1", 0).await;
-    let LeaseStore::Book(book) = backend.lease_store() else { panic!("leases live in a book") };
-    let owner = LeaseOwner { process: backend.process().unwrap(), name: "task".into() };
-    let record = LeaseRecord::new(LeaseKey::run(run_id("run_1")), FencingToken(3), owner, Some("load".into()), at(0), 30_000);
-    book.put(record.clone(), None);
+    let record = hold(&backend);
     let seen = reader(folder.path()).await;
     wait_for(async || seen.list_leases().await.unwrap() == vec![record.clone()]).await;
     // Writing goes over the provisional frame; the leases stay listed.
@@ -164,7 +161,7 @@ async fn leases_of_a_live_writer_are_listed_by_others_and_die_with_it() {
     };
     let answer = backend.commit(Arc::new(Batch::new(vec![fenced(2), fenced(3)]))).await.unwrap();
     assert!(matches!(&answer.outcomes[0], Outcome::Refused(Refusal::Fenced { .. })));
-    book.remove(&record.key, FencingToken(3));
+    book(&backend).remove(&record.key, FencingToken(3));
     wait_for(async || seen.list_leases().await.unwrap().is_empty()).await;
 }
 
@@ -223,10 +220,7 @@ async fn leases_stay_listed_where_the_journal_was_given_up() {
     let folder = tempfile::tempdir().unwrap();
     let backend = open(folder.path()).await;
     create(&backend, "run_1", 0).await;
-    let LeaseStore::Book(book) = backend.lease_store() else { panic!("leases live in a book") };
-    let owner = LeaseOwner { process: backend.process().unwrap(), name: "task".into() };
-    let record = LeaseRecord::new(LeaseKey::run(run_id("run_1")), FencingToken(3), owner, None, at(0), 30_000);
-    book.put(record.clone(), None);
+    let record = hold(&backend);
     let seen = reader(folder.path()).await;
     wait_for(async || seen.list_leases().await.unwrap() == vec![record.clone()]).await;
     std::fs::remove_file(journal(folder.path())).unwrap();
