@@ -1,6 +1,7 @@
 //! Which nodes of a run can be worked on next: kept up to date by what changes, so that nobody has to look at all nodes for one of them.
 //!
-//! A node is ready when it is pending and all that it depends on is done; so is one that runs under a claim whose lease is gone. Every process
+//! A node is ready when it is pending and all that it depends on is done; so is one that runs under a claim whose lease is gone. A board hands out those that
+//! are asked for; the others are on it for what depends on them. Every process
 //! takes them in an order of its own: first those for which it comes first among all processes that work on the run, so that two of them rarely
 //! want the same one, then those of the others.
 
@@ -12,6 +13,7 @@ use super::id::NodeId;
 use super::list::List;
 use super::node::NodeState;
 use super::run::{RunState, Version};
+use super::select::Selection;
 use super::status::NodeStatus;
 
 /// How a node may be taken.
@@ -21,6 +23,14 @@ pub(crate) enum Taking {
     Begin,
     /// It runs, its worker is gone.
     TakeOver,
+}
+
+/// Which nodes are asked for, and when they are ready.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Wish {
+    /// The statuses that count as done.
+    pub(crate) done: Vec<NodeStatus>,
+    pub(crate) nodes: Selection,
 }
 
 /// A node to be taken, as it was seen.
@@ -51,6 +61,8 @@ type Place = (Duration, u64);
 #[derive(Debug)]
 struct Card {
     kind: Kind,
+    /// Whether it is asked for; those that are not are there for those that depend on them.
+    wanted: bool,
     /// How many of the nodes that it depends on are not done.
     missing: usize,
     needs: List<NodeId>,
@@ -65,11 +77,35 @@ impl Card {
     }
 }
 
+/// How many nodes there are of a kind.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    /// Ready ones, wanted or not.
+    ready: usize,
+    /// Pending ones that are wanted.
+    pending: usize,
+    /// Wanted ones that are pending or run.
+    open: usize,
+}
+
+impl Tally {
+    fn add(&mut self, card: &Card) {
+        self.ready += usize::from(card.is_ready());
+        self.pending += usize::from(card.wanted && card.kind == Kind::Pending);
+        self.open += usize::from(card.wanted && matches!(card.kind, Kind::Pending | Kind::Running));
+    }
+
+    fn take(&mut self, card: &Card) {
+        self.ready -= usize::from(card.is_ready());
+        self.pending -= usize::from(card.wanted && card.kind == Kind::Pending);
+        self.open -= usize::from(card.wanted && matches!(card.kind, Kind::Pending | Kind::Running));
+    }
+}
+
 /// The ready nodes of one run, as one process sees them.
 #[derive(Debug)]
 pub(crate) struct ReadyBoard {
-    /// The statuses that count as done.
-    accepted: Vec<NodeStatus>,
+    wish: Arc<Wish>,
     state: RunState,
     cards: HashMap<NodeId, Card>,
     dependents: HashMap<NodeId, Vec<NodeId>>,
@@ -87,8 +123,7 @@ pub(crate) struct ReadyBoard {
     left_out: HashSet<NodeId>,
     /// Claimed nodes whose lease was gone, as they were then.
     dead: HashMap<NodeId, Version>,
-    ready: usize,
-    pending: usize,
+    tally: Tally,
     me: u64,
     /// All processes that work on the run, this one included, sorted.
     peers: Vec<u64>,
@@ -96,10 +131,10 @@ pub(crate) struct ReadyBoard {
 
 impl ReadyBoard {
     /// The board of a run for the process of this name.
-    pub(crate) fn new(state: RunState, accepted: &[NodeStatus], me: &str) -> Self {
+    pub(crate) fn new(state: RunState, wish: &Arc<Wish>, me: &str) -> Self {
         let me = hash(me);
         let mut board = Self {
-            accepted: accepted.to_vec(),
+            wish: Arc::clone(wish),
             state,
             cards: HashMap::new(),
             dependents: HashMap::new(),
@@ -111,8 +146,7 @@ impl ReadyBoard {
             running: HashSet::new(),
             left_out: HashSet::new(),
             dead: HashMap::new(),
-            ready: 0,
-            pending: 0,
+            tally: Tally::default(),
             me,
             peers: vec![me],
         };
@@ -128,8 +162,8 @@ impl ReadyBoard {
         &self.state
     }
 
-    pub(crate) fn accepts(&self, accepted: &[NodeStatus]) -> bool {
-        self.accepted == accepted
+    pub(crate) fn is_for(&self, wish: &Arc<Wish>) -> bool {
+        Arc::ptr_eq(&self.wish, wish) || self.wish == *wish
     }
 
     /// Takes in a state in which only these nodes differ from the last one.
@@ -173,13 +207,10 @@ impl ReadyBoard {
         self.queue.clear();
         self.running.clear();
         self.left_out.clear();
-        (self.ready, self.pending) = (0, 0);
+        self.tally = Tally::default();
         let state = self.state.clone();
         for (id, node) in state.nodes() {
-            self.cards.insert(
-                id.clone(),
-                Card { kind: self.kind(node), missing: 0, needs: node.depends_on.clone(), place: None, since: Duration::ZERO },
-            );
+            self.cards.insert(id.clone(), self.card(id, node));
             for needed in &node.depends_on {
                 self.dependents.entry(needed.clone()).or_default().push(id.clone());
             }
@@ -188,8 +219,7 @@ impl ReadyBoard {
             let missing = self.missing(&node.depends_on);
             if let Some(card) = self.cards.get_mut(id) {
                 card.missing = missing;
-                self.pending += usize::from(card.kind == Kind::Pending);
-                self.ready += usize::from(card.is_ready());
+                self.tally.add(card);
                 if card.kind == Kind::Running {
                     self.running.insert(id.clone());
                 }
@@ -200,11 +230,17 @@ impl ReadyBoard {
         dead.retain(|id, _| running.contains(id));
     }
 
+    /// The card of a node of whose dependencies nothing is known.
+    fn card(&self, id: &NodeId, node: &NodeState) -> Card {
+        let (kind, wanted) = (self.kind(node), self.wish.nodes.takes(id, node));
+        Card { kind, wanted, missing: 0, needs: node.depends_on.clone(), place: None, since: Duration::ZERO }
+    }
+
     fn kind(&self, node: &NodeState) -> Kind {
         match &node.status {
             NodeStatus::Pending => Kind::Pending,
             NodeStatus::Running => Kind::Running,
-            status if self.accepted.contains(status) => Kind::Done,
+            status if self.wish.done.contains(status) => Kind::Done,
             _ => Kind::Other,
         }
     }
@@ -219,18 +255,18 @@ impl ReadyBoard {
             self.left_out.remove(id);
         }
         let node = self.state.node_shared(id.as_str());
-        let kind = node.as_ref().map(|node| self.kind(node));
-        let was = match (self.cards.get_mut(id), &node, kind) {
+        let new = node.as_ref().map(|node| self.card(id, node));
+        let kind = new.as_ref().map(|card| card.kind);
+        let was = match (self.cards.get_mut(id), new) {
             // What it waits for seldom changes.
-            (Some(card), Some(node), Some(kind)) if card.needs == node.depends_on => {
-                self.pending -= usize::from(card.kind == Kind::Pending);
-                self.ready -= usize::from(card.is_ready());
-                let was = std::mem::replace(&mut card.kind, kind);
-                self.pending += usize::from(kind == Kind::Pending);
-                self.ready += usize::from(card.is_ready());
+            (Some(card), Some(new)) if card.needs == new.needs => {
+                self.tally.take(card);
+                card.wanted = new.wanted;
+                let was = std::mem::replace(&mut card.kind, new.kind);
+                self.tally.add(card);
                 Some(was)
             }
-            _ => self.exchange(id, node.as_ref().zip(kind).map(|(node, kind)| (&node.depends_on, kind))),
+            (_, new) => self.exchange(id, new),
         };
         match (was == Some(Kind::Running), kind == Some(Kind::Running)) {
             (true, false) => drop(self.running.remove(id)),
@@ -245,11 +281,10 @@ impl ReadyBoard {
     }
 
     /// Puts a card in the place of another one, or takes it away; of what kind the other one was.
-    fn exchange(&mut self, id: &NodeId, new: Option<(&List<NodeId>, Kind)>) -> Option<Kind> {
+    fn exchange(&mut self, id: &NodeId, new: Option<Card>) -> Option<Kind> {
         let old = self.cards.remove(id);
         if let Some(card) = &old {
-            self.pending -= usize::from(card.kind == Kind::Pending);
-            self.ready -= usize::from(card.is_ready());
+            self.tally.take(card);
             if let Some(place) = card.place {
                 self.queue.remove(&(place, id.clone()));
             }
@@ -260,13 +295,12 @@ impl ReadyBoard {
             }
         }
         match new {
-            Some((needs, kind)) => {
-                for needed in needs {
+            Some(mut card) => {
+                for needed in &card.needs {
                     self.dependents.entry(needed.clone()).or_default().push(id.clone());
                 }
-                let card = Card { kind, missing: self.missing(needs), needs: needs.clone(), place: None, since: Duration::ZERO };
-                self.pending += usize::from(kind == Kind::Pending);
-                self.ready += usize::from(card.is_ready());
+                card.missing = self.missing(&card.needs);
+                self.tally.add(&card);
                 self.cards.insert(id.clone(), card);
             }
             None => {
@@ -281,9 +315,9 @@ impl ReadyBoard {
         let Some(dependents) = self.dependents.get_mut(id).map(std::mem::take) else { return };
         for dependent in &dependents {
             let Some(card) = self.cards.get_mut(dependent) else { continue };
-            self.ready -= usize::from(card.is_ready());
+            self.tally.take(card);
             card.missing = if is_done { card.missing.saturating_sub(1) } else { card.missing + 1 };
-            self.ready += usize::from(card.is_ready());
+            self.tally.add(card);
             // It may have been refused because of this: now the state tells.
             self.left_out.remove(dependent);
             self.place(dependent);
@@ -306,7 +340,8 @@ impl ReadyBoard {
     /// As [`place`](Self::place), as from then on.
     fn place_since(&mut self, id: &NodeId, since: Duration) {
         let Some(card) = self.cards.get(id) else { return };
-        let free = (card.is_ready() || (card.kind == Kind::Running && self.is_dead(id)))
+        let free = card.wanted
+            && (card.is_ready() || (card.kind == Kind::Running && self.is_dead(id)))
             && !self.taken.contains(id)
             && !self.left_out.contains(id);
         let old = card.place;
@@ -424,14 +459,15 @@ impl ReadyBoard {
         self.queue.first().map(|((from, _), _)| *from)
     }
 
-    /// How many nodes are pending.
+    /// How many of the nodes that are asked for are pending.
     pub(crate) fn pending(&self) -> usize {
-        self.pending
+        self.tally.pending
     }
 
-    /// How many pending nodes wait for others that nobody works on; `None` while anything runs or is ready.
+    /// How many of the nodes that are asked for are pending and wait for others that nobody works on; `None` while any of them may still become ready.
     pub(crate) fn drained(&self) -> Option<usize> {
-        (self.ready == 0 && self.running.is_empty()).then_some(self.pending)
+        let stands = self.tally.ready == 0 && self.running.is_empty();
+        (stands || self.tally.open == 0).then_some(self.tally.pending)
     }
 }
 

@@ -46,8 +46,18 @@ impl World {
     }
 
     fn board(&self, me: &str) -> ReadyBoard {
-        ReadyBoard::new(self.state(), DONE, me)
+        self.board_of(me, Selection::default())
     }
+
+    /// One that hands out these nodes only.
+    fn board_of(&self, me: &str, nodes: Selection) -> ReadyBoard {
+        ReadyBoard::new(self.state(), &Arc::new(Wish { done: DONE.to_vec(), nodes }), me)
+    }
+}
+
+/// Nodes whose metadata say so.
+fn in_queue(name: &str) -> Selection {
+    Selection { notes: [(Box::from("queue"), name.into())].into(), ..Selection::default() }
 }
 
 /// How many may be taken now.
@@ -60,22 +70,35 @@ fn queued(board: &ReadyBoard) -> BTreeSet<NodeId> {
 }
 
 /// What the queue must be, by looking at everything.
-fn ready(state: &RunState) -> BTreeSet<NodeId> {
+fn ready(state: &RunState, nodes: &Selection) -> BTreeSet<NodeId> {
     let done = |id: &NodeId| state.node(id.as_str()).is_some_and(|node| DONE.contains(&node.status));
     state
         .nodes()
         .filter(|(_, node)| node.status == NodeStatus::Pending && node.depends_on.iter().all(done))
+        .filter(|(id, node)| nodes.takes(id, node))
         .map(|(id, _)| id.clone())
         .collect()
+}
+
+/// Whether there will be no more work of this kind, and how much of it is blocked, by looking at everything.
+fn drained(state: &RunState, nodes: &Selection) -> Option<usize> {
+    let of_kind =
+        |status: &NodeStatus| state.nodes().filter(|(id, node)| nodes.takes(id, node) && node.status == *status).count();
+    let runs = state.nodes().any(|(_, node)| node.status == NodeStatus::Running);
+    let stands = !runs && ready(state, &Selection::default()).is_empty();
+    let (pending, running) = (of_kind(&NodeStatus::Pending), of_kind(&NodeStatus::Running));
+    (stands || pending + running == 0).then_some(pending)
 }
 
 proptest! {
     #[test]
     fn a_board_that_is_kept_up_to_date_is_one_that_is_made_anew(
-        steps in prop::collection::vec((0_usize..8, 0_usize..9, prop::collection::vec(0_usize..9, 0..4)), 1..60),
+        steps in prop::collection::vec((0_usize..8, 0_usize..11, prop::collection::vec(0_usize..9, 0..4)), 1..60),
+        chosen in any::<bool>(),
     ) {
+        let nodes = if chosen { in_queue("gpu") } else { Selection::default() };
         let mut world = World::new();
-        let mut board = world.board("p");
+        let mut board = world.board_of("p", nodes.clone());
         for (node, what, needs) in steps {
             let update = match what {
                 0 => NodeUpdate::pending(),
@@ -85,6 +108,8 @@ proptest! {
                 4 => NodeUpdate::skipped(),
                 5 | 6 => NodeUpdate::new().depends_on(needs.into_iter().filter(|other| *other != node).map(id)),
                 7 => NodeUpdate::new().row_count(1),
+                9 => NodeUpdate::new().metadata("queue", "gpu"),
+                10 => NodeUpdate::new().remove_metadata("queue"),
                 _ => NodeUpdate::cached(),
             };
             if what == 7 {
@@ -93,11 +118,12 @@ proptest! {
                 prop_assert!(world.set(node, update));
             }
             board.moved(world.state(), &[id(node)]);
-            let anew = world.board("p");
-            prop_assert_eq!(queued(&board), ready(&world.state()));
-            prop_assert_eq!(queued(&anew), ready(&world.state()));
-            prop_assert_eq!((board.ready, board.pending, &board.running), (anew.ready, anew.pending, &anew.running));
-            prop_assert_eq!(board.drained(), anew.drained());
+            let anew = world.board_of("p", nodes.clone());
+            prop_assert_eq!(queued(&board), ready(&world.state(), &nodes));
+            prop_assert_eq!(queued(&anew), ready(&world.state(), &nodes));
+            prop_assert_eq!((&board.tally, &board.running), (&anew.tally, &anew.running));
+            prop_assert_eq!(board.drained(), drained(&world.state(), &nodes));
+            prop_assert_eq!(anew.drained(), drained(&world.state(), &nodes));
         }
     }
 }
@@ -168,8 +194,22 @@ fn what_can_never_be_ready_is_told() {
     assert_eq!(world.board("p").drained(), Some(2));
     assert!(world.set(1, NodeUpdate::success()));
     assert_eq!(world.board("p").drained(), None);
-    let lenient = ReadyBoard::new(world.state(), &[NodeStatus::Failed], "p");
-    assert_eq!(lenient.drained(), Some(2), "success was not accepted");
+    let strange = Wish { done: vec![NodeStatus::Failed], nodes: Selection::default() };
+    let strange = ReadyBoard::new(world.state(), &Arc::new(strange), "p");
+    assert_eq!(strange.drained(), Some(2), "success was not accepted");
+}
+
+#[test]
+fn a_vanished_worker_is_replaced_by_who_asks_for_its_kind_of_work() {
+    let mut world = World::new();
+    assert!(world.set(1, NodeUpdate::running().worker("w").metadata("queue", "gpu")));
+    assert!(world.set(2, NodeUpdate::running().worker("w")));
+    for (nodes, mine) in [(in_queue("gpu"), Some(id(1))), (in_queue("cpu"), None)] {
+        let mut board = world.board_of("p", nodes);
+        board.set_held(board.version(), |_| false);
+        assert_eq!(board.pick().map(|pick| pick.node), mine);
+        assert!(board.pick().is_none());
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod support;
 
 mod beside;
+mod chosen;
 mod closing;
 mod granted;
 mod handed;

@@ -9,10 +9,10 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
-use crate::model::{LeaseRecord, NodeId, NodeStatus, Pick, ProcessInfo, ReadyBoard, RunId, Snapshot, Version};
+use crate::model::{LeaseRecord, NodeId, Pick, ProcessInfo, ReadyBoard, RunId, Snapshot, Version, Wish};
 use crate::run::ChangeSeed;
 
-/// Boards of one run, each for another idea of what is done; more of them are not kept, unless somebody waits in front of each.
+/// Boards of one run, each for another wish; more of them are not kept, unless somebody waits in front of each.
 const MOST_OF_A_RUN: usize = 8;
 /// The longest pause between two looks.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -52,12 +52,12 @@ impl Boards {
     }
 
     /// The board of a run, not older than this snapshot.
-    pub(super) fn of(&self, snapshot: &Snapshot, done: &[NodeStatus], me: Option<&ProcessInfo>) -> Arc<Board> {
+    pub(super) fn of(&self, snapshot: &Snapshot, wish: &Arc<Wish>, me: Option<&ProcessInfo>) -> Arc<Board> {
         let run = snapshot.state().id();
-        let board = self.runs.get(run).and_then(|boards| boards.iter().find(|board| board.is_for(done)).cloned());
+        let board = self.runs.get(run).and_then(|boards| boards.iter().find(|board| board.is_for(wish)).cloned());
         let board = board.unwrap_or_else(|| {
             let mut boards = self.runs.entry(run.clone()).or_default();
-            if let Some(board) = boards.iter().find(|board| board.is_for(done)) {
+            if let Some(board) = boards.iter().find(|board| board.is_for(wish)) {
                 return Arc::clone(board);
             }
             // One that somebody stands in front of stays: he would not hear of what comes, and taking his place back would take it from another one.
@@ -69,7 +69,7 @@ impl Boards {
             }
             // Counted first: from now on nothing that changes the run is missed.
             self.count.fetch_add(1, Ordering::SeqCst);
-            let board = Arc::new(Board::new(snapshot, done, me));
+            let board = Arc::new(Board::new(snapshot, wish, me));
             boards.push(Arc::clone(&board));
             board
         });
@@ -128,8 +128,8 @@ impl Boards {
 }
 
 impl Board {
-    fn new(snapshot: &Snapshot, done: &[NodeStatus], me: Option<&ProcessInfo>) -> Self {
-        let ready = ReadyBoard::new(snapshot.state().clone(), done, me.map_or("", |me| &me.id));
+    fn new(snapshot: &Snapshot, wish: &Arc<Wish>, me: Option<&ProcessInfo>) -> Self {
+        let ready = ReadyBoard::new(snapshot.state().clone(), wish, me.map_or("", |me| &me.id));
         let now = Instant::now();
         let inner = Inner { ready, start: now, next_look: now, hurries_from: now, locked: None };
         Self { run: snapshot.state().id().clone(), inner: Mutex::new(inner), news: Notify::new() }
@@ -147,8 +147,8 @@ impl Board {
         &self.run
     }
 
-    fn is_for(&self, done: &[NodeStatus]) -> bool {
-        self.lock().ready.accepts(done)
+    fn is_for(&self, wish: &Arc<Wish>) -> bool {
+        self.lock().ready.is_for(wish)
     }
 
     pub(super) fn catch_up(&self, snapshot: &Snapshot) {

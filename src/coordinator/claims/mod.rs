@@ -48,10 +48,12 @@ pub enum Next {
         /// The lock, as it was seen last.
         holder: Box<LeaseRecord>,
     },
-    /// There is no more work for anybody: nothing is ready and nothing runs, so that nothing will be ready; or the run has ended, whatever its nodes are. A run without
-    /// nodes is drained too: whoever is to work on it asks when its nodes are written.
+    /// There is no more work: nothing is ready and nothing runs, so that nothing will be ready; or the run has ended, whatever its nodes are. A run without
+    /// nodes is drained too: whoever is to work on it asks when its nodes are written. Who asks for [some of the nodes](ClaimFilter) only is also told so when none
+    /// of them is pending or runs, whatever others still do.
     Drained {
-        /// How many nodes are pending all the same. In a run that is open what they depend on has failed, is not there, or waits for them.
+        /// How many of the nodes that were asked for are pending all the same. In a run that is open what they depend on has failed, is not there, or waits for
+        /// them.
         blocked: usize,
     },
 }
@@ -167,6 +169,9 @@ impl Coordinator {
     /// What others hold is known as of the last look, which is at most a second old: who comes in between may be told [`Next::NothingReady`] for either, and
     /// [`Next::Locked`] for up to a second after the lock is free.
     ///
+    /// A [filter](ClaimFilter) may ask for some of the nodes only. What they depend on counts whoever works on that. Processes share work by the nodes' names,
+    /// whatever they ask for: one for which another process comes first is left to it for some 10 ms.
+    ///
     /// [`Next::Drained`] ends a worker's loop: also where the run has ended, by whomever, whatever waits or runs in it then. It comes at once, whatever the wait: who adds nodes
     /// to a run later starts its workers after that. So create a run and its nodes in one transaction.
     ///
@@ -235,7 +240,7 @@ impl Coordinator {
             let taken_back = || engine.directory.get(run.as_str()).map_or(0, |handle| handle.cell().taken_back());
             let before = taken_back();
             let snapshot = engine.snapshot(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
-            let board = engine.directory.boards.of(&snapshot, &filter.done, Some(&engine.process));
+            let board = engine.directory.boards.of(&snapshot, &filter.wish, Some(&engine.process));
             // What was published before the board was there was told to nobody.
             let resident = engine.directory.get(run.as_str()).and_then(|handle| handle.cell().snapshot());
             let snapshot = resident.filter(|now| now.version() > snapshot.version()).unwrap_or(snapshot);
@@ -262,7 +267,7 @@ impl Coordinator {
             if late_tries < LATE_TRIES
                 && let Some(mut picked) = board.pick()
             {
-                let want = Self::want(&snapshot, &picked, &owner, ttl, &filter.done);
+                let want = Self::want(&snapshot, &picked, &owner, ttl, &filter.wish.done);
                 let began = Instant::now();
                 let tried = self.try_claim(want).await?;
                 picked.took(began.elapsed());
