@@ -13,14 +13,16 @@
 //! included: at most one request with that id is ever applied, and the row of the id says which answers go with it. So nothing is ever looked up and
 //! passed over.
 
+mod follow;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use self::follow::{Follow, OnTheWay};
 use super::answer::{Before, Kept};
 use super::cache::Cache;
 use super::client::Client;
@@ -87,72 +89,6 @@ struct Memory {
     contested: HashSet<LeaseKey>,
 }
 
-/// Notices the commits of others.
-#[derive(Debug, Default)]
-pub(super) struct Follow {
-    /// The commit sequence up to which everything was made here, or was told.
-    known: AtomicU64,
-    /// The highest commit sequence that was ever heard of: less than that has only a server whose older state was brought back.
-    highest: AtomicU64,
-    /// Grows when a commit begins and when it ends: odd while one is on its way.
-    moves: AtomicU64,
-    foreign: AtomicBool,
-    news: Notify,
-}
-
-impl Follow {
-    /// Everything up to here is known; `others`: and some of it was not made here.
-    fn advance(&self, seq: u64, others: bool) {
-        self.known.fetch_max(seq, Ordering::SeqCst);
-        self.highest.fetch_max(seq, Ordering::SeqCst);
-        if others {
-            self.foreign.store(true, Ordering::SeqCst);
-            self.news.notify_one();
-        }
-    }
-
-    /// Waits until others may have committed; asks the server as often as `every` says.
-    pub(super) async fn others(&self, client: &Client, every: Duration) -> Result<(), StoreError> {
-        loop {
-            if self.foreign.swap(false, Ordering::SeqCst) {
-                return Ok(());
-            }
-            tokio::select! {
-                () = self.news.notified() => continue,
-                () = tokio::time::sleep(every) => {}
-            }
-            // A commit that is on its way tells by itself whether others were there.
-            let moves = self.moves.load(Ordering::SeqCst);
-            if moves % 2 == 1 {
-                continue;
-            }
-            let seq = read::seq(client).await?;
-            self.highest.fetch_max(seq, Ordering::SeqCst);
-            if self.moves.load(Ordering::SeqCst) == moves && seq != self.known.load(Ordering::SeqCst) {
-                // A smaller one, too: somebody brought a backup back.
-                self.known.store(seq, Ordering::SeqCst);
-                return Ok(());
-            }
-        }
-    }
-}
-
-/// Says that a commit is on its way, as long as it lives.
-struct OnTheWay<'f>(&'f Follow);
-
-impl<'f> OnTheWay<'f> {
-    fn begin(follow: &'f Follow) -> Self {
-        follow.moves.fetch_add(1, Ordering::SeqCst);
-        Self(follow)
-    }
-}
-
-impl Drop for OnTheWay<'_> {
-    fn drop(&mut self) {
-        self.0.moves.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
 /// What is known of the sendings of a batch so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Sendings {
@@ -209,7 +145,7 @@ impl Committer {
 
     /// An older state was brought back: what is given out from now on is beyond all that was. Everybody reads all runs anew, as where one of their nodes was deleted.
     async fn raise(&self, memory: &mut Memory) -> Result<(), StoreError> {
-        let highest = self.follow.highest.load(Ordering::SeqCst);
+        let highest = self.follow.highest();
         let raised = || vec![highest.saturating_add(RAISE).into(), highest.into()];
         // Where somebody else was faster the sequence is higher by now, and nothing changes.
         let statements = [
@@ -259,7 +195,7 @@ impl Committer {
             let read = match facts.take() {
                 Some(facts) => facts,
                 None => match facts::read(&self.client, batch, &self.own, &self.nobody.process.id).await {
-                    Ok(read) if read.before.seq < self.follow.highest.load(Ordering::SeqCst) => match self.raise(memory).await {
+                    Ok(read) if read.before.seq < self.follow.highest() => match self.raise(memory).await {
                         Ok(()) => continue,
                         Err(error) => return self.failed(memory, batch, sent, error).await,
                     },
@@ -429,7 +365,7 @@ impl Committer {
         let seq = there.seq + moved(decision.writes.seqs.last(), assumed.seq);
         let token = there.token + moved(decision.writes.tokens.last(), assumed.token);
         memory.counters = Some((seq, token, Instant::now()));
-        self.follow.advance(seq, there.seq != self.follow.known.load(Ordering::SeqCst));
+        self.follow.advance(seq, there.seq != self.follow.known());
         self.remember(batch, decision, assumed, there);
         Ok(answer)
     }
@@ -471,7 +407,7 @@ impl Committer {
         }
         // How far the tokens went is not known here: they are read before the next ones are given out.
         memory.counters = None;
-        let others = there.seq != self.follow.known.load(Ordering::SeqCst);
+        let others = there.seq != self.follow.known();
         self.follow.advance(there.seq + kept.applied(), others);
         Ok(answer)
     }
@@ -527,78 +463,4 @@ fn there(table: &Table) -> Result<Before, StoreError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{Clock, Entry, Mutation, NewRun, ProcessInfo, RunPart, SystemClock, time};
-    use crate::store::libsql::fake::{Fake, Say};
-
-    fn creation() -> Batch {
-        let mutations = vec![Mutation::Create { run: NewRun::running(), at: time::from_micros(0).unwrap() }];
-        let (run, none) = (RunId::new("run").unwrap(), Version::NONE);
-        let part = RunPart { run, base: none, expect: none, guards: Vec::new(), mutations, after: None };
-        Batch::new(vec![Entry { parts: vec![part], ..Entry::default() }])
-    }
-
-    /// What a commit ends with on a server with nothing in it that says this to the writing of a batch, and to the giving up of its id.
-    async fn end(
-        mut write: impl FnMut(&str) -> Option<Say> + Send + 'static,
-        mut forswear: impl FnMut() -> Say + Send + 'static,
-    ) -> StoreError {
-        let server = Fake::start(move |sql| {
-            if sql.starts_with("SELECT (SELECT version FROM seeknal_schema") {
-                return Say::Row(&[2, 0, 0, 0]);
-            }
-            if sql.contains("RETURNING seq") && !sql.contains("RETURNING seq,") {
-                return forswear();
-            }
-            write(sql).unwrap_or(Say::Row(&[]))
-        });
-        let process = ProcessInfo::current(SystemClock.now());
-        let committer = Committer::new(Arc::new(server.client()), LeaseOwner { process, name: "".into() });
-        let batch = creation();
-        let error = committer.commit(&batch).await.unwrap_err();
-        let doubtful = committer.turn.lock().await.unsettled.holds(batch.id);
-        assert_eq!(error.is_unknown_outcome(), doubtful, "{error}");
-        error
-    }
-
-    fn on_writing(sql: &str, say: Say) -> Option<Say> {
-        sql.starts_with("INSERT INTO batches").then_some(say)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_server_that_is_busy_all_the_time_has_applied_nothing() {
-        let answers: [fn() -> Say; 3] = [|| Say::Error("SQLITE_BUSY"), || Say::Error("TRANSACTION_TIMEOUT"), || Say::Status(429)];
-        for busy in answers {
-            let error = end(move |sql| on_writing(sql, busy()), busy).await;
-            assert_eq!(error.kind(), StoreErrorKind::Busy, "{error}");
-            assert!(error.is_retryable() && !error.is_unknown_outcome() && !error.is_never_applied(), "{error}");
-            // A copy that a network made is held back where the server can be told so.
-            let error = end(move |sql| on_writing(sql, busy()), || Say::Row(&[1])).await;
-            assert!(error.is_retryable() && error.is_never_applied(), "{error}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_batch_that_others_are_always_faster_than_is_given_up_for_good() {
-        let changed = |sql: &str| sql.contains("THEN abs(-9223372036854775808)").then_some(Say::Error("SQLITE_ERROR"));
-        let error = end(changed, || Say::Row(&[1])).await;
-        assert_eq!(error.kind(), StoreErrorKind::Busy, "{error}");
-        assert!(error.is_retryable() && error.is_never_applied(), "{error}");
-        assert!(end(changed, || Say::Status(429)).await.is_retryable());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_busy_server_says_nothing_of_a_sending_whose_answer_was_lost() {
-        let lost_once = || {
-            let mut sendings = 0;
-            move |sql: &str| {
-                sendings += u32::from(sql.starts_with("INSERT INTO batches"));
-                on_writing(sql, if sendings == 1 { Say::Status(502) } else { Say::Error("SQLITE_BUSY") })
-            }
-        };
-        assert!(end(lost_once(), || Say::Error("SQLITE_BUSY")).await.is_unknown_outcome());
-        let error = end(lost_once(), || Say::Row(&[1])).await;
-        assert!(error.is_retryable() && error.is_never_applied(), "{error}");
-    }
-}
+mod tests;

@@ -1,0 +1,75 @@
+//! What a commit ends with where the server is busy, or others are faster.
+
+use super::*;
+use crate::model::{Clock, Entry, Mutation, NewRun, ProcessInfo, RunPart, SystemClock, time};
+use crate::store::libsql::fake::{Fake, Say};
+
+fn creation() -> Batch {
+    let mutations = vec![Mutation::Create { run: NewRun::running(), at: time::from_micros(0).unwrap() }];
+    let (run, none) = (RunId::new("run").unwrap(), Version::NONE);
+    let part = RunPart { run, base: none, expect: none, guards: Vec::new(), mutations, after: None };
+    Batch::new(vec![Entry { parts: vec![part], ..Entry::default() }])
+}
+
+/// What a commit ends with on a server with nothing in it that says this to the writing of a batch, and to the giving up of its id.
+async fn end(
+    mut write: impl FnMut(&str) -> Option<Say> + Send + 'static,
+    mut forswear: impl FnMut() -> Say + Send + 'static,
+) -> StoreError {
+    let server = Fake::start(move |sql| {
+        if sql.starts_with("SELECT (SELECT version FROM seeknal_schema") {
+            return Say::Row(&[2, 0, 0, 0]);
+        }
+        if sql.contains("RETURNING seq") && !sql.contains("RETURNING seq,") {
+            return forswear();
+        }
+        write(sql).unwrap_or(Say::Row(&[]))
+    });
+    let process = ProcessInfo::current(SystemClock.now());
+    let committer = Committer::new(Arc::new(server.client()), LeaseOwner { process, name: "".into() });
+    let batch = creation();
+    let error = committer.commit(&batch).await.unwrap_err();
+    let doubtful = committer.turn.lock().await.unsettled.holds(batch.id);
+    assert_eq!(error.is_unknown_outcome(), doubtful, "{error}");
+    error
+}
+
+fn on_writing(sql: &str, say: Say) -> Option<Say> {
+    sql.starts_with("INSERT INTO batches").then_some(say)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_busy_all_the_time_has_applied_nothing() {
+    let answers: [fn() -> Say; 3] = [|| Say::Error("SQLITE_BUSY"), || Say::Error("TRANSACTION_TIMEOUT"), || Say::Status(429)];
+    for busy in answers {
+        let error = end(move |sql| on_writing(sql, busy()), busy).await;
+        assert_eq!(error.kind(), StoreErrorKind::Busy, "{error}");
+        assert!(error.is_retryable() && !error.is_unknown_outcome() && !error.is_never_applied(), "{error}");
+        // A copy that a network made is held back where the server can be told so.
+        let error = end(move |sql| on_writing(sql, busy()), || Say::Row(&[1])).await;
+        assert!(error.is_retryable() && error.is_never_applied(), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_others_are_always_faster_than_is_given_up_for_good() {
+    let changed = |sql: &str| sql.contains("THEN abs(-9223372036854775808)").then_some(Say::Error("SQLITE_ERROR"));
+    let error = end(changed, || Say::Row(&[1])).await;
+    assert_eq!(error.kind(), StoreErrorKind::Busy, "{error}");
+    assert!(error.is_retryable() && error.is_never_applied(), "{error}");
+    assert!(end(changed, || Say::Status(429)).await.is_retryable());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_server_says_nothing_of_a_sending_whose_answer_was_lost() {
+    let lost_once = || {
+        let mut sendings = 0;
+        move |sql: &str| {
+            sendings += u32::from(sql.starts_with("INSERT INTO batches"));
+            on_writing(sql, if sendings == 1 { Say::Status(502) } else { Say::Error("SQLITE_BUSY") })
+        }
+    };
+    assert!(end(lost_once(), || Say::Error("SQLITE_BUSY")).await.is_unknown_outcome());
+    let error = end(lost_once(), || Say::Row(&[1])).await;
+    assert!(error.is_retryable() && error.is_never_applied(), "{error}");
+}
