@@ -12,3 +12,4 @@ mod closing;
 mod granted;
 mod handed;
 mod late;
+mod under;

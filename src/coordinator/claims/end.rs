@@ -223,6 +223,8 @@ impl End {
                     held.forsake(reason);
                     return Err(self.refused(reason).await);
                 }
+                // Another lease that its coordinator is under is lost, and this one holds: it is still its caller's, to be given back.
+                Error::LeaseLost(Refusal::Fenced { .. }) => return Err(error),
                 Error::LeaseLost(_) | Error::Conflict(_) => {
                     held.forsake(LostReason::Ended);
                     return Err(error);

@@ -10,7 +10,7 @@ use super::take::WaitedFor;
 use crate::coordinator::{Commit, Coordinator};
 use crate::error::Error;
 use crate::lease::{Lease, LostReason};
-use crate::model::{FencingToken, InputError, NodeId, NodeState, NodeStatus, NodeUpdate, RunId};
+use crate::model::{Fence, FencingToken, InputError, NodeId, NodeState, NodeStatus, NodeUpdate, RunId};
 
 /// A node that this worker, and nobody else, works on. Its lease is renewed by itself, on a thread that a blocked runtime cannot starve.
 ///
@@ -18,7 +18,8 @@ use crate::model::{FencingToken, InputError, NodeId, NodeState, NodeStatus, Node
 /// node and gives the lease back, and which is refused if the lease is lost or the node does not run any more. So a finished state is
 /// never undone by who comes late.
 ///
-/// An end that makes no sense, or that storage does not take, leaves the claim with its caller, who may tell another one or the same once more. A call of
+/// An end that makes no sense, or that storage does not take, leaves the claim with its caller, who may tell another one or the same once more. So does one
+/// that is refused because another lease is lost which it was [claimed under](Coordinator::with_lease): no end is told then, and the node can be given back. A call of
 /// an end that is dropped in the middle happens as a whole or not: if it did, the claim is lost, which it learns when it is known.
 ///
 /// Dropped, it is given back in the background: the node is pending again **on the same attempt**, as by `release`; only an attempt that told its end, or
@@ -86,7 +87,7 @@ impl Claim {
         self.lease().is_none_or(Lease::is_lost)
     }
 
-    /// Waits until the claim is lost, and says why: the time to stop working. Once it has ended, by whichever task, it waits no longer, and the reason is
+    /// Waits until the claim itself is lost, and says why: the time to stop working. Once it has ended, by whichever task, it waits no longer, and the reason is
     /// [`LostReason::Ended`]; [`LostReason::Closed`] if closing the coordinator gave it back.
     ///
     /// # Cancel safety
@@ -110,7 +111,8 @@ impl Claim {
     ///
     /// # Errors
     /// [`Error::Closed`] once the coordinator is closed. [`Error::LeaseLost`] if the claim is lost or has ended, [`Error::Conflict`] if the node does not run any more: nothing was written, and somebody else may
-    /// have taken it over. [`Error::Input`] for an update that does not end the node or is larger than a transaction may be, [`Error::Store`] if storage was busy or full at
+    /// have taken it over. [`Error::LeaseLost`] also if [another lease](Coordinator::with_lease) is lost that it was claimed under: nothing was written, and this claim is still held
+    /// ([`is_lost`](Self::is_lost) tells the two apart), to be given back by `release` or its drop. [`Error::Input`] for an update that does not end the node or is larger than a transaction may be, [`Error::Store`] if storage was busy or full at
     /// ten tries in a row, or once more three seconds after the first, or failed otherwise: nothing was written, and the claim is still held, so that its end can
     /// be told again (otherwise, or mended). Each try takes as long as storage needs to refuse it. [`Error::Store`] at once if nobody knows whether it was written ([`Error::is_unknown_outcome`]): read the node then.
     ///
@@ -144,7 +146,7 @@ impl Claim {
             }
         };
         let token = self.token();
-        self.tell(vec![update.token(token)]).await
+        self.tell(vec![update.token(token)], self.coordinator.fences.clone()).await
     }
 
     /// Tells that the work failed, for good: the node is failed, whatever its `max_attempts`. See [`retry`](Self::retry).
@@ -156,7 +158,7 @@ impl Claim {
     /// As [`complete`](Self::complete).
     pub async fn fail(&self, error: impl AsRef<str>) -> Result<Commit, Error> {
         let token = self.token();
-        self.tell(vec![NodeUpdate::failed(error).token(token)]).await
+        self.tell(vec![NodeUpdate::failed(error).token(token)], self.coordinator.fences.clone()).await
     }
 
     /// Tells that this attempt failed: the node is pending again on its next attempt, with this one in its history; or failed, if it was the last of
@@ -173,10 +175,11 @@ impl Claim {
         if self.state.max_attempts.is_none_or(|most| self.state.attempt < most) {
             told.push(NodeUpdate::pending().attempt(self.state.attempt.saturating_add(1)));
         }
-        self.tell(told).await
+        self.tell(told, self.coordinator.fences.clone()).await
     }
 
-    /// Gives the node back: it is pending again, on the same attempt.
+    /// Gives the node back: it is pending again, on the same attempt. Also where [another lease](Coordinator::with_lease) is lost that it was claimed under: what
+    /// is given back is not written in its name.
     ///
     /// # Errors
     /// As [`complete`](Self::complete).
@@ -184,11 +187,11 @@ impl Claim {
     /// # Cancel safety
     /// The node is given back, whether or not the future is dropped.
     pub async fn release(self) -> Result<Commit, Error> {
-        self.tell(vec![NodeUpdate::pending().unbegun()]).await
+        self.tell(vec![NodeUpdate::pending().unbegun()], None).await
     }
 
-    /// Tells an end in a task of its own: whoever waits for it or not, the claim learns what it became.
-    async fn tell(&self, updates: Vec<NodeUpdate>) -> Result<Commit, Error> {
+    /// Tells an end, which is refused unless these leases are held too, in a task of its own: whoever waits for it or not, the claim learns what it became.
+    async fn tell(&self, updates: Vec<NodeUpdate>, fences: Option<Arc<[Fence]>>) -> Result<Commit, Error> {
         let engine = self.coordinator.engine();
         // Counted before it is asked whether all closes: closing gives back what was not told before.
         let waited_for = WaitedFor::new(engine);
@@ -198,7 +201,7 @@ impl Claim {
         let caller = Arc::new(());
         let end = End {
             engine: Arc::clone(engine),
-            fences: self.coordinator.fences.clone(),
+            fences,
             held: Arc::clone(&self.held),
             as_what: LostReason::Ended,
             caller: Arc::downgrade(&caller),
