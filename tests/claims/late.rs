@@ -329,3 +329,43 @@ async fn an_end_that_nobody_waited_for_ends_its_claim() {
         state.close().await.unwrap();
     }
 }
+
+/// What was told wins over the drop of its claim, which comes right behind it and on one thread is begun first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_end_that_was_told_is_not_overtaken_by_the_drop_of_its_claim() {
+    let backend = MemoryBackend::new();
+    let state = Coordinator::open(Arc::new(backend.clone())).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let ends = ["complete", "fail", "retry"];
+    for end in ends {
+        state.set_node_state("r", end, NodeUpdate::pending()).await.unwrap();
+        let state = state.clone();
+        let told = async move {
+            let claim = state.claim_node("r", end, "worker", Duration::from_secs(30)).await.unwrap().unwrap();
+            let telling = async {
+                match end {
+                    "complete" => claim.complete(NodeUpdate::success()).await,
+                    "fail" => claim.fail("broken").await,
+                    _ => claim.retry("flaky").await,
+                }
+            };
+            let mut telling = Box::pin(telling);
+            tokio::select! {
+                biased;
+                told = &mut telling => panic!("too early: {told:?}"),
+                () = std::future::ready(()) => {}
+            }
+            drop(telling);
+            drop(claim);
+        };
+        tokio::spawn(told).await.unwrap();
+    }
+    state.close().await.unwrap();
+    let state = Coordinator::open(Arc::new(backend)).await.unwrap();
+    for (end, status) in ends.into_iter().zip([NodeStatus::Success, NodeStatus::Failed, NodeStatus::Pending]) {
+        let node = state.get_node_state("r", end).await.unwrap().unwrap();
+        assert_eq!((&node.status, node.attempts.len()), (&status, usize::from(end == "retry")), "{end}");
+    }
+    assert_eq!(state.list_locks().await.unwrap(), []);
+    state.close().await.unwrap();
+}

@@ -62,11 +62,13 @@ pub(super) struct Held {
     pub(super) lease: Lease,
     /// Why no end can be told any more: one was, or was refused for good. Who waits for the loss of the claim waits for this too.
     pub(super) ended: watch::Sender<Option<LostReason>>,
+    /// How many ends are being told.
+    telling: watch::Sender<usize>,
 }
 
 impl Held {
     pub(super) fn new(run: RunId, node: NodeId, lease: Lease) -> Arc<Self> {
-        Arc::new(Self { run, node, lease, ended: watch::Sender::new(None) })
+        Arc::new(Self { run, node, lease, ended: watch::Sender::new(None), telling: watch::Sender::new(0) })
     }
 
     fn is_ended(&self) -> bool {
@@ -89,9 +91,31 @@ impl Held {
         self.lease.let_go();
     }
 
+    /// Waits until no end is being told.
+    async fn all_told(&self) {
+        let _none_is_left = self.telling.subscribe().wait_for(|count| *count == 0).await.is_ok();
+    }
+
     /// Why it is not held any more, if so.
     fn over(&self) -> Option<LostReason> {
         (*self.ended.borrow()).or_else(|| self.lease.lost_reason())
+    }
+}
+
+/// An end of a claim that is being told: until then the claim is not given back.
+#[derive(Debug)]
+pub(super) struct Telling(Arc<Held>);
+
+impl Telling {
+    pub(super) fn new(held: &Arc<Held>) -> Self {
+        held.telling.send_modify(|count| *count += 1);
+        Self(Arc::clone(held))
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.0.telling.send_modify(|count| *count = count.saturating_sub(1));
     }
 }
 
@@ -167,10 +191,11 @@ pub(super) struct End {
 impl End {
     /// Pending again on the same attempt, whatever else its worker lost: it gives back what it has.
     pub(super) async fn give_back(engine: Arc<Engine>, held: Arc<Held>) {
+        // An end may have been told before, by a call that nobody waited for: it has the first word, whichever task runs first.
+        held.all_told().await;
         let caller = Arc::new(());
         let as_what = if engine.is_closed() { LostReason::Closed } else { LostReason::Ended };
         let end = Self { engine, fences: None, held, as_what, caller: Arc::downgrade(&caller) };
-        // An end may have been told meanwhile, by a call that nobody waited for.
         if let Err(error) = end.tell(&[NodeUpdate::pending().unbegun()]).await {
             let Held { run, node, .. } = &*end.held;
             match error {

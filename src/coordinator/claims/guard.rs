@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tracing::Instrument;
 
-use super::end::{End, Held};
+use super::end::{End, Held, Telling};
 use super::take::WaitedFor;
 use crate::coordinator::{Commit, Coordinator};
 use crate::error::Error;
@@ -133,7 +133,7 @@ impl Claim {
     ///
     /// # Cancel safety
     /// Once polled it is told, on the runtime of the coordinator, though not again if storage did not take it. It happens as a whole or not; the claim
-    /// stays with the caller, and is lost if it did.
+    /// stays with the caller, and is lost if it did. Dropping the claim right after does not undo it: only what storage did not take is given back.
     pub async fn complete(&self, update: NodeUpdate) -> Result<Commit, Error> {
         let update = match update.target() {
             None => update.and_status(NodeStatus::Success),
@@ -206,8 +206,9 @@ impl Claim {
             as_what: LostReason::Ended,
             caller: Arc::downgrade(&caller),
         };
+        let telling = Telling::new(&self.held);
         let task = async move {
-            let _until_it_is_told = waited_for;
+            let _until_it_is_told = (waited_for, telling);
             end.tell(&updates).await
         };
         let told = engine.apart(task.in_current_span()).await;
