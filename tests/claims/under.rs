@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::Store;
 use seeknal_state::{
-    Claim, ClaimFilter, Commit, Coordinator, Error, Lease, NewRun, NodeState, NodeStatus, NodeUpdate, RunUpdate,
+    Claim, ClaimFilter, Commit, Coordinator, Error, Lease, NewRun, Next, NodeState, NodeStatus, NodeUpdate, RunUpdate,
 };
 
 const RUN: &str = "run_1";
@@ -68,8 +68,8 @@ async fn an_end_under_a_lost_lease_leaves_the_claim(store: Store) {
         claim.fenced().set_node_state(RUN, "n", NodeUpdate::new().row_count(1)).await.unwrap_err();
         drop(claim);
 
-        let again = state.claim_next(RUN, ClaimFilter::new().wait(TTL)).await.unwrap().claimed();
-        let again = again.expect("its worker lives: it gave back what it could not end");
+        let next = state.claim_next(RUN, ClaimFilter::new().wait(TTL)).await.unwrap();
+        let Next::Claimed(again) = next else { panic!("its worker lives, and gave back what it could not end: {next:?}") };
         assert_eq!((again.attempt(), again.node_state().attempts.len()), (1, 0));
         again.release().await.unwrap();
     }
