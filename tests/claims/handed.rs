@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::Store;
 use seeknal_state::{Claim, ClaimFilter, Coordinator, NewRun, NodeStatus, NodeUpdate, OnDelete};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 const RUN: &str = "run_1";
 /// Who sleeps until the next look sleeps for a second.
@@ -108,4 +108,38 @@ async fn who_waits_with_whatever_idea_of_done_is_woken() {
         assert!(began.elapsed() < MISSED, "kind {kind}: {:?}", began.elapsed());
     }
     state.close().await.unwrap();
+}
+
+/// Where another process comes first for a node, and has its hands full, the node is left to it for a moment, not until the next look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_left_to_others_is_handed_to_who_waits() {
+    let store = Store::of("database");
+    let (busy, idle) = (store.open().await, store.open().await);
+    let mut late = Vec::new();
+    // One of two processes comes first for half of the nodes.
+    for round in 0..8 {
+        let run = format!("r{round}");
+        busy.create_run(&run, NewRun::running()).await.unwrap();
+        busy.set_node_state(&run, "held", NodeUpdate::pending()).await.unwrap();
+        let held = busy.claim_node(&run, "held", "busy", Duration::from_secs(30)).await.unwrap().unwrap();
+        let mut waiters = JoinSet::new();
+        for _ in 0..2 {
+            let mut waiter = wait_for(&idle, &run);
+            assert!(tokio::time::timeout(Duration::from_millis(10), &mut waiter).await.is_err(), "nothing is ready");
+            waiters.spawn(waiter);
+        }
+        for number in 0..2 {
+            idle.set_node_state(&run, format!("n{round}-{number}"), NodeUpdate::pending()).await.unwrap();
+            let made = Instant::now();
+            let claim = waiters.join_next().await.unwrap().unwrap().unwrap();
+            if made.elapsed() > MISSED {
+                late.push((round, number, made.elapsed()));
+            }
+            claim.complete(NodeUpdate::success()).await.unwrap();
+        }
+        held.complete(NodeUpdate::success()).await.unwrap();
+    }
+    assert!(late.is_empty(), "{late:?}");
+    idle.close().await.unwrap();
+    busy.close().await.unwrap();
 }

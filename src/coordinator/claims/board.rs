@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-use tokio::time::Instant;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until};
 
 use crate::model::{LeaseRecord, NodeId, Pick, ProcessInfo, ReadyBoard, RunId, Snapshot, Version, Wish};
 use crate::run::ChangeSeed;
@@ -31,6 +33,8 @@ pub(super) struct Board {
     run: RunId,
     inner: Mutex<Inner>,
     news: Notify,
+    /// The coordinator's: whoever waits may go away, and with him his runtime.
+    runtime: Handle,
 }
 
 #[derive(Debug)]
@@ -43,6 +47,20 @@ struct Inner {
     hurries_from: Instant,
     /// Who was seen to hold the lock on the whole run, or whatever else keeps all claims out, until the next look.
     locked: Option<Box<LeaseRecord>>,
+    alarm: Option<Alarm>,
+}
+
+/// Wakes one of those who wait when the first node may be taken that is left to others until then. Nobody else is woken for such nodes, however many wait.
+#[derive(Debug)]
+struct Alarm {
+    at: Duration,
+    task: AbortHandle,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Boards {
@@ -52,7 +70,7 @@ impl Boards {
     }
 
     /// The board of a run, not older than this snapshot.
-    pub(super) fn of(&self, snapshot: &Snapshot, wish: &Arc<Wish>, me: Option<&ProcessInfo>) -> Arc<Board> {
+    pub(super) fn of(&self, snapshot: &Snapshot, wish: &Arc<Wish>, me: &ProcessInfo, runtime: &Handle) -> Arc<Board> {
         let run = snapshot.state().id();
         let board = self.runs.get(run).and_then(|boards| boards.iter().find(|board| board.is_for(wish)).cloned());
         let board = board.unwrap_or_else(|| {
@@ -69,7 +87,7 @@ impl Boards {
             }
             // Counted first: from now on nothing that changes the run is missed.
             self.count.fetch_add(1, Ordering::SeqCst);
-            let board = Arc::new(Board::new(snapshot, wish, me));
+            let board = Arc::new(Board::new(snapshot, wish, me, runtime));
             boards.push(Arc::clone(&board));
             board
         });
@@ -102,7 +120,7 @@ impl Boards {
         for board in boards {
             let mut inner = board.lock();
             if inner.ready.vacated(node) {
-                board.tell(&inner);
+                board.tell(&mut inner);
             }
         }
     }
@@ -128,11 +146,12 @@ impl Boards {
 }
 
 impl Board {
-    fn new(snapshot: &Snapshot, wish: &Arc<Wish>, me: Option<&ProcessInfo>) -> Self {
-        let ready = ReadyBoard::new(snapshot.state().clone(), wish, me.map_or("", |me| &me.id));
+    fn new(snapshot: &Snapshot, wish: &Arc<Wish>, me: &ProcessInfo, runtime: &Handle) -> Self {
+        let ready = ReadyBoard::new(snapshot.state().clone(), wish, &me.id);
         let now = Instant::now();
-        let inner = Inner { ready, start: now, next_look: now, hurries_from: now, locked: None };
-        Self { run: snapshot.state().id().clone(), inner: Mutex::new(inner), news: Notify::new() }
+        let inner = Inner { ready, start: now, next_look: now, hurries_from: now, locked: None, alarm: None };
+        let run = snapshot.state().id().clone();
+        Self { run, inner: Mutex::new(inner), news: Notify::new(), runtime: runtime.clone() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -151,15 +170,15 @@ impl Board {
         self.lock().ready.is_for(wish)
     }
 
-    pub(super) fn catch_up(&self, snapshot: &Snapshot) {
+    pub(super) fn catch_up(self: &Arc<Self>, snapshot: &Snapshot) {
         let mut inner = self.lock();
         if inner.ready.version() < snapshot.version() {
             inner.ready.replaced(snapshot.state().clone());
-            self.tell(&inner);
+            self.tell(&mut inner);
         }
     }
 
-    fn changed(&self, seed: &ChangeSeed) {
+    fn changed(self: &Arc<Self>, seed: &ChangeSeed) {
         let Some(state) = &seed.state else { return };
         let mut inner = self.lock();
         let known = inner.ready.version();
@@ -171,15 +190,46 @@ impl Board {
         } else {
             inner.ready.replaced(state.clone());
         }
-        self.tell(&inner);
+        self.tell(&mut inner);
     }
 
     /// Wakes one for a ready node, who wakes the next one; and all, if there will be none.
-    fn tell(&self, inner: &Inner) {
+    fn tell(self: &Arc<Self>, inner: &mut Inner) {
+        let has_none = || inner.ready.drained().is_some() || inner.ready.state().header().status.is_ended();
+        if !inner.ready.has_next() && has_none() {
+            self.news.notify_waiters();
+        } else {
+            self.hand_on(inner);
+        }
+    }
+
+    /// Wakes one for a ready node, now or when its time comes.
+    fn hand_on(self: &Arc<Self>, inner: &mut Inner) {
         if inner.ready.has_next() {
             self.news.notify_one();
-        } else if inner.ready.drained().is_some() || inner.ready.state().header().status.is_ended() {
-            self.news.notify_waiters();
+            return;
+        }
+        // A node that is kept out is nothing to do, however long it was ready: the next look tells.
+        let Some(at) = inner.ready.next_at().filter(|_| inner.locked.is_none()) else { return };
+        if inner.alarm.as_ref().is_some_and(|alarm| alarm.at <= at) {
+            return;
+        }
+        let (board, due) = (Arc::downgrade(self), inner.start + at);
+        let task = self.runtime.spawn(async move {
+            sleep_until(due).await;
+            if let Some(board) = board.upgrade() {
+                board.ring();
+            }
+        });
+        inner.alarm = Some(Alarm { at, task: task.abort_handle() });
+    }
+
+    /// The time of a node has come, or would have, had others not taken it.
+    fn ring(self: &Arc<Self>) {
+        let mut inner = self.lock();
+        inner.alarm = None;
+        if inner.locked.is_none() {
+            self.hand_on(&mut inner);
         }
     }
 
@@ -198,9 +248,7 @@ impl Board {
             return None;
         }
         let pick = inner.ready.pick()?;
-        if inner.ready.has_next() {
-            self.news.notify_one();
-        }
+        self.hand_on(&mut inner);
         drop(inner);
         Some(Picked { board: Arc::clone(self), pick, refused: false })
     }
@@ -222,10 +270,7 @@ impl Board {
 
     /// When there may be something to do that nobody tells.
     pub(super) fn next_look(&self) -> Instant {
-        let inner = self.lock();
-        // A node that is kept out is nothing to do, however long it was ready.
-        let next_at = inner.ready.next_at().filter(|_| inner.locked.is_none());
-        next_at.map_or(inner.next_look, |at| inner.next_look.min(inner.start + at))
+        self.lock().next_look
     }
 
     /// Whether the caller is to look at leases and at what others did: one does it for all.
@@ -241,7 +286,7 @@ impl Board {
     }
 
     /// Takes in the leases that were held after the run was at this version.
-    pub(super) fn looked(&self, version: Version, leases: &[LeaseRecord]) {
+    pub(super) fn looked(self: &Arc<Self>, version: Version, leases: &[LeaseRecord]) {
         let of_run = leases.iter().filter(|lease| lease.key.run == self.run);
         let mut inner = self.lock();
         let locked = of_run.clone().find(|lease| lease.key.node.is_none());
@@ -251,7 +296,7 @@ impl Board {
         inner.ready.set_held(version, |node| whole || held.contains(node));
         inner.ready.set_peers(of_run.map(|lease| &*lease.owner.process.id));
         inner.ready.readmit();
-        self.tell(&inner);
+        self.tell(&mut inner);
     }
 }
 
@@ -295,6 +340,10 @@ impl Drop for Picked {
     fn drop(&mut self) {
         let mut inner = self.board.lock();
         inner.ready.put_back(&self.pick, self.refused);
-        self.board.tell(&inner);
+        self.board.tell(&mut inner);
     }
 }
+
+#[cfg(test)]
+#[path = "board_tests.rs"]
+mod tests;

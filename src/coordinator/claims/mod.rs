@@ -170,7 +170,8 @@ impl Coordinator {
     /// [`Next::Locked`] for up to a second after the lock is free.
     ///
     /// A [filter](ClaimFilter) may ask for some of the nodes only. What they depend on counts whoever works on that. Processes share work by the nodes' names,
-    /// whatever they ask for: one for which another process comes first is left to it for some 10 ms.
+    /// whatever they ask for: one for which another process comes first is left to it for four times what a claim takes here lately, 10 ms at least and half a second at
+    /// most; where several come first, up to three times as long. Who waits is woken when that is over.
     ///
     /// [`Next::Drained`] ends a worker's loop: also where the run has ended, by whomever, whatever waits or runs in it then. It comes at once, whatever the wait: who adds nodes
     /// to a run later starts its workers after that. So create a run and its nodes in one transaction.
@@ -240,7 +241,7 @@ impl Coordinator {
             let taken_back = || engine.directory.get(run.as_str()).map_or(0, |handle| handle.cell().taken_back());
             let before = taken_back();
             let snapshot = engine.snapshot(&run).await?.ok_or_else(|| Error::RunNotFound(run.clone()))?;
-            let board = engine.directory.boards.of(&snapshot, &filter.wish, Some(&engine.process));
+            let board = engine.directory.boards.of(&snapshot, &filter.wish, &engine.process, &engine.runtime);
             // What was published before the board was there was told to nobody.
             let resident = engine.directory.get(run.as_str()).and_then(|handle| handle.cell().snapshot());
             let snapshot = resident.filter(|now| now.version() > snapshot.version()).unwrap_or(snapshot);
