@@ -220,19 +220,30 @@ impl Cluster {
         child
     }
 
+    /// A program of an operator's that is asked for the superuser of a database.
+    fn operator(&self, program: &str, database: &str) -> Command {
+        let mut command = Command::new(self.bin.join(program));
+        command.env("PGPASSWORD", PASSWORD).args(["-h", "127.0.0.1", "-U", "postgres", "-d", database]);
+        command.args(["-p", &self.port.to_string()]);
+        command
+    }
+
+    /// A dump of a schema, as an operator makes it.
+    pub(crate) fn dump(&self, database: &str, schema: &str) -> Vec<u8> {
+        run(self.operator("pg_dump", database).args(["-n", schema])).stdout
+    }
+
+    /// Brings a dump back into a new database.
+    pub(crate) fn restore(&self, dump: &[u8], to: &str) {
+        self.sql(&format!("CREATE DATABASE {to}"));
+        let file = self.folder.join(format!("{to}.sql"));
+        std::fs::write(&file, dump).unwrap();
+        run(self.operator("psql", to).args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f"]).arg(&file));
+    }
+
     /// Copies a schema into a new database, by a dump as an operator makes it.
     pub(crate) fn copy(&self, from: &str, schema: &str, to: &str) {
-        self.sql(&format!("CREATE DATABASE {to}"));
-        let arguments = |program: &str, database: &str| {
-            let mut command = Command::new(self.bin.join(program));
-            command.env("PGPASSWORD", PASSWORD).args(["-h", "127.0.0.1", "-U", "postgres", "-d", database]);
-            command.args(["-p", &self.port.to_string()]);
-            command
-        };
-        let dump = self.folder.join(format!("{to}.sql"));
-        let dumped = run(arguments("pg_dump", from).args(["-n", schema])).stdout;
-        std::fs::write(&dump, dumped).unwrap();
-        run(arguments("psql", to).args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f"]).arg(&dump));
+        self.restore(&self.dump(from, schema), to);
     }
 
     /// Kills the server as `kill -9` does; its processes see that it is gone, and end as if they had crashed.

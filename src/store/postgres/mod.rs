@@ -29,7 +29,8 @@
 //! `synchronous_commit` is `on` (or `remote_apply`, where the server says so) on every connection that commits, and read back. What the server does with it is the
 //! server's: `fsync = off` is told when it is opened. Rows of runs are locked in the order of their ids, so that READ COMMITTED is enough. Commit sequence
 //! and fencing tokens are sequences: they leave gaps, the order of one run's commits is kept, and they never go back; a restored copy of the
-//! database, or a standby that was promoted, raises them by a billion when it is first connected to for writing, and with them the versions of all runs.
+//! database, or a standby that was promoted, raises them to the microseconds since 1970 when it is first connected to for writing, and with them the versions of
+//! all runs.
 
 mod commit;
 mod connection;

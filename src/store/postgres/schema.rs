@@ -153,8 +153,12 @@ const STEP_2: &str = "
 ALTER TABLE openings ADD COLUMN seen_at timestamptz;
 ";
 
-/// How far the counters of a copy are raised: further than anybody has counted since the copy was made.
-const RAISE: i64 = 1_000_000_000;
+/// Where the counters of a copy go on: at the microseconds since 1970. Numbers are not given out as fast as these go by, so that all that were given out since
+/// the copy was made lie before, and whoever brings the same copy back once more goes on behind what he gave out in between. Where the clock does not tell
+/// (a counter is ahead of it) they go on so far behind what is known: further than anybody has counted since.
+const BEHIND_ALL: &str = "SELECT setval('{sequence}', greatest(last_value, least(4611686018427387904, \
+     CASE WHEN last_value < micros THEN micros ELSE last_value::numeric + 1000000000 END)::bigint)) \
+     FROM {sequence}, (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS micros) AS clock";
 
 /// No version is beyond the commit sequence. Who has seen what the copy lacks must not take what is newer on it for all there is to read: as after a node's
 /// deletion he reads the whole run.
@@ -306,10 +310,8 @@ pub(super) async fn raise(conn: &mut Conn, place: &Place) -> Result<bool, StoreE
     if !changed.is_empty() && !first {
         for sequence in ["commit_seq", "fencing_token"] {
             // Altering it keeps others from drawing until this is committed.
-            conn.batch(&format!(
-                "ALTER SEQUENCE {sequence} INCREMENT BY 1; SELECT setval('{sequence}', (SELECT last_value FROM {sequence}) + {RAISE})"
-            ))
-            .await?;
+            conn.batch(&format!("ALTER SEQUENCE {sequence} INCREMENT BY 1; {}", BEHIND_ALL.replace("{sequence}", sequence)))
+                .await?;
         }
         conn.ask_through(Sql::plain(RAISE_RUNS)).await?;
     }
