@@ -136,3 +136,40 @@ async fn a_dump_that_is_brought_back_twice_gives_no_number_out_twice() {
     // Far from where numbers end, for those who keep them in floating point too.
     assert!(last.0.0 < 1 << 53 && last.1.0 < 1 << 53, "{last:?}");
 }
+
+/// Servers that were just made give out the same object ids, one like the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dump_of_a_new_server_that_is_brought_back_into_another_new_one_is_known_for_a_copy() {
+    let store = store!();
+    let (Some(second), Some(third)) = (server::Cluster::start(), server::Cluster::start()) else { return };
+    let backend = store.open().await;
+    change(&backend, "r", vec![create(0)]).await;
+    backend.close().await.unwrap();
+    // What a server gets that comes from a dump has the same ids on each of them.
+    let url = |server: &server::Cluster| server.url("").replace("/tests", "/brought_back");
+    second.restore(&store.cluster.dump("tests", &store.schema), "brought_back");
+    let address = Address::of(second.port).await;
+    let at_one_address = url(&second).replace(&second.port.to_string(), &address.port.to_string());
+    let stays = opened(&store.options().database_url(at_one_address)).await;
+    let dump = second.dump("brought_back", &store.schema);
+    let lost = first_numbers(&store.options().database_url(url(&second))).await;
+
+    third.restore(&dump, "brought_back");
+    let ids = "SELECT (SELECT oid FROM pg_database WHERE datname = 'brought_back') || '/' || c.oid FROM pg_class AS c WHERE relname = 'runs'";
+    let ids_of = |server: &server::Cluster| server.sql_of("brought_back", ids);
+    assert_eq!(ids_of(&second), ids_of(&third), "else this shows nothing");
+    // Who has it open goes on over new connections to the same address.
+    address.leads_to.store(third.port, Ordering::SeqCst);
+    second.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = 'brought_back' AND pid <> pg_backend_pid()");
+    let mut token = None;
+    until("the other server is written to", async || {
+        let answer = stays.commit(Arc::new(Batch::new(vec![grant(LeaseKey::run(run_id("held")), "w", 60_000)]))).await;
+        token = answer.ok().and_then(|answer| Some(applied(answer.outcomes.into_iter().next()?).grants[0].token));
+        token.is_some()
+    })
+    .await;
+    assert!(token.unwrap() > lost.0, "{token:?} after {lost:?}");
+    stays.close().await.unwrap();
+    let numbers = first_numbers(&store.options().database_url(url(&third))).await;
+    assert!(numbers.0 > token.unwrap() && numbers.1 > lost.1, "{numbers:?} after {lost:?}");
+}

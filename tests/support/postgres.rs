@@ -207,6 +207,11 @@ impl Cluster {
         self.psql("tests", &format!("SET search_path = \"{schema}\"; {sql}"))
     }
 
+    /// Runs SQL on another database of it.
+    pub(crate) fn sql_of(&self, database: &str, sql: &str) -> String {
+        self.psql(database, sql)
+    }
+
     /// A session that runs SQL and stays.
     pub(crate) fn session(&self, schema: &str, sql: &str) -> Child {
         let mut child = Command::new(self.bin.join("psql"))

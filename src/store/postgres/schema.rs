@@ -290,7 +290,7 @@ pub(super) async fn migrate(conn: &mut Conn, place: &Place, lock: i64) -> Result
 }
 
 /// Raises the counters, and with them the versions of all runs, if this is a copy of the database that they counted in: numbers that were given out after the
-/// copy was made are not in it. A copy made by dump has other object ids, one made from the server's files another timeline.
+/// copy was made are not in it. A copy made by dump has other object ids or lies on another server, one made from the server's files has another timeline.
 ///
 /// Nobody commits meanwhile: every commit looks into `meta`.
 pub(super) async fn raise(conn: &mut Conn, place: &Place) -> Result<bool, StoreError> {
@@ -319,25 +319,32 @@ pub(super) async fn raise(conn: &mut Conn, place: &Place) -> Result<bool, StoreE
     Ok(!changed.is_empty() && !first)
 }
 
-/// The timeline that the server writes. Right after a promotion the last checkpoint is still of the one before, so that it is asked only where the server
-/// does not tell what it writes.
-async fn timeline(conn: &mut Conn) -> Option<String> {
-    for sql in [
-        "SELECT ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::bigint::text",
-        "SELECT timeline_id::text FROM pg_control_checkpoint()",
-    ] {
-        let told = conn.ask(Sql::new("the server's timeline", sql, Vec::new())).await.ok();
-        if let Some(timeline) = told.and_then(|rows| rows.first()?.try_get::<_, String>(0).ok()) {
-            return Some(timeline);
+/// What the first of these questions answers that the server answers at all.
+async fn told(conn: &mut Conn, what: &'static str, questions: &[&'static str]) -> Option<String> {
+    for sql in questions {
+        let rows = conn.ask(Sql::new(what, sql, Vec::new())).await.ok();
+        if let Some(told) = rows.and_then(|rows| rows.first()?.try_get::<_, String>(0).ok()) {
+            return Some(told);
         }
     }
     None
 }
 
+/// The timeline that the server writes. Right after a promotion the last checkpoint is still of the one before, so that it is asked only where the server
+/// does not tell what it writes.
+const TIMELINE_OF: &[&str] = &[
+    "SELECT ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::bigint::text",
+    "SELECT timeline_id::text FROM pg_control_checkpoint()",
+];
+
+/// What tells servers apart that were made anew: each of them gives out the same object ids in the same order.
+const SYSTEM_OF: &[&str] = &["SELECT system_identifier::text FROM pg_control_system()"];
+
 /// Which copy of the database the tables say that they are, and which they are.
 async fn origins(conn: &mut Conn, place: &Place) -> Result<Option<(String, String)>, StoreError> {
     let fail = |error| sql_error(&place.name, error);
-    let timeline = timeline(conn).await;
+    let system = told(conn, "the server's identifier", SYSTEM_OF).await;
+    let timeline = told(conn, "the server's timeline", TIMELINE_OF).await;
     let rows = conn
         .ask(Sql::new(
             "table meta",
@@ -349,9 +356,11 @@ async fn origins(conn: &mut Conn, place: &Place) -> Result<Option<(String, Strin
     let Some(row) = rows.first() else { return Ok(None) };
     let known: String = row.try_get(0).map_err(fail)?;
     let mut here: String = row.try_get(1).map_err(fail)?;
-    if let Some(timeline) = timeline {
-        here.push_str(TIMELINE);
-        here.push_str(&timeline);
+    for (name, told) in [(SYSTEM, system), (TIMELINE, timeline)] {
+        if let Some(told) = told {
+            here.push_str(name);
+            here.push_str(&told);
+        }
     }
     Ok(Some((known, here)))
 }
@@ -381,19 +390,26 @@ pub(super) async fn recheck(conn: &mut Conn, place: &Place, before: &str) -> Res
     Ok(Some(here))
 }
 
-/// Between the object ids and the timeline of an origin.
+/// Before the server's identifier in an origin, behind the object ids.
+const SYSTEM: &str = " system ";
+
+/// Before the timeline, behind those.
 const TIMELINE: &str = " timeline ";
 
-/// Whether two origins are the same. Where the timeline could not be asked for one of the two times, the rest decides.
+/// Whether two origins are the same. Where the server does not tell its identifier, or did not tell the timeline one of the two times, the rest decides. An
+/// origin that lacks an identifier which the server tells was written when nobody asked for it, and may have come here in a dump: it counts as another one.
 pub(super) fn is_same(known: &str, here: &str) -> bool {
-    let split = |origin: &str| -> (String, Option<String>) {
-        match origin.split_once(TIMELINE) {
-            Some((ids, timeline)) => (ids.to_owned(), Some(timeline.to_owned())),
-            None => (origin.to_owned(), None),
-        }
+    let split = |origin: &str| -> (String, Option<String>, Option<String>) {
+        let cut = |text: &str, at: &str| match text.split_once(at) {
+            Some((before, behind)) => (before.to_owned(), Some(behind.to_owned())),
+            None => (text.to_owned(), None),
+        };
+        let (head, timeline) = cut(origin, TIMELINE);
+        let (ids, system) = cut(&head, SYSTEM);
+        (ids, system, timeline)
     };
-    let ((known, then), (here, now)) = (split(known), split(here));
-    known == here && (then.is_none() || now.is_none() || then == now)
+    let ((known, system, then), (here, system_here, now)) = (split(known), split(here));
+    known == here && (system_here.is_none() || system == system_here) && (then.is_none() || now.is_none() || then == now)
 }
 
 /// The version of the schema, for people.
@@ -406,10 +422,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn copies_are_told_by_their_ids_and_by_the_timeline() {
+    fn copies_are_told_by_their_ids_by_the_server_and_by_the_timeline() {
         assert!(is_same("5/16;", "5/16;"));
         assert!(is_same("5/16; timeline 1", "5/16;") && is_same("5/16;", "5/16; timeline 1"));
         assert!(!is_same("5/16; timeline 1", "5/16; timeline 10") && !is_same("5/16; timeline 10", "5/16; timeline 1"));
         assert!(!is_same("5/1", "5/16;") && !is_same("", "5/16;"));
+        assert!(is_same("5/16; system 7 timeline 1", "5/16; system 7 timeline 1"));
+        assert!(!is_same("5/16; system 7 timeline 1", "5/16; system 71 timeline 1"));
+        assert!(!is_same("5/16; system 7 timeline 1", "5/16; system 7 timeline 2"));
+        // It was written before servers were asked, and may be of any of them; who is told no identifier can compare none.
+        assert!(!is_same("5/16; timeline 1", "5/16; system 7 timeline 1") && !is_same("5/16;", "5/16; system 7"));
+        assert!(is_same("5/16; system 7 timeline 1", "5/16; timeline 1") && is_same("5/16; system 7", "5/16;"));
     }
 }
