@@ -14,6 +14,7 @@
 //! passed over.
 
 mod follow;
+mod raise;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -59,9 +60,6 @@ const SWEEP_EVERY: u64 = 4096;
 /// stay for a day.
 const COUNTERS_FOR: Duration = Duration::from_secs(3600);
 
-/// How far numbers are raised where an older state was brought back: further than others have counted meanwhile.
-const RAISE: u64 = 1_000_000_000;
-
 /// Keys that somebody else held when they were asked for last, at most.
 const CONTESTED: usize = 10_000;
 
@@ -82,11 +80,25 @@ pub(super) struct Committer {
 struct Memory {
     /// Commit sequence and fencing token that were given out last, as far as is known, and since when.
     counters: Option<(u64, u64, Instant)>,
+    /// The highest fencing token that was ever heard of.
+    highest_token: u64,
     /// Batches of which a request was sent and not answered.
     unsettled: Unsettled,
     told: VecDeque<(BatchId, Instant)>,
     commits: u64,
     contested: HashSet<LeaseKey>,
+}
+
+impl Memory {
+    /// The numbers that were given out last.
+    fn note(&mut self, seq: u64, token: u64) {
+        self.counters = Some((seq, token, Instant::now()));
+        self.heard_of(token);
+    }
+
+    fn heard_of(&mut self, token: u64) {
+        self.highest_token = self.highest_token.max(token);
+    }
 }
 
 /// What is known of the sendings of a batch so far.
@@ -140,22 +152,13 @@ impl Committer {
         let raise = Stmt::exec("UPDATE meta SET token = max(token, ?1) WHERE id = 1", vec![beyond.into()]);
         send::write(&self.client, &[raise]).await.map_err(|fault| fault.into_error(self.client.place()))?;
         memory.counters = None;
+        memory.heard_of(beyond);
         Ok(())
     }
 
-    /// An older state was brought back: what is given out from now on is beyond all that was. Everybody reads all runs anew, as where one of their nodes was deleted.
+    /// An older state was brought back: what is given out from now on is beyond all that was.
     async fn raise(&self, memory: &mut Memory) -> Result<(), StoreError> {
-        let highest = self.follow.highest();
-        let raised = || vec![highest.saturating_add(RAISE).into(), highest.into()];
-        // Where somebody else was faster the sequence is higher by now, and nothing changes.
-        let statements = [
-            Stmt::exec(
-                "UPDATE runs SET version = ?1, header_version = ?1, nodes_deleted_version = ?1 \
-                 WHERE version < ?1 AND (SELECT seq FROM meta WHERE id = 1) < ?2",
-                raised(),
-            ),
-            Stmt::exec("UPDATE meta SET token = token + (?1 - ?2), seq = ?1 WHERE id = 1 AND seq < ?2", raised()),
-        ];
+        let statements = raise::raise(self.follow.highest(), memory.highest_token);
         send::write(&self.client, &statements).await.map_err(|fault| fault.into_error(self.client.place()))?;
         self.own.forget();
         memory.counters = None;
@@ -200,7 +203,7 @@ impl Committer {
                         Err(error) => return self.failed(memory, batch, sent, error).await,
                     },
                     Ok(read) => {
-                        memory.counters = Some((read.before.seq, read.before.token, Instant::now()));
+                        memory.note(read.before.seq, read.before.token);
                         read
                     }
                     // No copy is applied any more to a schema that is newer.
@@ -364,7 +367,7 @@ impl Committer {
         let moved = |last: Option<u64>, assumed: u64| last.unwrap_or(assumed).saturating_sub(assumed);
         let seq = there.seq + moved(decision.writes.seqs.last(), assumed.seq);
         let token = there.token + moved(decision.writes.tokens.last(), assumed.token);
-        memory.counters = Some((seq, token, Instant::now()));
+        memory.note(seq, token);
         self.follow.advance(seq, there.seq != self.follow.known());
         self.remember(batch, decision, assumed, there);
         Ok(answer)
@@ -405,8 +408,14 @@ impl Committer {
         for part in batch.entries.iter().flat_map(|entry| &entry.parts) {
             self.cache.forget(&part.run);
         }
-        // How far the tokens went is not known here: they are read before the next ones are given out.
+        // How far the tokens went is not known here, but for those of this batch: they are read before the next ones are given out.
         memory.counters = None;
+        memory.heard_of(there.token);
+        for outcome in &answer.outcomes {
+            if let Outcome::Applied(receipt) = outcome {
+                receipt.grants.iter().for_each(|grant| memory.heard_of(grant.token.0));
+            }
+        }
         let others = there.seq != self.follow.known();
         self.follow.advance(there.seq + kept.applied(), others);
         Ok(answer)
