@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seeknal_state::model::{Batch, Entry, FencingToken};
+use seeknal_state::store::KnownOpenings;
 use seeknal_state::{
     Coordinator, NewRun, NodeId, NodeState, NodeUpdate, RunId, RunQuery, RunUpdate, Snapshot, StateBackend, Version,
     create_state_backend,
@@ -194,7 +195,10 @@ async fn tables_of_the_first_version_are_brought_forward() {
     let reader = create_state_backend("database", &server.options().read_only(true)).unwrap();
     reader.initialize().await.unwrap();
     assert!(reader.processes().await.unwrap().is_empty());
+    assert_eq!(reader.known_openings(), KnownOpenings::Some, "that nobody is listed says nothing");
     let state = open(&server).await;
+    assert_eq!(reader.processes().await.unwrap().len(), 1);
+    assert_eq!(reader.known_openings(), KnownOpenings::All);
     assert!(server.sql("SELECT version FROM seeknal_schema").contains(r#""value":"2""#));
     state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
     assert_eq!(state.backend().processes().await.unwrap().len(), 1);

@@ -69,6 +69,8 @@ pub struct LibsqlBackend {
     poll: Duration,
     opened: OnceCell<Opened>,
     closed: AtomicBool,
+    /// Whether the tables that were asked last do not say who has them open: those of an older version, which an opening for reading leaves as they are.
+    openings_unknown: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -108,7 +110,14 @@ impl LibsqlBackend {
                 Duration::from_millis(ms.ok_or_else(|| input("database_poll_ms is no number of milliseconds from 10 to 60000"))?)
             }
         };
-        Ok(Self { target, read_only: options.is_read_only(), poll, opened: OnceCell::new(), closed: AtomicBool::new(false) })
+        Ok(Self {
+            target,
+            read_only: options.is_read_only(),
+            poll,
+            opened: OnceCell::new(),
+            closed: AtomicBool::new(false),
+            openings_unknown: AtomicBool::new(false),
+        })
     }
 
     async fn open(&self) -> Result<Opened, StoreError> {
@@ -223,11 +232,15 @@ impl StateBackend for LibsqlBackend {
     }
 
     fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
-        Box::pin(async move { openings::list(self.client()?).await })
+        Box::pin(async move {
+            let found = openings::list(self.client()?).await?;
+            self.openings_unknown.store(found.is_none(), Ordering::Release);
+            Ok(found.unwrap_or_default())
+        })
     }
 
     fn known_openings(&self) -> KnownOpenings {
-        KnownOpenings::All
+        if self.openings_unknown.load(Ordering::Acquire) { KnownOpenings::Some } else { KnownOpenings::All }
     }
 
     fn reload_run<'a>(&'a self, have: &'a RunState) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {

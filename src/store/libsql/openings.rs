@@ -86,8 +86,8 @@ pub(super) async fn leave(client: &Arc<Client>, process: &ProcessInfo) {
     let _unsaid = send::write(client, &[row]).await.is_err();
 }
 
-/// All openings that are known.
-pub(super) async fn list(client: &Client) -> Result<Vec<OpenProcess>, StoreError> {
+/// All openings that are known; `None`: the tables are of a version that did not note them.
+pub(super) async fn list(client: &Client) -> Result<Option<Vec<OpenProcess>>, StoreError> {
     let question = Stmt::ask(
         "openings",
         concat!(
@@ -99,7 +99,7 @@ pub(super) async fn list(client: &Client) -> Result<Vec<OpenProcess>, StoreError
     );
     let tables = match send::ask(client, Ask::Latest, &[question]).await {
         // A reader of what an older version wrote.
-        Err(fault) if fault.class == Class::Refused && fault.message().contains("no such table") => return Ok(Vec::new()),
+        Err(fault) if fault.class == Class::Refused && fault.message().contains("no such table") => return Ok(None),
         answer => answer.map_err(|fault| fault.into_error(client.place()))?,
     };
     let mut found = Vec::new();
@@ -115,7 +115,7 @@ pub(super) async fn list(client: &Client) -> Result<Vec<OpenProcess>, StoreError
         };
         found.push(OpenProcess::new(process, alive));
     }
-    Ok(found)
+    Ok(Some(found))
 }
 
 #[cfg(test)]
