@@ -40,6 +40,7 @@ mod others;
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod sessions;
+mod sizes;
 #[path = "../support/steps.rs"]
 mod steps;
 #[path = "../support/wire.rs"]

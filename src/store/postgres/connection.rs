@@ -1,4 +1,5 @@
-//! Connections: how they are made, what is set on each, how statements go down many at a time, and a store of idle ones.
+//! Connections: how they are made, what is set on each, how statements go down many at a time, and a store of idle ones. How questions are asked over them
+//! stands in `ask`.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -7,7 +8,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
@@ -30,7 +31,7 @@ use crate::store::{StoreError, StoreErrorKind};
 pub(super) const STATEMENT_MS: u64 = 10_000;
 
 /// How long a connection on which an answer is waited for may be quiet. The server's own limits end statements, not silence on the way.
-const ANSWER: Duration = Duration::from_secs(10);
+pub(super) const ANSWER: Duration = Duration::from_secs(10);
 
 /// How long the server waits for a client inside a transaction, milliseconds: a process that is stopped there holds up all others that write to its
 /// runs, and loses its transaction after this.
@@ -48,21 +49,8 @@ const WHERE_KNOWN: [(&str, &str); 5] = [
     ("tcp_user_timeout", "15000"),
 ];
 
-/// For a transaction with long answers: the server counts the time in which it gets rid of them for the statement's.
-const MUCH: &str = "SELECT set_config('statement_timeout', '120000', true)";
-
-/// For a transaction that goes through whole tables: other plans than by key, and ten minutes for each statement.
-const THROUGH: &str = "SELECT set_config('statement_timeout', '600000', true), set_config('enable_seqscan', 'on', true), \
-                       set_config('enable_hashjoin', 'on', true), set_config('enable_mergejoin', 'on', true)";
-
-/// How long the server may be quiet then: a little longer than it may take.
-const THROUGH_QUIET: Duration = Duration::from_secs(610);
-
 /// Questions that are asked at once; batches have connections beside these.
 const READERS: usize = 8;
-
-/// Between two times that a question looks for the primary among several hosts.
-const BETWEEN_HOSTS: Duration = Duration::from_millis(100);
 
 /// What became of statements that were sent together.
 pub(super) struct Failed {
@@ -241,7 +229,7 @@ impl Conn {
     }
 
     /// The same, on a connection that may be quiet for so long.
-    async fn send_within(&mut self, quiet: Duration, statements: &[Sql<'_>]) -> Result<Vec<Vec<Row>>, Failed> {
+    pub(super) async fn send_within(&mut self, quiet: Duration, statements: &[Sql<'_>]) -> Result<Vec<Vec<Row>>, Failed> {
         self.prepare(statements).await?;
         let client = &self.client;
         let known = &self.statements;
@@ -267,12 +255,6 @@ impl Conn {
             }
         }
         Ok(answers)
-    }
-
-    /// One statement that goes through a whole table, inside a transaction.
-    pub(super) async fn ask_through(&mut self, sql: Sql<'_>) -> Result<(), StoreError> {
-        let statements = [Sql::plain(THROUGH), sql];
-        self.send_within(THROUGH_QUIET, &statements).await.map(|_| ()).map_err(|failed| failed.error)
     }
 
     /// One statement, outside of a transaction or inside one.
@@ -310,13 +292,13 @@ pub(super) struct Pool {
     tls: MakeTls,
     /// None at all once it is closed.
     idle: Mutex<Option<Vec<Conn>>>,
-    readers: Semaphore,
+    pub(super) readers: Semaphore,
     /// What this opening committed itself.
     pub(super) own: OwnRuns,
     /// The host, by its place in the URL, and its address that were reached last.
     reached: Mutex<Option<(usize, Option<IpAddr>)>>,
     /// Whether one of several hosts could be written to before.
-    found_primary: AtomicBool,
+    pub(super) found_primary: AtomicBool,
     /// Which copy of the database it counts in; none before that is known, and where nothing is written.
     origin: tokio::sync::Mutex<Option<String>>,
 }
@@ -461,64 +443,6 @@ impl Pool {
     pub(super) fn put(&self, conn: Conn) {
         if let Some(idle) = self.idle().as_mut().filter(|idle| idle.len() < self.place.flush_shards + READERS) {
             idle.push(conn);
-        }
-    }
-
-    /// Sends questions in one read-only transaction that sees one state; again once, if an idle connection turns out to be dead. While
-    /// none of several hosts is the primary it waits for one to become it.
-    pub(super) async fn read(&self, questions: Vec<Sql<'_>>) -> Result<Vec<Vec<Row>>, StoreError> {
-        self.ask_all(None, ANSWER, questions).await
-    }
-
-    /// The same for what may be long: its answer may be on the way for minutes.
-    pub(super) async fn read_much(&self, questions: Vec<Sql<'_>>) -> Result<Vec<Vec<Row>>, StoreError> {
-        self.ask_all(Some(MUCH), ANSWER, questions).await
-    }
-
-    /// The same for what goes through whole tables.
-    pub(super) async fn read_through(&self, questions: Vec<Sql<'_>>) -> Result<Vec<Vec<Row>>, StoreError> {
-        self.ask_all(Some(THROUGH), THROUGH_QUIET, questions).await
-    }
-
-    async fn ask_all(
-        &self,
-        set: Option<&'static str>,
-        quiet: Duration,
-        questions: Vec<Sql<'_>>,
-    ) -> Result<Vec<Vec<Row>>, StoreError> {
-        let _turn = self.readers.acquire().await.map_err(|_| StoreError::closed())?;
-        let count = questions.len();
-        let mut statements = vec![Sql::plain("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")];
-        statements.extend(set.map(Sql::plain));
-        let first = statements.len();
-        statements.extend(questions);
-        statements.push(Sql::plain("COMMIT"));
-        let waits = self.place.moves && self.found_primary.load(Ordering::Acquire);
-        let mut tried = false;
-        let began = Instant::now();
-        loop {
-            let (error, made) = match self.get().await {
-                Err(error) => (error, false),
-                Ok(mut conn) => match conn.send_within(quiet, &statements).await {
-                    Ok(answers) => {
-                        self.put(conn);
-                        return Ok(answers.into_iter().skip(first).take(count).collect());
-                    }
-                    Err(failed) => (failed.error, true),
-                },
-            };
-            let gone = error.kind() == StoreErrorKind::Unavailable;
-            if gone {
-                self.forget_idle();
-            }
-            let again = waits || (made && !tried);
-            if !again || !gone || began.elapsed() >= ANSWER {
-                return Err(error);
-            }
-            if tried || !made {
-                tokio::time::sleep(BETWEEN_HOSTS).await;
-            }
-            tried = true;
         }
     }
 

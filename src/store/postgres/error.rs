@@ -166,6 +166,18 @@ pub(super) fn is_of_standby(error: &StoreError) -> bool {
     state_of(error) == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
 }
 
+/// Whether a question had to give way: what only reads comes into no conflict but with what a standby follows.
+pub(super) fn is_of_recovery(error: &StoreError) -> bool {
+    state_of(error) == Some(&SqlState::T_R_SERIALIZATION_FAILURE)
+}
+
+/// What is said of a question that had to give way again and again.
+pub(super) fn gave_way(place: impl fmt::Display, error: StoreError) -> StoreError {
+    let why = "the standby ended what was read again and again (SQLSTATE 40001), as it stood in the way of what the primary did; set \
+               hot_standby_feedback or a longer max_standby_streaming_delay there, or read at the primary";
+    StoreError::not_applied(StoreErrorKind::Busy, format!("{place}: {why}")).with_source(error)
+}
+
 /// Whether a transaction that was not committed may go through when it is tried again: it met others, or the connection is gone.
 pub(super) fn is_passing(error: &StoreError) -> bool {
     error.kind() == StoreErrorKind::Unavailable

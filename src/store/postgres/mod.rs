@@ -32,6 +32,7 @@
 //! database, or a standby that was promoted, raises them to the microseconds since 1970 when it is first connected to for writing, and with them the versions of
 //! all runs.
 
+mod ask;
 mod commit;
 mod connection;
 mod error;
