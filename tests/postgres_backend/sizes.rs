@@ -45,3 +45,13 @@ async fn a_question_that_had_to_give_way_is_asked_again_a_few_times() {
         }
     }
 }
+
+/// An operator may have set how long a transaction takes at most.
+#[tokio::test]
+async fn a_question_whose_transaction_took_too_long_is_asked_again() {
+    let store = store!();
+    let backend = store.open().await;
+    change(&backend, "r", vec![create(0)]).await;
+    store.refuse_first(1, "25P04");
+    assert_eq!(backend.newest_versions(10).await.unwrap().len(), 1);
+}

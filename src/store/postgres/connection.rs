@@ -41,8 +41,10 @@ pub(super) const IDLE_IN_TRANSACTION_MS: u64 = 3_000;
 ///
 /// The plans that are forced look as if they cost very much, and the server would compile them. A machine that loses its power says no good-bye: without
 /// questions of its own the server would take its locks and transactions for held for hours.
-const WHERE_KNOWN: [(&str, &str); 5] = [
+const WHERE_KNOWN: [(&str, &str); 6] = [
     ("jit", "off"),
+    // Each statement has a limit of its own.
+    ("transaction_timeout", "0"),
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),

@@ -67,6 +67,11 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
         _ if state.code() == "25P03" => {
             (K::Unavailable, "this process was held up in the middle of a transaction; it is tried again")
         }
+        // It would be longer than the server gives any transaction, which it took back.
+        _ if state.code() == "25P04" => (
+            K::Unavailable,
+            "it took longer than the server's transaction_timeout; it is tried again, and has the time where that is 0 for this role",
+        ),
         _ if state.code().starts_with("08") || state.code().starts_with("57P") => {
             (K::Unavailable, "the server ended the connection; it is starting, stopping, or an operator ended it")
         }
