@@ -1,9 +1,36 @@
 //! Large tables and busy servers: what is read of them, and who thinks for long.
 
+use seeknal_state::model::RunFilter;
+
 use super::doors::opened;
 use super::*;
 
 impl Store {
+    /// So many runs that differ by a second, each with as many nodes, by SQL alone.
+    fn fill(&self, runs: u32, nodes: u32) {
+        self.sql(&format!(
+            "INSERT INTO runs (run_id, status, created_at, version, created_version, header_version) \
+             SELECT 'run' || r, 'success', '2024-01-01Z'::timestamptz + r * interval '1 s', 1, 1, 1 FROM generate_series(1, {runs}) AS r; \
+             INSERT INTO node_states (run_id, node_id, status, attempt, version, run_created_at) \
+             SELECT 'run' || r, 'node' || n, 'success', 1, 1, '2024-01-01Z'::timestamptz + r * interval '1 s' \
+             FROM generate_series(1, {runs}) AS r, generate_series(1, {nodes}) AS n; ANALYZE"
+        ));
+    }
+
+    /// Forgets what was counted before.
+    fn count_anew(&self) {
+        self.sql("SELECT pg_stat_reset_single_table_counters(c.oid) FROM pg_class AS c WHERE c.relnamespace = current_schema()::regnamespace");
+    }
+
+    /// How many rows of a table, or entries of its indexes, were read since. Sessions tell of it at their end.
+    fn count(&self, table: &str) -> u64 {
+        let sql = format!(
+            "SELECT (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relid = '{table}'::regclass) \
+             + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relid = '{table}'::regclass)"
+        );
+        self.sql(&sql).parse().unwrap()
+    }
+
     /// Puts a view in a table's place; before each row of it that is read `refuse` is run, in PL/pgSQL.
     fn before_rows(&self, table: &str, refuse: &str) {
         self.sql(&format!(
@@ -54,4 +81,56 @@ async fn a_question_whose_transaction_took_too_long_is_asked_again() {
     change(&backend, "r", vec![create(0)]).await;
     store.refuse_first(1, "25P04");
     assert_eq!(backend.newest_versions(10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn names_of_nodes_are_read_without_all_rows_of_them() {
+    let store = store!();
+    store.open().await.close().await.unwrap();
+    store.fill(2_000, 3);
+    store.sql("INSERT INTO coverage SELECT 'kept', '2024-01-01Z'::timestamptz + n * interval '1 h', '2024-01-01Z'::timestamptz + (n + 0.5) * interval '1 h' \
+               FROM generate_series(1, 2000) AS n");
+    store.sql("INSERT INTO coverage_partitions SELECT 'keys', 'dt=' || n FROM generate_series(1, 2000) AS n; ANALYZE");
+    store.count_anew();
+    let backend = store.open().await;
+    let found: Vec<String> = backend.node_ids().await.unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(found, ["kept", "keys", "node1", "node2", "node3"]);
+    backend.close().await.unwrap();
+    for table in ["node_states", "coverage", "coverage_partitions"] {
+        until("it is counted", async || store.count(table) > 0).await;
+        assert!(store.count(table) < 100, "{table}: {}", store.count(table));
+    }
+}
+
+/// The nodes of a page are counted, and of no other runs.
+#[tokio::test]
+async fn nodes_are_counted_for_the_page_alone() {
+    let store = store!();
+    store.open().await.close().await.unwrap();
+    store.fill(3, 5_000);
+    store.sql(
+        "INSERT INTO runs (run_id, status, created_at, version, created_version, header_version) \
+               SELECT 'old' || r, 'success', '2023-01-01Z', 1, 1, 1 FROM generate_series(1, 3000) AS r",
+    );
+    store.count_anew();
+    let backend = store.open().await;
+    let page = backend.list_runs(&RunQuery::new(RunFilter::all()).limit(1)).await.unwrap();
+    assert_eq!(page.runs[0].nodes.values().sum::<u64>(), 5_000);
+    assert!(page.next.is_some());
+    backend.close().await.unwrap();
+    until("it is counted", async || store.count("node_states") > 0).await;
+    assert!(store.count("node_states") < 6_000, "{}", store.count("node_states"));
+    assert!(store.count("runs") < 100, "{}", store.count("runs"));
+}
+
+/// A server that thinks says nothing meanwhile.
+#[tokio::test]
+async fn lists_that_a_server_has_to_think_about_have_the_time() {
+    let store = store!();
+    let backend = store.open().await;
+    change(&backend, "r", vec![create(0), set("n", NodeUpdate::running())]).await;
+    let no_time = "IF current_setting('statement_timeout') = '10s' THEN RAISE query_canceled; END IF;";
+    store.before_rows("node_states", no_time);
+    assert_eq!(backend.list_runs(&RunQuery::new(RunFilter::all())).await.unwrap().runs.len(), 1);
+    assert_eq!(backend.node_ids().await.unwrap().len(), 1);
 }

@@ -171,6 +171,11 @@ pub(super) fn is_of_standby(error: &StoreError) -> bool {
     state_of(error) == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
 }
 
+/// Whether the server ended a statement because it took too long, or because an operator said so.
+pub(super) fn is_canceled(error: &StoreError) -> bool {
+    state_of(error) == Some(&SqlState::QUERY_CANCELED)
+}
+
 /// Whether a question had to give way: what only reads comes into no conflict but with what a standby follows.
 pub(super) fn is_of_recovery(error: &StoreError) -> bool {
     state_of(error) == Some(&SqlState::T_R_SERIALIZATION_FAILURE)

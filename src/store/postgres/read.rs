@@ -262,21 +262,21 @@ pub(super) async fn list(pool: &Pool, query: &RunQuery) -> Result<RunPage, Store
     let last_created: Option<DateTime<Utc>> = query.after.as_ref().map(|cursor| stamp(cursor.created_at));
     let last_id: Option<&str> = query.after.as_ref().map(|cursor| cursor.run_id.as_str());
     let limit = i64::try_from(query.limit.saturating_add(1)).unwrap_or(i64::MAX);
-    // All bounds are conditions of the index on creation, given or not.
+    // All bounds are conditions of the index on creation, given or not. Of the run that says that there is a next page no nodes are counted.
     let sql = concat!(
         "WITH page AS (SELECT run_id, version, ",
         header_columns!(),
-        " FROM runs WHERE ($1::text[] IS NULL OR status = ANY($1)) \
+        ", row_number() OVER (ORDER BY created_at DESC, run_id DESC) AS place FROM runs WHERE ($1::text[] IS NULL OR status = ANY($1)) \
          AND created_at >= coalesce($2::timestamptz, '-infinity') AND created_at < coalesce($3::timestamptz, 'infinity') \
          AND (created_at, run_id) < (coalesce($5::timestamptz, 'infinity'), coalesce($6::text, '')) \
          AND starts_with(run_id, $4::text) ORDER BY created_at DESC, run_id DESC LIMIT $7::bigint) \
          SELECT page.*, c.statuses, c.counts FROM page LEFT JOIN LATERAL (\
          SELECT array_agg(s.status) AS statuses, array_agg(s.count) AS counts \
-         FROM (SELECT n.status, count(*) AS count FROM node_states AS n WHERE n.run_id = page.run_id GROUP BY n.status) AS s) AS c ON true \
+         FROM (SELECT n.status, count(*) AS count FROM node_states AS n WHERE n.run_id = page.run_id AND page.place < $7::bigint GROUP BY n.status) AS s) AS c ON true \
          ORDER BY page.created_at DESC, page.run_id DESC"
     );
     let answers = pool
-        .read(vec![Sql::new(
+        .read_patiently(vec![Sql::new(
             "table runs",
             sql,
             vec![
@@ -295,11 +295,11 @@ pub(super) async fn list(pool: &Pool, query: &RunQuery) -> Result<RunPage, Store
         let id = Fields::new(row, At::table("runs")).run_id(0)?;
         let fields = Fields::new(row, At::table("runs").run(&id));
         let (version, header) = (fields.version(1)?, fields.header(2)?);
-        let statuses: Vec<String> = fields.get::<Option<_>>(10)?.unwrap_or_default();
-        let counts: Vec<i64> = fields.get::<Option<_>>(11)?.unwrap_or_default();
+        let statuses: Vec<String> = fields.get::<Option<_>>(11)?.unwrap_or_default();
+        let counts: Vec<i64> = fields.get::<Option<_>>(12)?.unwrap_or_default();
         let mut nodes = BTreeMap::new();
         for (status, count) in statuses.iter().zip(counts) {
-            let status = super::rows::read_plain(status).ok_or_else(|| fields.bad(10, "a status makes no sense"))?;
+            let status = super::rows::read_plain(status).ok_or_else(|| fields.bad(11, "a status makes no sense"))?;
             nodes.insert(NodeStatus::parse(&status), count.unsigned_abs());
         }
         found.push(RunSummary::new(id, version, header, nodes));
@@ -439,16 +439,31 @@ pub(super) async fn coverage(pool: &Pool, node: &NodeId) -> Result<NodeCoverage,
     Ok(coverage)
 }
 
+/// Every name of a node in a table, from one to the next by the table's index: the server looks at no other rows of it, and sorts nothing.
+macro_rules! names {
+    ($table:literal) => {
+        concat!(
+            "(WITH RECURSIVE names AS ((SELECT node_id FROM ",
+            $table,
+            " ORDER BY node_id LIMIT 1) UNION ALL SELECT (SELECT t.node_id FROM ",
+            $table,
+            " AS t WHERE t.node_id > names.node_id ORDER BY t.node_id LIMIT 1) FROM names WHERE names.node_id IS NOT NULL) \
+             SELECT node_id FROM names WHERE node_id IS NOT NULL)"
+        )
+    };
+}
+
 /// Every node that a run or what outlives runs knows.
 pub(super) async fn node_ids(pool: &Pool) -> Result<BTreeSet<NodeId>, StoreError> {
-    let answers = pool
-        .read_much(vec![Sql::new(
-            "the nodes' names",
-            "SELECT node_id FROM node_states UNION SELECT node_id FROM coverage UNION SELECT node_id FROM coverage_partitions \
-             UNION SELECT node_id FROM last_success",
-            Vec::new(),
-        )])
-        .await?;
+    let sql = concat!(
+        names!("node_states"),
+        " UNION ",
+        names!("coverage"),
+        " UNION ",
+        names!("coverage_partitions"),
+        " UNION SELECT node_id FROM last_success"
+    );
+    let answers = pool.read_patiently(vec![Sql::new("the nodes' names", sql, Vec::new())]).await?;
     answers.iter().flatten().map(|row| Fields::new(row, "the nodes' names").node_id(0)).collect()
 }
 
