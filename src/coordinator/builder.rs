@@ -12,7 +12,7 @@ use super::events::Events;
 use super::{Coordinator, Core, Durability, Engine, follow, supervisor};
 use crate::error::Error;
 use crate::lease::{LeaseHandle, LockOptions};
-use crate::model::{Clock, InputError, ProcessInfo, RunFilter, RunQuery, SystemClock};
+use crate::model::{Clock, InputError, ProcessInfo, SystemClock};
 use crate::persist::Persist;
 use crate::run::{Admission, RunContext};
 use crate::store::StateBackend;
@@ -171,7 +171,7 @@ impl CoordinatorBuilder {
 const FURTHEST_ZONE: TimeDelta = TimeDelta::hours(26);
 
 /// How long a backend may take to say which run is its newest.
-const LISTED_WITHIN: Duration = Duration::from_secs(5);
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
 
 /// When the newest run was created, in microseconds, so that the runs of this coordinator are newer than those that it found, whatever clock these came
 /// from.
@@ -180,12 +180,9 @@ async fn last_creation(backend: &dyn StateBackend, clock: &dyn Clock) -> i64 {
         return 0;
     }
     let furthest = clock.now().checked_add_signed(FURTHEST_ZONE);
-    let filter = furthest.map_or_else(RunFilter::all, |furthest| RunFilter::all().created_before(furthest));
-    // What cannot be listed, or not in time, is told to whoever lists it.
-    let query = RunQuery::new(filter).limit(1);
-    let listed = tokio::time::timeout(LISTED_WITHIN, backend.list_runs(&query)).await;
-    let newest = listed.ok().and_then(Result::ok).and_then(|page| page.runs.into_iter().next());
-    newest.map_or(0, |run| crate::model::time::micros(run.header.created_at))
+    // What cannot be told, or not in time, is told to whoever lists it.
+    let told = tokio::time::timeout(TOLD_WITHIN, backend.newest_creation(furthest)).await;
+    told.ok().and_then(Result::ok).flatten().map_or(0, crate::model::time::micros)
 }
 
 async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Clock>) -> Result<Coordinator, Error> {

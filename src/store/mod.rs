@@ -57,11 +57,12 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::model::{
-    Batch, BatchAnswer, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage,
-    RunQuery, RunState, Version,
+    Batch, BatchAnswer, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunFilter, RunId,
+    RunPage, RunQuery, RunState, Version,
 };
 
 pub use answers::AnswerLog;
@@ -321,6 +322,16 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
                 versions.push(self.run_version(run).await?);
             }
             Ok(versions)
+        })
+    }
+
+    /// When the newest run was created, of those that were created before a moment if one is given. A coordinator asks when it is opened. The default asks
+    /// [`list_runs`](Self::list_runs) for one run.
+    fn newest_creation(&self, before: Option<DateTime<Utc>>) -> BoxFuture<'_, Result<Option<DateTime<Utc>>, StoreError>> {
+        Box::pin(async move {
+            let filter = before.map_or_else(RunFilter::all, |before| RunFilter::all().created_before(before));
+            let page = self.list_runs(&RunQuery::new(filter).limit(1)).await?;
+            Ok(page.runs.first().map(|run| run.header.created_at))
         })
     }
 

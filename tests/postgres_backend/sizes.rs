@@ -1,5 +1,6 @@
 //! Large tables and busy servers: what is read of them, and who thinks for long.
 
+use seeknal_state::Coordinator;
 use seeknal_state::model::RunFilter;
 
 use super::doors::opened;
@@ -104,7 +105,7 @@ async fn names_of_nodes_are_read_without_all_rows_of_them() {
 
 /// The nodes of a page are counted, and of no other runs.
 #[tokio::test]
-async fn nodes_are_counted_for_the_page_alone() {
+async fn nodes_are_counted_for_the_page_alone_and_for_no_opening() {
     let store = store!();
     store.open().await.close().await.unwrap();
     store.fill(3, 5_000);
@@ -112,6 +113,15 @@ async fn nodes_are_counted_for_the_page_alone() {
         "INSERT INTO runs (run_id, status, created_at, version, created_version, header_version) \
                SELECT 'old' || r, 'success', '2023-01-01Z', 1, 1, 1 FROM generate_series(1, 3000) AS r",
     );
+    store.count_anew();
+    let state = Coordinator::open(store.make()).await.unwrap();
+    let at = state.backend().newest_creation(None).await.unwrap();
+    assert_eq!(at, Some(chrono::DateTime::from_timestamp(1_704_067_203, 0).unwrap()));
+    assert_eq!(state.backend().newest_creation(at).await.unwrap(), at.map(|at| at - chrono::TimeDelta::seconds(1)));
+    state.close().await.unwrap();
+    until("it is counted", async || store.count("runs") > 0).await;
+    assert_eq!(store.count("node_states"), 0);
+
     store.count_anew();
     let backend = store.open().await;
     let page = backend.list_runs(&RunQuery::new(RunFilter::all()).limit(1)).await.unwrap();

@@ -25,6 +25,16 @@ pub(super) async fn runs_are_listed_newest_first(harness: &dyn Harness) -> Resul
     }
     for _ in 0..2 {
         ensure_eq!(names(&bench, RunQuery::default()).await?, ["a", "d", "c", "b", "B", "e"], "all runs, newest first");
+        for (before, newest) in [
+            (None, Some(at(30))),
+            (Some(DateTime::<Utc>::MAX_UTC), Some(at(30))),
+            (Some(at(30)), Some(at(20))),
+            (Some(at(20) + TimeDelta::nanoseconds(1)), Some(at(20))),
+            (Some(at(-1_000_000_000)), None),
+            (Some(DateTime::<Utc>::MIN_UTC), None),
+        ] {
+            ensure_eq!(bench.backend.newest_creation(before).await?, newest, "when the newest run before {before:?} was made");
+        }
         bench.write("c", vec![set("n", NodeUpdate::running())?]).await?;
         bench = bench.reopen().await?;
     }

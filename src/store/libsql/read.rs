@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
+
 use super::client::Client;
 use super::fault::{Class, Fault, corrupt};
 use super::hrana::{Arg, Stmt};
 use super::rows::{Fields, Table, header_columns, lists, node_columns, stamp_text};
 use super::send::{self, Ask};
 use crate::model::{
-    Interval, NodeId, NodeState, NodeStatus, PartitionKey, RunHeader, RunId, RunPage, RunQuery, RunState, RunStatus, RunSummary,
-    Version,
+    Interval, NodeId, NodeState, NodeStatus, PartitionKey, RunFilter, RunHeader, RunId, RunPage, RunQuery, RunState, RunStatus,
+    RunSummary, Version,
 };
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -354,6 +356,19 @@ pub(super) async fn newest_versions(client: &Client, most: usize) -> Result<Vec<
     let tables = ask(client, &[question]).await?;
     // A row that makes no sense is told to whoever asks for that run.
     Ok(nth(client, &tables, 0)?.rows().filter_map(|row| Some((row.run_id(0).ok()?, row.version(1).ok()?))).collect())
+}
+
+/// When the newest run was created.
+pub(super) async fn newest_creation(client: &Client, before: Option<DateTime<Utc>>) -> Result<Option<DateTime<Utc>>, StoreError> {
+    let filter = before.map_or_else(RunFilter::all, |before| RunFilter::all().created_before(before));
+    let Some([_, before]) = filter.created() else { return Ok(None) };
+    let (bound, args) = match before {
+        Some(before) => ("WHERE created_at < ?1 ", vec![stamp_text(before).into()]),
+        None => ("", Vec::new()),
+    };
+    let sql = format!("SELECT created_at FROM runs {bound}ORDER BY created_at DESC, run_id DESC LIMIT 1");
+    let tables = ask(client, &[Stmt::ask("runs", sql, args)]).await?;
+    nth(client, &tables, 0)?.first().map(|row| row.stamp(0)).transpose()
 }
 
 /// One page of runs.

@@ -58,6 +58,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use chrono::{DateTime, Utc};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
@@ -374,6 +375,10 @@ impl StateBackend for PostgresBackend {
     fn run_version<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<Version>, StoreError>> {
         let run = run.clone();
         self.ask(|shared| async move { Ok(read::versions(&shared.pool, std::slice::from_ref(&run)).await?.pop().flatten()) })
+    }
+
+    fn newest_creation(&self, before: Option<DateTime<Utc>>) -> BoxFuture<'_, Result<Option<DateTime<Utc>>, StoreError>> {
+        self.ask(move |shared| async move { read::newest_creation(&shared.pool, before).await })
     }
 
     fn newest_versions(&self, most: usize) -> BoxFuture<'_, Result<Vec<(RunId, Version)>, StoreError>> {

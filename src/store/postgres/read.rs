@@ -11,7 +11,7 @@ use super::error::corrupt;
 use super::rows::{Fields, counter, header_columns, lease_columns, node_columns, plain, stamp};
 use crate::model::{
     Interval, IntervalSet, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, NodeStatus, PartitionKey, Retained,
-    RunHeader, RunId, RunPage, RunQuery, RunState, RunStatus, RunSummary, Version,
+    RunFilter, RunHeader, RunId, RunPage, RunQuery, RunState, RunStatus, RunSummary, Version,
 };
 use crate::store::StoreError;
 use crate::store::columns::At;
@@ -239,6 +239,16 @@ pub(super) async fn newest_versions(pool: &Pool, most: usize) -> Result<Vec<(Run
         }
     }
     Ok(found)
+}
+
+/// When the newest run was created.
+pub(super) async fn newest_creation(pool: &Pool, before: Option<DateTime<Utc>>) -> Result<Option<DateTime<Utc>>, StoreError> {
+    let filter = before.map_or_else(RunFilter::all, |before| RunFilter::all().created_before(before));
+    let Some([_, before]) = filter.created() else { return Ok(None) };
+    let sql = "SELECT created_at FROM runs WHERE created_at < coalesce($1::timestamptz, 'infinity') \
+               ORDER BY created_at DESC, run_id DESC LIMIT 1";
+    let answers = pool.read(vec![Sql::new("table runs", sql, vec![Box::new(before)])]).await?;
+    answers.iter().flatten().next().map(|row| Fields::new(row, At::table("runs")).stamp(0)).transpose()
 }
 
 /// The fencing token that was given out last, or one that was not.
