@@ -88,6 +88,7 @@ fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output
                 for run in seen {
                     let what = match run.fate {
                         Fate::Move => "moves",
+                        Fate::Replace => "moves, replaces its copy there",
                         Fate::Equal => "is there already",
                         Fate::Differs => "DIFFERS",
                     };

@@ -30,6 +30,11 @@ impl Told {
         Self { in_use, source, target, source_is, moving: Vec::new() }
     }
 
+    /// Whether the settings in force name the target.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.in_use.is_some()
+    }
+
     /// Remembers a run that would move.
     pub(super) fn moves(&mut self, run: &RunId) {
         if self.moving.len() < NAMED {
@@ -64,7 +69,7 @@ impl Told {
     pub(super) fn notices(&self, plan: &Plan, there: bool) -> Vec<String> {
         let Self { source, target, .. } = self;
         let Some(left_behind) = self.left_behind().filter(|_| there) else {
-            return plan.only_there(target).into_iter().collect();
+            return plan.replaces(target).into_iter().chain(plan.only_there(target)).collect();
         };
         let mut notices = vec![left_behind];
         if plan.only_in_target > 0 {

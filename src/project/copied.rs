@@ -1,7 +1,8 @@
-//! What a move has copied so far, noted beside the state: the next move into the same place tells its own copies from what others wrote there.
+//! What a move has copied so far, noted beside the state: the next move from the same place into the same one tells its copies from what others wrote there.
 //!
-//! A copy that is still what was copied may go: nothing is lost with it, the original decides. Whatever cannot be told for certain (a note that is missing, a
-//! run that was changed since) is left alone.
+//! A copy that is still what was copied may be replaced by its original: nothing is lost with it, the original decides. Whatever cannot be told for certain (a
+//! note that is missing, a run that was changed since, an original that is gone) is left alone. And nothing is replaced in a state that is in use: what was
+//! copied there once is what work goes on with.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::ProjectError;
-use super::files::folder_of;
+use super::files::{folder_of, sync_folder};
+use super::{ProjectError, ProjectErrorKind};
 use crate::model::{RunHeader, RunId, RunState, Version};
 
 /// The notes' name in the state's folder. They are gone when a move has ended well.
@@ -20,32 +21,39 @@ const NAME: &str = ".migrate-state.copied";
 /// One run that was copied.
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
+    /// Where the original is. Notes without it are of no use: another source may have another run of that name.
+    #[serde(default)]
+    source: Option<String>,
     target: String,
     run: RunId,
     version: Version,
     content: u64,
 }
 
-/// The notes on one target.
+/// The notes on what was copied from one place into another.
 #[derive(Debug)]
 pub(super) struct Copied {
     path: PathBuf,
+    source: String,
     target: String,
     runs: BTreeMap<RunId, (Version, u64)>,
 }
 
 impl Copied {
-    /// What is noted of a target; what cannot be read is not known.
-    pub(super) fn load(folder: &Path, location: &str) -> Self {
+    /// What is noted of two places (by their locations); a line that cannot be read is not known.
+    ///
+    /// # Errors
+    /// What reading meets, and what lies there and is no file.
+    pub(super) fn load(folder: &Path, source: &str, target: &str) -> Result<Self, ProjectError> {
         let path = folder.join(NAME);
-        let target = stable(location);
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let (source, target) = (stable(source), stable(target));
+        let text = read(&path)?.unwrap_or_default();
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
         let runs = lines
-            .filter(|line| line.target == target || line.target == location)
+            .filter(|line| line.target == target && line.source.as_ref() == Some(&source))
             .map(|line| (line.run, (line.version, line.content)))
             .collect();
-        Self { path, target, runs }
+        Ok(Self { path, source, target, runs })
     }
 
     /// The runs that were copied.
@@ -62,21 +70,72 @@ impl Copied {
     pub(super) fn note(&mut self, copied: &[(RunId, Version, u64)]) -> Result<(), ProjectError> {
         let mut text = String::new();
         for (run, version, content) in copied {
-            let line = Line { target: self.target.clone(), run: run.clone(), version: *version, content: *content };
+            let line = Line {
+                source: Some(self.source.clone()),
+                target: self.target.clone(),
+                run: run.clone(),
+                version: *version,
+                content: *content,
+            };
             text.push_str(&serde_json::to_string(&line).map_err(|error| ProjectError::input(error.to_string()))?);
             text.push('\n');
             self.runs.insert(run.clone(), (*version, *content));
         }
-        let mut file = std::fs::File::options().append(true).create(true).open(&self.path);
-        let written =
-            file.as_mut().map_err(|error| std::io::Error::from(error.kind())).and_then(|file| file.write_all(text.as_bytes()));
-        written.map_err(|error| ProjectError::io(&self.path, error))
+        append(&self.path, &text).map_err(|error| ProjectError::io(&self.path, error))
     }
 
-    /// Removes the notes: the move has ended.
-    pub(super) fn forget(folder: &Path) {
-        let _left_behind = std::fs::remove_file(folder.join(NAME)).is_err();
+    /// Refuses what is in the place of the notes and is no file, before anything is written.
+    pub(super) fn check(folder: &Path) -> Result<(), ProjectError> {
+        read(&folder.join(NAME)).map(|_| ())
     }
+
+    /// Removes all notes for good: who finds them later would take them for those of a move that was cut off.
+    pub(super) fn forget(folder: &Path) -> Result<Forgotten, ProjectError> {
+        let path = folder.join(NAME);
+        let text = read(&path)?;
+        if text.is_some() {
+            std::fs::remove_file(&path).map_err(|error| ProjectError::io(&path, error))?;
+            sync_folder(folder)?;
+        }
+        Ok(Forgotten { path, text: text.unwrap_or_default() })
+    }
+}
+
+/// Notes that were removed.
+#[derive(Debug)]
+pub(super) struct Forgotten {
+    path: PathBuf,
+    text: String,
+}
+
+impl Forgotten {
+    /// Writes them again: the move did not come to its end. Without them nothing is lost, but its copies count as anybody's.
+    pub(super) fn remember(self) {
+        let _not_known_any_more = append(&self.path, &self.text).is_err();
+    }
+}
+
+/// The notes' text, if there are any.
+fn read(path: &Path) -> Result<Option<String>, ProjectError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.is_file() => {
+            return Err(ProjectError::new(
+                ProjectErrorKind::Failed,
+                format!("{}: it is no plain file, but the notes of a move should be there; move it aside", path.display()),
+            ));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Ok(_) | Err(_) => {}
+    }
+    let bytes = std::fs::read(path).map_err(|error| ProjectError::io(path, error))?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+fn append(path: &Path, text: &str) -> std::io::Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    std::fs::File::options().append(true).create(true).open(path)?.write_all(text.as_bytes())
 }
 
 /// A name of a place that is the same from every working folder: of a path the whole one, of anything else what it is.

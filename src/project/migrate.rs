@@ -77,6 +77,8 @@ impl Counts {
 pub enum Fate {
     /// It is not in the target: it moves.
     Move,
+    /// It is there as an earlier move, which was cut off, copied it, and it changed here since: it moves, and takes the copy's place.
+    Replace,
     /// It is there already, and equal.
     Equal,
     /// It is there with other content: nothing moves.
@@ -93,12 +95,16 @@ pub struct Plan {
     pub moves: Counts,
     /// Runs that the target has already, equal.
     pub equal_runs: u64,
+    /// How many of those that move take the place of a copy that an earlier move made before it was cut off.
+    pub replaced_runs: u64,
+    /// The first of them.
+    pub replaced: Vec<RunId>,
     /// How many runs the target has with other content.
     pub differing_runs: u64,
     /// The first of them.
     pub differing: Vec<RunId>,
-    /// How many runs only the target has. They stay there, and are part of the state from then on: runs of its own, or copies of an earlier move of
-    /// which nothing is known any more, whose originals were deleted since.
+    /// How many runs only the target has. They stay there, and are part of the state from then on: runs of its own, or copies of an earlier move
+    /// whose originals were deleted since.
     pub only_in_target: u64,
     /// The first of them.
     pub only_in_target_runs: Vec<RunId>,
@@ -124,6 +130,14 @@ impl Plan {
                  `seeknal state cleanup`, under the settings that name it), and try again (where an earlier move was cut off, they may be its copies of runs that changed since)"
             ),
         ))
+    }
+
+    /// Which copies of an earlier move are replaced.
+    pub(super) fn replaces(&self, target: &str) -> Option<String> {
+        (self.replaced_runs > 0).then(|| {
+            let names = named(&self.replaced, self.replaced_runs);
+            format!("{target} holds copies that a move which was cut off made of runs that changed since: {names}; this move replaces the copies")
+        })
     }
 
     /// What an operator should know of runs that only the target has.
@@ -174,14 +188,14 @@ pub async fn plan(
     plan_after(source, target, None, see).await
 }
 
-/// [`plan`] after a move that was cut off: what it copied, and nobody changed since, is replaced if the original is another one by now.
+/// [`plan`] after a move that was cut off: what it copied, and nobody changed there since, is replaced if the original is another one by now.
 pub(super) async fn plan_after(
     source: &dyn StateBackend,
     target: Option<&dyn StateBackend>,
     copied: Option<&Copied>,
     mut see: impl FnMut(&RunSummary, Fate) + Send,
 ) -> Result<Plan, ProjectError> {
-    let is_ours = |there: &RunState| copied.is_some_and(|copied| copied.is_ours(there));
+    let is_copy = |there: &RunState| copied.is_some_and(|copied| copied.is_ours(there));
     let mut plan = Plan::default();
     let mut pages = Pages::new();
     while let Some(page) = pages.next(source).await? {
@@ -195,11 +209,18 @@ pub(super) async fn plan_after(
             let fate = match there {
                 None => Fate::Move,
                 Some(there) if same_content(&run, &there) => Fate::Equal,
-                Some(there) if is_ours(&there) => Fate::Move,
+                Some(there) if is_copy(&there) => Fate::Replace,
                 Some(_) => Fate::Differs,
             };
             match fate {
                 Fate::Move => plan.moves.add_run(&run),
+                Fate::Replace => {
+                    plan.moves.add_run(&run);
+                    plan.replaced_runs += 1;
+                    if plan.replaced.len() < NAMED {
+                        plan.replaced.push(run.id().clone());
+                    }
+                }
                 Fate::Equal => plan.equal_runs += 1,
                 Fate::Differs => {
                     plan.differing_runs += 1;
@@ -214,7 +235,7 @@ pub(super) async fn plan_after(
     let retained = source.retained().await?;
     plan.source.coverage_nodes = u64::try_from(retained.len()).unwrap_or(u64::MAX);
     plan.moves.coverage_nodes = u64::try_from(lacking(retained, target).await?.len()).unwrap_or(u64::MAX);
-    (plan.only_in_target, plan.only_in_target_runs) = only_there(source, target, copied).await?;
+    (plan.only_in_target, plan.only_in_target_runs) = only_there(source, target).await?;
     Ok(plan)
 }
 
@@ -368,7 +389,8 @@ pub(super) async fn stamp(backend: &dyn StateBackend) -> Result<u64, ProjectErro
     Ok(stamp.finish())
 }
 
-/// Removes from the target what an earlier move copied, where the original was changed or deleted since. Nothing is lost: the original decides.
+/// Removes from the target what an earlier move copied, where the source has it with other content by now: the original decides, and takes its place. What the
+/// source does not have stays: its only copy may be this one.
 pub(super) async fn remove_stale(
     source: &dyn StateBackend,
     target: &dyn StateBackend,
@@ -376,7 +398,7 @@ pub(super) async fn remove_stale(
 ) -> Result<(), ProjectError> {
     for id in copied.runs() {
         let Some(there) = target.load_run(id).await?.filter(|there| copied.is_ours(there)) else { continue };
-        if source.load_run(id).await?.is_some_and(|here| same_content(&here, &there)) {
+        if source.load_run(id).await?.is_none_or(|here| same_content(&here, &there)) {
             continue;
         }
         let version = there.version();
@@ -393,12 +415,8 @@ pub(super) async fn remove_stale(
     Ok(())
 }
 
-/// The runs that only the target has, but for copies of an earlier move: how many, and the first of them.
-async fn only_there(
-    source: &dyn StateBackend,
-    target: Option<&dyn StateBackend>,
-    copied: Option<&Copied>,
-) -> Result<(u64, Vec<RunId>), ProjectError> {
+/// The runs that only the target has: how many, and the first of them.
+async fn only_there(source: &dyn StateBackend, target: Option<&dyn StateBackend>) -> Result<(u64, Vec<RunId>), ProjectError> {
     let (mut count, mut named) = (0_u64, Vec::new());
     let Some(target) = target else { return Ok((count, named)) };
     let mut pages = Pages::new();
@@ -406,11 +424,6 @@ async fn only_there(
         let ids: Vec<RunId> = page.into_iter().map(|run| run.run_id).collect();
         let here = source.run_versions(&ids).await?;
         for (id, _) in ids.into_iter().zip(here).filter(|(_, here)| here.is_none()) {
-            if let Some(copied) = copied
-                && target.load_run(&id).await?.is_some_and(|there| copied.is_ours(&there))
-            {
-                continue;
-            }
             count = count.saturating_add(1);
             if named.len() < NAMED {
                 named.push(id);

@@ -142,10 +142,16 @@ pub async fn preview(
         Ok::<_, ProjectError>(if open.is_some() { place } else { format!("{place} ({origin} backend, no state yet)") })
     };
     refuse_same(source.as_deref(), target.as_deref())?;
+    Copied::check(&settings.target.value)?;
     let mut told = Told::new(settings, &what, from.place(settings)?, Origin::from(to).place(settings)?);
-    let copied = target.as_ref().map(|target| Copied::load(&settings.target.value, &target.location()));
     let plan: Option<Plan> = match &source {
         Some(source) => {
+            let copied = match &target {
+                Some(target) if !told.is_in_use() && !switch.is_done() => {
+                    Some(Copied::load(&settings.target.value, &source.location(), &target.location())?)
+                }
+                _ => None,
+            };
             let see = |run: &RunSummary, fate| {
                 if fate == Fate::Move {
                     told.moves(&run.run_id);
@@ -233,10 +239,7 @@ pub async fn execute(
     let moved = move_state(settings, &what, now, &mut observe, &mut report, &mut open, &mut locks).await;
     let moved = moved.and_then(|()| locks.iter().try_for_each(Exclusive::still_held));
     let switched = match moved {
-        Ok(()) => switch_or_see(&switch, &mut report).and_then(|()| {
-            Copied::forget(&settings.target.value);
-            go_on(observe(Step::Switched))
-        }),
+        Ok(()) => forget_and_switch(settings, &switch, &mut report).and_then(|()| go_on(observe(Step::Switched))),
         Err(error) => Err(error),
     };
     // The locks are held until the settings are switched: nobody writes to the old place in between.
@@ -277,13 +280,18 @@ async fn move_state(
         return if report.switched { Err(no_state(report, what.to)) } else { Ok(()) };
     };
     let mut told = Told::new(settings, what, report.from.clone(), report.to.clone());
+    let folder = &settings.target.value;
+    Copied::check(folder)?;
+    // The environment may name another place than the file, and others do as that says.
+    let is_in_use = told.is_in_use() || !report.switched;
+    let notes = |source: &str, target: &str| (!is_in_use).then(|| Copied::load(folder, source, target)).transpose();
     // A conflict that can be seen already is told before anything is written, even a backup.
     let there = to.open_existing(settings, &mut Vec::new()).await?;
     let mut is_there_already = false;
     if let Some(target) = &there {
         refuse_same(Some(&*seen), Some(&**target))?;
-        let copied = Copied::load(&settings.target.value, &target.location());
-        let plan = migrate::plan_after(&*seen, Some(&**target), Some(&copied), |_, _| ()).await?;
+        let copied = notes(&seen.location(), &target.location())?;
+        let plan = migrate::plan_after(&*seen, Some(&**target), copied.as_ref(), |_, _| ()).await?;
         target.close().await?;
         told.refuse_conflicts(&plan)?;
         is_there_already = plan.moves.is_empty();
@@ -345,19 +353,25 @@ async fn move_state(
     };
     report.to = target.location();
     go_on(observe(Step::TargetOpen))?;
-    let mut copied = Copied::load(&settings.target.value, &target.location());
+    if is_in_use {
+        // They are those of a move that ended, or was given up: work went on in what it copied.
+        Copied::forget(folder)?;
+    }
+    let mut copied = notes(&source.location(), &target.location())?;
     let see = |run: &RunSummary, fate| {
         if fate == Fate::Move {
             told.moves(&run.run_id);
         }
     };
-    let plan = migrate::plan_after(&*source, Some(&*target), Some(&copied), see).await?;
+    let plan = migrate::plan_after(&*source, Some(&*target), copied.as_ref(), see).await?;
     told.refuse_conflicts(&plan)?;
-    migrate::remove_stale(&*source, &*target, &copied).await?;
+    if let Some(copied) = &copied {
+        migrate::remove_stale(&*source, &*target, copied).await?;
+    }
     // Whoever fences something of his own by tokens refuses lower ones.
     target.raise_tokens(source.highest_token().await?).await?;
     report.notices.extend(told.notices(&plan, there.is_some()));
-    let moved = migrate::copy_noting(&*source, &*target, Some(&mut copied), || observe(Step::BatchCopied)).await?;
+    let moved = migrate::copy_noting(&*source, &*target, copied.as_mut(), || observe(Step::BatchCopied)).await?;
     if !moved.is_empty() {
         let were = if moved.runs == 1 { "was" } else { "were" };
         report.done.push(format!("{} {were} copied to {}", counted(moved.runs, "run"), target.location()));
@@ -382,6 +396,12 @@ async fn move_state(
         ));
     }
     go_on(observe(Step::Verified))
+}
+
+/// The move's notes are gone for good before the settings are switched: with the switch what was copied is the state in use, which follows no original.
+fn forget_and_switch(settings: &Settings, switch: &Switch, report: &mut Report) -> Result<(), ProjectError> {
+    let notes = Copied::forget(&settings.target.value)?;
+    switch_or_see(switch, report).inspect_err(|_| notes.remember())
 }
 
 /// Switches the settings. A fault that comes when the file says so already (its folder could not be synced) takes nothing back: it is told as a notice.

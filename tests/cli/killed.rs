@@ -60,6 +60,34 @@ async fn a_move_that_is_killed_at_any_call_is_done_when_it_is_run_again() {
     }
 }
 
+/// Notes that outlive the switch would be taken for those of a move that is still to be ended.
+#[tokio::test]
+async fn the_notes_of_a_move_are_gone_before_the_settings_are_switched() {
+    if !can_trace() {
+        return;
+    }
+    let dir = project("file").await;
+    let notes = dir.path().join("target/.migrate-state.copied");
+    let order = "migrate-state --backend database --no-dry-run";
+    let killed = seeknal(dir.path(), order).inject("/unlink.*", "signal=SIGKILL:when=1").on(&notes).run();
+    assert!(killed.was_killed("notes"), "{}", killed.text);
+    assert_eq!(settings(dir.path()).backend.value, "file");
+    // And for good: the folder's names are synced in between.
+    let log = dir.path().join("log");
+    let told = seeknal(dir.path(), order).log("/unlink.*,/^rename.*,/^f(data)?sync$", &log).run();
+    assert!(told.status.success(), "{}", told.text);
+    let calls = std::fs::read_to_string(&log).unwrap();
+    let at = |found: &dyn Fn(&str) -> bool| calls.lines().position(found).unwrap();
+    let gone = at(&|call| call.contains("unlink") && call.contains("migrate-state.copied"));
+    let switched = at(&|call| call.contains("rename") && call.contains("seeknal_project.yml"));
+    let target = format!("{}>)", dir.path().join("target").display());
+    let synced = calls
+        .lines()
+        .enumerate()
+        .any(|(line, call)| (gone..switched).contains(&line) && call.contains("sync(") && call.contains(&target));
+    assert!(gone < switched && synced, "{calls}");
+}
+
 #[tokio::test]
 async fn settings_that_are_switched_are_told_to_be_although_their_folder_could_not_be_synced() {
     if !can_trace() {

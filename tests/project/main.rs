@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod fixtures;
+mod leftovers;
 mod migrate;
 #[path = "../projects/mod.rs"]
 mod projects;
