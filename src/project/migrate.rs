@@ -433,6 +433,11 @@ async fn only_there(source: &dyn StateBackend, target: Option<&dyn StateBackend>
     Ok((count, named))
 }
 
+/// Whether all that outlives deleted runs in the target is in the source too.
+pub(super) async fn outlives_nothing_else(source: &dyn StateBackend, target: &dyn StateBackend) -> Result<bool, ProjectError> {
+    Ok(lacking(target.retained().await?, Some(source)).await?.is_empty())
+}
+
 /// What came of a move.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]

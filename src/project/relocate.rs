@@ -287,11 +287,12 @@ async fn move_state(
     let notes = |source: &str, target: &str| (!is_in_use).then(|| Copied::load(folder, source, target)).transpose();
     // A conflict that can be seen already is told before anything is written, even a backup.
     let there = to.open_existing(settings, &mut Vec::new()).await?;
-    let mut is_there_already = false;
+    let (mut is_there_already, mut has_nothing_else) = (false, false);
     if let Some(target) = &there {
         refuse_same(Some(&*seen), Some(&**target))?;
         let copied = notes(&seen.location(), &target.location())?;
         let plan = migrate::plan_after(&*seen, Some(&**target), copied.as_ref(), |_, _| ()).await?;
+        has_nothing_else = plan.only_in_target == 0 && migrate::outlives_nothing_else(&*seen, &**target).await?;
         target.close().await?;
         told.refuse_conflicts(&plan)?;
         is_there_already = plan.moves.is_empty();
@@ -330,8 +331,10 @@ async fn move_state(
     if let Some(file) = if *from == file { Some(&source) } else { target.as_ref() } {
         file.checkpoint().await?;
         go_on(observe(Step::Checkpointed))?;
-        // What an earlier move has written whole is no document from before one: the backup that it made stays. And nobody leaves what was left already.
-        let is_needless = is_there_already && (what.to == Home::File || !report.switched);
+        // What an earlier move has written, whole or in part, is no document from before one: the backup that it made stays. And nobody leaves what was left
+        // already.
+        let is_needless =
+            if what.to == Home::File { is_there_already || has_nothing_else } else { is_there_already && !report.switched };
         if document.exists() && !is_needless {
             back_up(&document, now, observe, report)?;
             if let (true, Some(backup)) = (*from == Origin::Home(Home::File), &report.backup) {

@@ -182,3 +182,42 @@ async fn notes_outlive_a_switch_that_fails() {
     let report = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
     assert_eq!(report.moved.unwrap().moved.runs, 1);
 }
+
+/// The backup is what the first move made: what a later one has half written is nobody's state, and is not kept as one.
+#[tokio::test]
+async fn a_document_that_a_move_has_half_written_takes_no_backups_place() {
+    for cut in [Step::Locked, Step::TargetOpen, Step::BatchCopied] {
+        let dir = project("file").await;
+        let target = dir.path().join("target");
+        let before = fs::read(target.join("run_state.json")).unwrap();
+        relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
+        change(dir.path(), "database", "worked", Mutation::Create { run: NewRun::running(), at: now() }).await;
+        fs::rename(target.join("run_state.json"), target.join("aside.json")).unwrap();
+        let stop = |step| if step == cut { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        relocate::execute(&settings(dir.path()), Home::File, now(), stop).await.unwrap_err();
+        let report = relocate::execute(&settings(dir.path()), Home::File, now(), go_on).await.unwrap();
+        assert_eq!((report.backup, report.older_backup), (None, None), "{cut:?}");
+        assert!(fs::read(target.join("run_state.json.bak")).unwrap() == before, "{cut:?}: the backup is another one");
+        assert_eq!(runs(dir.path(), "file").await.len(), 5, "{cut:?}");
+    }
+}
+
+/// What the document holds of its own is backed up: a run, or no more than what outlives one.
+#[tokio::test]
+async fn a_document_that_holds_more_than_the_source_is_backed_up() {
+    for keeps in [None, Some(true)] {
+        let dir = project("database").await;
+        let file = open("file", &dir.path().join("target")).await;
+        let at = now();
+        let interval = seeknal_state::model::Interval::parse("2020-01-01", "2020-01-02").unwrap();
+        let add = Mutation::AddInterval { node: "load".parse().unwrap(), interval };
+        put(&file, "own", vec![Mutation::Create { run: NewRun::running(), at }, add]).await;
+        if let Some(keep_coverage) = keeps {
+            put(&file, "own", vec![Mutation::Delete { keep_coverage }]).await;
+        }
+        file.close().await.unwrap();
+        let before = fs::read(dir.path().join("target/run_state.json")).unwrap();
+        let report = relocate::execute(&settings(dir.path()), Home::File, now(), go_on).await.unwrap();
+        assert_eq!(fs::read(report.backup.unwrap()).unwrap(), before);
+    }
+}
