@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::access::{Access, give_to_owner_of};
-use super::{StoreError, StoreErrorKind, folder};
+use super::{StoreError, StoreErrorKind, folder, plain};
 use crate::model::ProcessInfo;
 
 /// No number of ours comes near this; one that is higher was written by somebody else, and after it there would soon be none left.
@@ -64,17 +64,6 @@ pub(super) fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
     }
 }
 
-/// Whoever opens a pipe waits for its other end.
-fn refuse_no_file(path: &Path) -> Result<(), StoreError> {
-    match std::fs::metadata(path) {
-        Ok(found) if !found.is_file() && !found.is_dir() => {
-            let why = format!("{}: it is no ordinary file; move it away", path.display());
-            Err(StoreError::not_applied(StoreErrorKind::Input, why))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// The open file. It is never renamed and never deleted: the operating system's lock on it is the lock on the state.
 #[derive(Debug)]
 pub(super) struct HighWaterFile {
@@ -86,8 +75,7 @@ impl HighWaterFile {
     /// Opens the file, and makes it (durably) if it is not there, for those who have the state.
     pub(super) fn open(path: &Path, state: &Path) -> Result<Self, StoreError> {
         let fail = |error| StoreError::io(path.display(), error);
-        refuse_no_file(path)?;
-        let open = |options: &mut OpenOptions| options.read(true).write(true).open(path);
+        let open = |options: &mut OpenOptions| plain::open_with(options.read(true).write(true), path);
         let file = match open(OpenOptions::new().create_new(true)) {
             // Or it is a link whose end is missing.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -113,10 +101,35 @@ impl HighWaterFile {
     }
 
     /// What the file says, without opening it for writing.
+    #[cfg(feature = "sqlite")]
     pub(super) fn peek(path: &Path) -> Result<HighWater, StoreError> {
-        refuse_no_file(path)?;
-        let file = File::open(path).map_err(|error| StoreError::io(path.display(), error))?;
-        Self { path: path.to_owned(), file }.read()
+        Self::look(path)?.read()
+    }
+
+    /// The open file, for reading alone.
+    fn look(path: &Path) -> Result<Self, StoreError> {
+        let file = plain::open(path).map_err(|error| StoreError::io(path.display(), error))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// What the file says and whether somebody has it locked for himself; `None` if there is none. Nothing is changed: a lock that is shared with all who look
+    /// is taken for an instant.
+    #[cfg(feature = "file")]
+    pub(super) fn look_at_lock(path: &Path) -> Result<Option<(bool, HighWater)>, StoreError> {
+        let fail = |error| StoreError::io(path.display(), error);
+        let mut looked = match Self::look(path) {
+            Err(error) if error.kind() == StoreErrorKind::NotFound => return Ok(None),
+            looked => looked?,
+        };
+        let held = match looked.file.try_lock_shared() {
+            Ok(()) => {
+                looked.file.unlock().map_err(fail)?;
+                false
+            }
+            Err(std::fs::TryLockError::WouldBlock) => true,
+            Err(std::fs::TryLockError::Error(error)) => return Err(fail(error)),
+        };
+        Ok(Some((held, looked.read()?)))
     }
 
     /// Takes the exclusive lock; `false` if somebody else has it.

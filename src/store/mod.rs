@@ -44,6 +44,12 @@ mod highwater;
 pub mod libsql;
 #[cfg(any(feature = "file", feature = "sqlite"))]
 mod network;
+#[cfg(any(feature = "file", feature = "sqlite", feature = "project"))]
+#[cfg_attr(
+    not(any(feature = "file", feature = "sqlite")),
+    allow(dead_code, reason = "the files that it opens are those of a state")
+)]
+pub(crate) mod plain;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]

@@ -2,6 +2,7 @@
 
 use super::trace::{Child, can_trace};
 use super::*;
+use seeknal_state::store::StoreError;
 
 async fn refused(folder: &Path) -> String {
     for read_only in [true, false] {
@@ -270,6 +271,48 @@ async fn what_is_no_plain_file_is_refused_or_left_alone() {
     assert!(made.success());
     let told = refused(pipe.path()).await;
     assert!(told.contains("no plain file"), "{told}");
+}
+
+/// Whoever opens a pipe waits for its other end.
+#[test]
+fn nobody_waits_for_a_pipe_in_the_place_of_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |work: Box<dyn Fn(&Path) -> Result<(), StoreError> + Send>, folder: &Path| {
+        let (folder, (sender, answer)) = (folder.to_owned(), std::sync::mpsc::channel());
+        // Not waited for: it would never end.
+        std::thread::spawn(move || sender.send(work(&folder)));
+        answer.recv_timeout(std::time::Duration::from_secs(30)).expect("it hangs")
+    };
+    let opened = |read_only: bool| {
+        move |folder: &Path| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let backend = FileBackend::new(&options(folder).read_only(read_only));
+                backend.initialize().await?;
+                backend.load_run(&run_id("run_1")).await.map(drop)
+            })
+        }
+    };
+    for end in ["", ".lock", ".journal", ".journal.next", ".prev"] {
+        let name = format!("run_state.json{end}");
+        let place = folder.path().join(&name);
+        std::fs::create_dir(&place).unwrap();
+        let place = place.join(&name);
+        assert!(std::process::Command::new("mkfifo").arg(&place).status().unwrap().success());
+        let folder = place.parent().unwrap();
+        let works: [(&str, Box<dyn Fn(&Path) -> Result<(), StoreError> + Send>); 3] = [
+            ("reading", Box::new(opened(true))),
+            ("writing", Box::new(opened(false))),
+            ("repair", Box::new(|folder| repair(folder, at(0), false).map(drop))),
+        ];
+        for (what, work) in works {
+            if let Err(error) = run(work, folder) {
+                let told = error.to_string();
+                assert_eq!(error.kind(), StoreErrorKind::Input, "{what} of {name}: {told}");
+                assert!(told.contains(&name) && told.contains("no plain file"), "{what} of {name}: {told}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

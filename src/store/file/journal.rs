@@ -23,7 +23,7 @@ pub(super) use self::frame::{
 };
 pub(super) use self::stored::Stored;
 
-use crate::store::StoreError;
+use crate::store::{StoreError, plain};
 
 /// A journal gets this length, of zeros, before its header is written.
 const SHORTEST: usize = 4096;
@@ -73,7 +73,7 @@ pub(super) fn give_back(path: &Path) -> Result<bool, StoreError> {
     if used >= stored.bytes.len() || last_written(&stored.bytes, end).is_some() {
         return Ok(false);
     }
-    let file = OpenOptions::new().write(true).open(path).map_err(fail)?;
+    let file = plain::open_with(OpenOptions::new().write(true), path).map_err(fail)?;
     file.set_len(used as u64).and_then(|()| file.sync_all()).map_err(fail)?;
     Ok(true)
 }
@@ -91,7 +91,7 @@ impl Journal {
         settle: impl FnOnce(&File) -> Result<(), StoreError>,
     ) -> Result<Self, StoreError> {
         let fail = |error| StoreError::io(path.display(), error);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).map_err(fail)?;
+        let file = plain::open_with(OpenOptions::new().read(true).write(true).create(true).truncate(true), path).map_err(fail)?;
         let mut journal = Self {
             path: path.to_owned(),
             file,
@@ -118,7 +118,7 @@ impl Journal {
         settle: impl FnOnce(&File) -> Result<(), StoreError>,
     ) -> Result<Self, StoreError> {
         let fail = |error| StoreError::io(spare.display(), error);
-        let file = OpenOptions::new().read(true).write(true).open(spare).map_err(fail)?;
+        let file = plain::open_with(OpenOptions::new().read(true).write(true), spare).map_err(fail)?;
         let space = file.metadata().map_err(fail)?.len();
         let journal = Self {
             path: path.to_owned(),
@@ -145,7 +145,7 @@ impl Journal {
     /// Goes on with a journal that was read to `end`, under the name that it has now.
     pub(super) fn resume(path: &Path, stored: &Stored, header: Header, end: usize, frames: u64) -> Result<Self, StoreError> {
         let fail = |error| StoreError::io(path.display(), error);
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
+        let file = plain::open_with(OpenOptions::new().read(true).write(true), path).map_err(fail)?;
         let space = file.metadata().map_err(fail)?.len();
         let journal =
             Self { path: path.to_owned(), file, header, end: end as u64, space, frames, provisional: 0, is_frugal: false };

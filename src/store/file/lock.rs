@@ -212,22 +212,9 @@ pub(super) struct Seen {
 
 /// Looks whether a writer lives, changing nothing.
 pub(super) fn look(path: &Path) -> Result<Seen, StoreError> {
-    if !path.try_exists().map_err(|error| StoreError::io(path.display(), error))? {
-        return Ok(Seen::default());
-    }
-    let fail = |error| StoreError::io(path.display(), error);
-    let file = std::fs::File::open(path).map_err(fail)?;
-    // A shared lock for an instant: a writer that starts just now tries again.
-    let held = match file.try_lock_shared() {
-        Ok(()) => {
-            file.unlock().map_err(fail)?;
-            false
-        }
-        Err(std::fs::TryLockError::WouldBlock) => true,
-        Err(std::fs::TryLockError::Error(error)) => return Err(fail(error)),
-    };
-    let value = HighWaterFile::peek(path)?;
-    Ok(Seen { held, value })
+    // A writer that starts just now tries again.
+    let seen = HighWaterFile::look_at_lock(path)?;
+    Ok(seen.map_or_else(Seen::default, |(held, value)| Seen { held, value }))
 }
 
 fn taken_away(lock: &Path) -> StoreError {

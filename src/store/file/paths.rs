@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 
 use crate::store::access::Access;
-use crate::store::{StoreError, StoreErrorKind, folder};
+use crate::store::{StoreError, folder, plain};
 
 /// The name of the document; every other name begins with it.
 const DOCUMENT: &str = "run_state.json";
@@ -225,14 +225,8 @@ impl Identity {
 /// A file's bytes and which file they came from; `None` if there is none.
 pub(super) fn read(path: &Path) -> Result<Option<(Vec<u8>, Identity)>, StoreError> {
     let fail = |error| StoreError::io(path.display(), error);
-    // Asked by its name first: opening a pipe waits for a writer.
-    let opened = std::fs::metadata(path).and_then(|metadata| metadata.is_file().then(|| File::open(path)).transpose());
-    let file = match opened {
-        Ok(Some(file)) => file,
-        Ok(None) => {
-            let why = format!("{}: it is no plain file, but a file should be there; move it aside", path.display());
-            return Err(StoreError::not_applied(StoreErrorKind::Input, why));
-        }
+    let file = match plain::open(path) {
+        Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(fail(error)),
     };

@@ -1,0 +1,91 @@
+//! Opening what should be a plain file: whoever opens a pipe waits for its other end, perhaps for ever, and all who need him wait with him.
+
+use std::error::Error;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+/// What lies at a path is a folder, a pipe, a socket or a device.
+#[derive(Debug)]
+struct NoPlainFile;
+
+impl fmt::Display for NoPlainFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("it is no plain file, but a file should be there")
+    }
+}
+
+impl Error for NoPlainFile {}
+
+fn no_plain_file() -> io::Error {
+    io::Error::new(ErrorKind::InvalidInput, NoPlainFile)
+}
+
+/// Whether an opening failed because something else than a file lies there.
+pub(crate) fn is_none(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<NoPlainFile>)
+}
+
+/// Opens a file for reading; never waits, and opens nothing but a plain file (or a link to one).
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    open_with(File::options().read(true), path)
+}
+
+/// The same with other options. Close on exec is set as always, and flags that are asked for by number are not kept.
+pub(crate) fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let is_other = || std::fs::metadata(path).is_ok_and(|found| !found.is_file());
+    // Asked by its name first: a device may do something when it is opened. What takes its place since is found out behind the opening.
+    if is_other() {
+        return Err(no_plain_file());
+    }
+    let without_waiting = OFlags::NONBLOCK.bits().cast_signed();
+    let opened = match options.custom_flags(without_waiting).open(path) {
+        // Somebody has a lease on it (a file server, say), and gives it back to who waits.
+        Err(error) if error.kind() == ErrorKind::WouldBlock && !is_other() => options.custom_flags(0).open(path),
+        opened => opened,
+    };
+    match opened {
+        Ok(file) if file.metadata()?.is_file() => Ok(file),
+        Ok(_) => Err(no_plain_file()),
+        // A pipe without readers is refused in words of its own.
+        Err(error) if error.kind() != ErrorKind::AlreadyExists && is_other() => Err(no_plain_file()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_files_are_opened_and_nobody_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("file"), "text").unwrap();
+        std::os::unix::fs::symlink("file", at("link")).unwrap();
+        for name in ["file", "link"] {
+            assert_eq!(io::read_to_string(open(&at(name)).unwrap()).unwrap(), "text");
+        }
+        let missing = open(&at("missing")).unwrap_err();
+        assert!(missing.kind() == ErrorKind::NotFound && !is_none(&missing), "{missing}");
+        let made = std::process::Command::new("mkfifo").arg(at("pipe")).status().unwrap();
+        assert!(made.success());
+        std::os::unix::fs::symlink("pipe", at("led")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        let others = [at("pipe"), at("led"), at("socket"), folder.path().to_owned(), "/dev/null".into()];
+        for other in others {
+            let writing = |options: &mut OpenOptions| open_with(options.write(true), &other);
+            for opened in [open(&other), writing(&mut File::options()), writing(File::options().read(true).create(true))] {
+                assert!(is_none(&opened.unwrap_err()), "{}", other.display());
+            }
+        }
+        let made = open_with(File::options().write(true).create_new(true), &at("made")).unwrap();
+        assert!(made.metadata().unwrap().is_file());
+        let twice = open_with(File::options().write(true).create_new(true), &at("file")).unwrap_err();
+        assert_eq!(twice.kind(), ErrorKind::AlreadyExists);
+    }
+}
