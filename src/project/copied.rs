@@ -5,15 +5,17 @@
 //! copied there once is what work goes on with.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::ProjectError;
 use super::files::{folder_of, sync_folder};
-use super::{ProjectError, ProjectErrorKind};
 use crate::model::{RunHeader, RunId, RunState, Version};
+use crate::store::plain;
 
 /// The notes' name in the state's folder. They are gone when a move has ended well.
 const NAME: &str = ".migrate-state.copied";
@@ -117,25 +119,19 @@ impl Forgotten {
 
 /// The notes' text, if there are any.
 fn read(path: &Path) -> Result<Option<String>, ProjectError> {
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.is_file() => {
-            return Err(ProjectError::new(
-                ProjectErrorKind::Failed,
-                format!("{}: it is no plain file, but the notes of a move should be there; move it aside", path.display()),
-            ));
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Ok(_) | Err(_) => {}
+    let mut bytes = Vec::new();
+    match plain::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
+        Ok(_) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(ProjectError::io(path, error)),
     }
-    let bytes = std::fs::read(path).map_err(|error| ProjectError::io(path, error))?;
-    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 fn append(path: &Path, text: &str) -> std::io::Result<()> {
     if text.is_empty() {
         return Ok(());
     }
-    std::fs::File::options().append(true).create(true).open(path)?.write_all(text.as_bytes())
+    plain::open_with(File::options().append(true).create(true), path)?.write_all(text.as_bytes())
 }
 
 /// A name of a place that is the same from every working folder: of a path the whole one, of anything else what it is.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::ProjectError;
 use crate::store::access::{Access, give_to_owner_of};
-use crate::store::folder;
+use crate::store::{folder, plain};
 
 /// The folder that a path is in; `.` for a bare name.
 pub(super) fn folder_of(path: &Path) -> &Path {
@@ -92,7 +92,7 @@ pub(super) fn sweep(path: &Path) -> Result<(), ProjectError> {
 
 /// A durable copy, put in place whole.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), ProjectError> {
-    let mut source = File::open(from).map_err(|error| ProjectError::io(from, error))?;
+    let mut source = plain::open(from).map_err(|error| ProjectError::io(from, error))?;
     // Whoever may not read the one may not read the other.
     replace(to, Some(from), |file| io::copy(&mut source, file).map(|_| ()))
 }
@@ -116,9 +116,9 @@ pub(super) fn is_same_file(a: &Path, b: &Path) -> bool {
 
 /// Whether two files hold the same bytes; `false` if the second one is not there.
 pub(super) fn same_content(a: &Path, b: &Path) -> Result<bool, ProjectError> {
-    let open = |path: &Path| File::open(path).map_err(|error| ProjectError::io(path, error));
+    let open = |path: &Path| plain::open(path).map_err(|error| ProjectError::io(path, error));
     let mut first = open(a)?;
-    let mut second = match File::open(b) {
+    let mut second = match plain::open(b) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         opened => opened.map_err(|error| ProjectError::io(b, error))?,
     };

@@ -1,7 +1,6 @@
 //! Reading `seeknal_project.yml`: the few keys that are ours or shared, each with its place. Everything else belongs to Seeknal.
 
 use std::fmt;
-use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
@@ -13,6 +12,7 @@ use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
 use super::ProjectError;
 use super::settings::distance;
+use crate::store::plain;
 
 /// The longest file of settings that is read.
 const MAX_BYTES: u64 = 4 * 1024 * 1024;
@@ -229,7 +229,7 @@ pub(super) fn read_text(path: &Path) -> Result<String, ProjectError> {
             path.display()
         )));
     }
-    let file = File::open(path).map_err(|error| ProjectError::io(path, error))?;
+    let file = plain::open(path).map_err(|error| ProjectError::io(path, error))?;
     let mut bytes = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|error| ProjectError::io(path, error))?;
     if bytes.len() as u64 > MAX_BYTES {

@@ -10,6 +10,7 @@ mod foreign;
 mod killed;
 mod moves;
 mod owners;
+mod pipes;
 #[path = "../projects/mod.rs"]
 mod projects;
 mod refusals;

@@ -69,6 +69,7 @@ pub(crate) fn lost(db: &Path) -> Option<String> {
 #[cfg(feature = "project")]
 pub(crate) fn copy(db: &Path, to: &Path) -> Result<(), StoreError> {
     let fail = |error| error::sql_error(db.display(), error);
+    open::refuse_no_files(&place::real(db))?;
     // Without our settings and questions: they would meet the damage.
     let from = Connection::open_with_flags(db, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(fail)?;
     let mut copy = Connection::open(to).map_err(|error| error::sql_error(to.display(), error))?;
@@ -89,6 +90,7 @@ pub(crate) fn copy(db: &Path, to: &Path) -> Result<(), StoreError> {
 /// Whether SQLite itself finds damage in a database: pages, indexes, what is no database. A value that makes no sense to us is none.
 #[cfg(feature = "project")]
 pub(crate) fn is_damaged(db: &Path) -> Result<bool, StoreError> {
+    open::refuse_no_files(&place::real(db))?;
     let found = Connection::open_with_flags(db, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)
         .and_then(|conn| conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0)));
     match found {

@@ -67,14 +67,20 @@ pub(super) fn lost(db: &Path, known: &HighWater) -> Option<String> {
 }
 
 fn length(path: &Path) -> Result<Option<u64>, StoreError> {
+    let refuse = |why: &str| Err(StoreError::not_applied(StoreErrorKind::Input, format!("{}{why}", path.display())));
     match std::fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => {
-            Err(StoreError::not_applied(StoreErrorKind::Input, format!("{} is a folder; name a file", path.display())))
-        }
+        Ok(meta) if meta.is_dir() => refuse(" is a folder; name a file"),
+        Ok(meta) if !meta.is_file() => refuse(": it is no plain file, but a file should be there; move it aside"),
         Ok(meta) => Ok(Some(meta.len())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(StoreError::io(path.display(), error)),
     }
+}
+
+/// Refuses a pipe, a folder or a device in the place of the database, or of what SQLite keeps beside it: SQLite opens whatever it finds there, and would wait for
+/// the other end of a pipe.
+pub(super) fn refuse_no_files(db: &Path) -> Result<(), StoreError> {
+    ["", "-wal", "-shm", "-journal"].iter().try_for_each(|suffix| length(&beside(db, suffix)).map(|_| ()))
 }
 
 /// Opens for writing; makes the database, and its folder, if they are not there. Says also whether it was made.
@@ -166,6 +172,7 @@ pub(super) enum Found {
 
 /// Looks what lies at the path, without a lock, a recovery or a file made beside it.
 pub(super) fn check(db: &Path) -> Result<Found, StoreError> {
+    refuse_no_files(db)?;
     if length(db)?.unwrap_or(0) == 0 {
         refuse_orphans(db)?;
         if length(db)?.unwrap_or(0) == 0 {

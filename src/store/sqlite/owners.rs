@@ -19,7 +19,7 @@ use super::boot;
 use super::error::sql_error;
 use crate::model::ProcessInfo;
 use crate::store::access::Access;
-use crate::store::{OpenProcess, StoreError};
+use crate::store::{OpenProcess, StoreError, plain};
 
 /// What an opening's file says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -137,7 +137,7 @@ fn is_of_before(file: &File, written: &Written) -> bool {
 }
 
 fn open(path: &Path) -> Option<(File, Written)> {
-    let mut file = File::open(path).ok()?;
+    let mut file = plain::open(path).ok()?;
     let mut text = String::new();
     (&mut file).take(64 * 1024).read_to_string(&mut text).ok()?;
     let written = serde_json::from_str(&text).ok()?;
