@@ -109,7 +109,7 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
         out.line(format!("kept {run}: it does not say when it ended, and nodes of it run; if nobody works on it, `seeknal state end {}` ends them", shell(std::path::Path::new(run.as_str()))))?;
     }
     for Stays { run_id, reason, .. } in failed {
-        out.line(format!("kept {}: {}", run_id, one_line(reason)))?;
+        out.line(format!("kept {}: {}", one_line(run_id), one_line(reason)))?;
     }
     if let Some(kept) = kept(&plan) {
         out.line(kept)?;

@@ -5,12 +5,12 @@ use serde::Serialize;
 
 use super::args::RunsArgs;
 use super::exit::CliError;
-use super::output::{Output, between, dash, duration, note, one_line, open_for_reading, stamp, table, tell_no_state};
+use super::output::{Output, between, counted, dash, duration, note, one_line, open_for_reading, stamp, table, tell_no_state};
 use crate::model::{
-    Metadata, NodeStatus, ProcessInfo, RunFilter, RunHeader, RunId, RunQuery, RunStatus, RunSummary, Version, time,
+    Metadata, NodeStatus, ProcessInfo, RunFilter, RunHeader, RunId, RunQuery, RunStatus, RunSummary, UnreadableRun, Version, time,
 };
 use crate::project::shown::shell;
-use crate::project::{Settings, end};
+use crate::project::{ProjectErrorKind, Settings, end};
 
 /// A run as it is printed. Every field is always there.
 #[derive(Serialize)]
@@ -64,16 +64,24 @@ pub(super) async fn run(settings: &Settings, options: &RunsArgs, out: &mut Outpu
         filter = filter.id_prefix(prefix);
     }
     let mut left = if options.all { u64::MAX } else { options.limit };
-    let mut query = RunQuery::new(filter);
+    let mut query = RunQuery::new(filter).naming_unreadable();
     let mut more = false;
+    let mut unreadable = Vec::new();
     let mut printer = Printer::new(out);
     while left > 0 && !printer.is_reader_gone() {
         query = query.limit(usize::try_from(left.min(500)).unwrap_or(500));
-        let page = backend.list_runs(&query).await?;
+        let page = match backend.list_runs(&query).await {
+            Ok(page) => page,
+            Err(error) => {
+                printer.cut_off()?;
+                return Err(error.into());
+            }
+        };
         let abandoned = end::abandoned(&*backend, &page.runs).await;
         for run in &page.runs {
             printer.push(&Row::of(run, abandoned.contains(&run.run_id)))?;
         }
+        unreadable.extend(page.unreadable);
         left = left.saturating_sub(u64::try_from(page.runs.len()).unwrap_or(u64::MAX));
         more = page.next.is_some();
         if !more {
@@ -81,15 +89,28 @@ pub(super) async fn run(settings: &Settings, options: &RunsArgs, out: &mut Outpu
         }
         query = query.after(page.next);
     }
-    let is_empty = printer.end()?;
-    if is_empty {
+    let is_empty = printer.end(unreadable.is_empty())?;
+    if is_empty && unreadable.is_empty() {
         note_unknown(&options.status);
     }
     if more && !out.is_reader_gone() {
         note("there are more runs; see all with --all");
     }
     backend.close().await?;
-    Ok(())
+    told_unreadable(&unreadable)
+}
+
+/// What is not in the list, although it was asked for.
+fn told_unreadable(unreadable: &[UnreadableRun]) -> Result<(), CliError> {
+    let Some(first) = unreadable.first() else { return Ok(()) };
+    for run in unreadable {
+        note(&format!("run {:?} cannot be read, and is not listed: {}", run.run_id, run.reason));
+    }
+    let some = counted(u64::try_from(unreadable.len()).unwrap_or(u64::MAX), "run");
+    Err(CliError::new(
+        ProjectErrorKind::Integrity,
+        format!("{some} cannot be read ({:?} first); `seeknal state verify` names each fault", first.run_id),
+    ))
 }
 
 /// Where nothing is in a status that only another program can have written: it may be one of ours, with a slip.
@@ -141,13 +162,22 @@ impl<'a> Printer<'a> {
         }
     }
 
-    /// Says also whether there was nothing.
-    fn end(self) -> Result<bool, CliError> {
+    /// What was begun is brought to an end: half an array is no value.
+    fn cut_off(self) -> Result<(), CliError> {
+        match self {
+            Self::Json(array) if !array.is_empty() => array.end(),
+            Self::Json(_) | Self::Table(..) => Ok(()),
+        }
+    }
+
+    /// Says also whether there was nothing; `all`: nothing is missing.
+    fn end(self, all: bool) -> Result<bool, CliError> {
         match self {
             Self::Json(array) => {
                 let is_empty = array.is_empty();
                 array.end().map(|()| is_empty)
             }
+            Self::Table(table, _) if table.row_count() == 0 && !all => Ok(true),
             Self::Table(table, out) if table.row_count() == 0 => out.line("No runs.").map(|()| true),
             Self::Table(table, out) => out.table(&table).map(|()| false),
         }

@@ -60,7 +60,7 @@ pub use mutation::{Mutation, RunImport};
 pub use node::{Fingerprint, NodeState};
 pub use node_update::{MAX_DEPENDENCIES, NodeUpdate};
 pub use process::ProcessInfo;
-pub use query::{RunCursor, RunFilter, RunPage, RunQuery, RunSummary};
+pub use query::{RunCursor, RunFilter, RunPage, RunQuery, RunSummary, UnreadableRun};
 pub(crate) use ready::{Pick, ReadyBoard, Taking, Wish};
 pub use run::{CommitSeq, RunHeader, RunState, Version};
 pub use run_update::{NewRun, RunUpdate};

@@ -96,11 +96,13 @@ pub struct RunQuery {
     pub after: Option<RunCursor>,
     /// How many runs at most, 1 to 1,000; 100 by default.
     pub limit: usize,
+    /// Whether a run that cannot be read is named in the page ([`RunPage::unreadable`]), instead of failing it. A backend that cannot do that fails it.
+    pub names_unreadable: bool,
 }
 
 impl Default for RunQuery {
     fn default() -> Self {
-        Self { filter: RunFilter::all(), after: None, limit: 100 }
+        Self { filter: RunFilter::all(), after: None, limit: 100, names_unreadable: false }
     }
 }
 
@@ -113,6 +115,12 @@ impl RunQuery {
     /// Begins after a place.
     pub fn after(mut self, cursor: Option<RunCursor>) -> Self {
         self.after = cursor;
+        self
+    }
+
+    /// Names runs that cannot be read, and lists the others.
+    pub fn naming_unreadable(mut self) -> Self {
+        self.names_unreadable = true;
         self
     }
 
@@ -158,6 +166,23 @@ impl RunSummary {
     }
 }
 
+/// A run that is stored and cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct UnreadableRun {
+    /// Its name as it is stored: perhaps that is what makes no sense.
+    pub run_id: String,
+    /// What the storage says of it.
+    pub reason: String,
+}
+
+impl UnreadableRun {
+    /// A run that cannot be read, and why.
+    pub fn new(run_id: impl Into<String>, reason: impl ToString) -> Self {
+        Self { run_id: run_id.into(), reason: reason.to_string() }
+    }
+}
+
 /// One page of runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -166,11 +191,42 @@ pub struct RunPage {
     pub runs: Vec<RunSummary>,
     /// Where the next page begins; `None` if this was the last one.
     pub next: Option<RunCursor>,
+    /// Runs among these, or behind the last ones, that cannot be read, where [`RunQuery::names_unreadable`] asks for them. Each is on one page.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<UnreadableRun>,
 }
 
 impl RunPage {
     /// A page from its parts.
     pub fn new(runs: Vec<RunSummary>, next: Option<RunCursor>) -> Self {
-        Self { runs, next }
+        Self { runs, next, unreadable: Vec::new() }
+    }
+
+    /// A page of `most` runs from rows, newest first, of which so many were `asked` for. `None` if more are needed: only a run that can be read tells where the
+    /// next page begins, and what lies behind it is on that one.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn of_rows(rows: Vec<Result<RunSummary, UnreadableRun>>, asked: usize, most: usize) -> Option<Self> {
+        let mut page = Self::default();
+        let mut more = rows.len() >= asked;
+        let mut behind = Vec::new();
+        for row in rows {
+            if page.runs.len() == most {
+                more = true;
+                break;
+            }
+            match row {
+                Ok(run) => {
+                    page.unreadable.append(&mut behind);
+                    page.runs.push(run);
+                }
+                Err(unreadable) => behind.push(unreadable),
+            }
+        }
+        if more {
+            page.next = Some(page.runs.last()?.cursor());
+        } else {
+            page.unreadable.append(&mut behind);
+        }
+        Some(page)
     }
 }

@@ -13,7 +13,8 @@ use super::pace::{Pace, leave_a_turn};
 use crate::coordinator::{Coordinator, OnDelete, Transaction};
 use crate::error::Error;
 use crate::model::{
-    Batch, Entry, Guard, Mutation, NodeStatus, Outcome, Refusal, RunId, RunPart, RunQuery, RunStatus, RunSummary, Version,
+    Batch, Entry, Guard, Mutation, NodeStatus, Outcome, Refusal, RunId, RunPart, RunQuery, RunStatus, RunSummary, UnreadableRun,
+    Version,
 };
 use crate::store::StateBackend;
 
@@ -77,7 +78,7 @@ pub struct Plan {
     pub locked: Vec<RunId>,
     /// Ended runs that stay because nothing says when they ended.
     pub without_stamp: Vec<RunId>,
-    /// Ended runs that stay because they cannot be read, where that was needed to know when they ended.
+    /// Runs that stay because they cannot be read, in the listing or where that was needed to know when they ended.
     pub unreadable: Vec<Stays>,
     /// Runs in a status of the end, without a stamp of it, that stay because nodes of theirs run.
     pub nodes_running: Vec<RunId>,
@@ -95,15 +96,15 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Stays {
-    /// Its name.
-    pub run_id: RunId,
+    /// Its name, as it is stored.
+    pub run_id: String,
     /// What the storage says of it.
     pub reason: String,
 }
 
 impl Stays {
     fn new(run_id: &RunId, reason: impl ToString) -> Self {
-        Self { run_id: run_id.clone(), reason: reason.to_string() }
+        Self { run_id: run_id.to_string(), reason: reason.to_string() }
     }
 }
 
@@ -166,6 +167,11 @@ impl Judge {
         self.plan.unreadable.push(Stays::new(&summary.run_id, why));
     }
 
+    /// Nor goes one of which nothing can be read.
+    fn cannot_list(&mut self, run: UnreadableRun) {
+        self.plan.unreadable.push(Stays { run_id: run.run_id, reason: run.reason });
+    }
+
     /// The plan.
     pub fn into_plan(self) -> Plan {
         self.plan
@@ -194,9 +200,10 @@ fn is_under_way(summary: &RunSummary) -> bool {
 pub async fn plan(backend: &dyn StateBackend, rules: Rules) -> Result<Plan, ProjectError> {
     let locked = backend.list_leases().await?.into_iter().map(|lease| lease.key.run).collect();
     let mut judge = Judge::new(rules, locked);
-    let mut query = RunQuery::default().limit(PAGE);
+    let mut query = RunQuery::default().limit(PAGE).naming_unreadable();
     loop {
         let page = backend.list_runs(&query).await?;
+        page.unreadable.into_iter().for_each(|run| judge.cannot_list(run));
         for summary in &page.runs {
             let newest = if Judge::needs_stamp(summary) {
                 match backend.load_run(&summary.run_id).await {

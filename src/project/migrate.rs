@@ -17,7 +17,7 @@ use super::shown::counted;
 use super::{ProjectError, ProjectErrorKind};
 use crate::model::{
     Batch, Entry, Guard, Mutation, NodeId, Outcome, Refusal, Retained, RunId, RunImport, RunPart, RunQuery, RunReceipt, RunState,
-    RunSummary, Version, apply_all,
+    RunSummary, UnreadableRun, Version, apply_all,
 };
 use crate::store::StateBackend;
 
@@ -197,10 +197,17 @@ pub(super) async fn plan_after(
 ) -> Result<Plan, ProjectError> {
     let is_copy = |there: &RunState| copied.is_some_and(|copied| copied.is_ours(there));
     let mut plan = Plan::default();
-    let mut pages = Pages::new();
+    let mut pages = Pages::naming_unreadable();
     while let Some(page) = pages.next(source).await? {
         for summary in &page {
-            let Some(run) = source.load_run(&summary.run_id).await? else { continue };
+            let run = match source.load_run(&summary.run_id).await {
+                Err(error) if error.is_of_one_entry() => {
+                    pages.unreadable.push(UnreadableRun::new(summary.run_id.as_str(), error));
+                    continue;
+                }
+                read => read?,
+            };
+            let Some(run) = run else { continue };
             plan.source.add_run(&run);
             let there = match target {
                 Some(target) => target.load_run(&summary.run_id).await?,
@@ -232,11 +239,29 @@ pub(super) async fn plan_after(
             see(summary, fate);
         }
     }
+    refuse_unreadable(source, &pages.unreadable)?;
     let retained = source.retained().await?;
     plan.source.coverage_nodes = u64::try_from(retained.len()).unwrap_or(u64::MAX);
     plan.moves.coverage_nodes = u64::try_from(lacking(retained, target).await?.len()).unwrap_or(u64::MAX);
     (plan.only_in_target, plan.only_in_target_runs) = only_there(source, target).await?;
     Ok(plan)
+}
+
+/// A state is moved whole: all runs of the source that cannot be read are named at once, before anything is copied.
+fn refuse_unreadable(source: &dyn StateBackend, unreadable: &[UnreadableRun]) -> Result<(), ProjectError> {
+    let Some(first) = unreadable.first() else { return Ok(()) };
+    let names: Vec<String> = unreadable.iter().take(NAMED).map(|run| format!("{:?}", run.run_id)).collect();
+    let more =
+        if unreadable.len() > names.len() { format!(", and {} more", unreadable.len() - names.len()) } else { String::new() };
+    Err(ProjectError::new(
+        ProjectErrorKind::Integrity,
+        format!(
+            "{} holds runs that cannot be read: {}{more}; a state is moved whole. Mend them (`seeknal state verify` names each fault) and try again: {}",
+            source.location(),
+            names.join(", "),
+            first.reason
+        ),
+    ))
 }
 
 /// Copies what the target lacks, in batches of bounded size. `after_batch` is called when a batch is durable and may stop the copy there.
@@ -486,11 +511,19 @@ pub(super) fn go_on(answer: ControlFlow<()>) -> Result<(), ProjectError> {
 struct Pages {
     query: RunQuery,
     done: bool,
+    /// Runs that cannot be read, where they are asked for.
+    unreadable: Vec<UnreadableRun>,
 }
 
 impl Pages {
     fn new() -> Self {
-        Self { query: RunQuery::default().limit(PAGE), done: false }
+        Self { query: RunQuery::default().limit(PAGE), done: false, unreadable: Vec::new() }
+    }
+
+    fn naming_unreadable() -> Self {
+        let mut pages = Self::new();
+        pages.query.names_unreadable = true;
+        pages
     }
 
     async fn next(&mut self, backend: &dyn StateBackend) -> Result<Option<Vec<RunSummary>>, ProjectError> {
@@ -500,6 +533,7 @@ impl Pages {
         let page = backend.list_runs(&self.query).await?;
         self.done = page.next.is_none();
         self.query.after = page.next;
+        self.unreadable.extend(page.unreadable);
         Ok(Some(page.runs))
     }
 }

@@ -296,6 +296,9 @@ async fn move_state(
         target.close().await?;
         told.refuse_conflicts(&plan)?;
         is_there_already = plan.moves.is_empty();
+    } else {
+        // So is what cannot be read.
+        migrate::plan(&*seen, None, |_, _| ()).await?;
     }
     seen.close().await?;
     let source = from.open_writable(settings, &mut report.notices).await?;

@@ -110,3 +110,109 @@ async fn an_older_copy_that_was_put_back_is_told_by_verify() {
     open("database", &dir.path().join("target")).await.close().await.unwrap();
     assert!(!json(dir.path(), "state verify")["checked"].to_string().contains("older"));
 }
+
+/// Runs of which single values make no sense, with what is shown as their names.
+const HARMED: [(&str, &str); 5] = [
+    ("UPDATE runs SET created_at = 'x' WHERE run_id = 'run_1'", "run_1"),
+    ("UPDATE runs SET created_at = '2024-02-30T00:00:00.000000Z' WHERE run_id = 'run_1'", "run_1"),
+    ("UPDATE runs SET metadata = '{' WHERE run_id = 'run_1'", "run_1"),
+    ("UPDATE runs SET status = x'00' WHERE run_id = 'run_1'", "run_1"),
+    ("UPDATE runs SET run_id = 'run' || char(10) || '1' WHERE run_id = 'run_1'", "run\n1"),
+];
+
+/// The others are listed and deleted as if it were not there, and it is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_row_cannot_be_read_is_named_and_the_others_are_there() {
+    for (harm, name) in HARMED {
+        let dir = project("database").await;
+        assert_eq!(sql(dir.path(), harm), 1, "{harm}");
+        for arguments in ["state runs -o json", "state runs -o json --all", "state runs -o json --limit 3"] {
+            let (code, out, err) = run(dir.path(), arguments);
+            let runs: serde_json::Value =
+                serde_json::from_str(&out).unwrap_or_else(|error| panic!("{harm}: {error}: {out}{err}"));
+            let ids: Vec<&str> = runs.as_array().unwrap().iter().map(|run| run["run_id"].as_str().unwrap()).collect();
+            assert_eq!((code, &*ids), (5, &["run_2", "run_0", "still"][..]), "{harm}: {err}");
+            assert_eq!(err.matches(&format!("run {name:?} cannot be read")).count(), 1, "{harm}: {err}");
+        }
+        let (code, out, err) = run(dir.path(), "state runs");
+        assert!(
+            code == 5 && out.contains("run_2") && out.contains("still") && err.contains("error: 1 run cannot be read"),
+            "{out}{err}"
+        );
+
+        let before = crate::projects::tree(dir.path());
+        for arguments in ["migrate-state --backend file", "migrate-state --backend file --no-dry-run"] {
+            let (code, _, err) = run(dir.path(), arguments);
+            assert!(code == 5 && err.contains(&format!("cannot be read: {name:?}")), "{harm}: {arguments}: {code} {err}");
+            let mut after = crate::projects::tree(dir.path());
+            after.retain(|name, _| before.contains_key(name) || !name.starts_with("target/state.db-"));
+            assert_eq!(after.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>(), "{harm}: {arguments}");
+        }
+
+        let (code, out, err) = run(dir.path(), "state cleanup --days 30 --dry-run -o json");
+        let plan: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert!(code == 5 && plan["failed"][0]["run_id"] == name, "{harm}: {out}{err}");
+        assert_eq!(plan["delete"].as_array().unwrap().len(), 2, "{harm}: {out}");
+        let (code, out, err) = run(dir.path(), "state cleanup --days 30");
+        assert!(code == 6 && out.contains("Deleted 2 runs") && out.contains("kept run"), "{harm}: {code} {out}{err}");
+        let left = rusqlite::Connection::open(dir.path().join("target/state.db")).unwrap();
+        let left: i64 = left.query_row("SELECT count(*) FROM runs", [], |row| row.get(0)).unwrap();
+        assert_eq!(left, 2, "{harm}");
+    }
+}
+
+/// More runs than a page holds, newest first `many_0`.
+async fn many(runs: usize) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("seeknal_project.yml"), "state_backend: database\n").unwrap();
+    open("database", &dir.path().join("target")).await.close().await.unwrap();
+    let made = sql(
+        dir.path(),
+        &format!(
+            "INSERT INTO runs (run_id, status, created_at, version, created_version, header_version) \
+             WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {}) \
+             SELECT 'many_' || i, 'success', strftime('%Y-%m-%dT%H:%M:%f000Z', '2024-01-31', '-' || i || ' seconds'), 1, 1, 1 FROM n",
+            runs - 1
+        ),
+    );
+    assert_eq!(made, runs);
+    dir
+}
+
+/// Each is told once, on whichever page it is; also where there are more of them in a row than a page holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_that_cannot_be_read_are_told_once_on_every_page() {
+    let dir = many(1_600).await;
+    let harm = |which: &str| {
+        sql(dir.path(), &format!("UPDATE runs SET metadata = '{{' WHERE CAST(substr(run_id, 6) AS INTEGER) {which}"))
+    };
+    let harmed = harm("IN (0, 1, 498, 499, 500, 501, 1599)") + harm("BETWEEN 700 AND 1399");
+    let (code, out, err) = run(dir.path(), "state runs --all -o json");
+    let runs: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let told: Vec<&str> = err.lines().filter(|line| line.starts_with("note: run ")).collect();
+    let once: std::collections::BTreeSet<&&str> = told.iter().collect();
+    assert_eq!((code, harmed, told.len(), once.len()), (5, 707, 707, 707));
+    assert_eq!(runs.as_array().unwrap().len(), 1_600 - harmed);
+    // Only those among what is asked for.
+    let (code, out, err) = run(dir.path(), "state runs --limit 2 -o json");
+    let runs: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, runs.as_array().unwrap().len(), err.matches("note: run ").count()), (5, 2, 2), "{err}");
+}
+
+/// Whatever ends a listing that was begun: what was printed is a value.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_that_is_cut_off_leaves_no_half_value() {
+    let dir = many(1_200).await;
+    let long = format!("{{\"a\": \"{}MARK{}\"}}", "x".repeat(3_000), "y".repeat(3_000));
+    // Behind all others, so that nobody comes by on his way to another one of the first page.
+    assert_eq!(sql(dir.path(), &format!("UPDATE runs SET run_id = 'z', metadata = '{long}' WHERE run_id = 'many_1199'")), 1);
+    let path = dir.path().join("target/state.db");
+    let mut bytes = fs::read(&path).unwrap();
+    let page = bytes.windows(4).position(|some| some == b"MARK").unwrap() / 1_024;
+    bytes[page * 1_024..(page + 1) * 1_024].fill(0x5a);
+    fs::write(&path, &bytes).unwrap();
+    let (code, out, err) = run(dir.path(), "state runs --all -o json");
+    let runs: serde_json::Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {err}"));
+    let listed = runs.as_array().unwrap().len();
+    assert!(code == 5 && [500, 1_000].contains(&listed), "{code} {listed} {err}");
+}

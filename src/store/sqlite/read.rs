@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, params_from_iter};
 
 use super::error::{corrupt, sql_error};
 use super::rows::{At, Fields, Stamp, header_columns, node_columns};
 use crate::model::{
     Interval, IntervalSet, LastSuccess, NodeCoverage, NodeId, NodeState, NodeStatus, PartitionKey, Retained, RunHeader, RunId,
-    RunPage, RunQuery, RunState, RunSummary, Version,
+    RunPage, RunQuery, RunState, RunSummary, UnreadableRun, Version,
 };
 use crate::store::StoreError;
 
@@ -221,12 +221,24 @@ pub(super) fn newest_versions(conn: &Connection, most: usize) -> Result<Vec<(Run
 
 /// One page of runs. The caller holds a transaction.
 pub(super) fn list(conn: &Connection, query: &RunQuery) -> Result<RunPage, StoreError> {
+    // One more than asked for: whether there is a next page.
+    let mut asked = query.limit.saturating_add(1);
+    loop {
+        if let Some(page) = RunPage::of_rows(list_rows(conn, query, asked)?, asked, query.limit) {
+            return Ok(page);
+        }
+        asked = asked.saturating_mul(4);
+    }
+}
+
+/// The first rows of a page: runs, and those that cannot be read if they are asked for.
+fn list_rows(conn: &Connection, query: &RunQuery, most: usize) -> Result<Vec<Result<RunSummary, UnreadableRun>>, StoreError> {
     let place = At::table("runs");
     let fail = |error| sql_error(place, error);
     let mut sql = String::from(concat!("SELECT run_id, version, ", header_columns!(), " FROM runs WHERE 1"));
     let mut values: Vec<Value> = Vec::new();
     let filter = &query.filter;
-    let Some([from, before]) = filter.created() else { return Ok(RunPage::default()) };
+    let Some([from, before]) = filter.created() else { return Ok(Vec::new()) };
     if !filter.statuses.is_empty() {
         sql.push_str(" AND status IN (");
         for (index, status) in filter.statuses.iter().enumerate() {
@@ -255,25 +267,33 @@ pub(super) fn list(conn: &Connection, query: &RunQuery) -> Result<RunPage, Store
         values.push(Value::Text(cursor.run_id.as_str().to_owned()));
     }
     sql.push_str(" ORDER BY created_at DESC, run_id DESC LIMIT ?");
-    values.push(Value::Integer(i64::try_from(query.limit.saturating_add(1)).unwrap_or(i64::MAX)));
+    values.push(Value::Integer(i64::try_from(most).unwrap_or(i64::MAX)));
 
     let mut statement = conn.prepare_cached(&sql).map_err(fail)?;
     let mut rows = statement.query(params_from_iter(values)).map_err(fail)?;
-    let mut found = Vec::new();
+    let (mut found, mut readable) = (Vec::new(), 0);
     while let Some(row) = rows.next().map_err(fail)? {
-        let fields = Fields::new(row, place);
-        let id = RunId::new(fields.text(0)?).map_err(|error| fields.bad(0, error))?;
-        let fields = Fields::new(row, place.run(&id));
-        let (version, header) = (fields.version(1)?, fields.header(2)?);
-        found.push(RunSummary::new(id, version, header, BTreeMap::new()));
+        // Of the one behind the page no nodes are counted.
+        found.push(match summary(conn, row, readable < query.limit) {
+            Err(error) if query.names_unreadable && error.is_of_one_entry() => {
+                Err(UnreadableRun::new(Fields::new(row, place).shown(0), error))
+            }
+            read => {
+                readable += 1;
+                Ok(read?)
+            }
+        });
     }
-    let more = found.len() > query.limit;
-    found.truncate(query.limit);
-    for summary in &mut found {
-        summary.nodes = status_counts(conn, &summary.run_id)?;
-    }
-    let next = if more { found.last().map(RunSummary::cursor) } else { None };
-    Ok(RunPage::new(found, next))
+    Ok(found)
+}
+
+fn summary(conn: &Connection, row: &Row<'_>, counts: bool) -> Result<RunSummary, StoreError> {
+    let fields = Fields::new(row, At::table("runs"));
+    let id = RunId::new(fields.text(0)?).map_err(|error| fields.bad(0, error))?;
+    let fields = Fields::new(row, At::table("runs").run(&id));
+    let (version, header) = (fields.version(1)?, fields.header(2)?);
+    let nodes = if counts { status_counts(conn, &id)? } else { BTreeMap::new() };
+    Ok(RunSummary::new(id, version, header, nodes))
 }
 
 fn status_counts(conn: &Connection, run: &RunId) -> Result<BTreeMap<NodeStatus, u64>, StoreError> {

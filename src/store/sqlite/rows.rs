@@ -67,6 +67,15 @@ impl<'r, P: fmt::Display> Fields<'r, P> {
         corrupt(format_args!("{}, column {name}", self.place), why)
     }
 
+    /// What a column holds, as far as it can be shown: for a message.
+    pub(super) fn shown(&self, column: usize) -> String {
+        match self.row.get_ref(column) {
+            Ok(ValueRef::Text(bytes) | ValueRef::Blob(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
+            Ok(ValueRef::Integer(number)) => number.to_string(),
+            _ => "?".to_owned(),
+        }
+    }
+
     pub(super) fn text_or_null(&self, column: usize) -> Result<Option<&'r str>, StoreError> {
         match self.value(column)? {
             ValueRef::Null => Ok(None),
