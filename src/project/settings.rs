@@ -488,6 +488,10 @@ impl Reader {
 
     fn text(&self, key: &str, found: &Found) -> Result<Sourced<String>, ProjectError> {
         match &found.value {
+            // The system takes none in a path, and the rest of a URL would be another one.
+            Value::Text(text) if text.contains('\0') => {
+                Err(self.at(found.line, format!("{key} holds a NUL character (\\0); write it without")))
+            }
             Value::Text(text) if !text.trim().is_empty() => {
                 Ok(Sourced { value: text.trim().to_owned(), source: self.source(found) })
             }
@@ -538,7 +542,7 @@ impl Reader {
             let hint = did_you_mean(name, known.iter().copied());
             return Err(self.at(line, format!("{key} has no {name:?}{hint}; known are: {}", known.join(", "))));
         };
-        if (option.fits)(&text.value) {
+        if (option.fits)(&text.value) && !text.value.contains('\0') {
             return Ok(());
         }
         Err(self.at(line, format!("{key}.{name} makes no sense; write {}, or remove the line", option.wanted)))

@@ -107,6 +107,7 @@ impl StoreError {
             K::NotADirectory => {
                 (StoreErrorKind::Input, "a file lies where a folder should be; move it aside, or name another place")
             }
+            K::InvalidFilename => (StoreErrorKind::Input, "name another, shorter path"),
             #[cfg(any(feature = "file", feature = "sqlite", feature = "project"))]
             _ if super::plain::is_none(&error) => (StoreErrorKind::Input, "move it aside"),
             _ => (StoreErrorKind::Io, "check the disk and the system's log"),

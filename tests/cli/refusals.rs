@@ -262,3 +262,11 @@ fn a_backup_that_is_the_document_under_another_name_is_none() {
         assert!(before.contains("run_20240110_120000"));
     }
 }
+
+#[test]
+fn a_name_that_is_too_long_is_no_fault_of_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("seeknal_project.yml"), format!("seeknal_state:\n  target_path: {}\n", "x".repeat(300))).unwrap();
+    let (code, _, err) = run(dir.path(), "state runs");
+    assert!(code == 1 && err.contains("shorter path") && !err.contains("check the disk"), "{code} {err}");
+}

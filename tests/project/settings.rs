@@ -330,3 +330,20 @@ fn options_of_a_registered_backend_are_not_shown() {
     let shown = format!("{settings:?}");
     assert!(shown.contains("password") && !shown.contains("s3cret"), "{shown}");
 }
+
+/// The system takes no such path, and would blame the disk for it.
+#[test]
+fn a_text_with_a_nul_is_refused_with_its_key_and_line() {
+    for (text, key, line) in [
+        ("state_backend: \"file\\0\"\n", "state_backend", 1),
+        ("database_url: \"postgres://u:s3cret@h/d\\0x\"\n", "database_url", 1),
+        ("seeknal_state:\n  target_path: \"a\\0b\"\n", "seeknal_state.target_path", 2),
+        ("seeknal_state:\n  options:\n    database_schema: \"s3cret\\0\"\n", "seeknal_state.options.database_schema", 3),
+    ] {
+        let dir = project(text);
+        let error = Settings::load(dir.path(), &none).unwrap_err();
+        let told = error.to_string();
+        assert_eq!(error.kind(), ProjectErrorKind::Input, "{told}");
+        assert!(told.contains(&format!("{FILE_NAME}:{line}: {key}")) && !told.contains("s3cret"), "{told}");
+    }
+}
