@@ -62,6 +62,45 @@ async fn a_wrong_stamp_is_named_with_the_statement_that_mends_it() {
     );
 }
 
+/// One fault is told once, with what mends it: the nodes of a run know when it was created.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_that_is_no_stamp_is_mended_by_what_the_nodes_say() {
+    let dir = project("database").await;
+    assert_eq!(sql(dir.path(), "UPDATE runs SET created_at = 'x' WHERE run_id = 'run_1'"), 1);
+    let problems = json_of(dir.path());
+    assert!(problems.len() <= 3, "{problems:#?}");
+    let told: Vec<&str> = problems.iter().filter_map(|problem| problem.split("mend it: ").nth(1)).collect();
+    assert!(told.len() == 1 && told[0].contains("2024-01-11T12:00:00"), "{problems:#?}");
+    assert_eq!(sql(dir.path(), told[0]), 1);
+    assert_eq!(json(dir.path(), "state verify")["sound"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_that_make_no_sense_are_told_with_the_statement_that_mends_them() {
+    for (harm, beside) in [("DELETE FROM meta", true), ("UPDATE meta SET seq = -1", true), ("UPDATE meta SET token = 'x'", false)]
+    {
+        let dir = project("database").await;
+        if !beside {
+            fs::remove_file(dir.path().join("target/state.db.lock")).unwrap();
+        }
+        let versions = |dir: &Path| -> (i64, i64) {
+            let database = rusqlite::Connection::open(dir.join("target/state.db")).unwrap();
+            let highest = "SELECT (SELECT max(version) FROM runs), (SELECT seq FROM meta)";
+            database.query_row(highest, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+        };
+        assert_eq!(sql(dir.path(), harm), 1, "{harm}");
+        assert_eq!(run(dir.path(), "state cleanup --days 30").0, 5, "{harm}");
+        let problems = json_of(dir.path());
+        let told: Vec<&str> = problems.iter().filter_map(|problem| problem.split("mend it: ").nth(1)).collect();
+        assert!(told.len() == 1 && told[0].starts_with("INSERT OR REPLACE INTO meta"), "{harm}: {problems:#?}");
+        assert_eq!(sql(dir.path(), told[0]), 1, "{}", told[0]);
+        let (version, seq) = versions(dir.path());
+        assert!(version > 0 && seq >= version, "{harm}: {}", told[0]);
+        assert_eq!(json(dir.path(), "state verify")["sound"], true, "{harm}");
+        assert_eq!(json(dir.path(), "state cleanup --days 30")["deleted"], 3, "{harm}");
+    }
+}
+
 fn json_of(dir: &Path) -> Vec<String> {
     let (_, out, _) = run(dir, "state verify -o json");
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();

@@ -231,7 +231,7 @@ impl SqliteBackend {
                 let (conn, lasting) = open::open_reader(path)?;
                 open::recheck(&conn, &shared.at.name)?;
                 shared.at.opened();
-                foreign.sent(read::counters(&conn)?.0);
+                foreign.sent(read::counters(&conn).map_err(|error| verify::with_mend(error, &conn, path))?.0);
                 if lasting && let Some(idle) = shared.idle().as_mut() {
                     idle.push(conn);
                 }

@@ -7,7 +7,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params_from_iter};
 
 use super::error::sql_error;
-use super::rows::STRFTIME;
+use super::rows::{STRFTIME, counter};
 use super::thread::behind;
 use super::{lease, open, read, schema};
 use crate::model::{NodeId, RunId, RunQuery};
@@ -58,9 +58,13 @@ const ORPHANS: &[(&str, &str)] = &[
         "locks with tokens that were never granted",
         "SELECT 'run ' || run_id || ', token ' || token FROM locks WHERE token > (SELECT token FROM meta WHERE id = 1)",
     ),
+    // Of each run once. Where its own row holds no stamp at all its nodes tell which one it was.
     (
         "node_states that name another creation of their run",
-        "SELECT 'run ' || run_id || ', node ' || node_id FROM node_states AS n JOIN runs AS r USING (run_id) WHERE n.run_created_at <> r.created_at",
+        "SELECT 'run ' || run_id || ', created at ' || quote(r.created_at) || ', and ' || count(*) || ' of its nodes say ' || quote(n.run_created_at) || \
+         ', first ' || min(n.node_id) || CASE WHEN strftime('%s', r.created_at) IS NULL AND strftime('%s', n.run_created_at) IS NOT NULL \
+         THEN '; mend it: UPDATE runs SET created_at = ' || quote(n.run_created_at) || ' WHERE run_id = ' || quote(run_id) ELSE '' END \
+         FROM node_states AS n JOIN runs AS r USING (run_id) WHERE n.run_created_at <> r.created_at GROUP BY run_id, n.run_created_at",
     ),
 ];
 
@@ -139,6 +143,22 @@ pub(super) fn verify(conn: &Connection, db: &Path) -> Result<VerifyReport, Store
     let mut seen = BTreeSet::new();
     report.problems.retain(|problem| seen.insert(problem.clone()));
     Ok(report)
+}
+
+/// An error about the counters that never go back, with the statement that brings them behind every number which is known to have been given out: without them
+/// nothing opens, also not to be verified.
+pub(super) fn with_mend(wrong: StoreError, conn: &Connection, db: &Path) -> StoreError {
+    let highest = "SELECT max(coalesce((SELECT max(version) FROM runs), 0), coalesce((SELECT max(version) FROM tombstones), 0)), \
+                   max(coalesce((SELECT max(token) FROM locks), 0), coalesce((SELECT max(token) FROM node_states), 0))";
+    let there = conn.query_row(highest, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
+    // Where these are no numbers either nobody can tell.
+    let (true, Ok((seq, token))) = (wrong.is_of_one_entry(), there) else { return wrong };
+    let known = open::known(db).ok().flatten();
+    let beyond = |stored: i64, known: Option<u64>| known.map_or(stored, |known| counter(known).max(stored));
+    let (seq, token) =
+        (beyond(seq, known.as_ref().map(|known| known.seq)), beyond(token, known.as_ref().map(|known| known.token)));
+    let mend = format!("INSERT OR REPLACE INTO meta (id, seq, token) VALUES (1, {seq}, {token})");
+    StoreError::not_applied(wrong.kind(), format!("{wrong}; mend it: {mend}")).with_source(wrong)
 }
 
 fn any_run(conn: &Connection) -> Result<bool, StoreError> {
