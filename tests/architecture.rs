@@ -122,12 +122,13 @@ fn beside_sqlite_nobody_opens_its_files() {
         // The folder, to sync it.
         ("open.rs", &["std::fs::File::open(folder)"]),
         // Who has it open.
-        ("owners.rs", &["File::options()", "File::open(path)"]),
+        ("owners.rs", &["File::options()", "plain::open(path)"]),
         // The start of the machine.
         ("boot.rs", &["std::fs::read_to_string(\"/proc/sys/kernel/random/boot_id\")"]),
     ];
     const OPENS: &[&str] = &[
         "File::open",
+        "plain::open",
         "File::create",
         "File::options",
         "OpenOptions",
