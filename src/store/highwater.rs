@@ -43,6 +43,9 @@ pub(super) struct HighWater {
     /// The commit sequence that an opening left when it was closed, as far as they told: what is behind it is an older copy.
     #[serde(skip_serializing_if = "is_zero")]
     pub(super) closed: u64,
+    /// That numbers up to this one were given out for what the files do not hold (any more): until a document goes on behind them, whoever opens it does.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) skip: u64,
     /// The process that holds the lock on this file; of meaning only while it is locked.
     pub(super) holder: Option<ProcessInfo>,
 }
@@ -232,7 +235,8 @@ impl HighWaterFile {
         let text = String::from_utf8_lossy(&bytes);
         let token = far_behind(told(&text, "\"token\":"), now);
         // First the line: a file that is empty for a moment would tell of no token at all.
-        self.write(&HighWater { token, seq: told(&text, "\"seq\":"), ..HighWater::default() })?;
+        let (seq, skip) = (told(&text, "\"seq\":"), told(&text, "\"skip\":"));
+        self.write(&HighWater { token, seq, skip, ..HighWater::default() })?;
         let cut = self.file.set_len(LENGTH as u64).and_then(|()| self.file.sync_all());
         cut.map_err(|error| StoreError::io(self.path.display(), error))?;
         Ok(Some(format!(

@@ -17,8 +17,8 @@ use seeknal_state::model::{Batch, BatchAnswer, Entry, Guard, Mutation, Outcome, 
 use seeknal_state::store::file::{FileBackend, repair};
 use seeknal_state::store::{LeaseBook, LeaseStore};
 use seeknal_state::{
-    BackendOptions, Fence, FencingToken, Interval, LeaseKey, LeaseOwner, LeaseRecord, NewRun, NodeId, NodeStatus, NodeUpdate,
-    PartitionKey, RunId, RunQuery, RunState, RunUpdate, StateBackend, StoreErrorKind, Version,
+    BackendOptions, Fence, FencingToken, Interval, LeaseKey, LeaseOwner, LeaseRecord, NewRun, NodeId, NodeState, NodeStatus,
+    NodeUpdate, PartitionKey, RunHeader, RunId, RunQuery, RunState, RunUpdate, StateBackend, StoreErrorKind, Version,
 };
 
 mod documents;
@@ -29,6 +29,7 @@ mod foreign;
 mod found;
 mod journal;
 mod kills;
+mod lost;
 mod odd;
 mod openings;
 #[path = "../support/power.rs"]
@@ -140,6 +141,14 @@ async fn all(backend: &FileBackend) -> Vec<RunState> {
         runs.push(backend.load_run(&summary.run_id).await.unwrap().unwrap());
     }
     runs
+}
+
+type Rows = (RunId, RunHeader, Vec<(NodeId, NodeState)>);
+
+/// What runs hold. Their versions go on behind what was lost.
+fn rows(runs: &[RunState]) -> Vec<Rows> {
+    let rows = |run: &RunState| run.nodes().map(|(id, node)| (id.clone(), node.clone())).collect();
+    runs.iter().map(|run| (run.id().clone(), run.header().clone(), rows(run))).collect()
 }
 
 fn document(folder: &Path) -> PathBuf {

@@ -273,11 +273,13 @@ async fn what_is_no_plain_file_is_refused_or_left_alone() {
     assert!(told.contains("no plain file"), "{told}");
 }
 
+type Work = Box<dyn Fn(&Path) -> Result<(), StoreError> + Send>;
+
 /// Whoever opens a pipe waits for its other end.
 #[test]
 fn nobody_waits_for_a_pipe_in_the_place_of_a_file() {
     let folder = tempfile::tempdir().unwrap();
-    let run = |work: Box<dyn Fn(&Path) -> Result<(), StoreError> + Send>, folder: &Path| {
+    let run = |work: Work, folder: &Path| {
         let (folder, (sender, answer)) = (folder.to_owned(), std::sync::mpsc::channel());
         // Not waited for: it would never end.
         std::thread::spawn(move || sender.send(work(&folder)));
@@ -300,7 +302,7 @@ fn nobody_waits_for_a_pipe_in_the_place_of_a_file() {
         let place = place.join(&name);
         assert!(std::process::Command::new("mkfifo").arg(&place).status().unwrap().success());
         let folder = place.parent().unwrap();
-        let works: [(&str, Box<dyn Fn(&Path) -> Result<(), StoreError> + Send>); 3] = [
+        let works: [(&str, Work); 3] = [
             ("reading", Box::new(opened(true))),
             ("writing", Box::new(opened(false))),
             ("repair", Box::new(|folder| repair(folder, at(0), false).map(drop))),

@@ -77,6 +77,7 @@ impl Lock {
             }
             let known = other.read()?;
             (value.token, value.seq) = (value.token.max(known.token), value.seq.max(known.seq));
+            value.skip = value.skip.max(known.skip);
             behind_link = Some(other);
         }
         let (left, found_seq) = (value.holder.clone(), value.seq);
@@ -143,6 +144,29 @@ impl Lock {
         )))
     }
 
+    /// Whether numbers were given out for what the files do not hold, and no document goes on behind them yet.
+    pub(super) fn is_to_skip(&self) -> bool {
+        self.value.skip > 0
+    }
+
+    /// Notes that numbers up to the last one (or this one, if that is higher) were given out for what the files do not hold, or will not in a moment; synced before
+    /// it returns. Whoever opens them goes on behind, until [`skipped`](Self::skipped).
+    pub(super) fn skip(&mut self, told_seq: u64) -> Result<(), StoreError> {
+        let skip = self.value.seq.max(told_seq).clamp(1, HIGHEST);
+        // The first number behind them is that of the document which comes.
+        self.put(HighWater { skip, seq: skip.saturating_add(1).min(HIGHEST), ..self.value.clone() })
+    }
+
+    /// A document of ours is in place whose numbers go on behind those that were lost.
+    pub(super) fn skipped(&mut self) {
+        if self.is_to_skip()
+            && let Err(error) = self.put(HighWater { skip: 0, ..self.value.clone() })
+        {
+            // Nothing is lost: they are passed over once more.
+            tracing::warn!(%error, "it could not be noted that versions went on behind those that were lost");
+        }
+    }
+
     /// Makes sure that sequence numbers up to this one may be used; synced before it returns.
     pub(super) fn cover_seq(&mut self, seq: u64) -> Result<(), StoreError> {
         if seq <= self.value.seq {
@@ -168,6 +192,12 @@ impl Lock {
         self.behind_link.map_or(Ok(()), |other| other.unlock())?;
         self.file.unlock()?;
         written
+    }
+
+    /// Gives the lock back, and leaves what the file says: also who had it last and did not give it back.
+    pub(super) fn leave(self) -> Result<(), StoreError> {
+        self.behind_link.map_or(Ok(()), |other| other.unlock())?;
+        self.file.unlock()
     }
 
     fn put(&mut self, value: HighWater) -> Result<(), StoreError> {

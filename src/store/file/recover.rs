@@ -22,9 +22,10 @@ use super::journal::{Header, Journal, Stored};
 use super::paths::{self, Identity, Paths};
 use super::record::{Leases, Record};
 use super::text;
-use crate::model::{CommitSeq, Ledger, ProcessInfo, RunState, Version};
+use crate::model::{CommitSeq, Ledger};
 use crate::store::{StoreError, StoreErrorKind};
 
+mod lost;
 mod replay;
 
 /// Everything that lies there, as one state.
@@ -68,46 +69,6 @@ pub(super) struct State {
     pub(super) lost: Option<String>,
 }
 
-impl State {
-    /// Says that the journal of the last writer is not there, which did not end cleanly: before the first commit numbers beyond those of the document are
-    /// reserved, and then it has one until it closes. `highest_seq`: how far they are.
-    pub(super) fn lost_journal(&self, left: Option<&ProcessInfo>, highest_seq: u64) -> Option<String> {
-        let left =
-            left.filter(|_| !self.has_journal && self.pending.is_none() && self.told_seq.is_some_and(|told| told < highest_seq))?;
-        Some(format!(
-            "{left} did not close the state, and its journal is missing or empty: if it was not ended just while it closed or made one, what it wrote after the \
-             document was last written is lost. Versions go on behind all that were given out"
-        ))
-    }
-
-    /// Numbers beyond those of the document were given out, and nothing says that it is the last one that was written: a backup was put back. Versions go
-    /// on behind all of them, so that none is used twice; no journal can continue the document then.
-    pub(super) fn skip_lost_versions(&mut self, highest_seq: u64, left: Option<&ProcessInfo>) {
-        let lost = self.lost_journal(left, highest_seq);
-        // A journal that is set aside, or is not there any more, holds what came after the document, whatever the copy says.
-        let is_newest = self.is_newest && self.strangers.is_empty() && lost.is_none();
-        self.notices.extend(lost);
-        let is_whole = self.active.is_some() || self.pending.is_some() || self.document.is_none() || is_newest;
-        if is_whole || highest_seq <= self.document_seq {
-            return;
-        }
-        if self.keeps_previous {
-            self.notices.push(
-                "the document is older than the last one of ours: a backup that was put back wins, versions go on behind all that were given out, and the \
-                 newer document is kept under another name when something is written"
-                    .to_owned(),
-            );
-        }
-        let version = Version(highest_seq.saturating_add(1));
-        let runs: Vec<RunState> = self.ledger.runs().map(|run| run.at_version(version.max(run.version()))).collect();
-        for run in runs {
-            self.ledger.restore_run(run);
-        }
-        self.ledger.raise_seq(CommitSeq(version.0));
-        self.generation = None;
-    }
-}
-
 /// The journal to go on with.
 #[derive(Debug)]
 pub(super) struct Active {
@@ -141,9 +102,23 @@ pub(super) struct Files {
 impl Files {
     pub(super) fn read(paths: &Paths) -> Result<Self, StoreError> {
         let document = paths::read(&paths.document)?;
+        Ok(Self { document, ..Self::journals(paths)? })
+    }
+
+    /// The journals, with another document than the one that lies there.
+    pub(super) fn beside(paths: &Paths, document: (Vec<u8>, Identity)) -> Result<Self, StoreError> {
+        Ok(Self { document: Some(document), ..Self::journals(paths)? })
+    }
+
+    fn journals(paths: &Paths) -> Result<Self, StoreError> {
         let journal = Stored::read(&paths.journal)?;
         let next = Stored::read(&paths.next)?;
-        Ok(Self { document, journal, next })
+        Ok(Self { document: None, journal, next })
+    }
+
+    /// Whether a journal goes on from the document, and none is left over.
+    pub(super) fn go_on(self, paths: &Paths, highest_seq: u64) -> bool {
+        join(paths, self, highest_seq).is_ok_and(|state| state.active.is_some() && state.strangers.is_empty())
     }
 
     /// As who looked for the next journal too late has them.

@@ -11,7 +11,7 @@ use super::lock::Lock;
 use super::paths::{self, Paths};
 use super::reader::read_settled;
 use super::record::Record;
-use super::recover;
+use super::recover::{self, Files};
 use crate::store::access::Access;
 use crate::store::{StoreError, StoreErrorKind, VerifyReport};
 
@@ -101,7 +101,7 @@ fn check_versions(ledger: &crate::model::Ledger, report: &mut VerifyReport) {
 /// `<file>.damaged-<UTC>`. A journal is cut at its first frame that is bad or does not fit; a journal that cannot be joined at all is set aside. A lock file that
 /// cannot be read is written anew, with tokens far behind those that were given out. A copy of the last document that cannot be read is made anew from
 /// the document. A document that cannot be read is replaced by the previous one only if `use_previous` says so: it is older, and a journal that continued the damaged
-/// one is set aside with what it holds. A sound state is left as it is.
+/// one is set aside with what it holds. Before records are dropped or set aside the lock file notes it: versions go on behind them. A sound state is left as it is.
 ///
 /// # Errors
 /// [`StoreErrorKind::Busy`] while a writer has the state open; [`StoreErrorKind::Corrupt`] if the document cannot be read and `use_previous` is
@@ -115,9 +115,9 @@ pub fn repair(base: &Path, now: DateTime<Utc>, use_previous: bool) -> Result<Vec
         ));
     }
     let mut done = Lock::mend(&paths, now)?;
-    let repaired = Lock::acquire_unnamed(&paths).and_then(|lock| {
-        let repaired = repair_locked(&paths, &lock, now, use_previous, &mut done);
-        let released = lock.release(None);
+    let repaired = Lock::acquire_unnamed(&paths).and_then(|mut lock| {
+        let repaired = repair_locked(&paths, &mut lock, now, use_previous, &mut done);
+        let released = lock.leave();
         repaired.and(released)
     });
     match repaired {
@@ -129,7 +129,7 @@ pub fn repair(base: &Path, now: DateTime<Utc>, use_previous: bool) -> Result<Vec
 
 fn repair_locked(
     paths: &Paths,
-    lock: &Lock,
+    lock: &mut Lock,
     now: DateTime<Utc>,
     use_previous: bool,
     done: &mut Vec<String>,
@@ -154,7 +154,7 @@ fn repair_locked(
         None => {}
     }
     for journal in [&paths.journal, &paths.next] {
-        mend_journal(paths, journal, now, done)?;
+        mend_journal(paths, lock, journal, now, done)?;
     }
     // What is still wrong is no torn frame: a journal that does not fit. It is set aside whole.
     if let Err(error) = recover::read(paths, lock.seq()) {
@@ -163,6 +163,7 @@ fn repair_locked(
         }
         for journal in [&paths.next, &paths.journal] {
             if journal.exists() {
+                lock.skip(told_by(journal))?;
                 let aside = Paths::aside(journal, "damaged", now);
                 paths::rename(journal, &aside)?;
                 done.push(format!("{}: it cannot be joined ({error}); it is kept as {}", journal.display(), aside.display()));
@@ -178,13 +179,17 @@ fn repair_locked(
 }
 
 /// Beside a document that can be read, a copy of the last one that cannot be is of no use: it is set aside, and the document gives another if it is ours.
-fn mend_copy(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mut Vec<String>) -> Result<(), StoreError> {
+fn mend_copy(paths: &Paths, lock: &mut Lock, now: DateTime<Utc>, done: &mut Vec<String>) -> Result<(), StoreError> {
     let Some((bytes, _)) = paths::read(&paths.previous)? else { return Ok(()) };
     let is_damaged = document::read(&paths.previous, &bytes, 0).is_err_and(|error| error.kind() == StoreErrorKind::Corrupt);
     if !is_damaged || !paths.document.exists() {
         return Ok(());
     }
     let mut state = recover::read(paths, lock.seq())?;
+    if state.loses_versions(lock.seq(), lock.left()) {
+        // The copy that takes its place will say that the document is the newest one.
+        lock.skip(0)?;
+    }
     let aside = Paths::aside(&paths.previous, "damaged", now);
     paths::rename(&paths.previous, &aside)?;
     paths.sync_folder()?;
@@ -194,8 +199,8 @@ fn mend_copy(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mut Vec<Stri
     Ok(())
 }
 
-fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mut Vec<String>) -> Result<(), StoreError> {
-    let Some((bytes, _)) = paths::read(&paths.previous)? else {
+fn bring_back_previous(paths: &Paths, lock: &mut Lock, now: DateTime<Utc>, done: &mut Vec<String>) -> Result<(), StoreError> {
+    let Some((bytes, identity)) = paths::read(&paths.previous)? else {
         return Err(StoreError::not_applied(
             StoreErrorKind::Corrupt,
             format!(
@@ -205,7 +210,12 @@ fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mu
             ),
         ));
     };
-    document::read(&paths.previous, &bytes, lock.seq())?;
+    let previous = document::read(&paths.previous, &bytes, lock.seq())?;
+    // What was written after it is lost, unless a journal goes on from it.
+    let seq = previous.ledger.seq().0;
+    if lock.seq() > seq && !Files::beside(paths, (bytes.clone(), identity)).is_ok_and(|files| files.go_on(paths, lock.seq())) {
+        lock.skip(seq)?;
+    }
     let aside = Paths::aside(&paths.document, "damaged", now);
     let place = paths.place();
     let temporary = paths::temporary(&place);
@@ -232,12 +242,24 @@ fn bring_back_previous(paths: &Paths, lock: &Lock, now: DateTime<Utc>, done: &mu
     Ok(())
 }
 
+/// The last record that a journal tells of; nothing where it cannot be read.
+fn told_by(journal: &Path) -> u64 {
+    Stored::read(journal).ok().flatten().map_or(0, |stored| stored.last_seq())
+}
+
 /// Cuts a journal at its first frame that is bad or does not go on where the one before it ended, or sets it aside if not even its header can be read.
-fn mend_journal(paths: &Paths, journal: &Path, now: DateTime<Utc>, done: &mut Vec<String>) -> Result<(), StoreError> {
+fn mend_journal(
+    paths: &Paths,
+    lock: &mut Lock,
+    journal: &Path,
+    now: DateTime<Utc>,
+    done: &mut Vec<String>,
+) -> Result<(), StoreError> {
     let stored = match Stored::read(journal) {
         Ok(None) => return Ok(()),
         Ok(Some(stored)) => stored,
         Err(error) if error.kind() == StoreErrorKind::Corrupt => {
+            lock.skip(0)?;
             let aside = Paths::aside(journal, "damaged", now);
             paths::rename(journal, &aside)?;
             paths.sync_folder()?;
@@ -261,6 +283,7 @@ fn mend_journal(paths: &Paths, journal: &Path, now: DateTime<Utc>, done: &mut Ve
         tail = found.last().map_or(tail, |record| record.seq.0);
     }
     let Some(last) = last_written(&stored.bytes, end) else { return Ok(()) };
+    lock.skip(stored.last_seq())?;
     let aside = Paths::aside(journal, "damaged", now);
     let access = paths.access()?;
     paths::write_new(&aside, &stored.bytes, access)?;

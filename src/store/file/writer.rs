@@ -78,7 +78,7 @@ const KEPT_BUFFER: usize = 4 << 20;
 #[derive(Debug)]
 struct Known {
     identity: Option<Identity>,
-    /// Its generation; `None` if a journal cannot continue it: there is none, or it is not as we wrote it.
+    /// Its generation; `None` if a journal cannot continue it (any more): there is none, it is not as we wrote it, or versions go on behind what was lost.
     generation: Option<String>,
     seq: u64,
 }
@@ -164,7 +164,12 @@ impl Writer {
         let no_copy = checkpoint::refresh_copy(&paths, &mut state)?;
         state.notices.extend(lock.make_up_for(state.told_seq.max(state.beside_seq), &paths, SystemClock.now())?);
         state.notices.extend(no_copy);
-        state.skip_lost_versions(lock.seq(), lock.left());
+        let highest = lock.seq();
+        if state.loses_versions(highest, lock.left()) || lock.is_to_skip() {
+            // Noted before any of what tells of it is put away, and until a document goes on behind it: this opening may write none.
+            lock.skip(0)?;
+            state.go_on_behind(highest);
+        }
         let journal = recover::heal(&mut state, &paths, SystemClock.now())?;
         let mut report = OpenReport::new();
         for notice in state.lost.take().into_iter().chain(std::mem::take(&mut state.notices)) {
@@ -324,6 +329,7 @@ impl Writer {
                 self.journal = None;
                 self.tail = ledger.seq().0;
                 self.broken = false;
+                self.lock.skipped();
                 if !self.lease_note.is_empty() {
                     // They were noted in the journal that is gone.
                     self.note_again();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::SHORTEST;
 use super::frame::{FORMAT, FRAME_HEAD, HEADER_LEN, Header, Kind, frame_at, frame_behind, last_written, lines};
 use crate::store::file::paths::{self, Identity};
+use crate::store::file::record::Record;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// A journal as it was read.
@@ -76,6 +77,12 @@ impl Stored {
         }
         content.has_rest = last_written(&self.bytes, offset).is_some();
         content
+    }
+
+    /// The last record of its valid frames, also of those behind a broken one; zero where there is none that can be read.
+    pub(in crate::store::file) fn last_seq(&self) -> u64 {
+        let last = self.last_lines(&self.content()).last().and_then(|line| serde_json::from_slice::<Record>(line).ok());
+        last.map_or(0, |record| record.seq.0)
     }
 
     /// The lines of its last valid frame.

@@ -164,14 +164,19 @@ impl Writer {
         })
     }
 
+    /// Whether there is no journal that can be written to, so that a document may come first.
+    pub(super) fn needs_document(&self) -> bool {
+        self.journal.is_none() || self.document.generation.is_none()
+    }
+
     /// A journal that continues the document; a document first, if there is none that can be continued.
     pub(super) fn ensure_journal(&mut self) -> Result<(), StoreError> {
-        if self.journal.is_some() {
-            return Ok(());
-        }
         if self.document.generation.is_none() {
             let ledger = self.ledger.clone();
             self.write_document_now(&ledger)?;
+        }
+        if self.journal.is_some() {
+            return Ok(());
         }
         self.check_lock()?;
         let Some(generation) = &self.document.generation else { return Err(StoreError::closed()) };

@@ -34,7 +34,7 @@ impl Writer {
     /// Notes the leases for others to list, without a sync: they die with this process.
     pub(super) fn note_leases(&mut self) {
         let now = Instant::now();
-        if self.broken || (self.journal.is_none() && self.retry.is_some_and(|(at, _)| now < at)) {
+        if self.broken || (self.needs_document() && self.retry.is_some_and(|(at, _)| now < at)) {
             return;
         }
         let Some(leases) = self.lease_news() else { return };
@@ -52,7 +52,7 @@ impl Writer {
         if noted.is_err() {
             // Listing is a service, no promise: it is tried again when the pause is over.
             self.note_again();
-            if self.journal.is_none() {
+            if self.needs_document() {
                 let wait = self.retry.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LONGEST_RETRY));
                 self.retry = Some((now + wait, wait));
             }

@@ -44,7 +44,7 @@ impl Writer {
 
     /// Rotates to the next journal and begins to write the document that it continues. A document that failed before is tried again.
     pub(super) fn begin_checkpoint(&mut self) -> Result<(), StoreError> {
-        if self.broken {
+        if self.broken || self.document.generation.is_none() {
             let ledger = self.ledger.clone();
             self.write_document_now(&ledger)?;
             self.answer_waiting();
@@ -108,6 +108,7 @@ impl Writer {
         match done.result {
             Ok(identity) => {
                 self.keeps_previous = false;
+                self.lock.skipped();
                 if let Some(pending) = self.pending.take() {
                     self.document =
                         Known { identity: Some(identity), generation: Some(pending.generation), seq: pending.ledger.seq().0 };

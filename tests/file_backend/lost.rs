@@ -1,0 +1,164 @@
+//! What was acknowledged and is lost: by a repair, with a journal, behind a backup. Its versions are not given out a second time, whatever lies between.
+
+use super::*;
+
+/// A killed writer's folder, whose document has a journal that goes on from it; and the version that was given out last.
+async fn killed() -> (tempfile::TempDir, Version) {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    backend.close().await.unwrap();
+    let backend = open(folder.path()).await;
+    let mut last = Version::NONE;
+    for second in 1..9 {
+        last = set(&backend, "run_1", "n", NodeUpdate::success(), second).await.runs[0].after;
+    }
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    (killed, last)
+}
+
+/// Goes on, twice, and is killed in between; no version comes again.
+async fn goes_on_behind(folder: &Path, last: Version, what: &str) {
+    let backend = open(folder).await;
+    let next = set(&backend, "run_1", "next", NodeUpdate::success(), 20).await;
+    assert!(next.runs[0].after > last, "{what}: {:?} was used up to {last}", next.runs[0]);
+    let told = all(&backend).await;
+    assert_eq!(all_after_a_kill(folder).await, told, "{what}");
+    backend.checkpoint().await.unwrap();
+    backend.close().await.unwrap();
+    // And it is over: nothing more is passed over.
+    let backend = open(folder).await;
+    assert_eq!(all(&backend).await, told, "{what}");
+    let again = set(&backend, "run_1", "next", NodeUpdate::success(), 21).await;
+    assert_eq!(again.runs[0].before, next.runs[0].after, "{what}");
+    backend.close().await.unwrap();
+    let report = reader_unopened(folder).verify().await.unwrap();
+    assert!(report.is_sound(), "{what}: {:?}", report.problems);
+}
+
+/// An opening that writes nothing, as `seeknal state cleanup` is one.
+async fn idle(folder: &Path) {
+    open(folder).await.close().await.unwrap();
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Where the frames of a journal begin.
+fn frames(path: &Path) -> Vec<usize> {
+    let bytes = std::fs::read(path).unwrap();
+    bytes.windows(4).enumerate().filter(|(_, w)| *w == b"SKF1").map(|(at, _)| at).collect()
+}
+
+#[tokio::test]
+async fn no_version_is_used_twice_after_a_repair() {
+    for what in ["cut", "cut before its first record", "header", "shortened", "document", "document, without its journal"] {
+        for between in ["nothing", "an idle opening", "another repair"] {
+            let (folder, last) = killed().await;
+            let path = journal(folder.path());
+            match what {
+                "cut" => flip(&path, frames(&path)[3] + 40),
+                "cut before its first record" => flip(&path, frames(&path)[0] + 40),
+                "header" => flip(&path, 5),
+                "shortened" => {
+                    let bytes = std::fs::read(&path).unwrap();
+                    std::fs::write(&path, &bytes[..300]).unwrap();
+                }
+                "document" => std::fs::write(document(folder.path()), "{").unwrap(),
+                _ => {
+                    std::fs::write(document(folder.path()), "{").unwrap();
+                    std::fs::remove_file(&path).unwrap();
+                }
+            }
+            let what = format!("{what}, then {between}");
+            let done = repair(folder.path(), at(0), what.starts_with("document")).unwrap();
+            assert!(!done.is_empty(), "{what}");
+            match between {
+                "an idle opening" => idle(folder.path()).await,
+                "another repair" => assert_eq!(repair(folder.path(), at(1), false).unwrap(), Vec::<String>::new(), "{what}"),
+                _ => {}
+            }
+            goes_on_behind(folder.path(), last, &what).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_version_is_used_twice_after_an_opening_that_wrote_nothing() {
+    for what in ["a lost journal", "an edited document"] {
+        for between in [&["idle"][..], &["repair"], &["repair", "idle", "idle"]] {
+            let (folder, last) = killed().await;
+            if what == "a lost journal" {
+                std::fs::remove_file(journal(folder.path())).unwrap();
+            } else {
+                let mut edited = json(&document(folder.path()));
+                edited["status"] = "failed".into();
+                std::fs::write(document(folder.path()), edited.to_string()).unwrap();
+            }
+            for step in between {
+                if *step == "idle" {
+                    idle(folder.path()).await;
+                } else {
+                    assert_eq!(repair(folder.path(), at(0), false).unwrap(), Vec::<String>::new(), "{what}: it is sound");
+                }
+            }
+            goes_on_behind(folder.path(), last, &format!("{what}, {between:?}")).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_repair_of_what_is_sound_leaves_the_name_of_who_was_killed() {
+    let (folder, _) = killed().await;
+    let lock = folder.path().join("run_state.json.lock");
+    let before = std::fs::read(&lock).unwrap();
+    assert_eq!(repair(folder.path(), at(0), false).unwrap(), Vec::<String>::new());
+    assert_eq!(std::fs::read(&lock).unwrap(), before);
+    std::fs::remove_file(journal(folder.path())).unwrap();
+    let report = reader_unopened(folder.path()).verify().await.unwrap();
+    assert!(report.checked.iter().any(|line| line.contains("did not close the state")), "{:?}", report.checked);
+}
+
+#[tokio::test]
+async fn no_version_is_used_twice_after_document_and_journal_were_put_back_beside_a_newer_copy() {
+    for between in ["nothing", "an idle opening", "a checkpoint", "a kill"] {
+        let (folder, _) = killed().await;
+        let kept = [document(folder.path()), journal(folder.path())].map(|path| (std::fs::read(&path).unwrap(), path));
+        let backend = open(folder.path()).await;
+        let mut last = Version::NONE;
+        for second in 10..15 {
+            last = set(&backend, "run_1", "lost", NodeUpdate::success(), second).await.runs[0].after;
+        }
+        backend.close().await.unwrap();
+        for (bytes, path) in kept {
+            std::fs::write(path, bytes).unwrap();
+        }
+        match between {
+            "an idle opening" => {
+                let (backend, notices) = open_told(folder.path()).await;
+                assert!(notices.iter().any(|notice| notice.contains("put back")), "{notices:?}");
+                assert!(version(&backend, "run_1").await > last);
+                backend.close().await.unwrap();
+            }
+            "a checkpoint" => {
+                let backend = open(folder.path()).await;
+                backend.checkpoint().await.unwrap();
+                drop(backend);
+            }
+            "a kill" => {
+                let backend = open(folder.path()).await;
+                let next = set(&backend, "run_1", "next", NodeUpdate::running(), 19).await;
+                assert!(next.runs[0].before > last);
+                assert_eq!(all_after_a_kill(folder.path()).await, all(&backend).await);
+            }
+            _ => {}
+        }
+        goes_on_behind(folder.path(), last, between).await;
+        let orphans = names(folder.path()).into_iter().filter(|name| name.starts_with("run_state.json.prev.orphan-"));
+        assert_eq!(orphans.count(), 1, "{between}: the newer document is kept: {:?}", names(folder.path()));
+    }
+}
