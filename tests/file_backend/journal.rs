@@ -234,6 +234,41 @@ async fn a_missing_document_is_brought_back_from_the_previous_one() {
     assert_eq!(all(&backend).await, states[states.len() - 1]);
 }
 
+/// With the document they may be whole: nothing is set aside for want of it, and no empty state takes its place.
+#[tokio::test]
+async fn records_without_their_document_are_no_empty_state_after_a_repair() {
+    for (with_runner, damaged) in [(false, false), (true, false), (false, true)] {
+        let (folder, states) = killed_after(4).await;
+        let kept = std::fs::read(document(folder.path())).unwrap();
+        for gone in [document(folder.path()), folder.path().join("run_state.json.prev")] {
+            std::fs::remove_file(gone).unwrap();
+        }
+        if with_runner {
+            std::fs::create_dir(folder.path().join("state")).unwrap();
+            std::fs::write(folder.path().join("state/execution_state.json"), r#"{"n": {"status": "success"}}"#).unwrap();
+        }
+        let whole = std::fs::read(journal(folder.path())).unwrap();
+        if damaged {
+            let mut bytes = whole.clone();
+            bytes[5] ^= 1;
+            std::fs::write(journal(folder.path()), bytes).unwrap();
+        }
+        let before = names(folder.path());
+        for use_previous in [false, true] {
+            let error = repair(folder.path(), at(0), use_previous).unwrap_err();
+            assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
+            let told = error.to_string();
+            assert!(told.contains("run_state.json is missing") && told.contains("rename the journal"), "{told}");
+            assert_eq!(names(folder.path()), before, "nothing is set aside");
+        }
+        // Put back, it has all of them.
+        std::fs::write(document(folder.path()), kept).unwrap();
+        std::fs::write(journal(folder.path()), whole).unwrap();
+        assert_eq!(repair(folder.path(), at(0), false).unwrap(), Vec::<String>::new());
+        assert_eq!(all(&open(folder.path()).await).await, states[states.len() - 1]);
+    }
+}
+
 #[tokio::test]
 async fn records_behind_a_note_of_leases_are_damage() {
     let folder = tempfile::tempdir().unwrap();

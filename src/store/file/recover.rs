@@ -215,28 +215,53 @@ pub(super) fn read_document(paths: &Paths, bytes: &[u8], highest_seq: u64) -> Re
     Err(text::damaged(&paths.document, "line 1, column 1", why))
 }
 
+/// What to do about a journal without its document.
+fn put_back(paths: &Paths) -> String {
+    let previous = if paths.previous.exists() {
+        format!(
+            " ({} is the last one before it, `seeknal state verify --repair --use-previous` puts it there)",
+            paths.previous.display()
+        )
+    } else {
+        String::new()
+    };
+    format!("Put the document back{previous}, or rename the journal to begin with an empty state")
+}
+
+/// Refuses journals with something in them whose document is missing, also those that are damaged: with it they may be whole.
+pub(super) fn refuse_journals_alone(paths: &Paths) -> Result<(), StoreError> {
+    let mut journals = [None, None];
+    for (stored, path) in journals.iter_mut().zip([&paths.journal, &paths.next]) {
+        *stored = Stored::read(path).map_err(|error| match error.kind() {
+            StoreErrorKind::Corrupt => StoreError::not_applied(
+                StoreErrorKind::Corrupt,
+                format!(
+                    "{} is missing, and its journal {} is damaged; it was left as it is. {}",
+                    paths.document.display(),
+                    path.display(),
+                    put_back(paths)
+                ),
+            ),
+            _ => error,
+        })?;
+    }
+    without_document(paths, 0, journals).map(drop)
+}
+
 fn without_document(paths: &Paths, highest_seq: u64, journals: [Option<Stored>; 2]) -> Result<State, StoreError> {
     let mut spent = Vec::new();
     for journal in journals.into_iter().flatten() {
         let content = journal.content();
         if !content.is_empty() {
-            let previous = if paths.previous.exists() {
-                format!(
-                    " ({} is the last one before it, `seeknal state verify --repair --use-previous` puts it there)",
-                    paths.previous.display()
-                )
-            } else {
-                String::new()
-            };
             return Err(StoreError::not_applied(
                 StoreErrorKind::Corrupt,
                 format!(
-                    "{} is missing, but its journal {} is there and holds {} records{}; it was left as it is. Put the document back{previous}, \
-                     or rename the journal to begin with an empty state",
+                    "{} is missing, but its journal {} is there and holds {} records{}; it was left as it is. {}",
                     paths.document.display(),
                     journal.path.display(),
                     content.records,
                     if content.records == 0 || content.is_damaged { " and something damaged" } else { "" },
+                    put_back(paths),
                 ),
             ));
         }

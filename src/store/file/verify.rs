@@ -104,8 +104,8 @@ fn check_versions(ledger: &crate::model::Ledger, report: &mut VerifyReport) {
 /// one is set aside with what it holds. Before records are dropped or set aside the lock file notes it: versions go on behind them. A sound state is left as it is.
 ///
 /// # Errors
-/// [`StoreErrorKind::Busy`] while a writer has the state open; [`StoreErrorKind::Corrupt`] if the document cannot be read and `use_previous` is
-/// false, or there is no previous one; and faults of the system.
+/// [`StoreErrorKind::Busy`] while a writer has the state open; [`StoreErrorKind::Corrupt`] if the document cannot be read (or is missing beside a journal with
+/// records) and `use_previous` is false, or there is no previous one; and faults of the system.
 pub fn repair(base: &Path, now: DateTime<Utc>, use_previous: bool) -> Result<Vec<String>, StoreError> {
     let paths = Paths::new(base);
     if !base.is_dir() {
@@ -144,19 +144,13 @@ fn repair_locked(
             }
         }
         // Before any journal is judged: with it they may be whole.
-        None if paths.previous.exists() && (use_previous || !paths.bare.exists()) => {
-            if use_previous {
-                bring_back_previous(paths, lock, now, done)?;
-            } else {
-                recover::read(paths, lock.seq())?;
-            }
-        }
-        None => {}
+        None if use_previous && paths.previous.exists() => bring_back_previous(paths, lock, now, done)?,
+        None => recover::refuse_journals_alone(paths)?,
     }
     for journal in [&paths.journal, &paths.next] {
         mend_journal(paths, lock, journal, now, done)?;
     }
-    // What is still wrong is no torn frame: a journal that does not fit. It is set aside whole.
+    // What is still wrong is no torn frame: a journal that does not fit the document. It is set aside whole.
     if let Err(error) = recover::read(paths, lock.seq()) {
         if error.kind() != StoreErrorKind::Corrupt {
             return Err(error);
