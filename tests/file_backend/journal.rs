@@ -359,3 +359,52 @@ async fn a_journal_with_a_frame_that_does_not_go_on_where_the_one_before_it_ende
     assert_eq!(std::fs::read(folder.path().join(kept)).unwrap(), without);
     assert_eq!(rows(&all(&open(folder.path()).await).await), rows(&states[1]));
 }
+
+/// Goes on from a killed writer's folder by three commits on a run: the journal after the first one and what the state was then, and the journal after the last.
+/// `None` if a checkpoint came between, after a pause of the machine.
+async fn three_on(killed: &Path, run: &str) -> Option<(Vec<u8>, Vec<RunState>, Vec<u8>)> {
+    let copy = tempfile::tempdir().unwrap();
+    copy_folder(killed, copy.path());
+    let backend = open(copy.path()).await;
+    set(&backend, run, "n", NodeUpdate::running(), 2).await;
+    let (first, state) = (std::fs::read(journal(copy.path())).unwrap(), all(&backend).await);
+    for second in 3..5 {
+        set(&backend, run, "n", NodeUpdate::running(), second).await;
+    }
+    let last = std::fs::read(journal(copy.path())).unwrap();
+    let header = &std::fs::read(journal(killed)).unwrap()[..512];
+    (first[..512] == *header && last[..512] == *header).then_some((first, state, last))
+}
+
+/// Every frame is valid and goes on where the one before it ended, but one was made on another state.
+#[tokio::test]
+async fn a_journal_with_a_frame_that_its_state_refuses_is_cut_there() {
+    let (folder, _) = killed_after(3).await;
+    let killed = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_2", 0).await;
+    copy_folder(folder.path(), killed.path());
+    drop(backend);
+    let mut ways = Vec::new();
+    for run in ["run_1", "run_2"] {
+        let mut way = None;
+        while way.is_none() {
+            way = three_on(killed.path(), run).await;
+        }
+        ways.extend(way);
+    }
+    let frames =
+        |bytes: &[u8]| -> Vec<usize> { bytes.windows(4).enumerate().filter(|(_, w)| *w == b"SKF1").map(|(at, _)| at).collect() };
+    let ((first, state, last), (other_first, _, other)) = (&ways[0], &ways[1]);
+    let cut = frames(last)[frames(first).len()];
+    let joined = [&last[..cut], &other[frames(other)[frames(other_first).len()]..]].concat();
+    std::fs::write(journal(killed.path()), &joined).unwrap();
+    let error = FileBackend::new(&options(killed.path())).initialize().await.unwrap_err();
+    let told = error.to_string();
+    assert!(told.contains("damaged at byte") && told.contains("it was made on run"), "{told}");
+    let done = repair(killed.path(), at(0), false).unwrap();
+    assert!(done.len() == 1 && done[0].contains(&format!("cut at byte {cut}, after ")), "{done:?}");
+    let kept = names(killed.path()).into_iter().find(|name| name.contains(".journal.damaged-")).unwrap();
+    assert_eq!(std::fs::read(killed.path().join(kept)).unwrap(), joined);
+    assert_eq!(rows(&all(&open(killed.path()).await).await), rows(state));
+}

@@ -20,6 +20,7 @@ mod join;
 mod journal;
 mod kept;
 mod lock;
+mod mend;
 mod nan;
 mod node;
 mod node_write;

@@ -6,11 +6,11 @@ use chrono::{DateTime, Utc};
 
 use super::checkpoint;
 use super::document;
-use super::journal::{HEADER_LEN, Kind, Stored, frame_at, last_written, lines};
+use super::journal::Stored;
 use super::lock::Lock;
+use super::mend;
 use super::paths::{self, Paths};
 use super::reader::read_settled;
-use super::record::Record;
 use super::recover::{self, Files};
 use crate::store::access::Access;
 use crate::store::{StoreError, StoreErrorKind, VerifyReport};
@@ -147,9 +147,7 @@ fn repair_locked(
         None if use_previous && paths.previous.exists() => bring_back_previous(paths, lock, now, done)?,
         None => recover::refuse_journals_alone(paths)?,
     }
-    for journal in [&paths.journal, &paths.next] {
-        mend_journal(paths, lock, journal, now, done)?;
-    }
+    mend::journals(paths, lock, now, done)?;
     // What is still wrong is no torn frame: a journal that does not fit the document. It is set aside whole.
     if let Err(error) = recover::read(paths, lock.seq()) {
         if error.kind() != StoreErrorKind::Corrupt {
@@ -239,57 +237,4 @@ fn bring_back_previous(paths: &Paths, lock: &mut Lock, now: DateTime<Utc>, done:
 /// The last record that a journal tells of; nothing where it cannot be read.
 fn told_by(journal: &Path) -> u64 {
     Stored::read(journal).ok().flatten().map_or(0, |stored| stored.last_seq())
-}
-
-/// Cuts a journal at its first frame that is bad or does not go on where the one before it ended, or sets it aside if not even its header can be read.
-fn mend_journal(
-    paths: &Paths,
-    lock: &mut Lock,
-    journal: &Path,
-    now: DateTime<Utc>,
-    done: &mut Vec<String>,
-) -> Result<(), StoreError> {
-    let stored = match Stored::read(journal) {
-        Ok(None) => return Ok(()),
-        Ok(Some(stored)) => stored,
-        Err(error) if error.kind() == StoreErrorKind::Corrupt => {
-            lock.skip(0)?;
-            let aside = Paths::aside(journal, "damaged", now);
-            paths::rename(journal, &aside)?;
-            paths.sync_folder()?;
-            done.push(format!("{}: its header is damaged; it is kept as {}", journal.display(), aside.display()));
-            return Ok(());
-        }
-        Err(error) => return Err(error),
-    };
-    let Some(header) = &stored.header else { return Ok(()) };
-    let (mut end, mut records, mut tail) = (HEADER_LEN, 0, header.last_seq);
-    while let Some(frame) = frame_at(&stored.bytes, end, header.epoch) {
-        if frame.kind == Kind::Leases {
-            // It is the last one, always.
-            end = frame.end;
-            break;
-        }
-        let read: Result<Vec<Record>, _> = lines(frame.payload).map(serde_json::from_slice).collect();
-        let Some(found) = read.ok().filter(|_| frame.previous == tail) else { break };
-        end = frame.end;
-        records += found.len();
-        tail = found.last().map_or(tail, |record| record.seq.0);
-    }
-    let Some(last) = last_written(&stored.bytes, end) else { return Ok(()) };
-    lock.skip(stored.last_seq())?;
-    let aside = Paths::aside(journal, "damaged", now);
-    let access = paths.access()?;
-    paths::write_new(&aside, &stored.bytes, access)?;
-    let temporary = paths.temporary();
-    paths::write_new(&temporary, stored.bytes.get(..end).unwrap_or_default(), access)?;
-    paths::rename(&temporary, journal)?;
-    paths.sync_folder()?;
-    done.push(format!(
-        "{}: cut at byte {end}, after {records} good record(s); {} bytes behind it are dropped, and the whole of it is kept as {}",
-        journal.display(),
-        last + 1 - end,
-        aside.display()
-    ));
-    Ok(())
 }
