@@ -72,7 +72,9 @@ pub enum Durability {
 /// run ([`fresh`](Self::fresh)) before writing again.
 ///
 /// # How long a call may take
-/// - A write waits for a permit as long as the coordinator is full (the `try_` ones do not), and then for one flush, or a few.
+/// - A write waits for a permit as long as the coordinator is full (the `try_` ones do not), and then for one flush, or a few. Poll or drop what you began: a write that is given
+///   its permit and is not polled (a branch of a `select!` loop, a future in a buffer) keeps it, and a full coordinator and `close` wait for it. A lock that is
+///   granted to such a call is held.
 /// - Where the outcome of a flush is not known (a lost connection, a crashed server) the same batch is sent again until it is; after 30 s its callers are told
 ///   that nobody knows, and other writes of that line are refused meanwhile. So a write, a [`flush`](Self::flush) and [`close`](Self::close) may take that long.
 ///   The built-in servers' requests have limits of 10 s each.

@@ -1,7 +1,7 @@
 //! Questions: runs, nodes, intervals, partitions, over one run and over all.
 
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use chrono::{DateTime, Utc};
 
@@ -39,7 +39,7 @@ impl Coordinator {
     /// [`Error::Input`] for a bad id; [`Error::Store`] if storage could not be asked: never an old snapshot instead.
     ///
     /// # Cancel safety
-    /// Reads only. Dropping the future disturbs nobody.
+    /// Reads only. Dropping the future disturbs nobody, nor does not polling it.
     pub async fn fresh(&self, run: impl IntoRunId) -> Result<Option<Snapshot>, Error> {
         self.engine().fresh(&run.into_run_id()?).await
     }
@@ -321,15 +321,15 @@ impl Engine {
                 return Ok(handle.cell().snapshot());
             }
             // The actor loads behind what it has on its way.
-            if let Some(grant) = handle.hold(true).await {
-                return Ok(grant.cell().snapshot());
+            if let Ok(read) = handle.read().await {
+                return Ok(read);
             }
             tokio::task::yield_now().await;
         }
     }
 
     /// As [`snapshots`](Self::snapshots), without what was only acknowledged from memory: that may still be lost, and its versions then name other states.
-    pub(super) async fn committed(&self, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
+    pub(super) async fn committed(self: &Arc<Self>, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
         let mut read = self.snapshots(runs).await?;
         while read.iter().flatten().any(|run| run.version() != run.durable_version()) {
             read = self.held(runs).await?;
@@ -337,7 +337,7 @@ impl Engine {
         Ok(read)
     }
 
-    async fn snapshots(&self, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
+    async fn snapshots(self: &Arc<Self>, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
         /// How often two readings in a row may differ before the runs are held.
         const READINGS: usize = 32;
         if self.backend.is_shared() && runs.iter().any(|run| Some(run) != runs.first()) {
@@ -354,8 +354,13 @@ impl Engine {
         self.held(runs).await
     }
 
-    /// Several runs while all of them are held, each one settled.
-    async fn held(&self, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
+    /// Several runs while all of them are held, each one settled; by a task of its own, so that nobody waits for a caller who is not polled.
+    async fn held(self: &Arc<Self>, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
+        let (engine, runs) = (Arc::clone(self), runs.to_vec());
+        self.apart(async move { engine.hold_and_read(&runs).await }).await.unwrap_or(Err(Error::Closed))
+    }
+
+    async fn hold_and_read(&self, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
         let mut ids: Vec<&RunId> = runs.iter().collect();
         ids.sort_unstable();
         ids.dedup();

@@ -4,6 +4,7 @@
 //! back; *held* belongs to a transaction over several runs. Whatever arrives meanwhile is stashed, in order.
 
 mod again;
+mod fresh;
 mod settling;
 mod stash;
 
@@ -16,6 +17,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
 use self::again::Again;
+use self::fresh::Fresh;
 use self::stash::{Stash, Stashed};
 use super::admission::Permit;
 use super::chain::Chain;
@@ -23,7 +25,7 @@ use super::handle::{HoldGrant, Release, RunCell};
 use super::losses::Losses;
 use super::op::{Ack, ChangeSeed, CommitError, Committed, DeferredLoss, Envelope, Op};
 use super::sink::{FlushSink, Outcomes, RunSink};
-use crate::model::{Clock, FencingToken, LeaseMutation, Mutation, RunId, RunReceipt, RunState, Version};
+use crate::model::{Clock, FencingToken, LeaseMutation, Mutation, RunId, RunReceipt, RunState, Snapshot, Version};
 use crate::persist::{Persist, Submission};
 use crate::store::{StateBackend, StoreError};
 
@@ -82,6 +84,8 @@ pub(crate) enum Msg {
         reply: oneshot::Sender<HoldGrant>,
     },
     Release(Release),
+    /// The run as it is in storage. Answered and not held for who asks: nobody knows when he is polled next.
+    Read(oneshot::Sender<Option<Snapshot>>),
     Flush(oneshot::Sender<()>),
     Reload,
     /// The version that storage has of the run, because others may have written to it.
@@ -143,8 +147,8 @@ pub(super) struct State {
     deferred: VecDeque<(u64, Version, Ack)>,
     /// What is in storage, to be acknowledged when the run is loaded.
     overtaken: Vec<(Ack, Committed, Permit)>,
-    /// A hold that waits for a fresh load.
-    fresh_hold: Option<oneshot::Sender<HoldGrant>>,
+    /// Who waits for a fresh load.
+    fresh: Option<Fresh>,
     /// The version that storage was seen to have; compared when nothing is on its way, because own entries move it too.
     found: Option<Found>,
     /// Whether deferred writes that were seen did not come to be as they were seen, and readers are still to be shown what is.
@@ -172,7 +176,7 @@ impl Actor for RunActor {
             orders: 0,
             deferred: VecDeque::new(),
             overtaken: Vec::new(),
-            fresh_hold: None,
+            fresh: None,
             found: None,
             takes_back: false,
             reload_again: false,
@@ -185,6 +189,7 @@ impl Actor for RunActor {
         match message {
             Msg::Commit(envelope) => state.take_in(Stashed::Commit(envelope)),
             Msg::Hold { fresh, reply } => state.take_in(Stashed::Hold { fresh, reply }),
+            Msg::Read(reply) => state.take_in(Stashed::Read(reply)),
             Msg::Flush(reply) => state.take_in(Stashed::Flush(reply)),
             Msg::Settled(outcomes) => state.settled(outcomes),
             Msg::Release(release) => state.released(release),
@@ -279,7 +284,7 @@ impl State {
             }
             match self.stash.first() {
                 Some(Stashed::Commit(_)) => {}
-                Some(Stashed::Hold { .. } | Stashed::Flush(_)) if self.chain.is_settled() => {}
+                Some(Stashed::Hold { .. } | Stashed::Read(_) | Stashed::Flush(_)) if self.chain.is_settled() => {}
                 None | Some(_) => return,
             }
             match self.stash.pop_first() {
@@ -297,14 +302,9 @@ impl State {
                 Some(Stashed::Flush(reply)) => {
                     let _caller_gone = reply.send(());
                 }
-                Some(Stashed::Hold { fresh, reply }) => {
-                    if fresh {
-                        self.fresh_hold = Some(reply);
-                        self.recover(true);
-                    } else {
-                        self.hold(reply);
-                    }
-                }
+                Some(Stashed::Hold { fresh: false, reply }) => self.hold(reply),
+                Some(Stashed::Hold { fresh: true, reply }) => self.load_for(Fresh::Hold(reply)),
+                Some(Stashed::Read(reply)) => self.load_for(Fresh::Read(reply)),
                 None => return,
             }
         }
@@ -337,34 +337,6 @@ impl State {
             (Some(found), Some(version)) => found > version,
             (found, version) => found.is_some() != version.is_some(),
         }
-    }
-
-    fn hold(&mut self, reply: oneshot::Sender<HoldGrant>) {
-        self.mode = Mode::Held;
-        // What holds it may commit before the actor hears of it.
-        self.cell.set_unsettled(true);
-        let grant = HoldGrant::new(self.chain.committed().cloned(), Arc::clone(&self.cell), self.myself.clone());
-        // A grant that nobody takes releases itself as it is dropped.
-        drop(reply.send(grant));
-    }
-
-    fn released(&mut self, release: Release) {
-        if self.mode != Mode::Held {
-            return;
-        }
-        self.mode = Mode::Ready;
-        match release {
-            Release::Unchanged => {}
-            Release::Moved(state) => {
-                self.chain.reload(state);
-                self.publish();
-            }
-            Release::Reload => self.recover(true),
-        }
-        if std::mem::take(&mut self.reload_again) {
-            self.recover(true);
-        }
-        self.go_on();
     }
 
     fn decide_or_refuse(&mut self, job: Job) {

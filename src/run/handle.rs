@@ -147,6 +147,10 @@ pub(crate) enum Sent {
     Bounced(Op, Permit),
 }
 
+/// The actor ended before it answered.
+#[derive(Debug)]
+pub(crate) struct Gone;
+
 impl RunHandle {
     /// Starts the actor of a run from what storage has of it.
     pub(crate) async fn start(
@@ -185,11 +189,18 @@ impl RunHandle {
     }
 
     /// Waits until the run is settled and holds it: its actor decides nothing until the grant is released or dropped. With `fresh` it is loaded
-    /// from storage first. `None`: the actor ended.
+    /// from storage first. `None`: the actor ended. For a task of its own: a caller who is not polled would keep the run from everybody.
     pub(crate) async fn hold(&self, fresh: bool) -> Option<HoldGrant> {
         let (reply, grant) = oneshot::channel();
         self.actor.cast(Msg::Hold { fresh, reply }).ok()?;
         grant.await.ok()
+    }
+
+    /// The run as it is in storage, behind everything that was sent before. Whoever does not come back for the answer keeps nobody waiting.
+    pub(crate) async fn read(&self) -> Result<Option<Snapshot>, Gone> {
+        let (reply, read) = oneshot::channel();
+        drop(self.actor.cast(Msg::Read(reply)));
+        read.await.map_err(|_| Gone)
     }
 
     /// Waits until everything that was sent before is settled.

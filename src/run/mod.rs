@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! clients ──Commit(envelope)──► ┌───────────┐ ──Submit(entry)──► persistence actor
-//!         ──Hold / Flush──────► │ run actor │ ◄──Settled(outcomes)──
+//!         ─Hold / Read / Flush► │ run actor │ ◄──Settled(outcomes)──
 //!         ◄──ack── publish ◄─── └───────────┘
 //! ```
 //!

@@ -16,3 +16,4 @@ mod front_door;
 mod locks;
 mod minimal;
 mod runtimes;
+mod unpolled;

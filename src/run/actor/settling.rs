@@ -156,7 +156,7 @@ impl State {
                 self.chain.reload(state.clone());
                 self.mode = Mode::Ready;
                 // Who holds the run holds it before anything else is on its way.
-                let refused = if self.fresh_hold.is_none() { self.decide_again() } else { Vec::new() };
+                let refused = if self.fresh.is_none() { self.decide_again() } else { Vec::new() };
                 if std::mem::take(&mut self.reload_again) {
                     self.recover(true);
                 }
@@ -169,9 +169,9 @@ impl State {
                     self.give_up(answer);
                 }
                 if self.mode == Mode::Ready
-                    && let Some(reply) = self.fresh_hold.take()
+                    && let Some(fresh) = self.fresh.take()
                 {
-                    self.hold(reply);
+                    self.loaded_for(fresh);
                 }
                 self.go_on();
             }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use tokio::sync::oneshot;
 
+use crate::model::Snapshot;
 use crate::run::handle::HoldGrant;
 use crate::run::op::Envelope;
 
@@ -11,6 +12,7 @@ use crate::run::op::Envelope;
 pub(super) enum Stashed {
     Commit(Envelope),
     Hold { fresh: bool, reply: oneshot::Sender<HoldGrant> },
+    Read(oneshot::Sender<Option<Snapshot>>),
     Flush(oneshot::Sender<()>),
 }
 
@@ -20,6 +22,7 @@ impl Stashed {
         match self {
             Self::Commit(_) => false,
             Self::Hold { reply, .. } => reply.is_closed(),
+            Self::Read(reply) => reply.is_closed(),
             Self::Flush(reply) => reply.is_closed(),
         }
     }
@@ -78,11 +81,11 @@ mod tests {
             })
             .collect();
         for number in 0..10_000 {
-            if number % 2 == 0 {
-                stash.push(Stashed::Flush(oneshot::channel().0));
-            } else {
-                stash.push(Stashed::Hold { fresh: true, reply: oneshot::channel().0 });
-            }
+            stash.push(match number % 3 {
+                0 => Stashed::Flush(oneshot::channel().0),
+                1 => Stashed::Read(oneshot::channel().0),
+                _ => Stashed::Hold { fresh: true, reply: oneshot::channel().0 },
+            });
         }
         assert!(stash.items.len() <= 2 * waiting.len() + UNSEEN, "{}", stash.items.len());
         let answered = std::iter::from_fn(|| stash.pop_first()).filter(|item| !item.is_abandoned()).count();
