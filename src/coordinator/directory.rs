@@ -31,7 +31,7 @@ impl Slot {
 }
 
 /// Runs at most of which it is remembered what subscribers know; of one beyond it the next change is told as if nothing was known.
-const REMEMBERED: usize = 4096;
+pub(super) const REMEMBERED: usize = 4096;
 
 /// The resident runs.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub(crate) struct Directory {
     /// had deleted is not there to be told.
     told: DashMap<RunId, (Version, Option<RunState>)>,
     /// Versions of other runs that were seen in storage while there are subscribers, or that their actors showed last: who loads one of them tells what
-    /// became of it since.
+    /// became of it since. The follower takes those out that are not among the newest of the store, when there are many more than these.
     seen: DashMap<RunId, Version>,
     events: Arc<Events>,
     supervisor: ActorCell,
@@ -270,9 +270,20 @@ impl Directory {
         }
     }
 
-    /// A run is as it was seen, and is not looked for any more.
-    pub(super) fn lose_sight(&self, run: &RunId) {
-        self.seen.remove(run);
+    /// A run is as it was seen, and is not looked for any more; unless it went to sleep here with another version since.
+    pub(super) fn lose_sight(&self, run: &RunId, version: Version) {
+        self.seen.remove_if(run, |_, seen| *seen == version);
+    }
+
+    /// How many versions are kept for looking.
+    pub(super) fn in_sight(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// Whether a run has this version as far as subscribers know, now.
+    pub(super) fn is_known(&self, run: &RunId, version: Option<Version>) -> bool {
+        let told = self.told.get(run).map(|told| told.0);
+        told.or_else(|| self.seen.get(run).map(|seen| *seen)) == version
     }
 
     /// A run that cannot be read: subscribers are not told of it before it has another version.

@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Engine;
+use super::directory::REMEMBERED;
 use crate::error::Error;
 use crate::model::{RunId, Version};
 use crate::store::{ForeignCommits, StateBackend, StoreError, StoreErrorKind};
@@ -157,6 +158,7 @@ pub(super) fn start(engine: &Arc<Engine>) {
         looked: None,
         look_due: None,
         look_pause: LOOK_THROUGH,
+        kept: 0,
         asked_all: Instant::now(),
     };
     let task = tokio::spawn(follower.work());
@@ -173,6 +175,8 @@ struct Follower {
     /// When they are to be looked through again.
     look_due: Option<Instant>,
     look_pause: Duration,
+    /// How many versions the last look left in sight.
+    kept: usize,
     /// When all that is known here was asked for last, without a hint.
     asked_all: Instant,
 }
@@ -304,6 +308,10 @@ impl Follower {
                 }
                 None => self.look_due = self.look_due.or(Some(self.looked.map_or(started, |looked| looked + self.look_pause))),
             }
+            // Whoever leaves stays in sight: also where nobody else commits, and nothing has to be looked for.
+            if directory.in_sight() > self.kept + (self.kept / 4).max(REMEMBERED) {
+                self.look_due = self.look_due.or(self.looked.map(|looked| looked + self.look_pause));
+            }
             if self.looked.is_none() || self.look_due.is_some_and(|due| due <= Instant::now()) {
                 self.look_through(engine).await?;
             }
@@ -319,9 +327,10 @@ impl Follower {
         let directory = &engine.directory;
         let first = self.looked.is_none();
         let began = Instant::now();
+        // Before storage is asked: what is made here meanwhile is not missed.
+        let mut missed: HashMap<RunId, Version> = directory.known().into_iter().collect();
         let found = patiently(self.backend.newest_versions(NEWEST)).await?;
         self.look_pause = (began.elapsed() * LOOKING_SHARE).max(LOOK_THROUGH);
-        let mut missed: HashMap<RunId, Version> = directory.known().into_iter().collect();
         let mut left_out = false;
         for (place, (run, version)) in found.into_iter().enumerate() {
             let before = missed.remove(&run);
@@ -332,7 +341,7 @@ impl Follower {
                     directory.remember(&run, version);
                 }
                 directory.see(&run, version);
-            } else if before != Some(version) {
+            } else if before != Some(version) && !directory.is_known(&run, Some(version)) {
                 left_out |= !self.load(engine, &run, Some(version)).await?;
             }
         }
@@ -343,12 +352,13 @@ impl Follower {
             let there = patiently(self.backend.run_versions(&ids)).await?;
             for ((run, before), there) in some.iter().zip(there) {
                 if there == Some(*before) {
-                    directory.lose_sight(run);
-                } else {
+                    directory.lose_sight(run, *before);
+                } else if !directory.is_known(run, there) {
                     left_out |= !self.load(engine, run, there).await?;
                 }
             }
         }
+        self.kept = directory.in_sight();
         (self.looked, self.look_due) = (Some(began), left_out.then(|| Instant::now() + self.look_pause));
         Ok(())
     }

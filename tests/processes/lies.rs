@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart};
-use seeknal_state::{Clock, Coordinator, NewRun, NodeId, NodeUpdate, RunId, StateBackend, SystemClock};
+use seeknal_state::{ChangeStream, Clock, Coordinator, Event, NewRun, NodeId, NodeUpdate, RunId, StateBackend, SystemClock};
 
 use super::support::{Following, Lie, LyingBackend};
 use super::{rows, until};
@@ -126,4 +126,83 @@ async fn snapshots_of_a_storage_that_cannot_be_asked_are_marked_stale() {
         assert!(state.health().is_sound(), "{lie:?}: {:?}", state.health());
         state.close().await.unwrap();
     }
+}
+
+/// Where few runs have room, and so come and go.
+async fn open_small(backend: &Arc<LyingBackend>) -> (Coordinator, ChangeStream) {
+    let builder = Coordinator::builder().max_resident_runs(8).idle_after(Duration::from_millis(20));
+    let state = builder.open(Arc::clone(backend) as Arc<dyn StateBackend>).await.unwrap();
+    let changes = state.subscribe();
+    rounds(&state, 2).await;
+    (state, changes)
+}
+
+/// Waits until so many rounds of following have ended: of two the last began after this.
+async fn rounds(state: &Coordinator, more: u64) {
+    let before = state.stats().follow_rounds;
+    until("others are followed", async || state.stats().follow_rounds >= before + more).await;
+}
+
+/// Makes so many runs here, each of which is told once.
+async fn made_here(state: &Coordinator, changes: &mut ChangeStream, name: &str, runs: usize) {
+    let names: Vec<String> = (0..runs).map(|number| format!("{name}_{number:05}")).collect();
+    for some in names.chunks(100) {
+        let mut tx = state.transaction();
+        for run in some {
+            tx.create_run(run.as_str(), NewRun::running());
+        }
+        tx.commit().await.unwrap();
+        for run in some {
+            let Ok(Event::Changed(change)) = changes.next().await else { panic!("{run} was made") };
+            assert_eq!(change.run.as_str(), run, "{change:?}");
+        }
+    }
+}
+
+async fn nothing_more_is_told(changes: &mut ChangeStream) {
+    let told = tokio::time::timeout(Duration::from_secs(1), changes.next()).await;
+    assert!(told.is_err(), "{told:?} is told, and did not happen");
+}
+
+/// Nobody else commits, so nothing has to be looked for; what is remembered for subscribers is bounded all the same.
+#[tokio::test(start_paused = true)]
+async fn runs_that_come_and_go_here_are_not_remembered_for_ever() {
+    const RUNS: usize = 20_000;
+    let backend = LyingBackend::new(true);
+    let (state, mut changes) = open_small(&backend).await;
+    made_here(&state, &mut changes, "run", RUNS).await;
+    until("they went to sleep", async || state.stats().resident_runs <= 8).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    // Somebody committed, nobody knows what: whatever is remembered is asked for.
+    backend.asked.store(0, Ordering::SeqCst);
+    backend.foreign.notify_one();
+    rounds(&state, 1).await;
+    let asked = backend.asked.load(Ordering::SeqCst);
+    assert!(asked < RUNS * 2 / 3, "{asked} runs were asked for by name");
+    nothing_more_is_told(&mut changes).await;
+    state.close().await.unwrap();
+}
+
+/// What is made here while the newest are looked through is not among them, and is told once.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_made_here_while_the_newest_are_looked_through_is_told_once() {
+    let backend = LyingBackend::new(true);
+    let (state, mut changes) = open_small(&backend).await;
+    // More than are remembered closely.
+    made_here(&state, &mut changes, "run", 5_000).await;
+    until("they went to sleep", async || state.stats().resident_runs <= 8).await;
+    rounds(&state, 2).await;
+    let looks = backend.looks.load(Ordering::SeqCst);
+    let looking = backend.looking.write().await;
+    backend.foreign.notify_one();
+    until("they are looked through", async || backend.looks.load(Ordering::SeqCst) > looks).await;
+    made_here(&state, &mut changes, "then", 1).await;
+    until("it went to sleep", async || state.stats().resident_runs == 0).await;
+    drop(looking);
+    rounds(&state, 1).await;
+    backend.foreign.notify_one();
+    let looks = backend.looks.load(Ordering::SeqCst);
+    until("they are looked through again", async || backend.looks.load(Ordering::SeqCst) > looks).await;
+    nothing_more_is_told(&mut changes).await;
+    state.close().await.unwrap();
 }

@@ -238,6 +238,11 @@ pub(crate) struct LyingBackend {
     pub(crate) unwritable: Mutex<Option<NodeId>>,
     /// A run that somebody deletes, keeping its coverage, as soon as it was read what outlives runs.
     pub(crate) doomed: Mutex<Option<RunId>>,
+    /// How many runs it was asked for the versions of, by name.
+    pub(crate) asked: AtomicUsize,
+    /// How often it was asked for those of the newest runs, whose answers wait while somebody holds the other for writing.
+    pub(crate) looks: AtomicUsize,
+    pub(crate) looking: tokio::sync::RwLock<()>,
     /// Another process committed, if this is told.
     pub(crate) foreign: Notify,
     pub(crate) following: Mutex<Following>,
@@ -276,6 +281,9 @@ impl LyingBackend {
             unreadable: AtomicBool::new(false),
             unwritable: Mutex::default(),
             doomed: Mutex::default(),
+            asked: AtomicUsize::new(0),
+            looks: AtomicUsize::new(0),
+            looking: tokio::sync::RwLock::default(),
             foreign: Notify::new(),
             following: Mutex::default(),
         })
@@ -405,11 +413,21 @@ impl StateBackend for LyingBackend {
                 Following::Hanging => std::future::pending().await,
                 _ => {}
             }
+            self.asked.fetch_add(runs.len(), Ordering::SeqCst);
             let mut versions = Vec::new();
             for run in runs {
                 versions.push(self.inner.run_version(run).await?);
             }
             Ok(versions)
+        })
+    }
+
+    fn newest_versions(&self, most: usize) -> BoxFuture<'_, Result<Vec<(RunId, Version)>, StoreError>> {
+        Box::pin(async move {
+            let newest = self.inner.newest_versions(most).await;
+            self.looks.fetch_add(1, Ordering::SeqCst);
+            let _open = self.looking.read().await;
+            newest
         })
     }
 
