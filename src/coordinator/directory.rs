@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::lease::LeaseHandle;
 use crate::model::{FencingToken, RunId, RunReceipt, RunState, Snapshot, Version};
 use crate::run::{ChangeSeed, DeferredLoss, RunContext, RunHandle, Surroundings, add_gone, newer};
-use crate::store::StoreError;
+use crate::store::{load_panicked, surviving};
 
 /// Where a run is, or will be: what became of loading it is told to all who wait for it.
 #[derive(Debug, Default)]
@@ -180,8 +180,9 @@ impl Directory {
             context.persist.barrier(run).await.map_err(|error| Stop::Failed(error.into()))?;
             self.crashed.remove(run);
         }
-        let state: Option<RunState> =
-            context.backend.load_run(run).await.map_err(|error: StoreError| Stop::Failed(error.into()))?;
+        // A slot that stays empty would be taken for one that is just being filled.
+        let loaded = surviving(async { context.backend.load_run(run).await }, || load_panicked(run)).await;
+        let state = loaded.map_err(|error| Stop::Failed(error.into()))?;
         if state.is_none() && !missing_too.load(Ordering::Acquire) {
             self.catch_up(run, None);
             return Err(Stop::Missing);

@@ -11,11 +11,7 @@
 //! hint: at the latest every five seconds the versions are asked for without one.
 
 use std::collections::{BTreeSet, HashMap};
-use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -27,7 +23,7 @@ use super::Engine;
 use super::directory::REMEMBERED;
 use crate::error::Error;
 use crate::model::{RunId, Version};
-use crate::store::{ForeignCommits, StateBackend, StoreError, StoreErrorKind};
+use crate::store::{ForeignCommits, StateBackend, StoreError, StoreErrorKind, surviving};
 
 /// How long the backend may say nothing before the versions are asked for all the same.
 const UNASKED: Duration = Duration::from_secs(5);
@@ -197,7 +193,7 @@ impl Follower {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
-            match surviving(self.step(owed, &following)).await {
+            match surviving(self.step(owed, &following), panicked).await {
                 Ok(()) if owed => owed = false,
                 Ok(()) => {
                     if failing {
@@ -374,7 +370,6 @@ impl Follower {
             engine.directory.follow(run).await.map_err(|error| match error {
                 Error::Store(error) => error,
                 _ if engine.is_closed() => StoreError::closed(),
-                // The backend's code panicked.
                 error => StoreError::not_applied(StoreErrorKind::Unavailable, format!("run {run:?} was not loaded: {error}")),
             })
         };
@@ -396,16 +391,10 @@ fn everything(engine: &Engine) -> Vec<RunId> {
     resident.chain(engine.directory.remembered().into_iter().map(|(run, _)| run)).collect()
 }
 
-/// A panic of the embedder's code (his clock, his backend) is a failure like another, and not the end of following.
-async fn surviving(step: impl Future<Output = Result<(), StoreError>>) -> Result<(), StoreError> {
-    let mut step = pin!(step);
-    let poll = |context: &mut Context<'_>| {
-        catch_unwind(AssertUnwindSafe(|| step.as_mut().poll(context))).unwrap_or_else(|_told_by_its_hook| {
-            let message = "the clock's or the backend's code panicked while others were followed";
-            Poll::Ready(Err(StoreError::not_applied(StoreErrorKind::Unavailable, message)))
-        })
-    };
-    poll_fn(poll).await
+/// His clock, his backend: following goes on.
+fn panicked() -> StoreError {
+    let message = "the clock's or the backend's code panicked while others were followed";
+    StoreError::not_applied(StoreErrorKind::Unavailable, message)
 }
 
 /// An answer that does not come is a failure like another.

@@ -26,6 +26,7 @@ mod pull;
 mod registry;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod short_answer;
+mod surviving;
 #[cfg(any(feature = "postgres", feature = "libsql"))]
 mod unsettled;
 
@@ -80,6 +81,7 @@ pub use memory::MemoryBackend;
 pub use moving::MIGRATION;
 pub use pull::{BatchSource, Wake};
 pub use registry::{BackendOptions, StateBackendFactory, create_state_backend};
+pub(crate) use surviving::{load_panicked, surviving};
 
 /// A future of a backend's method.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

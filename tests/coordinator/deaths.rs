@@ -250,3 +250,35 @@ async fn a_node_that_a_dead_actor_deleted_is_told_as_gone() {
     assert_eq!(change.after, deleted);
     assert_eq!(change.nodes, [NodeId::new("gone").unwrap()]);
 }
+
+/// Who asks is told what happened, and the run is none that is just being loaded: not to who counts them, nor to who follows others.
+#[tokio::test]
+async fn a_load_that_panics_is_a_failure_of_storage() {
+    for shared in [false, true] {
+        let backend = LyingBackend::new(shared);
+        let (state, _) = open(Arc::clone(&backend) as _).await;
+        backend.broken.store(true, Ordering::SeqCst);
+        let error = state.get_run("elsewhere").await.unwrap_err();
+        assert!(matches!(&error, Error::Store(_)) && error.to_string().contains("code panicked while it loaded"), "{error}");
+        assert_eq!(state.stats().resident_runs, 1, "only the one that was made here");
+        assert!(state.get_run("elsewhere").await.unwrap().is_none(), "it goes on");
+        state.close().await.unwrap();
+    }
+}
+
+/// Of a run that is known here too: who waits for it is answered.
+#[tokio::test]
+async fn a_run_whose_load_panics_behind_others_is_read_anew() {
+    let backend = LyingBackend::new(true);
+    let (state, _) = open(Arc::clone(&backend) as _).await;
+    backend.write_as_another("r", "theirs", NodeUpdate::running()).await;
+    backend.broken.store(true, Ordering::SeqCst);
+    let work = async {
+        state.set_node_state("r", "ours", NodeUpdate::running()).await.expect("it is in storage");
+        assert!(!backend.broken.load(Ordering::SeqCst), "what others wrote was looked for");
+        let run = state.get_run("r").await.unwrap().unwrap();
+        assert!(run.node("theirs").is_some() && run.node("ours").is_some());
+        state.close().await.unwrap();
+    };
+    tokio::time::timeout(Duration::from_secs(10), work).await.expect("nobody waits for an answer that never comes");
+}

@@ -234,6 +234,8 @@ pub(crate) struct LyingBackend {
     pub(crate) late: AtomicBool,
     /// Whether loads fail, for good.
     pub(crate) unreadable: AtomicBool,
+    /// Whether the next load panics.
+    pub(crate) broken: AtomicBool,
     /// A node that storage cannot take: a batch that writes it fails whole.
     pub(crate) unwritable: Mutex<Option<NodeId>>,
     /// A run that somebody deletes, keeping its coverage, as soon as it was read what outlives runs.
@@ -279,6 +281,7 @@ impl LyingBackend {
             loading: tokio::sync::RwLock::default(),
             late: AtomicBool::new(false),
             unreadable: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
             unwritable: Mutex::default(),
             doomed: Mutex::default(),
             asked: AtomicUsize::new(0),
@@ -380,6 +383,7 @@ impl StateBackend for LyingBackend {
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
         self.loads.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
+            assert!(!self.broken.swap(false, Ordering::SeqCst), "the backend's own fault");
             let read = if self.late.load(Ordering::SeqCst) { Some(self.inner.load_run(run).await) } else { None };
             let _open = self.loading.read().await;
             if self.unreadable.load(Ordering::SeqCst) {

@@ -9,7 +9,7 @@ use crate::run::chain::{Progress, Touched, add_gone, newer};
 use crate::run::jitter::jitter;
 use crate::run::op::{Ack, ChangeSeed, CommitError, Committed, Op};
 use crate::run::sink::{Outcomes, RunSink};
-use crate::store::StoreError;
+use crate::store::{StoreError, load_panicked, surviving};
 
 /// What was applied: which versions of the run, where in the order of the store, what it touched if that was noted, and the run behind it.
 type News = (RunReceipt, CommitSeq, Option<Touched>, Option<RunState>);
@@ -136,10 +136,14 @@ impl State {
                     answer = Err(error);
                     break;
                 }
-                answer = match &have {
-                    Some(have) => context.backend.reload_run(have).await,
-                    None => context.backend.load_run(&id).await,
+                let load = async {
+                    match &have {
+                        Some(have) => context.backend.reload_run(have).await,
+                        None => context.backend.load_run(&id).await,
+                    }
                 };
+                // All that wait for the run wait for this answer.
+                answer = surviving(load, || load_panicked(&id)).await;
                 match &answer {
                     Err(error) if error.is_retryable() => tokio::time::sleep(jitter(attempt + 1)).await,
                     _ => break,
