@@ -367,14 +367,15 @@ impl LeaseTable {
         first(&self.expiries).into_iter().chain(first(&self.timeouts)).min()
     }
 
-    /// Ends everything on a run: waiters go, holders leave, claims stay until they are vacated.
-    pub(super) fn clear_run(&mut self, run: &RunId) -> Cleared {
+    /// Ends everything on a run but the leases that stay: waiters go, holders leave, claims stay until they are vacated.
+    pub(super) fn clear_run(&mut self, run: &RunId, stays: impl Fn(&LeaseKey, FencingToken) -> bool) -> Cleared {
         let Some(locks) = self.runs.get(run) else { return Cleared::default() };
         let mut cleared = Cleared { waiting: locks.waiters(), ..Cleared::default() };
         for ticket in locks.occupants() {
-            match self.slots.get(&ticket).map(|slot| slot.phase) {
-                Some(Phase::Claimed) => cleared.claimed.push(ticket),
-                Some(Phase::Held { .. }) => {
+            let Some(slot) = self.slots.get(&ticket) else { continue };
+            match slot.phase {
+                Phase::Claimed => cleared.claimed.push(ticket),
+                Phase::Held { token, .. } if !stays(&slot.key, token) => {
                     self.leave(ticket);
                     cleared.held.push(ticket);
                 }

@@ -82,6 +82,13 @@ impl LeaseBook {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Whether a lease is in it under this token, also one whose time is over.
+    pub(crate) fn has(&self, key: &LeaseKey, token: FencingToken) -> bool {
+        let held = self.lock();
+        let found = held.get(&key.run).and_then(|of_run| of_run.get(&key.node));
+        found.is_some_and(|found| !found.placed && found.record.token == token)
+    }
+
     /// Takes a lease out, if it is still held under this token.
     pub fn remove(&self, key: &LeaseKey, token: FencingToken) {
         self.take_out(&mut self.lock(), key, token);

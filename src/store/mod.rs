@@ -114,6 +114,7 @@ pub enum LeaseStore {
     None,
     /// One process writes: leases live in this book, which the backend asks about fences; they die with the process. What a batch frees is void with it:
     /// the backend decides by [`Ledger::commit_freeing`](crate::model::Ledger::commit_freeing), and takes it out by [`LeaseBook::free`].
+    /// A lease that is still in the book when the end of its run is heard of was granted behind it, and stays.
     Book(Arc<LeaseBook>),
     /// Many processes write: leases are rows, and [`Entry::leases`](crate::model::Entry::leases) is decided in the batch's transaction.
     Rows,

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::support::Store;
-use seeknal_state::{Clock, Coordinator, Error, NewRun, NodeUpdate, OnDelete, RunUpdate, SystemClock};
+use crate::support::{Lie, LyingBackend, Store};
+use seeknal_state::{
+    Clock, Coordinator, Error, LostReason, NewRun, NodeUpdate, OnDelete, RunId, RunStatus, RunUpdate, StateBackend, SystemClock,
+};
 
 const NOW: Duration = Duration::ZERO;
 const TTL: Duration = Duration::from_secs(30);
@@ -147,4 +149,36 @@ async fn a_lock_manager_that_is_late_lets_nobody_write_under_what_was_freed() {
         drop(again);
         state.close().await.unwrap();
     }
+}
+
+/// The end of a run takes the locks that were held when it was committed, and none that was granted behind it.
+#[tokio::test]
+async fn a_lock_that_is_granted_behind_the_end_of_its_run_is_held() {
+    let backend = LyingBackend::new(false);
+    let state = Coordinator::open(Arc::clone(&backend) as Arc<dyn StateBackend>).await.unwrap();
+    let run = RunId::new("r").unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let before = state.acquire_node_lock("r", "before", NOW).await.unwrap().expect("free");
+    backend.tell([Lie::AnswerLate]);
+    let end = tokio::spawn({
+        let state = state.clone();
+        async move { state.update_run("r", RunUpdate::success()).await }
+    });
+    while backend.inner.load_run(&run).await.unwrap().unwrap().header().status != RunStatus::Success {
+        tokio::task::yield_now().await;
+    }
+    // The end is in storage, and nobody here has heard of it.
+    let behind = state.acquire_node_lock("r", "behind", NOW).await.unwrap().expect("free");
+    backend.gate.add_permits(1);
+    end.await.unwrap().unwrap();
+    assert_eq!(before.lost().await, LostReason::RunEnded);
+    let held: Vec<_> = state.list_locks().await.unwrap().into_iter().map(|lock| lock.token).collect();
+    assert_eq!(held, [behind.token()]);
+    assert!(!behind.is_lost());
+    state.with_lease(&behind).set_node_state("r", "behind", NodeUpdate::success()).await.unwrap();
+    assert!(state.acquire_node_lock("r", "behind", NOW).await.unwrap().is_none());
+    state.delete_run("r", OnDelete::DropCoverage).await.unwrap();
+    assert_eq!(behind.lost().await, LostReason::RunEnded);
+    assert!(state.list_locks().await.unwrap().is_empty());
+    state.close().await.unwrap();
 }

@@ -8,7 +8,7 @@ use crate::lease::DoorError;
 use crate::lease::actor::Reply;
 use crate::lease::error::{LeaseError, LostReason};
 use crate::lease::rows::{self, Departure};
-use crate::lease::table::{Released, Ticket};
+use crate::lease::table::{Cleared, Released, Ticket};
 use crate::lease::trust::trusted;
 use crate::model::{FencingToken, LeaseKey, LeaseRecord, Refusal, RunId};
 
@@ -164,12 +164,16 @@ impl Manager {
         answer(Some(reply), result);
     }
 
+    /// What the end of the run took is out of the book since its commit; what is in it was granted behind that.
     pub(in crate::lease) fn free_run(&mut self, run: &RunId) {
-        self.clear(run, LostReason::RunEnded, |key| LeaseError::RunEnded { key });
+        let cleared = match &self.store {
+            Store::Book { book, .. } => self.table.clear_run(run, |key, token| book.has(key, token)),
+            Store::Rows { .. } => self.table.clear_run(run, |_, _| false),
+        };
+        self.end_all(cleared, LostReason::RunEnded, |key| LeaseError::RunEnded { key });
     }
 
-    fn clear(&mut self, run: &RunId, reason: LostReason, why: impl Fn(LeaseKey) -> LeaseError) {
-        let cleared = self.table.clear_run(run);
+    fn end_all(&mut self, cleared: Cleared, reason: LostReason, why: impl Fn(LeaseKey) -> LeaseError) {
         for ticket in cleared.waiting {
             if let Some(mut pending) = self.pending.remove(&ticket) {
                 let error = why(pending.key.clone());
@@ -190,7 +194,8 @@ impl Manager {
     pub(in crate::lease) fn close(&mut self, reply: Option<oneshot::Sender<()>>) {
         self.closing.get_or_insert_default().extend(reply);
         for run in self.table.run_ids().cloned().collect::<Vec<_>>() {
-            self.clear(&run, LostReason::Closed, |_| LeaseError::Closed);
+            let cleared = self.table.clear_run(&run, |_, _| false);
+            self.end_all(cleared, LostReason::Closed, |_| LeaseError::Closed);
         }
     }
 

@@ -298,13 +298,14 @@ async fn whoever_hears_that_a_lock_is_lost_writes_nothing_under_it_any_more() {
         let (locks, _, backend) = memory().await;
         let LeaseStore::Book(book) = backend.lease_store() else { panic!("it has a book") };
         let lease = get(&locks, node("r", "a")).await;
-        let looker = Arc::new(Looker { book, fence: lease.fence(), found: std::sync::Mutex::default() });
+        let looker = Arc::new(Looker { book: Arc::clone(&book), fence: lease.fence(), found: std::sync::Mutex::default() });
         let waker = std::task::Waker::from(Arc::clone(&looker));
         let mut told = pin!(lease.lost());
         assert!(told.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
         if by_force {
             locks.force_unlock(lease.token()).await.unwrap();
         } else {
+            book.remove(lease.key(), lease.token());
             locks.free_run(&run("r"));
         }
         lost(&lease).await;
@@ -346,6 +347,9 @@ async fn the_end_of_a_run_frees_its_locks_and_tells_its_waiters() {
     let other = get(&locks, whole("other")).await;
     let mut waiting = pin!(locks.acquire(whole("r"), LockOptions::new(), LONG));
     queued(&mut waiting, &locks).await;
+    let LeaseStore::Book(book) = backend.lease_store() else { panic!("it has a book") };
+    // As its commit did.
+    book.remove(lease.key(), lease.token());
     locks.free_run(&run("r"));
     assert!(matches!(waiting.await, Err(LeaseError::RunEnded { .. })));
     assert_eq!(lost(&lease).await, LostReason::RunEnded);
