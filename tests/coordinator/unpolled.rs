@@ -1,5 +1,5 @@
 //! A call that was begun and is not polled for a while (a branch of a `select!` loop, one of a buffer of futures) keeps nobody waiting.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
