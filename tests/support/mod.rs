@@ -209,6 +209,8 @@ pub(crate) enum Lie {
     Full,
     /// The backend's code panics.
     Panic,
+    /// It is applied, and then the backend's code panics.
+    LatePanic,
     /// It answers too few outcomes.
     TooFew,
 }
@@ -375,6 +377,10 @@ impl StateBackend for LyingBackend {
                 Some(Lie::NeverArrived) => Err(StoreError::unknown(StoreErrorKind::Unavailable, "no answer")),
                 Some(Lie::Full) => Err(StoreError::not_applied(StoreErrorKind::Full, "no space left")),
                 Some(Lie::Panic) => panic!("the backend's own fault"),
+                Some(Lie::LatePanic) => {
+                    self.inner.commit(batch).await?;
+                    panic!("the backend's own fault")
+                }
                 Some(Lie::TooFew) => Ok(BatchAnswer { outcomes: Vec::new() }),
             }
         })
