@@ -4,6 +4,8 @@
 #[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/stalls.rs"]
+mod stalls;
 
 mod bystanders;
 mod deaths;
