@@ -14,7 +14,7 @@ use seeknal_state::{
     RunUpdate, StateBackend,
 };
 
-const TTL: Duration = Duration::from_millis(100);
+const TTL: Duration = Duration::from_millis(500);
 
 fn file(store: &Store) -> PathBuf {
     store.folder.path().join("state.db")
@@ -46,6 +46,7 @@ async fn a_claim_that_is_known_too_late_costs_no_attempt() {
     state.create_run("r", NewRun::running()).await.unwrap();
     pending(&state, "n").await;
     for next in [false, true] {
+        let free = state.stats().permits_available;
         let held = hold_up(&store);
         let claim = tokio::spawn({
             let state = state.clone();
@@ -58,6 +59,9 @@ async fn a_claim_that_is_known_too_late_costs_no_attempt() {
                 state.claim_node("r", "n", "worker", TTL).await.unwrap()
             }
         });
+        while state.stats().permits_available == free {
+            tokio::task::yield_now().await;
+        }
         // Longer than the lease would last.
         tokio::time::sleep(3 * TTL).await;
         drop(held);

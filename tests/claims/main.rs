@@ -5,6 +5,8 @@
 #[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/stalls.rs"]
+mod stalls;
 
 mod beside;
 mod chosen;
