@@ -53,8 +53,11 @@ async fn child_on_a_full_disk() {
     assert_eq!(all(&open(&folder).await).await, told);
 }
 
+/// How many writes the child under faults makes, each of them sent five times if it must be.
+const WRITES: i64 = 30;
+
 /// Writes, checkpoints and opens again; for running by hand under a tool that makes system calls fail. Whatever was acknowledged must be there, and
-/// whatever was said not to be applied must not.
+/// whatever was said not to be applied must not. It says what it came to, so that who runs it sees that this was anything.
 #[tokio::test]
 #[ignore = "it is run by another test, under faults"]
 async fn child_under_faults() {
@@ -64,10 +67,11 @@ async fn child_under_faults() {
         eprintln!("open: {error}");
         return;
     }
+    println!("opened");
     // Acknowledged, refused for good, or in doubt: by node.
     let mut known: std::collections::BTreeMap<String, Option<bool>> = std::collections::BTreeMap::new();
     let mut version = Version::NONE;
-    for second in 0..30_i64 {
+    for second in 0..WRITES {
         let node = format!("node_{second}");
         let mut mutations =
             vec![Mutation::SetNode { node: node_id(&node), update: Box::new(NodeUpdate::success()), at: at(second) }];
@@ -88,6 +92,7 @@ async fn child_under_faults() {
             match answer {
                 Ok(answer) => {
                     version = applied(&answer, 0).runs[0].after;
+                    println!("acknowledged {node}");
                     break;
                 }
                 Err(error) => eprintln!("commit {second}: {error}"),
@@ -133,13 +138,29 @@ fn system_calls_that_fail_lose_nothing_that_was_acknowledged() {
         ("/rename.*", "EACCES"),
         ("/link.*", "EPERM"),
     ] {
+        let (mut met, mut opened) = (0, 0);
         for when in ["1", "2", "3", "5", "9", "14", "3+2", "6+"] {
             place += 1;
-            let state = folder.path().join(place.to_string());
+            let what = format!("{call} {error} when {when}");
+            let (state, log) = (folder.path().join(place.to_string()), folder.path().join(format!("{place}.log")));
             std::fs::create_dir(&state).unwrap();
-            let child = Child::test("faults::child_under_faults").env("STATE_FOLDER", &state);
-            child.inject(call, &format!("error={error}:when={when}")).run().passed(&format!("{call} {error} when {when}"));
+            let child = Child::test("faults::child_under_faults").env("STATE_FOLDER", &state).log(call, &log);
+            let told = child.inject(call, &format!("error={error}:when={when}")).run();
+            told.passed(&what);
+            let failed = std::fs::read_to_string(&log).unwrap().matches("(INJECTED)").count();
+            let acknowledged = told.after("acknowledged ").len();
+            met += usize::from(failed > 0);
+            if told.after("opened").is_empty() {
+                assert!(failed > 0, "{what}: it did not open, and nothing had failed: {}", told.text);
+                continue;
+            }
+            opened += 1;
+            // A call that fails once keeps no write out for good.
+            if !when.contains('+') {
+                assert_eq!(acknowledged, usize::try_from(WRITES).unwrap(), "{what}, {failed} calls failed: {}", told.text);
+            }
         }
+        assert!(met >= 3 && opened >= 3, "{call} {error}: of eight children {met} met the fault, and {opened} opened the state");
     }
 }
 
