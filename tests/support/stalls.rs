@@ -1,5 +1,6 @@
 //! What a busy machine does to those who need it now and then, and tests of leases that must not take that for the product's doing.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(dead_code, reason = "which tests there are depends on the features")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking, and says what it met")]
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
