@@ -19,5 +19,5 @@ mod leaving;
 mod locks;
 mod minimal;
 mod runtimes;
-mod unpolled;
 mod several;
+mod unpolled;

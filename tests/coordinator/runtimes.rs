@@ -10,7 +10,7 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use crate::support::{Lie, LyingBackend};
-use seeknal_state::{Coordinator, Durability, Error, NewRun, NodeUpdate, StateBackend};
+use seeknal_state::{Coordinator, Durability, NewRun, NodeUpdate, StateBackend};
 use tokio::runtime::{Builder, Runtime};
 
 /// Longer than anything here takes, however busy the machine is.
@@ -130,7 +130,7 @@ fn it_is_closed_after_its_runtime_has_ended() {
             tx.set_node_state("r", "n", NodeUpdate::success());
             tx.set_node_state("s", "n", NodeUpdate::success());
             let refused = in_time("a write over two runs", tx.commit()).await;
-            assert!(matches!(refused, Err(Error::Closed)), "{backend}: it never began: {refused:?}");
+            assert!(matches!(refused, Err(seeknal_state::Error::Closed)), "{backend}: it never began: {refused:?}");
             in_time("closing", state.close()).await.unwrap();
             assert!(state.is_closed());
             in_time("closing again", state.close()).await.unwrap();
