@@ -10,7 +10,9 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use crate::support::{Lie, LyingBackend};
-use seeknal_state::{Coordinator, Durability, NewRun, NodeUpdate, StateBackend};
+use seeknal_state::{
+    ClaimFilter, Coordinator, Durability, NewRun, Next, NodeUpdate, RunQuery, StateBackend, StoreErrorKind,
+};
 use tokio::runtime::{Builder, Runtime};
 
 /// Longer than anything here takes, however busy the machine is.
@@ -111,6 +113,52 @@ fn it_is_closed_without_a_runtime() {
     wait_for(state.create_run("r", NewRun::running())).unwrap();
     wait_for(state.close()).unwrap();
     assert!(state.is_closed());
+}
+
+/// Who asks needs no runtime, and what is only read not even that of the coordinator.
+#[cfg(all(feature = "file", feature = "sqlite"))]
+#[test]
+fn questions_are_asked_without_a_runtime_and_after_its_own_has_ended() {
+    for backend in ["memory", "file", "database"] {
+        let store = crate::support::Store::of(backend);
+        let own = own();
+        let state = own.block_on(store.open());
+        wait_for(async {
+            state.create_run("r", NewRun::running()).await.unwrap();
+            state.set_node_state("r", "n", NodeUpdate::pending()).await.unwrap();
+            state.create_run("s", NewRun::running()).await.unwrap();
+            assert!(state.fresh("r").await.unwrap().is_some(), "{backend}");
+            assert_eq!(state.snapshots(&["r", "s"]).await.unwrap().iter().flatten().count(), 2, "{backend}");
+            assert_eq!(state.latest_node_state("n").await.unwrap().unwrap().0, "r", "{backend}");
+            assert!(state.last_success("n").await.unwrap().is_none(), "{backend}");
+            assert!(state.coverage("n").await.unwrap().intervals.is_empty(), "{backend}");
+            assert_eq!(state.pending("n", ("2024-01-01", "2024-01-02")).await.unwrap().len(), 1, "{backend}");
+            assert_eq!(state.node_ids().await.unwrap().len(), 1, "{backend}");
+            assert!(state.abandoned_runs().await.unwrap().is_empty(), "{backend}");
+            assert!(state.list_locks().await.unwrap().is_empty(), "{backend}");
+            assert!(state.free_dead_claims("r").await.unwrap().is_empty(), "{backend}");
+            let Next::Claimed(claim) = state.claim_next("r", ClaimFilter::new()).await.unwrap() else { panic!("{backend}") };
+            claim.complete(NodeUpdate::success()).await.unwrap();
+            state.resume_run("r").await.unwrap();
+            let locked = state.acquire_lock("s", Duration::from_secs(1)).await.unwrap().unwrap();
+            assert_eq!(state.force_unlock(locked.token()).await.unwrap().token, locked.token(), "{backend}");
+            assert!(state.backend().processes().await.is_ok(), "{backend}");
+        });
+        drop(own);
+        wait_for(async {
+            // The storage is still open, and says what is in it.
+            assert_eq!(state.list_runs(&RunQuery::default()).await.unwrap().runs.len(), 2, "{backend}");
+            assert!(state.last_success("n").await.unwrap().is_some(), "{backend}");
+            state.close().await.unwrap();
+            if backend != "memory" {
+                let refused = state.list_runs(&RunQuery::default()).await;
+                assert!(
+                    matches!(&refused, Err(Error::Store(error)) if error.kind() == StoreErrorKind::Closed),
+                    "{backend}: {refused:?}"
+                );
+            }
+        });
+    }
 }
 
 /// The work of the coordinator ended with its runtime; what it had open is given up all the same, while handles on it live.

@@ -2,7 +2,7 @@
 //!
 //! - `open`, `schema`, `network`: what lies at the path, what is refused untouched, settings, tables.
 //! - `thread`: the writer, `turn`: how it waits for others; `decide` judges entries, `cell` is one run meanwhile, `write` puts rows down, `checkpoint` and `wal` bring them into the database, `own` is what it remembers, `answer` the answers of batches.
-//! - `read`, `reload`: everything that is asked; `follow`: commits of others; `lease`: locks; `outlive`: what stays of deleted runs; `owners`: who has it open; `place`: where it is.
+//! - `read`, `reload`: everything that is asked, on the threads of `readers`; `follow`: commits of others; `lease`: locks; `outlive`: what stays of deleted runs; `owners`: who has it open; `place`: where it is.
 
 mod answer;
 mod boot;
@@ -20,6 +20,7 @@ mod own;
 mod owners;
 mod place;
 mod read;
+mod readers;
 mod reload;
 mod rows;
 mod schema;
@@ -45,6 +46,7 @@ use tokio::sync::{OnceCell, Semaphore, mpsc, oneshot};
 use self::follow::{Follower, Foreign};
 use self::owners::Deaths;
 use self::place::Place;
+use self::readers::Readers;
 use self::thread::{Job, Writer};
 #[cfg(feature = "project")]
 use super::highwater::HighWaterFile;
@@ -125,6 +127,7 @@ const READERS: usize = 16;
 /// The SQLite backend. Nothing is opened before [`initialize`](StateBackend::initialize).
 pub struct SqliteBackend {
     shared: Arc<Shared>,
+    readers: Readers,
     foreign: Arc<Foreign>,
     follower: Follower,
     read_only: bool,
@@ -187,13 +190,6 @@ impl Shared {
     }
 }
 
-/// Does blocking work away from the runtime's workers.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
-        Err(StoreError::not_applied(StoreErrorKind::Unavailable, format!("reading the database was cut off: {error}")))
-    })
-}
-
 impl SqliteBackend {
     /// A backend on the file that the options name.
     ///
@@ -207,37 +203,46 @@ impl SqliteBackend {
         let (at, foreign) = (Arc::new(Place::new(&place::real(path))), Arc::<Foreign>::default());
         let follower = Follower::new(Arc::clone(&at), Arc::clone(&foreign));
         let shared = Shared { at, readers: Mutex::new(Some(Vec::new())), turns: Arc::new(Semaphore::new(READERS)) };
-        Self { shared: Arc::new(shared), foreign, follower, read_only, network, opened: OnceCell::new() }
+        Self {
+            shared: Arc::new(shared),
+            readers: Readers::default(),
+            foreign,
+            follower,
+            read_only,
+            network,
+            opened: OnceCell::new(),
+        }
     }
 
     async fn open(&self) -> Result<Opened, StoreError> {
         let process = ProcessInfo::current(SystemClock.now());
         if !self.network {
             let at = Arc::clone(&self.shared.at);
-            blocking(move || network::refuse(&at.path)).await?;
+            self.readers.ask(move || network::refuse(&at.path)).await?;
         }
         let foreign = Arc::clone(&self.foreign);
         if self.read_only {
             let shared = Arc::clone(&self.shared);
-            blocking(move || {
-                let path = &shared.at.path;
-                if open::check(path)? == open::Found::Nothing {
-                    let lost = open::known(path)?.and_then(|known| open::lost(path, &known));
-                    let why = lost.unwrap_or_else(|| {
-                        format!("{}: there is no state yet; open it for writing once, or check the path", path.display())
-                    });
-                    return Err(StoreError::not_applied(StoreErrorKind::NotFound, why));
-                }
-                let (conn, lasting) = open::open_reader(path)?;
-                open::recheck(&conn, &shared.at.name)?;
-                shared.at.opened();
-                foreign.sent(read::counters(&conn).map_err(|error| verify::with_mend(error, &conn, path))?.0);
-                if lasting && let Some(idle) = shared.idle().as_mut() {
-                    idle.push(conn);
-                }
-                Ok(())
-            })
-            .await?;
+            self.readers
+                .ask(move || {
+                    let path = &shared.at.path;
+                    if open::check(path)? == open::Found::Nothing {
+                        let lost = open::known(path)?.and_then(|known| open::lost(path, &known));
+                        let why = lost.unwrap_or_else(|| {
+                            format!("{}: there is no state yet; open it for writing once, or check the path", path.display())
+                        });
+                        return Err(StoreError::not_applied(StoreErrorKind::NotFound, why));
+                    }
+                    let (conn, lasting) = open::open_reader(path)?;
+                    open::recheck(&conn, &shared.at.name)?;
+                    shared.at.opened();
+                    foreign.sent(read::counters(&conn).map_err(|error| verify::with_mend(error, &conn, path))?.0);
+                    if lasting && let Some(idle) = shared.idle().as_mut() {
+                        idle.push(conn);
+                    }
+                    Ok(())
+                })
+                .await?;
             return Ok(Opened { process, writer: None, notice: None });
         }
         let (sender, jobs) = mpsc::unbounded_channel();
@@ -287,12 +292,13 @@ impl SqliteBackend {
             self.opened()?;
             let shared = Arc::clone(&self.shared);
             let turn = Arc::clone(&shared.turns).acquire_owned().await.map_err(|_| StoreError::closed())?;
-            blocking(move || {
-                // Given back when it is done, also where nobody waits for it any more.
-                let _turn = turn;
-                shared.ask(ask)
-            })
-            .await
+            self.readers
+                .ask(move || {
+                    // Given back when it is done, also where nobody waits for it any more.
+                    let _turn = turn;
+                    shared.ask(ask)
+                })
+                .await
         })
     }
 }
@@ -367,7 +373,7 @@ impl StateBackend for SqliteBackend {
 
     fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
         let (at, own) = (Arc::clone(&self.shared.at), self.process());
-        Box::pin(blocking(move || owners::list(&at.path, own.as_ref())))
+        Box::pin(self.readers.ask(move || owners::list(&at.path, own.as_ref())))
     }
 
     fn known_openings(&self) -> KnownOpenings {
@@ -464,6 +470,7 @@ impl StateBackend for SqliteBackend {
             // Readers first: the last connection to go, the writer's, tidies up.
             let idle = self.shared.idle().take();
             drop(idle);
+            self.readers.end();
             let Some(Opened { writer: Some(writer), .. }) = self.opened.get() else { return Ok(()) };
             let (reply, closed) = oneshot::channel();
             if writer.send(Job::Close { reply }).is_err() {
