@@ -62,6 +62,13 @@ pub(super) struct Work {
     pub(super) now: bool,
 }
 
+impl Work {
+    /// Whether there is nothing to decide.
+    pub(super) fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.fences.is_empty() && self.leases.is_empty()
+    }
+}
+
 /// A transaction over several runs, on its way.
 struct Several {
     ops: BTreeMap<RunId, Op>,
@@ -164,7 +171,7 @@ impl Engine {
 
     /// Commits over several runs in a task of its own, so that a caller that goes away leaves no run held.
     async fn commit_several(self: &Arc<Self>, work: Work) -> Result<Committed, Error> {
-        if work.runs.is_empty() && work.leases.is_empty() {
+        if work.is_empty() {
             return Ok(Committed { seq: None, runs: Vec::new(), grants: Vec::new() });
         }
         let Work { runs, fences, leases, now } = work;

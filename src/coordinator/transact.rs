@@ -76,7 +76,7 @@ enum Read {
 
 /// One run as the closure sees it. What is read of it becomes a condition, and a run with conditions gets a new version with the commit, also where nothing
 /// else is written to it: two transactions that read the whole of one run conflict; see [`Transaction::expect_version`]. Read single nodes
-/// where that is enough. A closure that puts nothing into the transaction commits nothing.
+/// where that is enough. A closure that puts nothing into the transaction commits nothing, whatever it read.
 #[derive(Debug)]
 pub struct RunView<'v> {
     view: &'v View,
@@ -135,7 +135,8 @@ impl Coordinator {
     /// Reads, decides and commits as one: the closure reads runs through the view and puts what follows into the transaction; what it read is
     /// guarded, and if it was changed before the commit the closure is called again on the new state, at most 64 times; after three conflicts in its turn among those of
     /// this process, which it waits for at most 10 s (once, and once more where the closure then asks for another run). A refusal although nothing that was read has
-    /// changed is told at once: a condition of the closure's own that does not hold, a run that it makes and that is there. The closure must be free of side effects. If it writes nothing, nothing is committed. What it reads is committed: deferred writes that are on their way are waited
+    /// changed is told at once: a condition of the closure's own that does not hold, a run that it makes and that is there. The closure must be free of side effects. If it puts nothing into the transaction, nothing is committed; conditions and fences alone are decided as by
+    /// [`Transaction::commit`]. What it reads is committed: deferred writes that are on their way are waited
     /// for.
     ///
     /// ```
@@ -188,7 +189,7 @@ impl Coordinator {
                 }
                 Err(TransactError::Abort(error)) => return Err(error),
             };
-            if !tx.writes() {
+            if tx.is_empty() {
                 return Ok((value, Commit { seq: None, runs: Vec::new() }));
             }
             view.guard(&mut tx);

@@ -184,7 +184,8 @@ impl Transaction {
         self.expect(|| Ok((run.into_run_id()?, Guard::Unlocked)))
     }
 
-    /// The lease must be held when the transaction commits: decided by its token, in the commit itself.
+    /// The lease must be held when the transaction commits: decided by its token, in the commit itself. It is no change of a run: alone it gives none a new
+    /// version.
     pub fn fenced_by(&mut self, lease: &Lease) -> &mut Self {
         let fence = lease.fence();
         if !self.work.fences.contains(&fence) {
@@ -199,12 +200,12 @@ impl Transaction {
         self
     }
 
-    /// Whether there is nothing in it.
+    /// Whether there is nothing in it: no step, no condition, no lease of [`fenced_by`](Self::fenced_by).
     pub fn is_empty(&self) -> bool {
-        self.work.runs.is_empty() && self.error.is_none()
+        self.work.is_empty() && self.error.is_none()
     }
 
-    /// Commits. An empty transaction does nothing.
+    /// Commits. An empty transaction does nothing, also under [`with_lease`](Coordinator::with_lease); one of conditions or fences alone is decided as any other.
     ///
     /// # Errors
     /// [What every write may answer](Coordinator#what-every-write-may-answer): [`Error::Conflict`] if a guard did not hold, [`Error::LeaseLost`] if a lease is not held
@@ -233,7 +234,7 @@ impl Transaction {
         if let Some(error) = error {
             return Err(error.into());
         }
-        if work.runs.is_empty() {
+        if work.is_empty() {
             return Ok(Commit { seq: None, runs: Vec::new() });
         }
         work.now = now;
@@ -245,11 +246,6 @@ impl Transaction {
 
     pub(super) fn guard(&mut self, run: RunId, guard: Guard) {
         self.work.runs.entry(run).or_default().guards.push(guard);
-    }
-
-    /// Whether anything would be written.
-    pub(super) fn writes(&self) -> bool {
-        self.error.is_some() || self.work.runs.values().any(|draft| !draft.mutations.is_empty())
     }
 }
 

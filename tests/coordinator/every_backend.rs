@@ -14,6 +14,7 @@ on_every_backend!(
     the_guides_protocol_under_its_own_names,
     many_executors_on_many_runs_lose_nothing,
     guards_are_decided_at_commit,
+    conditions_and_fences_alone_are_decided_too,
     transactions_over_several_runs_are_whole_for_readers,
     transact_counts_exactly_under_contention,
     deferred_writes_are_seen_at_once_and_durable_after_flush,
@@ -111,6 +112,54 @@ async fn guards_are_decided_at_commit(store: Store) {
     tx.expect_status("r", "a", [NodeStatus::Running]).set_node_state("r", "a", NodeUpdate::success());
     tx.commit().await.unwrap();
     assert_eq!(state.get_node_state("r", "a").await.unwrap().unwrap().status, NodeStatus::Success);
+}
+
+async fn conditions_and_fences_alone_are_decided_too(store: Store) {
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+    let expect = async |status: NodeStatus| {
+        let decided = state.transact(|_, tx| {
+            tx.expect_status("r", "n", [status.clone()]);
+            Ok(())
+        });
+        decided.await.map(|((), commit)| commit)
+    };
+    let refused = expect(NodeStatus::Success).await;
+    assert!(matches!(refused, Err(Error::Conflict(_))), "{refused:?}");
+    let held = expect(NodeStatus::Running).await.unwrap();
+    assert_eq!(held.version(), state.get_run("r").await.unwrap().unwrap().version());
+    // What was only read is no condition of his own: nothing is committed.
+    let read = state.transact(|view, _| Ok(view.run("r")?.and_then(|run| run.node("n").map(|node| node.status.clone()))));
+    let (status, none) = read.await.unwrap();
+    assert_eq!((status, none.runs.len(), none.seq), (Some(NodeStatus::Running), 0, None));
+
+    let lease = state.acquire_lock("r", Duration::ZERO).await.unwrap().unwrap();
+    let fenced = async || {
+        let mut tx = state.transaction();
+        tx.fenced_by(&lease);
+        assert!(!tx.is_empty());
+        tx.commit().await
+    };
+    let in_transact = async || {
+        let decided = state.transact(|_, tx| {
+            tx.fenced_by(&lease);
+            Ok(())
+        });
+        decided.await.map(|((), commit)| commit)
+    };
+    let version = state.get_run("r").await.unwrap().unwrap().version();
+    for held in [fenced().await.unwrap(), in_transact().await.unwrap()] {
+        assert!(held.runs.is_empty(), "a lease is no run: {held:?}");
+    }
+    assert_eq!(state.fresh("r").await.unwrap().unwrap().version(), version);
+    state.force_unlock(lease.token()).await.unwrap();
+    for lost in [fenced().await, in_transact().await] {
+        assert!(matches!(lost, Err(Error::LeaseLost(_))), "{lost:?}");
+    }
+    // Nothing is asked, so nothing is refused.
+    assert!(state.with_lease(&lease).transaction().commit().await.unwrap().runs.is_empty());
+    state.close().await.unwrap();
 }
 
 async fn transactions_over_several_runs_are_whole_for_readers(store: Store) {
