@@ -1,10 +1,13 @@
 //! Settings of a coordinator, with their units, defaults and limits.
 
+use std::any::Any;
+use std::panic::catch_unwind;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use tokio::runtime::Handle;
 
 use super::directory::Directory;
 use super::doors::Doors;
@@ -15,8 +18,8 @@ use crate::lease::{LeaseHandle, LockOptions};
 use crate::model::{Clock, InputError, ProcessInfo, SystemClock};
 use crate::persist::Persist;
 use crate::run::{Admission, RunContext};
-use crate::store::StateBackend;
 use crate::store::moving::refuse_moving;
+use crate::store::{StateBackend, StoreError, StoreErrorKind};
 
 /// Bounds of what is kept in memory.
 #[derive(Debug, Clone)]
@@ -128,10 +131,11 @@ impl CoordinatorBuilder {
         self
     }
 
-    /// Opens the store.
+    /// Opens the store. The runtime that it is called on is the one [where it runs](Coordinator#where-it-runs).
     ///
     /// # Errors
-    /// [`Error::Input`] if a limit is zero or out of its range; [`Error::Store`] if the storage cannot be opened.
+    /// [`Error::Input`] if a limit is zero or out of its range, outside of a tokio runtime, and on one without timers; [`Error::Store`] if the storage
+    /// cannot be opened, also where its code or the clock's panics.
     ///
     /// # Cancel safety
     /// Dropping the future closes what was opened so far.
@@ -158,12 +162,41 @@ impl CoordinatorBuilder {
             return Err(InputError::new("idle_after", "it is shorter than 1 ms").into());
         }
         LockOptions::check_kept_ttl("lease_ttl", limits.lease_ttl)?;
+        let runtime = runtime()?;
         // A task of its own: a caller that goes away in the middle drops what it opened, and dropping it closes it.
-        match tokio::spawn(start(backend, limits, clock)).await {
+        let opening = runtime.spawn(start(Arc::clone(&backend), limits, clock));
+        match opening.await {
             Ok(opened) => opened,
-            Err(_) => Err(Error::Closed),
+            Err(cut) => match cut.try_into_panic() {
+                Ok(panic) => {
+                    let location = backend.location();
+                    // What it opened is given up, as far as its code still can. Apart: that may panic too.
+                    let _gives_up_what_it_can = runtime.spawn(async move { backend.close().await }).await.is_err();
+                    let why = format!("{location}: opening it panicked: {}", message_of(&*panic));
+                    Err(StoreError::not_applied(StoreErrorKind::Io, why).into())
+                }
+                Err(_its_runtime_ended) => Err(Error::Closed),
+            },
         }
     }
+}
+
+/// The runtime that it is opened on.
+fn runtime() -> Result<Handle, InputError> {
+    let wrong = |why| InputError::new("runtime", why);
+    let runtime = Handle::try_current().map_err(|_| {
+        wrong("there is none here; open the state inside of a tokio runtime with timers, and keep that going until the state is closed")
+    })?;
+    // Nobody can be asked whether there are timers but one of them.
+    if catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_err() {
+        return Err(wrong("it has no timers; build it with enable_time (or enable_all)"));
+    }
+    Ok(runtime)
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it did not say why")
 }
 
 /// How far ahead of this clock a run may have been created by another one that is right where it is: that far apart are the local times on earth, and some
@@ -201,7 +234,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
         let persist = Persist::start(&backend).await.map_err(closed)?;
         let (supervisor, _) = supervisor::start().await.map_err(|_| Error::Closed)?;
         let events = Arc::new(Events::new(limits.event_backlog));
-        let runtime = tokio::runtime::Handle::current();
+        let runtime = Handle::current();
         let directory =
             Arc::new(Directory::new(Arc::clone(&events), supervisor.get_cell(), runtime.clone(), limits.resident_runs));
         let context = Arc::new(RunContext {

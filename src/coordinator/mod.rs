@@ -92,7 +92,10 @@ pub enum Durability {
 /// nobody else. So keep that runtime going (a current-thread one: inside its `block_on`) until the coordinator is closed.
 ///
 /// A call that pauses does so where it is awaited, and panics outside of a tokio runtime with timers: [`transact`](Self::transact) after a conflict,
-/// [`claim_next`](Self::claim_next) while it waits.
+/// [`claim_next`](Self::claim_next) while it waits. Everything else may be awaited on any executor, or on none of tokio's.
+///
+/// A task of that runtime that blocks its worker until a call answers (by another executor's `block_on`) may keep from running what it waits for: wrap it
+/// in `tokio::task::block_in_place`, or block a thread of your own.
 ///
 /// # Closing
 /// Dropping the last handle closes as far as a drop can (in the background, while the runtime lives); [`close`](Self::close) does it whole and tells
@@ -161,7 +164,8 @@ impl Coordinator {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Store`] if the storage cannot be opened: held by another process, damaged, of a newer format, not ours.
+    /// [`Error::Store`] if the storage cannot be opened: held by another process, damaged, of a newer format, not ours. [`Error::Input`] outside of a tokio
+    /// runtime with timers; see [`CoordinatorBuilder::open`].
     ///
     /// # Cancel safety
     /// Dropping the future closes what was opened so far.

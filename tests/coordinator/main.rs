@@ -18,6 +18,7 @@ mod front_door;
 mod leaving;
 mod locks;
 mod minimal;
+mod opening;
 mod runtimes;
 mod several;
 mod unpolled;

@@ -1,0 +1,91 @@
+//! How a coordinator is opened: where, on what, and what is said where that goes wrong.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use chrono::{DateTime, Utc};
+use seeknal_state::model::{Batch, BatchAnswer};
+use seeknal_state::store::BoxFuture;
+use seeknal_state::{
+    Clock, Coordinator, Error, LeaseRecord, MemoryBackend, OpenReport, RunId, RunPage, RunQuery, RunState, StateBackend,
+    StoreError,
+};
+use tokio::runtime::Builder;
+
+/// A clock that has a bug.
+#[derive(Debug)]
+struct Stopped;
+
+impl Clock for Stopped {
+    fn now(&self) -> DateTime<Utc> {
+        panic!("the clock has stopped")
+    }
+}
+
+/// A backend that has a bug where it is opened first.
+#[derive(Debug, Default)]
+struct Falling(MemoryBackend);
+
+impl StateBackend for Falling {
+    fn name(&self) -> &'static str {
+        "falling"
+    }
+
+    fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
+        Box::pin(async { panic!("the ladder slipped") })
+    }
+
+    fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
+        self.0.commit(batch)
+    }
+
+    fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
+        self.0.load_run(run)
+    }
+
+    fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
+        self.0.list_runs(query)
+    }
+
+    fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
+        self.0.list_leases()
+    }
+}
+
+#[tokio::test]
+async fn an_opening_that_panics_says_so_and_why() {
+    let fell = Coordinator::open(Arc::new(Falling::default())).await.unwrap_err();
+    assert!(matches!(fell, Error::Store(_)), "{fell:?}");
+    assert!(fell.to_string().contains("falling") && fell.to_string().contains("the ladder slipped"), "{fell}");
+
+    let backend: Arc<dyn StateBackend> = Arc::new(MemoryBackend::new());
+    let stopped = Coordinator::builder().clock(Stopped).open(Arc::clone(&backend)).await.unwrap_err();
+    assert!(matches!(stopped, Error::Store(_)) && stopped.to_string().contains("the clock has stopped"), "{stopped:?}");
+    // Nothing of it is in the way of the next one.
+    Coordinator::open(backend).await.unwrap().close().await.unwrap();
+}
+
+#[test]
+fn without_a_runtime_or_its_timers_it_is_refused_in_words() {
+    let refused = |opened: Result<Coordinator, Error>| {
+        let error = opened.unwrap_err();
+        assert!(matches!(error, Error::Input(_)), "{error:?}");
+        error.to_string()
+    };
+    let backend: Arc<dyn StateBackend> = Arc::new(MemoryBackend::new());
+    let bare = Builder::new_current_thread().build().unwrap();
+    let told = refused(bare.block_on(Coordinator::open(Arc::clone(&backend))));
+    assert!(told.contains("enable_time"), "{told}");
+
+    let mut opening = pin!(Coordinator::open(Arc::clone(&backend)));
+    let Poll::Ready(opened) = opening.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+        panic!("it waits for nothing")
+    };
+    let told = refused(opened);
+    assert!(told.contains("tokio runtime"), "{told}");
+
+    let with_timers = Builder::new_current_thread().enable_time().build().unwrap();
+    with_timers.block_on(async { Coordinator::open(backend).await.unwrap().close().await.unwrap() });
+}
