@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use super::directory::Directory;
 use super::doors::Doors;
 use super::events::Events;
+use super::sole::Sole;
 use super::{Coordinator, Core, Durability, Engine, follow, supervisor};
 use crate::error::Error;
 use crate::lease::{LeaseHandle, LockOptions};
@@ -131,11 +132,13 @@ impl CoordinatorBuilder {
         self
     }
 
-    /// Opens the store. The runtime that it is called on is the one [where it runs](Coordinator#where-it-runs).
+    /// Opens the store. The runtime that it is called on is the one [where it runs](Coordinator#where-it-runs). One value of a backend has one coordinator at
+    /// a time; where that is being closed it is waited for.
     ///
     /// # Errors
-    /// [`Error::Input`] if a limit is zero or out of its range, outside of a tokio runtime, and on one without timers; [`Error::Store`] if the storage
-    /// cannot be opened, also where its code or the clock's panics.
+    /// [`Error::Input`] if a limit is zero or out of its range, outside of a tokio runtime, on one without timers, and for a backend that another coordinator
+    /// has open (clone that one, or make another value of the backend); [`Error::Store`] if the storage cannot be opened, also where its code or the
+    /// clock's panics, and for a value of a backend that was closed and cannot be opened again.
     ///
     /// # Cancel safety
     /// Dropping the future closes what was opened so far.
@@ -163,13 +166,14 @@ impl CoordinatorBuilder {
         }
         LockOptions::check_kept_ttl("lease_ttl", limits.lease_ttl)?;
         let runtime = runtime()?;
+        let sole = Sole::of(&backend).await?;
+        let (opener, location) = (sole.opener(), backend.location());
         // A task of its own: a caller that goes away in the middle drops what it opened, and dropping it closes it.
-        let opening = runtime.spawn(start(Arc::clone(&backend), limits, clock));
-        match opening.await {
-            Ok(opened) => opened,
+        let opening = runtime.spawn(start(Arc::clone(&backend), sole, limits, clock));
+        let opened = match opening.await {
+            Ok(opened) => opened.map_err(|error| closed_before(error, &location)),
             Err(cut) => match cut.try_into_panic() {
                 Ok(panic) => {
-                    let location = backend.location();
                     // What it opened is given up, as far as its code still can. Apart: that may panic too.
                     let _gives_up_what_it_can = runtime.spawn(async move { backend.close().await }).await.is_err();
                     let why = format!("{location}: opening it panicked: {}", message_of(&*panic));
@@ -177,7 +181,9 @@ impl CoordinatorBuilder {
                 }
                 Err(_its_runtime_ended) => Err(Error::Closed),
             },
-        }
+        };
+        opener.stays();
+        opened
     }
 }
 
@@ -192,6 +198,19 @@ fn runtime() -> Result<Handle, InputError> {
         return Err(wrong("it has no timers; build it with enable_time (or enable_all)"));
     }
     Ok(runtime)
+}
+
+/// What a backend that was closed says of itself is no help to whoever is just opening it.
+fn closed_before(error: Error, location: &str) -> Error {
+    match error {
+        Error::Store(error) if error.kind() == StoreErrorKind::Closed => {
+            let why = format!(
+                "{location}: this value of the backend was closed, and is not opened again; make a new one with create_state_backend (or as this one was made)"
+            );
+            StoreError::not_applied(StoreErrorKind::Closed, why).with_source(error).into()
+        }
+        error => error,
+    }
 }
 
 fn message_of(panic: &(dyn Any + Send)) -> &str {
@@ -218,7 +237,7 @@ async fn last_creation(backend: &dyn StateBackend, clock: &dyn Clock) -> i64 {
     told.ok().and_then(Result::ok).flatten().map_or(0, crate::model::time::micros)
 }
 
-async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Clock>) -> Result<Coordinator, Error> {
+async fn start(backend: Arc<dyn StateBackend>, sole: Sole, limits: Limits, clock: Arc<dyn Clock>) -> Result<Coordinator, Error> {
     {
         let report = backend.initialize().await?;
         for notice in &report.notices {
@@ -278,6 +297,7 @@ async fn start(backend: Arc<dyn StateBackend>, limits: Limits, clock: Arc<dyn Cl
             claiming: tokio::sync::watch::Sender::new(0),
             held: super::claims::HeldClaims::default(),
             ended: tokio::sync::watch::Sender::new(false),
+            sole,
         });
         supervisor::watch(&engine);
         follow::start(&engine);

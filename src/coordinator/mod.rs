@@ -12,6 +12,7 @@ mod health;
 mod locks;
 mod query;
 mod resume;
+mod sole;
 mod supervisor;
 mod transact;
 mod transaction;
@@ -146,6 +147,8 @@ pub(crate) struct Engine {
     held: claims::HeldClaims,
     /// Becomes true when closing has ended.
     ended: watch::Sender<bool>,
+    /// No other coordinator has this value of the backend.
+    sole: sole::Sole,
 }
 
 impl Coordinator {
@@ -165,7 +168,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// [`Error::Store`] if the storage cannot be opened: held by another process, damaged, of a newer format, not ours. [`Error::Input`] outside of a tokio
-    /// runtime with timers; see [`CoordinatorBuilder::open`].
+    /// runtime with timers, and for a value of a backend that another coordinator has open; see [`CoordinatorBuilder::open`].
     ///
     /// # Cancel safety
     /// Dropping the future closes what was opened so far.
@@ -301,7 +304,8 @@ impl Engine {
             let _ended = self.ended.subscribe().wait_for(|ended| *ended).await.is_ok();
             return Ok(());
         }
-        let _tells_the_end = TellsTheEnd(&self.ended);
+        self.sole.leaves();
+        let _tells_the_end = TellsTheEnd(self);
         self.directory.boards.close();
         self.following.stop().await;
         self.context.persist.wind_up();
@@ -325,11 +329,22 @@ impl Engine {
 }
 
 /// Tells those who wait for the end of closing, also if closing is cut off.
-struct TellsTheEnd<'a>(&'a watch::Sender<bool>);
+struct TellsTheEnd<'a>(&'a Engine);
 
 impl Drop for TellsTheEnd<'_> {
     fn drop(&mut self) {
-        self.0.send_replace(true);
+        // First: who is told may open the backend again.
+        self.0.sole.give_up();
+        self.0.ended.send_replace(true);
+    }
+}
+
+/// What closes in the background. Where it is not done, the backend is nobody's all the same.
+struct Closes(Arc<Engine>);
+
+impl Drop for Closes {
+    fn drop(&mut self) {
+        self.0.sole.give_up();
     }
 }
 
@@ -339,9 +354,10 @@ impl Drop for Core {
             return;
         }
         // On a runtime that ended the task is dropped at once; then the backend closes by its own drop.
-        let engine = Arc::clone(&self.engine);
+        self.engine.sole.leaves();
+        let closes = Closes(Arc::clone(&self.engine));
         drop(self.engine.runtime.spawn(async move {
-            if let Err(error) = engine.close().await {
+            if let Err(error) = closes.0.close().await {
                 tracing::error!(%error, "the coordinator was dropped without close, and closing it failed");
             }
         }));

@@ -202,6 +202,9 @@ impl VerifyReport {
 /// - A backend may refuse what is asked before `initialize` ([`StoreErrorKind::Input`]), and what is asked after `close` ([`StoreErrorKind::Closed`]). A read
 ///   that fails has changed nothing.
 ///
+/// One value of a backend is one opening, and has one coordinator at a time: a second one is refused while the first is open. Several openings of one storage are
+/// several values (for a backend in memory: clones that share what they keep).
+///
 /// [`Ledger`](crate::model::Ledger) implements all rules in memory; a backend that keeps the whole state in memory is that ledger with a place to rest.
 /// The feature `conformance` has the test kit (`seeknal_state::store::conformance`).
 pub trait StateBackend: Send + Sync + fmt::Debug + 'static {

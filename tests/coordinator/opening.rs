@@ -9,8 +9,8 @@ use chrono::{DateTime, Utc};
 use seeknal_state::model::{Batch, BatchAnswer};
 use seeknal_state::store::BoxFuture;
 use seeknal_state::{
-    Clock, Coordinator, Error, LeaseRecord, MemoryBackend, OpenReport, RunId, RunPage, RunQuery, RunState, StateBackend,
-    StoreError,
+    Clock, Coordinator, Error, LeaseRecord, MemoryBackend, NewRun, NodeUpdate, OpenReport, RunId, RunPage, RunQuery, RunState,
+    StateBackend, StoreError,
 };
 use tokio::runtime::Builder;
 
@@ -88,4 +88,56 @@ fn without_a_runtime_or_its_timers_it_is_refused_in_words() {
 
     let with_timers = Builder::new_current_thread().enable_time().build().unwrap();
     with_timers.block_on(async { Coordinator::open(backend).await.unwrap().close().await.unwrap() });
+}
+
+#[tokio::test]
+async fn who_goes_away_while_it_is_opened_is_not_in_the_way_of_himself() {
+    let backend: Arc<dyn StateBackend> = Arc::new(MemoryBackend::new());
+    {
+        let mut opening = pin!(Coordinator::open(Arc::clone(&backend)));
+        assert!(opening.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+    let state = Coordinator::open(Arc::clone(&backend)).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    drop(state);
+    let next = Coordinator::open(Arc::clone(&backend)).await.unwrap();
+    assert!(next.get_run("r").await.unwrap().is_some());
+    next.close().await.unwrap();
+}
+
+#[cfg(all(feature = "file", feature = "sqlite"))]
+mod everywhere {
+    use super::{Arc, Coordinator, Error, NewRun, NodeUpdate};
+    use crate::support::Store;
+
+    on_every_backend!(one_coordinator_for_one_value_of_a_backend);
+
+    async fn one_coordinator_for_one_value_of_a_backend(store: Store) {
+        let backend = store.backend();
+        let state = Coordinator::open(Arc::clone(&backend)).await.unwrap();
+        state.create_run("r", NewRun::running()).await.unwrap();
+        for _ in 0..2 {
+            let second = Coordinator::open(Arc::clone(&backend)).await.unwrap_err();
+            assert!(matches!(second, Error::Input(_)) && !second.is_retryable(), "{second:?}");
+            assert!(second.to_string().contains("create_state_backend"), "{second}");
+        }
+        state.clone().set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+        state.close().await.unwrap();
+        // Closed, it is open in none; whether it can be opened again is its own matter.
+        match Coordinator::open(backend).await {
+            Ok(again) => {
+                assert!(again.get_run("r").await.unwrap().is_some());
+                again.close().await.unwrap();
+            }
+            Err(closed) => {
+                assert!(matches!(closed, Error::Store(_)), "{closed:?}");
+                assert!(closed.to_string().contains("create_state_backend"), "{closed}");
+            }
+        }
+        if store.backend != "memory" {
+            let next = store.open().await;
+            assert!(next.get_run("r").await.unwrap().is_some());
+            next.close().await.unwrap();
+        }
+    }
 }

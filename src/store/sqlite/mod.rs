@@ -319,6 +319,9 @@ impl StateBackend for SqliteBackend {
 
     fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
         Box::pin(async move {
+            if self.shared.idle().is_none() {
+                return Err(StoreError::closed());
+            }
             let opened = self.opened.get_or_try_init(|| self.open()).await?;
             let mut report = OpenReport::new();
             opened.notice.iter().for_each(|notice| report.notice(notice.clone()));
