@@ -238,7 +238,7 @@ impl Committer {
                 Sent::Outdated if rounds < ROUNDS => {
                     rounds = rounds.saturating_add(1);
                     if rounds > 1 {
-                        pause(rounds).await;
+                        pause(&self.client, rounds).await;
                     }
                 }
                 Sent::Outdated => {
@@ -247,7 +247,7 @@ impl Committer {
                 }
                 Sent::Busy(_) if began.elapsed() < PATIENCE => {
                     waits = waits.saturating_add(1);
-                    pause(waits).await;
+                    pause(&self.client, waits).await;
                 }
                 Sent::Lost(fault) => {
                     sent = Sendings::Lost;
@@ -255,7 +255,7 @@ impl Committer {
                     if lost >= SENT || began.elapsed() >= PATIENCE {
                         return Err(fault.into_error(self.client.place()).into_unknown());
                     }
-                    pause(lost).await;
+                    pause(&self.client, lost).await;
                 }
                 Sent::Busy(fault) => return self.failed(memory, batch, sent, fault.into_error(self.client.place())).await,
                 // The server's own word about the only request that there was.

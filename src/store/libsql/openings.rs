@@ -58,7 +58,7 @@ pub(super) async fn register(client: &Client, process: &ProcessInfo) -> Result<b
         tried += 1;
         let Err(fault) = send::write(client, &statements).await else { return Ok(true) };
         if tried < TRIES && matches!(fault.class, Class::Lost | Class::AtCommit) {
-            send::pause(tried).await;
+            send::pause(client, tried).await;
             continue;
         }
         // Whether the row is there or not: nothing of the state was changed.

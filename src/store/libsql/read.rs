@@ -105,7 +105,7 @@ pub(super) async fn run(client: &Client, id: &RunId) -> Result<Option<RunState>,
             Pages::Missing => return Ok(None),
             Pages::Run(state) => return Ok(Some(*state)),
             // Somebody wrote between two pages.
-            Pages::Torn => send::pause(attempt).await,
+            Pages::Torn => send::pause(client, attempt).await,
         }
     }
     Err(StoreError::not_applied(

@@ -58,7 +58,7 @@ async fn latest_in_pages(client: &Client, id: &NodeId, newest: &str) -> Result<O
             return Ok(Some((run, node.clone())));
         }
         // The run or the node was deleted in between.
-        send::pause(attempt).await;
+        send::pause(client, attempt).await;
     }
     let why = format!("{}: node {id:?} comes and goes faster than it can be read; try again", client.place());
     Err(StoreError::not_applied(StoreErrorKind::Busy, why))
@@ -154,7 +154,7 @@ async fn coverage_in_pages(client: &Client, id: &NodeId) -> Result<NodeCoverage,
             return Ok(coverage);
         }
         before = after;
-        send::pause(attempt).await;
+        send::pause(client, attempt).await;
     }
     let why = format!("{}: what node {id:?} completed changes faster than it can be read; try again", client.place());
     Err(StoreError::not_applied(StoreErrorKind::Busy, why))

@@ -24,13 +24,18 @@ pub(super) enum Ask {
     Primary,
 }
 
-/// A pause before the next attempt: longer every time, and never the same for two who collided.
-pub(super) async fn pause(attempt: u32) {
+/// A pause before the next attempt: longer every time, and never the same for two who collided. Who asks may have no runtime: then it is one of the client's.
+pub(super) async fn pause(client: &Client, attempt: u32) {
     let most = 5_u64 << attempt.min(5);
     // The low bits of the name are random.
     let [.., dice] = uuid::Uuid::now_v7().into_bytes();
     let share = most.saturating_mul(u64::from(dice)) / 256;
-    tokio::time::sleep(Duration::from_millis(1 + most / 2 + share)).await;
+    let pause = Duration::from_millis(1 + most / 2 + share);
+    if tokio::runtime::Handle::try_current().is_ok() {
+        tokio::time::sleep(pause).await;
+        return;
+    }
+    let _closed_meanwhile = client.beside(async move { tokio::time::sleep(pause).await }).await.is_none();
 }
 
 /// Where a batch failed, and why.
@@ -106,7 +111,7 @@ pub(super) async fn ask_within(client: &Client, which: Ask, questions: &[Stmt], 
         if !again {
             return Err(failed.fault.of_question());
         }
-        pause(attempt).await;
+        pause(client, attempt).await;
     }
 }
 
@@ -122,6 +127,50 @@ pub(super) async fn write(client: &Client, statements: &[Stmt]) -> Result<(), Fa
             Err(failed) => return Err(failed.fault),
         }
         attempt = attempt.saturating_add(1);
-        pause(attempt).await;
+        pause(client, attempt).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::{Context, Poll, Wake, Waker};
+    use std::thread::Thread;
+
+    use super::*;
+    use crate::store::libsql::fake::{Fake, Say};
+
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    #[test]
+    fn a_question_is_asked_again_where_there_is_no_runtime() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let times = Arc::clone(&asked);
+        let server = Fake::start(move |sql| {
+            if !sql.contains("meta") {
+                return Say::Row(&[]);
+            }
+            if times.fetch_add(1, Ordering::SeqCst) == 0 { Say::Error("SQLITE_BUSY") } else { Say::Row(&[7]) }
+        });
+        let client = server.client();
+        let questions = [Stmt::ask("meta", "SELECT seq FROM meta", Vec::new())];
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut asking = pin!(ask(&client, Ask::Latest, &questions));
+        let answered = loop {
+            if let Poll::Ready(answered) = asking.as_mut().poll(&mut Context::from_waker(&waker)) {
+                break answered;
+            }
+            std::thread::park();
+        };
+        assert_eq!(answered.map(|tables| tables.len()).ok(), Some(1));
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
     }
 }
