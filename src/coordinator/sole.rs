@@ -46,14 +46,13 @@ impl Sole {
         loop {
             let mut leaving = {
                 let mut taken = taken();
-                match taken.get(&address(backend)) {
-                    Some(leaving) => leaving.clone(),
-                    None => {
-                        let (leaving, seen) = watch::channel(false);
-                        taken.insert(address(backend), seen);
-                        let held = Held { backend: Arc::clone(backend), leaving: Arc::new(leaving) };
-                        return Ok(Self(Mutex::new(Some(held))));
-                    }
+                if let Some(leaving) = taken.get(&address(backend)) {
+                    leaving.clone()
+                } else {
+                    let (leaving, seen) = watch::channel(false);
+                    taken.insert(address(backend), seen);
+                    let held = Held { backend: Arc::clone(backend), leaving: Arc::new(leaving) };
+                    return Ok(Self(Mutex::new(Some(held))));
                 }
             };
             if !*leaving.borrow() {
