@@ -60,6 +60,9 @@ pub enum Error {
     /// Storage failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A subscriber was too slow: this many events are gone. See [`StreamError::Lagged`](crate::StreamError::Lagged).
+    #[error("{0} events were missed; read snapshots to catch up")]
+    EventsMissed(u64),
     /// All permits are taken (only `try_…` calls say so; others wait).
     #[error("the coordinator is full; wait for earlier writes or raise its limits")]
     Overloaded,

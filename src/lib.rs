@@ -23,7 +23,7 @@
 //! tx.commit().await?; // both or neither; dropped: neither
 //!
 //! if let Some(lease) = state.acquire_lock("run_1", Duration::from_millis(5_000)).await? {
-//!     let fenced = state.with_lease(&lease); // every method, refused once the lease is lost
+//!     let fenced = state.with_lease(&lease); // every method; writes are refused once the lease is lost
 //!     fenced.set_node_state("run_1", "node1", NodeUpdate::running()).await?;
 //! } // released here
 //! state.close().await?;

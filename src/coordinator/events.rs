@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 use tokio::sync::broadcast;
 
+use crate::error::Error;
 use crate::model::{CommitSeq, NodeId, RunId, Snapshot, Version};
 use crate::run::{ChangeSeed, DeferredLoss};
 
@@ -52,7 +53,16 @@ pub enum StreamError {
     Closed,
 }
 
-/// A subscription. Every subscriber has its own place in the stream and never slows a writer.
+impl From<StreamError> for Error {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Lagged(missed) => Self::EventsMissed(missed),
+            StreamError::Closed => Self::Closed,
+        }
+    }
+}
+
+/// A subscription; it does not keep the coordinator open. Every subscriber has its own place in the stream and never slows a writer.
 #[derive(Debug)]
 pub struct ChangeStream(broadcast::Receiver<Event>);
 

@@ -100,7 +100,7 @@ pub enum Durability {
 ///
 /// # Closing
 /// Dropping the last handle closes as far as a drop can (in the background, while the runtime lives); [`close`](Self::close) does it whole and tells
-/// what went wrong.
+/// what went wrong. A [`Claim`] and a [`Transaction`] hold a handle; a [`Lease`](crate::Lease) and a [`ChangeStream`] do not keep it open.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct Coordinator {

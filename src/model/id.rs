@@ -3,7 +3,7 @@
 //! An id is data: it never becomes a path, a table name or part of a URL, so `../x`, `a/b` and any script are fine. Refused are
 //! empty ids, ids of more than [`MAX_ID_BYTES`] bytes, and control characters (they break terminals, logs and line formats).
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::fmt;
 use std::sync::Arc;
 
@@ -191,6 +191,11 @@ impl RunId {
 mod sealed {
     pub trait Sealed {}
     impl Sealed for &str {}
+    impl Sealed for &&str {}
+    impl Sealed for super::Arc<str> {}
+    impl Sealed for &super::Arc<str> {}
+    impl Sealed for super::Cow<'_, str> {}
+    impl Sealed for &super::Cow<'_, str> {}
     impl Sealed for String {}
     impl Sealed for &String {}
     impl Sealed for super::RunId {}
@@ -214,16 +219,7 @@ macro_rules! into_id {
                 $name::new(self)
             }
         }
-        impl $trait for String {
-            fn $method(self) -> Result<$name, InputError> {
-                $name::new(self)
-            }
-        }
-        impl $trait for &String {
-            fn $method(self) -> Result<$name, InputError> {
-                $name::new(self)
-            }
-        }
+        into_id!(@ $trait, $method, $name: &&str, String, &String, Arc<str>, &Arc<str>, Cow<'_, str>, &Cow<'_, str>);
         impl $trait for $name {
             fn $method(self) -> Result<$name, InputError> {
                 Ok(self)
@@ -234,6 +230,15 @@ macro_rules! into_id {
                 Ok(self.clone())
             }
         }
+    };
+    (@ $trait:ident, $method:ident, $name:ident: $($text:ty),+) => {
+        $(
+            impl $trait for $text {
+                fn $method(self) -> Result<$name, InputError> {
+                    $name::new(self)
+                }
+            }
+        )+
     };
 }
 
@@ -269,6 +274,17 @@ mod tests {
             assert!(error.len() < 250, "{error}");
             assert!(!error.chars().any(char::is_control), "{error}");
         }
+    }
+
+    #[test]
+    fn any_text_may_name_a_run_or_a_node() {
+        let (list, shared, cow) = (["a"], Arc::<str>::from("a"), Cow::Borrowed("a"));
+        for name in &list {
+            assert_eq!(name.into_node_id().unwrap(), "a");
+        }
+        let runs = [(&shared).into_run_id(), shared.into_run_id(), (&cow).into_run_id(), cow.into_run_id()];
+        assert!(runs.into_iter().all(|run| run.unwrap() == "a"));
+        assert!(Cow::<str>::Owned(String::new()).into_run_id().is_err());
     }
 
     #[test]

@@ -267,6 +267,20 @@ async fn a_run_is_taken_over_with_its_locks_or_not_at_all() {
     }
 }
 
+#[tokio::test]
+async fn an_end_is_one_of_the_attempt_that_was_claimed() {
+    let state = Coordinator::open(Arc::new(MemoryBackend::new())).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    state.set_node_state("r", "n", NodeUpdate::pending().max_attempts(3)).await.unwrap();
+    let claim = state.claim_node("r", "n", "w", Duration::from_secs(30)).await.unwrap().unwrap();
+    let another = claim.complete(NodeUpdate::success().attempt(7)).await.unwrap_err();
+    assert!(matches!(another, Error::Input(_)) && another.to_string().contains("retry()"), "{another}");
+    claim.complete(NodeUpdate::success().attempt(claim.attempt())).await.unwrap();
+    let node = state.get_node_state("r", "n").await.unwrap().unwrap();
+    assert_eq!((node.status, node.attempt), (NodeStatus::Success, 1));
+    state.close().await.unwrap();
+}
+
 async fn until_told<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let all = async {
         while !holds().await {

@@ -112,7 +112,7 @@ impl Claim {
     /// # Errors
     /// [`Error::Closed`] once the coordinator is closed. [`Error::LeaseLost`] if the claim is lost or has ended, [`Error::Conflict`] if the node does not run any more: nothing was written, and somebody else may
     /// have taken it over. [`Error::LeaseLost`] also if [another lease](Coordinator::with_lease) is lost that it was claimed under: nothing was written, and this claim is still held
-    /// ([`is_lost`](Self::is_lost) tells the two apart), to be given back by `release` or its drop. [`Error::Input`] for an update that does not end the node or is larger than a transaction may be, [`Error::Store`] if storage was busy or full at
+    /// ([`is_lost`](Self::is_lost) tells the two apart), to be given back by `release` or its drop. [`Error::Input`] for an update that does not end the node, names another attempt, or is larger than a transaction may be, [`Error::Store`] if storage was busy or full at
     /// ten tries in a row, or once more three seconds after the first, or failed otherwise: nothing was written, and the claim is still held, so that its end can
     /// be told again (otherwise, or mended). Each try takes as long as storage needs to refuse it. [`Error::Store`] at once if nobody knows whether it was written ([`Error::is_unknown_outcome`]): read the node then.
     ///
@@ -145,6 +145,14 @@ impl Claim {
                 return Err(InputError::new(what, why).into());
             }
         };
+        if update.attempt.is_some_and(|attempt| attempt != self.state.attempt) {
+            let what = format!("end of node {:?}", self.held.node);
+            let why = format!(
+                "it names another attempt than the claim's, {}; leave it out, or begin the next one with retry()",
+                self.state.attempt
+            );
+            return Err(InputError::new(what, why).into());
+        }
         let token = self.token();
         self.tell(vec![update.token(token)], self.coordinator.fences.clone()).await
     }
