@@ -153,7 +153,7 @@ fn questions_are_asked_without_a_runtime_and_after_its_own_has_ended() {
             if backend != "memory" {
                 let refused = state.list_runs(&RunQuery::default()).await;
                 assert!(
-                    matches!(&refused, Err(Error::Store(error)) if error.kind() == StoreErrorKind::Closed),
+                    matches!(&refused, Err(seeknal_state::Error::Store(error)) if error.kind() == StoreErrorKind::Closed),
                     "{backend}: {refused:?}"
                 );
             }
