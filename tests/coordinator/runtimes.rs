@@ -10,9 +10,7 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use crate::support::{Lie, LyingBackend};
-use seeknal_state::{
-    ClaimFilter, Coordinator, Durability, NewRun, Next, NodeUpdate, RunQuery, StateBackend, StoreErrorKind,
-};
+use seeknal_state::{ClaimFilter, Coordinator, Durability, NewRun, Next, NodeUpdate, RunQuery, StateBackend, StoreErrorKind};
 use tokio::runtime::{Builder, Runtime};
 
 /// Longer than anything here takes, however busy the machine is.
