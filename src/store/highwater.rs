@@ -21,12 +21,13 @@ pub(super) const HIGHEST: u64 = 1 << 62;
 #[cfg(any(feature = "file", feature = "project"))]
 const SKIPPED_TOKENS: u64 = 1 << 32;
 
-/// Where tokens go on where it is not known which ones were given out: behind the last that is known, and behind the microseconds since 1970. Tokens are not
-/// given out as fast as these go by, so that whatever is forgotten twice does not begin again at the same number.
+/// Where numbers go on where it is not known which ones were given out: behind the microseconds since 1970, and where the last that is known is beyond these
+/// already, far behind it. They are not given out as fast as the microseconds go by, so that whatever is forgotten twice does not begin again at the same number.
 #[cfg(any(feature = "file", feature = "project"))]
 pub(super) fn far_behind(known: u64, now: DateTime<Utc>) -> u64 {
     let micros = u64::try_from(now.timestamp_micros()).unwrap_or(0);
-    known.saturating_add(SKIPPED_TOKENS).max(micros).min(HIGHEST)
+    let behind = if micros > known { micros } else { known.saturating_add(SKIPPED_TOKENS) };
+    behind.min(HIGHEST)
 }
 
 /// The text is padded to this length, so that one small write replaces all of it.
@@ -271,6 +272,22 @@ fn told(text: &str, name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(any(feature = "file", feature = "project"))]
+    fn what_is_forgotten_twice_does_not_begin_again_at_the_same_number() {
+        let at = |micros: i64| crate::model::time::from_micros(micros).unwrap();
+        let now: i64 = 1 << 50;
+        // The last one: a first opening's, one that was passed over a moment ago, one beyond all clocks.
+        for known in [7, now.unsigned_abs() - 1_000, now.unsigned_abs() + 1_000] {
+            let (first, second) = (far_behind(known, at(now)), far_behind(known, at(now + 1_000_000)));
+            assert!(first > known && second > known, "{known}: {first}, {second}");
+            let in_the_way = far_behind(first + 1_000, at(now + 1_000_000));
+            assert!(in_the_way > first + 1_000, "{known}: {first}, {in_the_way}");
+            assert!(known > now.unsigned_abs() || second > first + 100_000, "{known}: {first}, {second}");
+        }
+        assert_eq!(far_behind(u64::MAX, at(now)), HIGHEST);
+    }
 
     #[test]
     #[cfg(feature = "sqlite")]
