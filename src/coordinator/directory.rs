@@ -281,6 +281,11 @@ impl Directory {
         self.seen.len()
     }
 
+    /// Whether anything is known of a run that is not resident.
+    pub(super) fn knows(&self, run: &RunId) -> bool {
+        self.told.contains_key(run) || self.seen.contains_key(run)
+    }
+
     /// Whether a run has this version as far as subscribers know, now.
     pub(super) fn is_known(&self, run: &RunId, version: Option<Version>) -> bool {
         let told = self.told.get(run).map(|told| told.0);

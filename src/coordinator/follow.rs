@@ -333,10 +333,13 @@ impl Follower {
             if directory.get(run.as_str()).is_some() {
                 // Its actor tells.
             } else if first && before.is_none() {
-                if place < CLOSELY {
-                    directory.remember(&run, version);
+                // Unless it was made here meanwhile, and is known better.
+                if !directory.knows(&run) {
+                    if place < CLOSELY {
+                        directory.remember(&run, version);
+                    }
+                    directory.see(&run, version);
                 }
-                directory.see(&run, version);
             } else if before != Some(version) && !directory.is_known(&run, Some(version)) {
                 left_out |= !self.load(engine, &run, Some(version)).await?;
             }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
 use chrono::{DateTime, Utc};
+use tokio::sync::oneshot;
 
 use super::{ChangeStream, Coordinator, Engine};
 use crate::error::Error;
@@ -357,7 +358,16 @@ impl Engine {
     /// Several runs while all of them are held, each one settled; by a task of its own, so that nobody waits for a caller who is not polled.
     async fn held(self: &Arc<Self>, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {
         let (engine, runs) = (Arc::clone(self), runs.to_vec());
-        self.apart(async move { engine.hold_and_read(&runs).await }).await.unwrap_or(Err(Error::Closed))
+        let (mut reply, answer) = oneshot::channel();
+        self.runtime.spawn(async move {
+            let read = tokio::select! {
+                read = engine.hold_and_read(&runs) => read,
+                // While storage stands still callers may come and go without end.
+                () = reply.closed() => return,
+            };
+            let _caller_gone = reply.send(read);
+        });
+        answer.await.unwrap_or(Err(Error::Closed))
     }
 
     async fn hold_and_read(&self, runs: &[RunId]) -> Result<Vec<Option<Snapshot>>, Error> {

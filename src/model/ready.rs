@@ -232,7 +232,9 @@ impl ReadyBoard {
 
     /// The card of a node of whose dependencies nothing is known.
     fn card(&self, id: &NodeId, node: &NodeState) -> Card {
-        let (kind, wanted) = (self.kind(node), self.wish.nodes.takes(id, node));
+        let kind = self.kind(node);
+        // What has ended is handed out to nobody, and need not be looked at.
+        let wanted = matches!(kind, Kind::Pending | Kind::Running) && self.wish.nodes.takes(id, node);
         Card { kind, wanted, missing: 0, needs: node.depends_on.clone(), place: None, since: Duration::ZERO }
     }
 

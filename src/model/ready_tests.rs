@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Mutation, NewRun, NodeUpdate, RunId, apply, time};
+use crate::model::{Mutation, NewRun, NodeUpdate, RawJson, RunId, apply, time};
 
 const DONE: &[NodeStatus] = &[NodeStatus::Success, NodeStatus::Cached, NodeStatus::Skipped];
 
@@ -57,7 +57,7 @@ impl World {
 
 /// Nodes whose metadata say so.
 fn in_queue(name: &str) -> Selection {
-    Selection { notes: [(Box::from("queue"), name.into())].into(), ..Selection::default() }
+    Selection { notes: [(Box::from("queue"), RawJson::string(name))].into(), ..Selection::default() }
 }
 
 /// How many may be taken now.

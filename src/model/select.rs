@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::Value;
-
 use super::id::NodeId;
+use super::json::RawJson;
 use super::node::NodeState;
 
 /// Nodes by their names, by how their names begin, by what their metadata says; what is not said restricts nothing.
@@ -15,7 +14,7 @@ pub(crate) struct Selection {
     /// One of these beginnings.
     pub(crate) prefixes: BTreeSet<Box<str>>,
     /// All of these notes.
-    pub(crate) notes: BTreeMap<Box<str>, Value>,
+    pub(crate) notes: BTreeMap<Box<str>, RawJson>,
 }
 
 impl Selection {
@@ -24,17 +23,21 @@ impl Selection {
         let id = id.as_str();
         self.ids.as_ref().is_none_or(|ids| ids.contains(id))
             && (self.prefixes.is_empty() || self.prefixes.iter().any(|prefix| id.starts_with(&**prefix)))
-            && self.notes.iter().all(|(key, value)| {
-                // Compared as JSON: whoever wrote it may have set its blanks and the order of its members otherwise.
-                node.metadata.get(key).is_some_and(|told| told.to_value().is_ok_and(|told| told == *value))
-            })
+            && self.notes.iter().all(|(key, asked)| node.metadata.get(key).is_some_and(|told| is_same(told, asked)))
     }
+}
+
+/// Whether two texts are one value: whoever wrote them may have set blanks and the order of members otherwise. Both are read alike, as floats must be.
+fn is_same(told: &RawJson, asked: &RawJson) -> bool {
+    told == asked || told.to_value().is_ok_and(|told| asked.to_value().is_ok_and(|asked| told == asked))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Mutation, NewRun, NodeUpdate, RawJson, RunId, Version, apply, time};
+    use serde_json::Value;
+
+    use crate::model::{Mutation, NewRun, NodeUpdate, RunId, Version, apply, time};
 
     fn node(update: NodeUpdate) -> NodeState {
         let (run, at) = (RunId::new("r").unwrap(), time::from_micros(0).unwrap());
@@ -63,7 +66,10 @@ mod tests {
         let begins = Selection { prefixes: names(["load.", "äh"]), ..Selection::default() };
         assert!(takes(&begins, "load.x", &plain) && takes(&begins, "ähnlich", &plain));
         assert!(!takes(&begins, "load", &plain) && !takes(&begins, "un.load.x", &plain));
-        let note = |key: &str, value: Value| Selection { notes: [(Box::from(key), value)].into(), ..Selection::default() };
+        let note = |key: &str, value: Value| Selection {
+            notes: [(Box::from(key), RawJson::from(&value))].into(),
+            ..Selection::default()
+        };
         assert!(takes(&note("queue", "gpu".into()), "a", &gpu) && takes(&note("size", 3.into()), "a", &gpu));
         for refused in [note("queue", "cpu".into()), note("size", "3".into()), note("absent", Value::Null)] {
             assert!(!takes(&refused, "a", &gpu), "{refused:?}");
@@ -77,7 +83,21 @@ mod tests {
         let mut odd = node(NodeUpdate::pending());
         odd.metadata.insert("where", RawJson::parse(r#"{ "b":[1, 2],"a" :"x" }"#).unwrap());
         let asked = serde_json::json!({ "a": "x", "b": [1, 2] });
-        let selection = Selection { notes: [(Box::from("where"), asked)].into(), ..Selection::default() };
+        let selection = Selection { notes: [(Box::from("where"), RawJson::from(&asked))].into(), ..Selection::default() };
         assert!(selection.takes(&NodeId::new("n").unwrap(), &odd));
+    }
+
+    #[test]
+    fn every_number_is_itself() {
+        for number in [0.1, 0.955_639_567_209_262_7, 1e-7, f64::MAX, 1.0 / 3.0] {
+            let node = node(NodeUpdate::pending().metadata("f", number));
+            assert_eq!(node.metadata.get("f").unwrap().read::<f64>().unwrap().to_bits(), f64::to_bits(number), "{number}");
+            // As it is, and as somebody wrote it who sets blanks.
+            for text in [Value::from(number).to_string(), format!(" {} ", Value::from(number))] {
+                let selection =
+                    Selection { notes: [(Box::from("f"), RawJson::parse(&text).unwrap())].into(), ..Selection::default() };
+                assert!(selection.takes(&NodeId::new("n").unwrap(), &node), "{number}");
+            }
+        }
     }
 }

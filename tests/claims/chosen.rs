@@ -1,11 +1,12 @@
 //! Workers of different kinds, each of which asks for its own nodes.
 #![cfg(all(feature = "file", feature = "sqlite"))]
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::Store;
-use seeknal_state::{ClaimFilter, Coordinator, Error, NewRun, Next, NodeStatus, NodeUpdate};
+use crate::support::{LyingBackend, Store};
+use seeknal_state::{ClaimFilter, Coordinator, Error, NewRun, Next, NodeStatus, NodeUpdate, RunId, StateBackend};
 
 const RUN: &str = "run_1";
 const LONG: Duration = Duration::from_secs(20);
@@ -95,5 +96,40 @@ async fn who_asks_for_some_nodes_hears_of_those(store: Store) {
 
     let error = ask(ClaimFilter::new().nodes(["a", "\n"])).await.unwrap_err();
     assert!(matches!(&error, Error::Input(_)) && error.to_string().contains("node id"), "{error}");
+    state.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_has_no_work_is_told_so_however_busy_others_are() {
+    let backend = LyingBackend::new(true);
+    let state = Coordinator::open(Arc::clone(&backend) as Arc<dyn StateBackend>).await.unwrap();
+    let mut tx = state.transaction();
+    tx.create_run(RUN, NewRun::running());
+    tx.set_node_state(RUN, "theirs", NodeUpdate::running());
+    tx.commit().await.unwrap();
+    *backend.rushed.lock().unwrap() = Some(RunId::new(RUN).unwrap());
+    for wait in [Duration::ZERO, LONG] {
+        let asked = state.claim_next(RUN, ClaimFilter::new().nodes(["mine"]).wait(wait));
+        let next = tokio::time::timeout(LONG, asked).await.expect("there is always something newer").unwrap();
+        assert!(matches!(next, Next::Drained { blocked: 0 }), "{next:?}");
+    }
+    state.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn of_many_kinds_of_work_each_goes_to_its_own() {
+    let state = Store::of("memory").open().await;
+    state.create_run(RUN, NewRun::running()).await.unwrap();
+    let kinds = 40_u32;
+    for kind in 0..kinds {
+        state.set_node_state(RUN, format!("n{kind}"), NodeUpdate::pending().metadata("kind", kind)).await.unwrap();
+    }
+    for _ in 0..3 {
+        for kind in 0..kinds {
+            let claim = state.claim_next(RUN, ClaimFilter::new().metadata("kind", kind)).await.unwrap().claimed().unwrap();
+            assert_eq!(claim.node_id().as_str(), format!("n{kind}"));
+            claim.release().await.unwrap();
+        }
+    }
     state.close().await.unwrap();
 }

@@ -73,3 +73,26 @@ async fn a_transaction_that_waits_for_deferred_writes() {
     others(&state).await;
     assert_eq!(transact.await.unwrap().0, Some(7));
 }
+
+#[tokio::test]
+async fn who_gives_up_waiting_leaves_nothing_behind() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    backend.close_gate();
+    state.with_durability(Durability::Deferred).set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+    let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = alive();
+    for _ in 0..200 {
+        let mut transact = Box::pin(state.transact(|view, _| Ok(view.run("r")?.is_some())));
+        begin(transact.as_mut()).await;
+        settle().await;
+    }
+    let until = async {
+        while alive() > before + 20 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), until).await.unwrap_or_else(|_| panic!("{} tasks, before {before}", alive()));
+    backend.open_gate();
+    state.close().await.unwrap();
+}

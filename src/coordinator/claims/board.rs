@@ -15,7 +15,7 @@ use crate::model::{LeaseRecord, NodeId, Pick, ProcessInfo, ReadyBoard, RunId, Sn
 use crate::run::ChangeSeed;
 
 /// Boards of one run, each for another wish; more of them are not kept, unless somebody waits in front of each.
-const MOST_OF_A_RUN: usize = 8;
+const MOST_OF_A_RUN: usize = 16;
 /// The longest pause between two looks.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -42,6 +42,8 @@ struct Inner {
     ready: ReadyBoard,
     /// What the board's time counts from.
     start: Instant,
+    /// When somebody asked here for work.
+    asked: Instant,
     next_look: Instant,
     /// Not before then is a refusal a reason to look early.
     hurries_from: Instant,
@@ -74,22 +76,24 @@ impl Boards {
         let run = snapshot.state().id();
         let board = self.runs.get(run).and_then(|boards| boards.iter().find(|board| board.is_for(wish)).cloned());
         let board = board.unwrap_or_else(|| {
+            // Counted first: from now on nothing that changes the run is missed. Who commits meanwhile does not wait until all nodes are on it.
+            self.count.fetch_add(1, Ordering::SeqCst);
+            let new = Arc::new(Board::new(snapshot, wish, me, runtime));
             let mut boards = self.runs.entry(run.clone()).or_default();
             if let Some(board) = boards.iter().find(|board| board.is_for(wish)) {
+                self.count.fetch_sub(1, Ordering::SeqCst);
                 return Arc::clone(board);
             }
             // One that somebody stands in front of stays: he would not hear of what comes, and taking his place back would take it from another one.
             while boards.len() >= MOST_OF_A_RUN
-                && let Some(idle) = boards.iter().position(|board| Arc::strong_count(board) == 1)
+                && let idle = boards.iter().enumerate().filter(|(_, board)| Arc::strong_count(board) == 1)
+                && let Some((longest, _)) = idle.min_by_key(|(_, board)| board.lock().asked)
             {
-                boards.remove(idle);
+                boards.remove(longest);
                 self.count.fetch_sub(1, Ordering::SeqCst);
             }
-            // Counted first: from now on nothing that changes the run is missed.
-            self.count.fetch_add(1, Ordering::SeqCst);
-            let board = Arc::new(Board::new(snapshot, wish, me, runtime));
-            boards.push(Arc::clone(&board));
-            board
+            boards.push(Arc::clone(&new));
+            new
         });
         board.catch_up(snapshot);
         board
@@ -149,7 +153,7 @@ impl Board {
     fn new(snapshot: &Snapshot, wish: &Arc<Wish>, me: &ProcessInfo, runtime: &Handle) -> Self {
         let ready = ReadyBoard::new(snapshot.state().clone(), wish, &me.id);
         let now = Instant::now();
-        let inner = Inner { ready, start: now, next_look: now, hurries_from: now, locked: None, alarm: None };
+        let inner = Inner { ready, start: now, asked: now, next_look: now, hurries_from: now, locked: None, alarm: None };
         let run = snapshot.state().id().clone();
         Self { run, inner: Mutex::new(inner), news: Notify::new(), runtime: runtime.clone() }
     }
@@ -172,6 +176,7 @@ impl Board {
 
     pub(super) fn catch_up(self: &Arc<Self>, snapshot: &Snapshot) {
         let mut inner = self.lock();
+        inner.asked = Instant::now();
         if inner.ready.version() < snapshot.version() {
             inner.ready.replaced(snapshot.state().clone());
             self.tell(&mut inner);

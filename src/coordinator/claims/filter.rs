@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::model::{InputError, NodeId, NodeStatus, Selection, Wish};
+use crate::model::{InputError, NodeId, NodeStatus, RawJson, Selection, Wish};
 
 /// Which work is asked for, by whom, and for how long.
 ///
@@ -40,8 +40,8 @@ use crate::model::{InputError, NodeId, NodeStatus, Selection, Wish};
 /// | [`done`](Self::done) | success, cached, skipped | what a node must be for those that depend on it |
 /// | [`nodes`](Self::nodes), [`prefix`](Self::prefix), [`metadata`](Self::metadata) | every node | which nodes are asked for |
 ///
-/// Everybody who asks for the same nodes with the same `done` shares one list of what is ready, which every commit of the run keeps up to date: a handful of
-/// different ones costs nothing that can be measured, one for each of a thousand workers does. For one node there is
+/// Everybody who asks for the same nodes with the same `done` shares one list of what is ready, which every commit of the run keeps up to date. Of a run 16 of
+/// them are kept, beside those that somebody waits for; what a seventeenth asks for is put together anew, from all nodes. For one node there is
 /// [`claim_node`](crate::Coordinator::claim_node).
 #[derive(Debug, Clone)]
 #[must_use = "a filter does nothing until a claim is asked for with it"]
@@ -50,12 +50,20 @@ pub struct ClaimFilter {
     pub(super) ttl: Option<Duration>,
     pub(super) wait: Duration,
     pub(super) wish: Arc<Wish>,
+    /// The first name that is none.
+    bad: Option<InputError>,
 }
 
 impl Default for ClaimFilter {
     fn default() -> Self {
         let done = vec![NodeStatus::Success, NodeStatus::Cached, NodeStatus::Skipped];
-        Self { owner: None, ttl: None, wait: Duration::ZERO, wish: Arc::new(Wish { done, nodes: Selection::default() }) }
+        Self {
+            owner: None,
+            ttl: None,
+            wait: Duration::ZERO,
+            wish: Arc::new(Wish { done, nodes: Selection::default() }),
+            bad: None,
+        }
     }
 }
 
@@ -95,8 +103,13 @@ impl ClaimFilter {
 
     /// Only these nodes; called again, these too. No names at all is no work at all. Refused when it is used: what is no node id.
     pub fn nodes(mut self, ids: impl IntoIterator<Item: AsRef<str>>) -> Self {
-        let names = ids.into_iter().map(|id| Box::from(id.as_ref()));
-        Arc::make_mut(&mut self.wish).nodes.ids.get_or_insert_default().extend(names);
+        let names = Arc::make_mut(&mut self.wish).nodes.ids.get_or_insert_default();
+        for id in ids {
+            match NodeId::new(id.as_ref()) {
+                Ok(id) => drop(names.insert(Box::from(id.as_str()))),
+                Err(error) => drop(self.bad.get_or_insert(error)),
+            }
+        }
         self
     }
 
@@ -108,15 +121,14 @@ impl ClaimFilter {
 
     /// Only nodes whose metadata have this value under this key; called again, that one too. They are compared as JSON: `3` is neither `"3"` nor `3.0`.
     pub fn metadata(mut self, key: impl AsRef<str>, value: impl Into<Value>) -> Self {
-        Arc::make_mut(&mut self.wish).nodes.notes.insert(Box::from(key.as_ref()), value.into());
+        Arc::make_mut(&mut self.wish).nodes.notes.insert(Box::from(key.as_ref()), RawJson::from(&value.into()));
         self
     }
 
     pub(super) fn check(&self) -> Result<(), InputError> {
-        let Wish { done, nodes } = &*self.wish;
-        if let Some(status) = done.iter().find(|status| matches!(status, NodeStatus::Pending | NodeStatus::Running)) {
+        if let Some(status) = self.wish.done.iter().find(|status| matches!(status, NodeStatus::Pending | NodeStatus::Running)) {
             return Err(InputError::new(format!("claim filter done({status})"), "a node in it has not ended"));
         }
-        nodes.ids.iter().flatten().try_for_each(|id| NodeId::new(&**id).map(drop))
+        self.bad.clone().map_or(Ok(()), Err)
     }
 }

@@ -234,6 +234,7 @@ impl Coordinator {
         let until = Instant::now().checked_add(filter.wait);
         let is_late = || until.is_some_and(|until| until <= Instant::now());
         let mut late_tries = 0;
+        let mut since: Option<Version> = None;
         loop {
             if engine.is_closed() {
                 return Err(Error::Closed);
@@ -253,7 +254,7 @@ impl Coordinator {
             }
             if snapshot.header().status.is_ended() {
                 // Others may have opened it again.
-                if engine.follow_up(&run, Some(snapshot.durable_version())).await? {
+                if let Followed::More(_) = engine.follow_up(&run, Some(snapshot.durable_version())).await? {
                     continue;
                 }
                 return Ok(Next::Drained { blocked: board.pending() });
@@ -268,6 +269,8 @@ impl Coordinator {
             if late_tries < LATE_TRIES
                 && let Some(mut picked) = board.pick()
             {
+                // What is told meanwhile is for those who wait: not for him who is busy with a claim.
+                news.set(board.news());
                 let want = Self::want(&snapshot, &picked, &owner, ttl, &filter.wish.done);
                 let began = Instant::now();
                 let tried = self.try_claim(want).await?;
@@ -299,7 +302,11 @@ impl Coordinator {
                 let stored = || engine.directory.get(run.as_str()).and_then(|handle| handle.cell().durable_version());
                 let newer = at > snapshot.version() && stored().is_some_and(|stored| at <= stored);
                 let seen = if newer { at } else { snapshot.durable_version() };
-                if engine.follow_up(&run, Some(seen)).await? {
+                // What was stored at some moment since he asked is new enough: where others write without a pause there is always something newer.
+                if since.is_none_or(|since| seen < since)
+                    && let Followed::More(stored) = engine.follow_up(&run, Some(seen)).await?
+                {
+                    since = since.or(stored);
                     continue;
                 }
                 // A deferred write of somebody else may have been on the board, and others have its number now.
@@ -415,12 +422,20 @@ impl Coordinator {
     }
 }
 
+/// What is stored of a run, for who has seen it at some version.
+pub(super) enum Followed {
+    /// That, or less: no more than what he has seen.
+    Seen,
+    /// More: the run at this version, or no such run.
+    More(Option<Version>),
+}
+
 impl Engine {
     /// Brings a resident run up to what is stored, if others wrote to it; says whether more is stored than what the caller has seen: the run at this version, or
     /// no such run.
-    pub(super) async fn follow_up(&self, run: &RunId, seen: Option<Version>) -> Result<bool, Error> {
+    pub(super) async fn follow_up(&self, run: &RunId, seen: Option<Version>) -> Result<Followed, Error> {
         if !self.backend.is_shared() {
-            return Ok(false);
+            return Ok(Followed::Seen);
         }
         let stored = self.backend.run_version(run).await?;
         // No number is used twice: what is gone, and what was made anew, is not what was seen.
@@ -436,6 +451,6 @@ impl Engine {
             handle.settle().await;
         }
         // Not what is known now: somebody else may have brought that up to date meanwhile.
-        Ok(is_behind(seen))
+        Ok(if is_behind(seen) { Followed::More(stored) } else { Followed::Seen })
     }
 }
