@@ -204,9 +204,12 @@ impl RunPage {
 
     /// A page of `most` runs from rows, newest first, of which so many were `asked` for. `None` if more are needed: only a run that can be read tells where the
     /// next page begins, and what lies behind it is on that one.
-    #[cfg(feature = "sqlite")]
+    #[cfg(any(feature = "sqlite", feature = "libsql", feature = "postgres"))]
     pub(crate) fn of_rows(rows: Vec<Result<RunSummary, UnreadableRun>>, asked: usize, most: usize) -> Option<Self> {
         let mut page = Self::default();
+        if most == 0 {
+            return Some(page);
+        }
         let mut more = rows.len() >= asked;
         let mut behind = Vec::new();
         for row in rows {

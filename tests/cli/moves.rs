@@ -317,7 +317,7 @@ fn a_token_in_a_wrong_place_is_not_repeated() {
 }
 
 /// The settings of a project whose state is on a server.
-fn on_server(dir: &Path, place: &crate::support::Place) {
+pub(super) fn on_server(dir: &Path, place: &crate::support::Place) {
     let url = place.url.as_deref().unwrap();
     let schema = place.schema.iter().map(|schema| format!("seeknal_state:\n  options:\n    database_schema: {schema}\n"));
     let text = format!("state_backend: database\ndatabase_url: {url}\n{}", schema.collect::<String>());

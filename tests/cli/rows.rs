@@ -200,6 +200,46 @@ async fn a_run_whose_row_cannot_be_read_is_named_and_the_others_are_there() {
     }
 }
 
+/// So it is on servers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_of_a_server_whose_row_cannot_be_read_is_named_and_the_others_are_there() {
+    let Some(cluster) = crate::support::postgres::cluster() else { return };
+    let Some(server) = crate::support::sqld::Sqld::start() else { return };
+    let (postgres, libsql) = (crate::support::Place::of_schema(cluster), crate::support::Place::of_server(&server));
+    let harm = "UPDATE runs SET metadata = '{' WHERE run_id = 'run_1'";
+    for place in [&postgres, &libsql] {
+        let dir = tempfile::tempdir().unwrap();
+        crate::moves::on_server(dir.path(), place);
+        let backend = seeknal_state::create_state_backend("database", &place.options()).unwrap();
+        backend.initialize().await.unwrap();
+        crate::projects::fill(&backend).await;
+        backend.close().await.unwrap();
+        match &place.schema {
+            Some(schema) => cluster.sql_in(schema, harm),
+            None => server.sql(harm),
+        };
+        let (code, out, err) = run(dir.path(), "state runs -o json");
+        let runs: serde_json::Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"));
+        let ids: Vec<&str> = runs.as_array().unwrap().iter().map(|run| run["run_id"].as_str().unwrap()).collect();
+        assert_eq!((code, &*ids), (5, &["run_2", "run_0", "still"][..]), "{err}");
+        assert_eq!(err.matches("run \"run_1\" cannot be read").count(), 1, "{err}");
+        assert!(json_of(dir.path()).iter().any(|problem| problem.contains("run_1")), "verify names it");
+
+        for arguments in ["migrate-state --backend file", "migrate-state --backend file --no-dry-run"] {
+            let (code, _, err) = run(dir.path(), arguments);
+            assert!(code == 5 && err.contains("cannot be read: \"run_1\""), "{arguments}: {code} {err}");
+            assert!(!dir.path().join("target/run_state.json").exists(), "{arguments}");
+        }
+
+        let (code, out, err) = run(dir.path(), "state cleanup --days 30 --dry-run -o json");
+        let plan: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert!(code == 5 && plan["failed"][0]["run_id"] == "run_1", "{out}{err}");
+        assert_eq!(plan["delete"].as_array().unwrap().len(), 2, "{out}");
+        let (code, out, err) = run(dir.path(), "state cleanup --days 30");
+        assert!(code == 6 && out.contains("Deleted 2 runs") && out.contains("kept run_1"), "{code} {out}{err}");
+    }
+}
+
 /// More runs than a page holds, newest first `many_0`.
 async fn many(runs: usize) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();

@@ -20,3 +20,6 @@ mod proxy;
 mod servers;
 #[path = "../support/sqld.rs"]
 mod sqld;
+#[path = "../support/unreadable.rs"]
+mod telling;
+mod unreadable;

@@ -43,6 +43,9 @@ mod sessions;
 mod sizes;
 #[path = "../support/steps.rs"]
 mod steps;
+#[path = "../support/unreadable.rs"]
+mod telling;
+mod unreadable;
 #[path = "../support/wire.rs"]
 mod wire;
 

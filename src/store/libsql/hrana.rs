@@ -10,6 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub(super) enum Arg {
     Integer(i64),
     Text(String),
+    /// Bytes, in base64 as the server writes them.
+    Blob(String),
 }
 
 impl From<&str> for Arg {
@@ -48,6 +50,10 @@ impl Serialize for Arg {
             Self::Text(text) => {
                 value.serialize_field("type", "text")?;
                 value.serialize_field("value", text)?;
+            }
+            Self::Blob(base64) => {
+                value.serialize_field("type", "blob")?;
+                value.serialize_field("base64", base64)?;
             }
         }
         value.end()
@@ -193,7 +199,9 @@ pub(super) enum Value {
         value: String,
     },
     /// Bytes, which no column of ours holds.
-    Blob,
+    Blob {
+        base64: String,
+    },
 }
 
 impl Value {
@@ -204,9 +212,30 @@ impl Value {
             Self::Integer { .. } => "an integer",
             Self::Float { .. } => "a real number",
             Self::Text { .. } => "text",
-            Self::Blob => "bytes",
+            Self::Blob { .. } => "bytes",
         }
     }
+}
+
+/// The bytes that base64 stands for, whether or not it is filled up at its end.
+pub(super) fn bytes_of(base64: &str) -> Vec<u8> {
+    let (mut bytes, mut held, mut bits) = (Vec::new(), 0_u16, 0_u8);
+    for letter in base64.bytes() {
+        let six = match letter {
+            b'A'..=b'Z' => letter - b'A',
+            b'a'..=b'z' => letter - b'a' + 26,
+            b'0'..=b'9' => letter - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => continue,
+        };
+        (held, bits) = (held << 6 | u16::from(six), bits + 6);
+        if let Some(left) = bits.checked_sub(8) {
+            bytes.extend(u8::try_from(held >> left));
+            (held, bits) = (held & ((1 << left) - 1), left);
+        }
+    }
+    bytes
 }
 
 fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
@@ -355,6 +384,21 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_read_from_base64() {
+        for (base64, bytes) in [
+            ("", &b""[..]),
+            ("AA", b"\0"),
+            ("AAE", b"\0\x01"),
+            ("AAE=", b"\0\x01"),
+            ("cnVu", b"run"),
+            ("cnVu/w==", b"run\xff"),
+            ("+///", b"\xfb\xff\xff"),
+        ] {
+            assert_eq!(bytes_of(base64), bytes, "{base64}");
+        }
+    }
+
+    #[test]
     fn answers_are_read_as_servers_write_them() {
         let body = br#"{"baton":null,"results":[{"type":"ok","response":{"type":"batch","result":{"step_results":[
             {"cols":[],"rows":[[{"type":"integer","value":"9223372036854775807"},{"type":"null"},{"type":"float","value":1.5},
@@ -365,7 +409,8 @@ mod tests {
         assert_eq!(result.first_error().map(|(step, error)| (step, error.code())), Some((1, "X")));
         assert!(result.is_ok(0) && !result.is_ok(1) && !result.is_ok(2));
         let text = Value::Text { value: "a\0b".to_owned() };
-        let row = vec![Value::Integer { value: i64::MAX }, Value::Null, Value::Float { value: 1.5 }, text, Value::Blob];
+        let bytes = Value::Blob { base64: "AAE".to_owned() };
+        let row = vec![Value::Integer { value: i64::MAX }, Value::Null, Value::Float { value: 1.5 }, text, bytes];
         assert_eq!(result.take(0).rows, vec![row]);
 
         let refused = br#"{"results":[{"type":"error","error":{"message":"no"}}]}"#;

@@ -19,6 +19,7 @@ mod fake;
 mod fault;
 mod hrana;
 mod lease;
+mod list;
 mod openings;
 mod read;
 mod read_nodes;
@@ -195,7 +196,7 @@ impl StateBackend for LibsqlBackend {
     }
 
     fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
-        Box::pin(async move { read::list(self.client()?, query).await })
+        Box::pin(async move { list::list(self.client()?, query).await })
     }
 
     fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {

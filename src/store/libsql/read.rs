@@ -10,10 +10,7 @@ use super::fault::{Class, Fault, corrupt};
 use super::hrana::{Arg, Stmt};
 use super::rows::{Fields, Table, header_columns, lists, node_columns, stamp_text};
 use super::send::{self, Ask};
-use crate::model::{
-    Interval, NodeId, NodeState, NodeStatus, PartitionKey, RunFilter, RunHeader, RunId, RunPage, RunQuery, RunState, RunStatus,
-    RunSummary, Version,
-};
+use crate::model::{Interval, NodeId, NodeState, PartitionKey, RunFilter, RunHeader, RunId, RunState, Version};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Rows of one table in one answer. The server gives answers of about 10 MB.
@@ -369,81 +366,6 @@ pub(super) async fn newest_creation(client: &Client, before: Option<DateTime<Utc
     let sql = format!("SELECT created_at FROM runs {bound}ORDER BY created_at DESC, run_id DESC LIMIT 1");
     let tables = ask(client, &[Stmt::ask("runs", sql, args)]).await?;
     nth(client, &tables, 0)?.first().map(|row| row.stamp(0)).transpose()
-}
-
-/// One page of runs.
-pub(super) async fn list(client: &Client, query: &RunQuery) -> Result<RunPage, StoreError> {
-    // One more than asked for: whether there is a next page.
-    let (mut limit, mut ahead) = (query.limit, 1);
-    loop {
-        match list_some(client, query, limit, ahead).await {
-            // A shorter page is a page, too; and the last one may be empty.
-            Err(fault) if fault.class == Class::AnswerTooLarge && limit > 1 => limit = (limit / 4).max(1),
-            Err(fault) if fault.class == Class::AnswerTooLarge && ahead > 0 => ahead = 0,
-            answer => return answer.map_err(|fault| fault.into_error(client.place()))?,
-        }
-    }
-}
-
-async fn list_some(client: &Client, query: &RunQuery, limit: usize, ahead: usize) -> Result<Result<RunPage, StoreError>, Fault> {
-    let mut filter = String::from("1");
-    let mut args: Vec<Arg> = Vec::new();
-    let wanted = &query.filter;
-    let Some([from, before]) = wanted.created() else { return Ok(Ok(RunPage::default())) };
-    if !wanted.statuses.is_empty() {
-        filter.push_str(" AND status IN (SELECT value FROM json_each(?))");
-        let statuses: Vec<&str> = wanted.statuses.iter().map(RunStatus::as_str).collect();
-        args.push(serde_json::to_string(&statuses).unwrap_or_default().into());
-    }
-    if let Some(from) = from {
-        filter.push_str(" AND created_at >= ?");
-        args.push(stamp_text(from).into());
-    }
-    if let Some(before) = before {
-        filter.push_str(" AND created_at < ?");
-        args.push(stamp_text(before).into());
-    }
-    if let Some(prefix) = wanted.id_prefix.as_deref().filter(|prefix| !prefix.is_empty()) {
-        filter.push_str(" AND run_id >= ? AND substr(run_id, 1, ?) = ?");
-        args.push(prefix.into());
-        args.push(u64::try_from(prefix.chars().count()).unwrap_or(u64::MAX).into());
-        args.push(prefix.into());
-    }
-    if let Some(cursor) = &query.after {
-        filter.push_str(" AND (created_at, run_id) < (?, ?)");
-        args.push(stamp_text(cursor.created_at).into());
-        args.push(cursor.run_id.as_str().into());
-    }
-    args.push(u64::try_from(limit.saturating_add(ahead)).unwrap_or(u64::MAX).into());
-    let page = format!("FROM runs AS r WHERE {filter} ORDER BY r.created_at DESC, r.run_id DESC LIMIT ?");
-    let questions = [
-        Stmt::ask("runs", format!(concat!("SELECT r.run_id, r.version, ", header_columns!(), " {}"), page), args.clone()),
-        Stmt::ask(
-            "node_states",
-            format!(
-                "SELECT run_id, status, count(*) FROM node_states WHERE run_id IN (SELECT r.run_id {page}) GROUP BY run_id, status"
-            ),
-            args,
-        ),
-    ];
-    let tables = send::ask(client, Ask::Latest, &questions).await?;
-    Ok((|| {
-        let mut counts: BTreeMap<RunId, BTreeMap<NodeStatus, u64>> = BTreeMap::new();
-        for row in nth(client, &tables, 1)?.rows() {
-            counts.entry(row.run_id(0)?).or_default().insert(NodeStatus::parse(row.text(1)?), row.number(2)?);
-        }
-        let mut found = Vec::new();
-        for row in nth(client, &tables, 0)?.rows() {
-            let id = row.run_id(0)?;
-            let (version, header) = (row.of(&id, None).version(1)?, row.of(&id, None).from(2).header()?);
-            let nodes = counts.remove(&id).unwrap_or_default();
-            found.push(RunSummary::new(id, version, header, nodes));
-        }
-        let more = found.len() >= limit.saturating_add(ahead);
-        found.truncate(limit);
-        let next = if more { found.last().map(RunSummary::cursor) } else { None };
-        Ok(RunPage::new(found, next))
-    })())
 }
 
 /// The commit sequence of the last entry.

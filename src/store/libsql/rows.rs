@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::fault::corrupt;
-use super::hrana::{Arg, StmtResult, Value};
+use super::hrana::{Arg, StmtResult, Value, bytes_of};
 use crate::model::{
     FencingToken, Fingerprint, List, Metadata, NodeId, NodeState, NodeStatus, ProcessInfo, RawJson, RunHeader, RunId, RunStatus,
     Version, time,
@@ -186,6 +186,26 @@ impl<'r> Fields<'r> {
 
     fn value(&self, column: usize) -> Result<&'r Value, StoreError> {
         self.row.get(self.first + column).ok_or_else(|| self.bad(column, "it is missing in the answer"))
+    }
+
+    /// What a column holds, as far as it can be shown: for a message.
+    pub(super) fn shown(&self, column: usize) -> String {
+        match self.value(column) {
+            Ok(Value::Text { value }) => value.clone(),
+            Ok(Value::Integer { value }) => value.to_string(),
+            Ok(Value::Blob { base64 }) => String::from_utf8_lossy(&bytes_of(base64)).into_owned(),
+            Ok(Value::Null | Value::Float { .. }) | Err(_) => "?".to_owned(),
+        }
+    }
+
+    /// What a column of an index holds, whether or not it makes sense: to ask for what lies behind it.
+    pub(super) fn key(&self, column: usize) -> Result<Arg, StoreError> {
+        match self.value(column)? {
+            Value::Text { value } => Ok(Arg::Text(value.clone())),
+            Value::Integer { value } => Ok(Arg::Integer(*value)),
+            Value::Blob { base64 } => Ok(Arg::Blob(base64.clone())),
+            other @ (Value::Null | Value::Float { .. }) => Err(self.bad(column, format_args!("it holds {}", other.kind()))),
+        }
     }
 
     pub(super) fn text_or_null(&self, column: usize) -> Result<Option<&'r str>, StoreError> {

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::client::Client;
-use super::hrana::Stmt;
+use super::hrana::{Arg, Stmt};
 use super::read::{self, nth};
 use super::read_nodes;
 use super::schema;
 use super::send::{self, Ask};
-use super::{fault::Class, lease};
+use super::{fault::Class, lease, list};
 use crate::model::RunQuery;
 use crate::store::{StoreError, VerifyReport};
 
@@ -105,18 +105,14 @@ fn note(report: &mut VerifyReport, what: &str, found: Vec<String>) {
 /// Reads every value as readers do.
 async fn values(client: &Client, report: &mut VerifyReport) -> Result<(usize, usize), StoreError> {
     let (mut runs, mut nodes) = (0_usize, 0_usize);
-    let mut after = String::new();
+    let mut after = Arg::from("");
     loop {
-        let ids = Stmt::ask(
-            "runs",
-            "SELECT run_id FROM runs WHERE run_id > ?1 ORDER BY run_id LIMIT 1000",
-            vec![after.as_str().into()],
-        );
+        let ids = Stmt::ask("runs", "SELECT run_id FROM runs WHERE run_id > ?1 ORDER BY run_id LIMIT 1000", vec![after.clone()]);
         let tables = send::ask(client, Ask::Latest, &[ids]).await.map_err(|fault| fault.into_error(client.place()))?;
         let page = nth(client, &tables, 0)?;
         for row in page.rows() {
             runs = runs.saturating_add(1);
-            row.text(0)?.clone_into(&mut after);
+            after = row.key(0)?;
             match row.run_id(0) {
                 Err(error) => report.problems.push(error.to_string()),
                 Ok(id) => {
@@ -132,6 +128,6 @@ async fn values(client: &Client, report: &mut VerifyReport) -> Result<(usize, us
     report.take(read::seq(client).await)?;
     report.take(lease::list(client).await)?;
     report.take(read_nodes::retained(client).await)?;
-    report.take(read::list(client, &RunQuery::default().limit(1)).await)?;
+    report.take(list::list(client, &RunQuery::default().limit(1)).await)?;
     Ok((runs, nodes))
 }
