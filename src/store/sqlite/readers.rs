@@ -3,6 +3,7 @@
 //! They are the backend's own, as its writer is: a question depends on no runtime, neither on that of who asks nor on that of who opened the database.
 
 use std::collections::VecDeque;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,12 +15,26 @@ use crate::store::{StoreError, StoreErrorKind};
 /// How long a thread waits for the next question.
 const KEPT: Duration = Duration::from_secs(10);
 
-type Question = Box<dyn FnOnce() + Send>;
+/// It is answered by doing it, or by why nobody can.
+type Question = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+/// How a thread is started.
+type Start = fn(Box<dyn FnOnce() + Send>) -> io::Result<()>;
+
+fn thread(work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    std::thread::Builder::new().name("seeknal-reader".to_owned()).spawn(work).map(drop)
+}
 
 /// The door of the threads. Those that wait end with it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Readers {
     desk: Arc<Desk>,
+    start: Start,
+}
+
+impl Default for Readers {
+    fn default() -> Self {
+        Self { desk: Arc::default(), start: thread }
+    }
 }
 
 #[derive(Default)]
@@ -30,11 +45,13 @@ struct Desk {
 
 #[derive(Default)]
 struct Waiting {
-    /// Never more than there are threads that wait, or are on their way here.
+    /// Those that nobody has begun with. Whoever has answered one begins with the next of these before he waits.
     questions: VecDeque<Question>,
-    /// Threads that wait and that no question is meant for yet.
+    /// Threads that wait. As many of them as there are questions were woken and are on their way.
     idle: usize,
-    /// Nobody waits any more: a thread that has answered ends.
+    /// Threads that will come for a question once more: those that wait, that answer one, and that are being started.
+    alive: usize,
+    /// Nobody waits any more: a thread that finds no question ends.
     over: bool,
 }
 
@@ -51,9 +68,10 @@ impl Readers {
         work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.desk.send(Box::new(move || {
-            let _asker_gone = reply.send(work()).is_err();
-        }))?;
+        let question = move |begun: Result<(), StoreError>| {
+            let _asker_gone = reply.send(begun.and_then(|()| work())).is_err();
+        };
+        self.send(Box::new(question));
         answer.await.unwrap_or_else(|_| {
             Err(StoreError::not_applied(StoreErrorKind::Unavailable, "reading the database was cut off: it panicked"))
         })
@@ -63,6 +81,23 @@ impl Readers {
     pub(super) fn end(&self) {
         self.desk.waiting().over = true;
         self.desk.changed.notify_all();
+    }
+
+    fn send(&self, question: Question) {
+        {
+            let mut waiting = self.desk.waiting();
+            let is_somebody_free = waiting.idle > waiting.questions.len();
+            waiting.questions.push_back(question);
+            if is_somebody_free {
+                self.desk.changed.notify_one();
+                return;
+            }
+            waiting.alive += 1;
+        }
+        let desk = Arc::clone(&self.desk);
+        if let Err(error) = (self.start)(Box::new(move || desk.work())) {
+            self.desk.lacks_one(error);
+        }
     }
 }
 
@@ -77,48 +112,44 @@ impl Desk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn send(self: &Arc<Self>, question: Question) -> Result<(), StoreError> {
-        {
+    /// A thread could not be started: those that live answer one after another. Where there are none, nobody would.
+    fn lacks_one(&self, error: io::Error) {
+        let left = {
             let mut waiting = self.waiting();
-            if waiting.idle > 0 {
-                waiting.idle -= 1;
-                waiting.questions.push_back(question);
-                self.changed.notify_one();
-                return Ok(());
-            }
+            waiting.alive = waiting.alive.saturating_sub(1);
+            if waiting.alive > 0 { VecDeque::new() } else { std::mem::take(&mut waiting.questions) }
+        };
+        let why = format!(
+            "no thread could be started to read the database: {error}; it is tried anew with the next question, check the limits of processes and threads (ulimit -u, the container's pids limit) and memory"
+        );
+        let refused = StoreError::not_applied(StoreErrorKind::Unavailable, why).with_source(error);
+        for question in left {
+            question(Err(refused.clone()));
         }
-        let desk = Arc::clone(self);
-        std::thread::Builder::new()
-            .name("seeknal-reader".to_owned())
-            .spawn(move || desk.work(question))
-            .map(drop)
-            .map_err(|error| StoreError::io("starting a thread that reads the database", error))
     }
 
-    fn work(&self, first: Question) {
-        let mut next = Some(first);
-        while let Some(question) = next {
+    fn work(&self) {
+        while let Some(question) = self.next() {
             // Who asked learns of it: his answer is dropped. The hook for panics has told it already.
-            let _panicked = catch_unwind(AssertUnwindSafe(question)).is_err();
-            next = self.next();
+            let _panicked = catch_unwind(AssertUnwindSafe(move || question(Ok(())))).is_err();
         }
     }
 
-    /// Waits for the next question; `None`: there is none for a while, or for ever.
+    /// The next question, waited for if there is none; `None`: there is none for a while, or for ever.
     fn next(&self) -> Option<Question> {
         let mut waiting = self.waiting();
-        if waiting.over {
-            return None;
+        if waiting.questions.is_empty() && !waiting.over {
+            waiting.idle += 1;
+            (waiting, _) = self
+                .changed
+                .wait_timeout_while(waiting, KEPT, |waiting| waiting.questions.is_empty() && !waiting.over)
+                .unwrap_or_else(PoisonError::into_inner);
+            waiting.idle = waiting.idle.saturating_sub(1);
         }
-        waiting.idle += 1;
-        let (mut waiting, _) = self
-            .changed
-            .wait_timeout_while(waiting, KEPT, |waiting| waiting.questions.is_empty() && !waiting.over)
-            .unwrap_or_else(PoisonError::into_inner);
         let question = waiting.questions.pop_front();
         if question.is_none() {
-            // Nothing was meant for it.
-            waiting.idle = waiting.idle.saturating_sub(1);
+            // Whoever asks from now on does not count on it.
+            waiting.alive = waiting.alive.saturating_sub(1);
         }
         question
     }
@@ -140,6 +171,40 @@ mod tests {
         assert_eq!(readers.ask(|| Ok(8)).await.unwrap(), 8, "closing tells by itself that it is over");
     }
 
+    fn no_thread(_: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(11))
+    }
+
+    /// The system has no thread left: those that live answer one question after another, and only where none lives it is told, as what passes.
+    #[tokio::test]
+    async fn a_thread_that_cannot_be_started_refuses_nobody_whom_another_can_answer() {
+        let mut readers = Readers { desk: Arc::default(), start: no_thread };
+        let refused = readers.ask(|| Ok(0)).await.unwrap_err();
+        assert!(refused.is_retryable() && refused.to_string().contains("pids limit"), "{refused:?}");
+
+        readers.start = thread;
+        let (go, gate) = std::sync::mpsc::channel::<()>();
+        let mut first = Box::pin(readers.ask(move || Ok(gate.recv().is_ok())));
+        assert!(poll_once(first.as_mut()).is_pending(), "it is asked");
+        drop(first);
+        readers.start = no_thread;
+        let mut others: Vec<_> = (0..3).map(|number| Box::pin(readers.ask(move || Ok(number)))).collect();
+        for other in &mut others {
+            let answered = poll_once(other.as_mut());
+            assert!(answered.is_pending(), "the one that lives is busy: {answered:?}");
+        }
+        go.send(()).unwrap();
+        for (number, other) in others.into_iter().enumerate() {
+            assert_eq!(other.await.unwrap(), number);
+        }
+        assert_eq!(readers.ask(|| Ok(4)).await.unwrap(), 4, "it waits for the next one");
+        assert_eq!(readers.desk.waiting().alive, 1);
+    }
+
+    fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> std::task::Poll<F::Output> {
+        future.poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+    }
+
     /// More than there are threads, and in the moments in which these begin and cease to wait.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn whoever_asks_is_answered() {
@@ -157,7 +222,7 @@ mod tests {
         for asker in askers {
             asker.await.unwrap();
         }
-        let idle = readers.desk.waiting().idle;
-        assert!(idle <= 16, "{idle} threads for eight askers");
+        let alive = readers.desk.waiting().alive;
+        assert!(alive <= 16, "{alive} threads for eight askers");
     }
 }
