@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use super::directory::Directory;
 use super::doors::Doors;
 use super::events::Events;
-use super::sole::Sole;
+use super::sole::{Sole, location};
 use super::{Coordinator, Core, Durability, Engine, follow, supervisor};
 use crate::error::Error;
 use crate::lease::{LeaseHandle, LockOptions};
@@ -133,12 +133,13 @@ impl CoordinatorBuilder {
     }
 
     /// Opens the store. The runtime that it is called on is the one [where it runs](Coordinator#where-it-runs). One value of a backend has one coordinator at
-    /// a time; where that is being closed it is waited for.
+    /// a time; where that is being closed it is waited for, a minute at most: closing goes on only while the runtime is driven on which that one was opened.
     ///
     /// # Errors
     /// [`Error::Input`] if a limit is zero or out of its range, outside of a tokio runtime, on one without timers, and for a backend that another coordinator
     /// has open (clone that one, or make another value of the backend); [`Error::Store`] if the storage cannot be opened, also where its code or the
-    /// clock's panics, and for a value of a backend that was closed and cannot be opened again.
+    /// clock's panics, and for a value of a backend that was closed and cannot be opened again; retryable if an earlier coordinator of that value is still being
+    /// closed after a minute.
     ///
     /// # Cancel safety
     /// Dropping the future closes what was opened so far.
@@ -166,17 +167,22 @@ impl CoordinatorBuilder {
         }
         LockOptions::check_kept_ttl("lease_ttl", limits.lease_ttl)?;
         let runtime = runtime()?;
-        let sole = Sole::of(&backend).await?;
-        let (opener, location) = (sole.opener(), backend.location());
+        let sole = Arc::new(Sole::of(&backend).await?);
+        let opener = sole.opener();
         // A task of its own: a caller that goes away in the middle drops what it opened, and dropping it closes it.
-        let opening = runtime.spawn(start(Arc::clone(&backend), sole, limits, clock));
+        let opening = runtime.spawn(start(Arc::clone(&backend), Arc::clone(&sole), limits, clock));
         let opened = match opening.await {
-            Ok(opened) => opened.map_err(|error| closed_before(error, &location)),
+            Ok(opened) => opened.map_err(|error| closed_before(error, &*backend)),
             Err(cut) => match cut.try_into_panic() {
                 Ok(panic) => {
                     // What it opened is given up, as far as its code still can. Apart: that may panic too.
-                    let _gives_up_what_it_can = runtime.spawn(async move { backend.close().await }).await.is_err();
-                    let why = format!("{location}: opening it panicked: {}", message_of(&*panic));
+                    let why = format!("{}: opening it panicked: {}", location(&*backend), message_of(&*panic));
+                    sole.leaves();
+                    let closing = async move {
+                        let _nobody_opens_it_meanwhile = sole;
+                        backend.close().await
+                    };
+                    let _gives_up_what_it_can = runtime.spawn(closing).await.is_err();
                     Err(StoreError::not_applied(StoreErrorKind::Io, why).into())
                 }
                 Err(_its_runtime_ended) => Err(Error::Closed),
@@ -201,11 +207,12 @@ fn runtime() -> Result<Handle, InputError> {
 }
 
 /// What a backend that was closed says of itself is no help to whoever is just opening it.
-fn closed_before(error: Error, location: &str) -> Error {
+fn closed_before(error: Error, backend: &dyn StateBackend) -> Error {
     match error {
         Error::Store(error) if error.kind() == StoreErrorKind::Closed => {
             let why = format!(
-                "{location}: this value of the backend was closed, and is not opened again; make a new one with create_state_backend (or as this one was made)"
+                "{}: this value of the backend was closed, and is not opened again; make a new one with create_state_backend (or as this one was made)",
+                location(backend)
             );
             StoreError::not_applied(StoreErrorKind::Closed, why).with_source(error).into()
         }
@@ -237,7 +244,12 @@ async fn last_creation(backend: &dyn StateBackend, clock: &dyn Clock) -> i64 {
     told.ok().and_then(Result::ok).flatten().map_or(0, crate::model::time::micros)
 }
 
-async fn start(backend: Arc<dyn StateBackend>, sole: Sole, limits: Limits, clock: Arc<dyn Clock>) -> Result<Coordinator, Error> {
+async fn start(
+    backend: Arc<dyn StateBackend>,
+    sole: Arc<Sole>,
+    limits: Limits,
+    clock: Arc<dyn Clock>,
+) -> Result<Coordinator, Error> {
     {
         let report = backend.initialize().await?;
         for notice in &report.notices {

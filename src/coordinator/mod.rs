@@ -148,7 +148,7 @@ pub(crate) struct Engine {
     /// Becomes true when closing has ended.
     ended: watch::Sender<bool>,
     /// No other coordinator has this value of the backend.
-    sole: sole::Sole,
+    sole: Arc<sole::Sole>,
 }
 
 impl Coordinator {

@@ -1,12 +1,19 @@
 //! One coordinator for one value of a backend: two would both grant the same lock, and each would go on from a run that the other has changed.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
+use crate::error::Error;
 use crate::model::InputError;
-use crate::store::StateBackend;
+use crate::store::{StateBackend, StoreError, StoreErrorKind};
+
+/// How long one that is being closed is waited for: as long as closing takes where storage does not answer, once for what is written and once for claims.
+const LEAVES_WITHIN: Duration = Duration::from_secs(60);
 
 /// The values that have a coordinator, by their addresses, and whether that is on its way out.
 static TAKEN: Mutex<BTreeMap<usize, watch::Receiver<bool>>> = Mutex::new(BTreeMap::new());
@@ -17,6 +24,12 @@ fn taken() -> MutexGuard<'static, BTreeMap<usize, watch::Receiver<bool>>> {
 
 fn address(backend: &Arc<dyn StateBackend>) -> usize {
     Arc::as_ptr(backend).addr()
+}
+
+/// Where it is, for words: also where its code cannot say so.
+pub(super) fn location(backend: &dyn StateBackend) -> String {
+    catch_unwind(AssertUnwindSafe(|| backend.location()))
+        .unwrap_or_else(|_told_by_its_hook| "a backend that panics when it is asked where it is".to_owned())
 }
 
 /// The right to be the only one. It ends when it is given up, or dropped.
@@ -38,11 +51,12 @@ impl Drop for Held {
 }
 
 impl Sole {
-    /// Takes it; waits for one that is being closed.
+    /// Takes it; waits for one that is being closed, for a while: it may be on a runtime that nobody drives, or in the hands of storage that never answers.
     ///
     /// # Cancel safety
     /// Dropped, it is not taken.
-    pub(super) async fn of(backend: &Arc<dyn StateBackend>) -> Result<Self, InputError> {
+    pub(super) async fn of(backend: &Arc<dyn StateBackend>) -> Result<Self, Error> {
+        let until = Instant::now() + LEAVES_WITHIN;
         loop {
             let mut leaving = {
                 let mut taken = taken();
@@ -58,11 +72,19 @@ impl Sole {
             if !*leaving.borrow() {
                 let why = format!(
                     "{}: this value of it is open in another coordinator; clone that one, or make a value of its own with create_state_backend",
-                    backend.location()
+                    location(&**backend)
                 );
-                return Err(InputError::new("backend", why));
+                return Err(InputError::new("backend", why).into());
             }
-            while leaving.changed().await.is_ok() {}
+            let left = async { while leaving.changed().await.is_ok() {} };
+            if timeout_at(until, left).await.is_err() {
+                let why = format!(
+                    "{}: an earlier coordinator of this value of it is still being opened or closed after {} s: keep the runtime going that it was opened on, or end it; or make a value of its own with create_state_backend",
+                    location(&**backend),
+                    LEAVES_WITHIN.as_secs()
+                );
+                return Err(StoreError::not_applied(StoreErrorKind::Busy, why).into());
+            }
         }
     }
 

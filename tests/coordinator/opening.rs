@@ -3,7 +3,9 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use seeknal_state::model::{Batch, BatchAnswer};
@@ -13,6 +15,7 @@ use seeknal_state::{
     StateBackend, StoreError,
 };
 use tokio::runtime::Builder;
+use tokio::sync::Notify;
 
 /// A clock that has a bug.
 #[derive(Debug)]
@@ -26,7 +29,17 @@ impl Clock for Stopped {
 
 /// A backend that has a bug where it is opened first.
 #[derive(Debug, Default)]
-struct Falling(MemoryBackend);
+struct Falling {
+    inner: MemoryBackend,
+    /// It never answers, instead of panicking.
+    hangs: bool,
+    /// It panics also when it is asked where it is.
+    lost: bool,
+    opened: AtomicUsize,
+    closing: Notify,
+    /// Closing it waits for this, if so.
+    closes: Option<Notify>,
+}
 
 impl StateBackend for Falling {
     fn name(&self) -> &'static str {
@@ -34,23 +47,44 @@ impl StateBackend for Falling {
     }
 
     fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
-        Box::pin(async { panic!("the ladder slipped") })
+        Box::pin(async {
+            self.opened.fetch_add(1, Ordering::SeqCst);
+            if self.hangs {
+                std::future::pending::<()>().await;
+            }
+            panic!("the ladder slipped")
+        })
+    }
+
+    fn location(&self) -> String {
+        assert!(!self.lost, "nobody knows where");
+        "a falling one".to_owned()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async {
+            self.closing.notify_one();
+            if let Some(closes) = &self.closes {
+                closes.notified().await;
+            }
+            self.inner.close().await
+        })
     }
 
     fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>> {
-        self.0.commit(batch)
+        self.inner.commit(batch)
     }
 
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {
-        self.0.load_run(run)
+        self.inner.load_run(run)
     }
 
     fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
-        self.0.list_runs(query)
+        self.inner.list_runs(query)
     }
 
     fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
-        self.0.list_leases()
+        self.inner.list_leases()
     }
 }
 
@@ -59,6 +93,9 @@ async fn an_opening_that_panics_says_so_and_why() {
     let fell = Coordinator::open(Arc::new(Falling::default())).await.unwrap_err();
     assert!(matches!(fell, Error::Store(_)), "{fell:?}");
     assert!(fell.to_string().contains("falling") && fell.to_string().contains("the ladder slipped"), "{fell}");
+
+    let lost = Coordinator::open(Arc::new(Falling { lost: true, ..Falling::default() })).await.unwrap_err();
+    assert!(lost.to_string().contains("the ladder slipped"), "{lost}");
 
     let backend: Arc<dyn StateBackend> = Arc::new(MemoryBackend::new());
     let stopped = Coordinator::builder().clock(Stopped).open(Arc::clone(&backend)).await.unwrap_err();
@@ -103,6 +140,46 @@ async fn who_goes_away_while_it_is_opened_is_not_in_the_way_of_himself() {
     let next = Coordinator::open(Arc::clone(&backend)).await.unwrap();
     assert!(next.get_run("r").await.unwrap().is_some());
     next.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_closed_because_opening_it_panicked_is_opened_by_nobody_meanwhile() {
+    let falling = Arc::new(Falling { closes: Some(Notify::new()), ..Falling::default() });
+    let backend: Arc<dyn StateBackend> = Arc::clone(&falling) as _;
+    let first = tokio::spawn(Coordinator::open(Arc::clone(&backend)));
+    falling.closing.notified().await;
+    let early = tokio::time::timeout(Duration::from_secs(5), Coordinator::open(Arc::clone(&backend))).await;
+    assert!(early.is_err(), "it is being closed: {early:?}");
+    assert_eq!(falling.opened.load(Ordering::SeqCst), 1);
+    falling.closes.as_ref().unwrap().notify_one();
+    assert!(first.await.unwrap().unwrap_err().to_string().contains("the ladder slipped"));
+    falling.closes.as_ref().unwrap().notify_one();
+    assert!(Coordinator::open(backend).await.unwrap_err().to_string().contains("the ladder slipped"));
+}
+
+/// Its runtime stands still, or its storage never answers: that is told, as what may pass.
+#[test]
+fn one_that_is_never_closed_is_not_waited_for_without_an_end() {
+    let told = |opened: Result<Coordinator, Error>| {
+        let error = opened.unwrap_err();
+        assert!(matches!(error, Error::Store(_)) && error.is_retryable(), "{error:?}");
+        assert!(error.to_string().contains("keep the runtime going"), "{error}");
+    };
+    let own = Builder::new_current_thread().enable_all().build().unwrap();
+    // Time goes on as soon as nobody has anything to do.
+    let other = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let backend: Arc<dyn StateBackend> = Arc::new(MemoryBackend::new());
+    drop(own.block_on(Coordinator::open(Arc::clone(&backend))).unwrap());
+    told(other.block_on(Coordinator::open(Arc::clone(&backend))));
+    drop(own);
+    other.block_on(async { Coordinator::open(backend).await.unwrap().close().await.unwrap() });
+
+    let hanging: Arc<dyn StateBackend> = Arc::new(Falling { hangs: true, ..Falling::default() });
+    other.block_on(async {
+        let opening = tokio::time::timeout(Duration::from_secs(5), Coordinator::open(Arc::clone(&hanging))).await;
+        assert!(opening.is_err(), "{opening:?}");
+        told(Coordinator::open(hanging).await);
+    });
 }
 
 #[cfg(all(feature = "file", feature = "sqlite"))]
