@@ -92,8 +92,8 @@ pub enum Durability {
 /// Its own work is done on the runtime on which it was opened, whichever one calls it: a worker that blocks a runtime of its own, or ends it, stops
 /// nobody else. So keep that runtime going (a current-thread one: inside its `block_on`) until the coordinator is closed.
 ///
-/// A call that pauses does so where it is awaited, and panics outside of a tokio runtime with timers: [`transact`](Self::transact) after a conflict,
-/// [`claim_next`](Self::claim_next) while it waits. Everything else may be awaited on any executor, or on none of tokio's.
+/// [`claim_next`](Self::claim_next) pauses where it is awaited, and panics there outside of a tokio runtime with timers. Everything else may be awaited on any
+/// executor, or on none of tokio's; on a tokio runtime that has no timers all but [`Lease::lost`](crate::Lease::lost) and [`Claim::lost`].
 ///
 /// A task of that runtime that blocks its worker until a call answers (by another executor's `block_on`) may keep from running what it waits for: wrap it
 /// in `tokio::task::block_in_place`, or block a thread of your own.

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::turns::Turn;
 use super::{Commit, Coordinator, Engine, Transaction};
 use crate::error::Error;
+use crate::lease::pause_on;
 use crate::model::{Guard, IntoRunId, NodeId, NodeState, Refusal, RunHeader, RunId, Snapshot, Version};
 
 /// How often a transaction is tried before its caller is told that the run is contended.
@@ -159,9 +160,6 @@ impl Coordinator {
     /// # Errors
     /// The closure's own; [`Error::Contended`] after 64 conflicts; else as [`Transaction::commit`].
     ///
-    /// # Panics
-    /// After a conflict, where it pauses: outside of a tokio runtime with timers enabled.
-    ///
     /// # Cancel safety
     /// Dropped before the commit was sent it changes nothing; after, all of it happens or nothing.
     pub async fn transact<T>(
@@ -175,7 +173,7 @@ impl Coordinator {
             if conflicts >= IN_TURN && turns.len() != wanted.len() {
                 // Anew for all of them, in the order of their names; and before anything is read.
                 turns.clear();
-                turns = self.engine().turns.take(&wanted).await;
+                turns = self.engine().turns.take(&wanted, &self.engine().runtime).await;
             }
             let names: Vec<RunId> = wanted.iter().cloned().collect();
             let snapshots = self.engine().committed(&names).await?;
@@ -218,7 +216,8 @@ impl Coordinator {
             // Whose turn it is meets newcomers only, and other processes. Who goes on without one stays out of his way.
             let is_its_turn = !turns.is_empty() && turns.iter().all(Turn::is_held);
             let met = if is_its_turn { conflicts.saturating_sub(IN_TURN) } else { conflicts };
-            tokio::time::sleep(crate::run::jitter(met)).await;
+            // By the coordinator's clock: its caller may have none.
+            let _is_kept = pause_on(&self.engine().runtime, crate::run::jitter(met)).await;
         }
     }
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
+use crate::lease::pause_on;
 use crate::model::RunId;
 
 /// How long a turn is waited for at most. Nobody's right to write depends on one: who has waited that long goes on without it.
@@ -30,18 +32,22 @@ pub(super) struct Turn<'t> {
 
 impl Turns {
     /// Waits for its turn on all of these runs, in the order of their names, so that two such never wait for one another; one that does not come in time
-    /// is done without.
+    /// is done without. Its time is that of the coordinator's runtime.
     ///
     /// # Cancel safety
     /// Dropped, it leaves all queues.
-    pub(super) async fn take(&self, runs: &BTreeSet<RunId>) -> Vec<Turn<'_>> {
+    pub(super) async fn take(&self, runs: &BTreeSet<RunId>, runtime: &Handle) -> Vec<Turn<'_>> {
         let until = Instant::now() + PATIENCE;
         let mut taken = Vec::with_capacity(runs.len());
         for run in runs {
             let queue = Arc::clone(self.runs.entry(run.clone()).or_default().value());
             // Before it waits: it leaves the queue however that ends.
             let mut turn = Turn { turns: self, run: run.clone(), queue: Some(Arc::clone(&queue)), held: None };
-            turn.held = timeout_at(until, queue.lock_owned()).await.ok();
+            turn.held = tokio::select! {
+                biased;
+                held = queue.lock_owned() => Some(held),
+                _ = pause_on(runtime, until.saturating_duration_since(Instant::now())) => None,
+            };
             taken.push(turn);
         }
         taken
@@ -68,14 +74,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_after_another_and_nothing_is_left() {
-        let turns = Turns::default();
+        let (turns, here) = (Turns::default(), Handle::current());
         let [one, both] = [&["a"][..], &["a", "b"]].map(|names| names.iter().map(|name| RunId::new(*name).unwrap()).collect());
-        let first = turns.take(&both).await;
-        assert!(tokio::time::timeout(PATIENCE / 2, turns.take(&one)).await.is_err(), "it is not its turn");
+        let first = turns.take(&both, &here).await;
+        assert!(tokio::time::timeout(PATIENCE / 2, turns.take(&one, &here)).await.is_err(), "it is not its turn");
         let began = Instant::now();
-        let without = turns.take(&one).await;
+        let without = turns.take(&one, &here).await;
         assert_eq!(began.elapsed(), PATIENCE, "it goes on all the same");
-        let (second, ()) = tokio::join!(turns.take(&both), async { drop(first) });
+        let (second, ()) = tokio::join!(turns.take(&both, &here), async { drop(first) });
         assert!(second.iter().all(Turn::is_held) && !without.iter().any(Turn::is_held));
         drop((without, second));
         assert!(turns.runs.is_empty());

@@ -20,6 +20,7 @@ mod keeper;
 mod locks;
 mod manager;
 mod options;
+mod pause;
 mod place;
 mod rows;
 mod table;
@@ -36,6 +37,7 @@ pub use error::{LeaseError, LostReason};
 pub use guard::Lease;
 pub(crate) use handle::LeaseHandle;
 pub use options::LockOptions;
+pub(crate) use pause::pause_on;
 pub(crate) use place::Place;
 
 /// What the lock manager needs of those who write: the way of entries to the storage, and the flush of a run before its lock goes on.

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::error::LostReason;
+use super::pause::pause_on;
 use crate::store::boot_time;
 
 /// A sleeping machine stops tokio's clock: nobody sleeps longer than this before looking at the time again.
@@ -19,11 +21,13 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 pub(super) struct LeaseTime {
     start: Instant,
     boot_start: Duration,
+    /// The runtime that it was made on, for who waits without one.
+    runtime: Option<Handle>,
 }
 
 impl LeaseTime {
     pub(super) fn new() -> Self {
-        Self { start: Instant::now(), boot_start: boot_time() }
+        Self { start: Instant::now(), boot_start: boot_time(), runtime: Handle::try_current().ok() }
     }
 
     /// Tokio's clock follows a test's virtual time but stands still while the machine sleeps; the boot clock does the opposite.
@@ -40,6 +44,16 @@ impl LeaseTime {
     /// Sleeps until then, or for a second at most.
     pub(super) async fn doze(&self, until: Duration) {
         tokio::time::sleep(until.saturating_sub(self.now()).min(LONGEST_SLEEP)).await;
+    }
+
+    /// As [`doze`](Self::doze), also for who has no runtime; `false`: neither has this any more.
+    async fn doze_anywhere(&self, until: Duration) -> bool {
+        let here = Handle::try_current().is_ok();
+        let Some(runtime) = self.runtime.as_ref().filter(|_| !here) else {
+            self.doze(until).await;
+            return true;
+        };
+        pause_on(runtime, until.saturating_sub(self.now()).min(LONGEST_SLEEP)).await
     }
 
     /// Sleeps until then.
@@ -164,7 +178,12 @@ impl Trust {
                 Ok(None) => ended.await,
                 Ok(Some(until)) => tokio::select! {
                     () = ended => {}
-                    () = self.time.doze(until) => {}
+                    is_kept = self.time.doze_anywhere(until) => {
+                        if !is_kept {
+                            // Nobody renews it any more, and nobody is left who would say when it is over.
+                            self.lose(LostReason::Closed);
+                        }
+                    }
                 },
             }
         }

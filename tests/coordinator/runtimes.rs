@@ -10,7 +10,10 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use crate::support::{Lie, LyingBackend};
-use seeknal_state::{ClaimFilter, Coordinator, Durability, NewRun, Next, NodeUpdate, RunQuery, StateBackend, StoreErrorKind};
+use seeknal_state::{
+    ClaimFilter, Coordinator, Durability, LeaseKey, LockOptions, LostReason, NewRun, Next, NodeUpdate, RunId, RunQuery,
+    StateBackend, StoreErrorKind,
+};
 use tokio::runtime::{Builder, Runtime};
 
 /// Longer than anything here takes, however busy the machine is.
@@ -157,6 +160,56 @@ fn questions_are_asked_without_a_runtime_and_after_its_own_has_ended() {
             }
         });
     }
+}
+
+/// What pauses does so by the clock of the coordinator's runtime, if its caller has none.
+#[cfg(feature = "sqlite")]
+#[test]
+fn who_has_no_runtime_pauses_all_the_same() {
+    let own = own();
+    let store = crate::support::Store::of("database");
+    let state = own.block_on(store.open());
+    wait_for(state.create_run("r", NewRun::running())).unwrap();
+    wait_for(state.set_node_state("r", "n", NodeUpdate::pending())).unwrap();
+
+    // Somebody is faster often enough for it to wait for its turn.
+    let mut faster = 0_u64;
+    let deciding = state.transact(|view, tx| {
+        let seen = view.run("r")?.map(|run| run.version());
+        if faster < 5 {
+            faster += 1;
+            wait_for(state.set_node_state("r", "m", NodeUpdate::running().row_count(faster)))?;
+        }
+        tx.set_node_state("r", "m", NodeUpdate::success());
+        Ok(seen)
+    });
+    wait_for(deciding).unwrap();
+    assert_eq!(faster, 5);
+
+    let options = LockOptions::new().ttl(Duration::from_secs(2)).keep_alive(false);
+    let key = LeaseKey::run(RunId::new("other").unwrap());
+    let lease = wait_for(state.acquire(key, options, Duration::ZERO)).unwrap().unwrap();
+    assert_eq!(wait_for(lease.lost()), LostReason::Expired);
+    drop(lease);
+
+    // Storage takes longer to grant it than it lasts.
+    let writer = rusqlite::Connection::open(store.folder.path().join("state.db")).unwrap();
+    writer.busy_timeout(Duration::from_secs(5)).unwrap();
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let claiming = std::thread::spawn({
+        let state = state.clone();
+        move || wait_for(state.claim_node("r", "n", "worker", Duration::from_millis(200)))
+    });
+    std::thread::sleep(Duration::from_millis(600));
+    drop(writer);
+    assert!(claiming.join().unwrap().unwrap().is_none());
+
+    // Nobody is left who would tell when its time is over.
+    let options = LockOptions::new().ttl(Duration::from_secs(3600)).keep_alive(false);
+    let lease = wait_for(state.acquire(LeaseKey::run(RunId::new("other").unwrap()), options, Duration::ZERO)).unwrap().unwrap();
+    drop(own);
+    wait_for(lease.lost());
+    wait_for(state.close()).unwrap();
 }
 
 /// The work of the coordinator ended with its runtime; what it had open is given up all the same, while handles on it live.

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -12,7 +13,7 @@ use super::end::Tries;
 use super::{Claim, Coordinator, Engine};
 use crate::coordinator::write::node_change;
 use crate::error::Error;
-use crate::lease::{LeaseError, LockOptions, Place};
+use crate::lease::{LeaseError, LockOptions, Place, pause_on};
 use crate::model::{
     Fence, Guard, InputError, LeaseKey, LeaseRecord, NodeId, NodeState, NodeStatus, NodeUpdate, Pick, Refusal, RunId, RunStatus,
     Snapshot, Taking, Version, updated,
@@ -55,19 +56,28 @@ pub(super) enum Tried {
 }
 
 /// The way back of a node whose claim was known too late. It comes to its end whether or not somebody waits for that.
-pub(super) struct GivingBack(Option<JoinHandle<()>>);
+pub(super) struct GivingBack {
+    task: Option<JoinHandle<()>>,
+    runtime: Handle,
+}
 
 impl GivingBack {
     /// Waits until it is given back, or storage did not take that.
     pub(super) async fn ended(self) {
-        if let Some(task) = self.0 {
+        if let Some(task) = self.task {
             let _told_in_the_log = task.await;
         }
     }
 
     /// As [`ended`](Self::ended), for a moment: where storage is busy its caller does not wait for it.
     pub(super) async fn ended_in_time(self) {
-        let _still_on_its_way = tokio::time::timeout(GIVING_BACK, self.ended()).await;
+        let runtime = self.runtime.clone();
+        tokio::select! {
+            biased;
+            () = self.ended() => {}
+            // By the coordinator's clock: its caller may have none.
+            _ = pause_on(&runtime, GIVING_BACK) => {}
+        }
     }
 }
 
@@ -158,10 +168,11 @@ impl Coordinator {
             Err(LeaseError::RunEnded { .. }) => return Ok(Tried::Taken),
             Err(error) => {
                 let claimed = committed.runs.first().filter(|_| !given_up).map(|claimed| claimed.after);
-                let back = GivingBack(claimed.map(|claimed| {
+                let task = claimed.map(|claimed| {
                     let (waited_for, run, node) = (WaitedFor::new(engine), run.clone(), node.clone());
                     engine.runtime.spawn(async move { waited_for.0.unclaim(&run, &node, claimed).await })
-                }));
+                });
+                let back = GivingBack { task, runtime: engine.runtime.clone() };
                 return match error {
                     // This process was asleep for longer than the lease lasts, or storage was.
                     LeaseError::NotFound { .. } => Ok(Tried::TooLate(back)),

@@ -24,17 +24,14 @@ pub(super) enum Ask {
     Primary,
 }
 
-/// A pause before the next attempt: longer every time, and never the same for two who collided. Who asks may have no runtime: then it is one of the client's.
+/// A pause before the next attempt: longer every time, and never the same for two who collided. Who asks may have no runtime, or no timers: it is one of the
+/// client's.
 pub(super) async fn pause(client: &Client, attempt: u32) {
     let most = 5_u64 << attempt.min(5);
     // The low bits of the name are random.
     let [.., dice] = uuid::Uuid::now_v7().into_bytes();
     let share = most.saturating_mul(u64::from(dice)) / 256;
     let pause = Duration::from_millis(1 + most / 2 + share);
-    if tokio::runtime::Handle::try_current().is_ok() {
-        tokio::time::sleep(pause).await;
-        return;
-    }
     let _closed_meanwhile = client.beside(async move { tokio::time::sleep(pause).await }).await.is_none();
 }
 
