@@ -2,7 +2,10 @@
 #![cfg(all(feature = "file", feature = "sqlite"))]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use crate::support::{Lie, LyingBackend, Store};
@@ -197,4 +200,32 @@ async fn a_write_that_storage_does_not_answer_is_not_given_up_with_claims() {
         assert_untouched(&state, claim.node_id()).await;
     }
     state.close().await.unwrap();
+}
+
+/// Its caller is gone, and so is the last handle: it is closed, and whoever opens it again waits for that.
+#[tokio::test]
+async fn a_claim_on_its_way_keeps_nothing_open() {
+    let backend = LyingBackend::new(false);
+    let open = || Coordinator::open(Arc::clone(&backend) as Arc<dyn StateBackend>);
+    let state = open().await.unwrap();
+    begin(&state, 1).await;
+    let sent = backend.commits.load(Ordering::SeqCst);
+    backend.close_gate();
+    {
+        let mut claiming = pin!(state.claim_node(RUN, "n0", "w", Duration::from_secs(30)));
+        tokio::select! {
+            biased;
+            early = &mut claiming => panic!("storage has not answered: {early:?}"),
+            () = backend.arrived(sent + 1) => {}
+        }
+    }
+    drop(state);
+    let mut opening = pin!(open());
+    let early = opening.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert!(early.is_pending(), "it is being closed: {early:?}");
+    backend.open_gate();
+    let next = opening.await.unwrap();
+    assert_untouched(&next, "n0").await;
+    assert_eq!(next.list_locks().await.unwrap(), []);
+    next.close().await.unwrap();
 }

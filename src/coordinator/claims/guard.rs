@@ -7,7 +7,7 @@ use tracing::Instrument;
 
 use super::end::{End, Held, Telling};
 use super::take::WaitedFor;
-use crate::coordinator::{Commit, Coordinator};
+use crate::coordinator::{Commit, Coordinator, Engine};
 use crate::error::Error;
 use crate::lease::{Lease, LostReason};
 use crate::model::{Fence, FencingToken, InputError, NodeId, NodeState, NodeStatus, NodeUpdate, RunId};
@@ -27,15 +27,22 @@ use crate::model::{Fence, FencingToken, InputError, NodeId, NodeState, NodeStatu
 /// [`Error::Closed`]. If the process dies instead, the lease ends, and whoever looks next takes the node over on its next attempt.
 #[must_use = "a claim that is dropped is given back"]
 pub struct Claim {
-    state: Arc<NodeState>,
+    // Before the handle: closing waits until it is given back.
+    granted: Granted,
     coordinator: Coordinator,
+}
+
+/// What a claim is made of, also while it is on its way to who asked for it. Dropped, it is given back.
+pub(super) struct Granted {
+    engine: Arc<Engine>,
+    state: Arc<NodeState>,
     held: Arc<Held>,
     commit: Commit,
 }
 
-impl Claim {
+impl Granted {
     pub(super) fn new(
-        coordinator: Coordinator,
+        engine: &Arc<Engine>,
         run: RunId,
         node: NodeId,
         state: Arc<NodeState>,
@@ -43,43 +50,49 @@ impl Claim {
         commit: Commit,
     ) -> Self {
         let held = Held::new(run, node, lease);
-        coordinator.engine().held.add(&held);
-        Self { state, coordinator, held, commit }
+        engine.held.add(&held);
+        Self { engine: Arc::clone(engine), state, held, commit }
+    }
+}
+
+impl Claim {
+    pub(super) fn new(coordinator: Coordinator, granted: Granted) -> Self {
+        Self { granted, coordinator }
     }
 
     /// The run.
     pub fn run_id(&self) -> &RunId {
-        &self.held.run
+        &self.granted.held.run
     }
 
     /// The node.
     pub fn node_id(&self) -> &NodeId {
-        &self.held.node
+        &self.granted.held.node
     }
 
     /// Which attempt this is; the first one is 1.
     pub fn attempt(&self) -> u32 {
-        self.state.attempt
+        self.granted.state.attempt
     }
 
     /// The node as it was when it was claimed.
     pub fn node_state(&self) -> &NodeState {
-        &self.state
+        &self.granted.state
     }
 
     /// The fencing token of its lease: higher than that of every earlier claim of the same node.
     pub fn token(&self) -> FencingToken {
-        self.held.lease.token()
+        self.granted.held.lease.token()
     }
 
     /// The commit that made it: its place in the order of the store, the run's versions.
     pub fn commit(&self) -> &Commit {
-        &self.commit
+        &self.granted.commit
     }
 
     /// Its lease: what remains of it, whether it is lost.
     pub fn lease(&self) -> Option<&Lease> {
-        self.held.lease()
+        self.granted.held.lease()
     }
 
     /// Whether it is lost, or has ended: somebody else may work on the node, and nothing more can be told.
@@ -93,17 +106,17 @@ impl Claim {
     /// # Cancel safety
     /// Safe: dropping the future changes nothing.
     pub async fn lost(&self) -> LostReason {
-        let mut ended = self.held.ended.subscribe();
+        let mut ended = self.granted.held.ended.subscribe();
         tokio::select! {
             biased;
             ended = ended.wait_for(Option::is_some) => ended.ok().and_then(|ended| *ended).unwrap_or(LostReason::Ended),
-            reason = self.held.lease.lost() => reason,
+            reason = self.granted.held.lease.lost() => reason,
         }
     }
 
     /// A coordinator whose writes are refused once this claim is lost: for what is noted while the work goes on.
     pub fn fenced(&self) -> Coordinator {
-        self.coordinator.with_lease(&self.held.lease)
+        self.coordinator.with_lease(&self.granted.held.lease)
     }
 
     /// Tells that the work is done: `success` unless the update names another end (`cached`, `skipped`, `failed`). That deferred writes on the run were lost
@@ -139,17 +152,17 @@ impl Claim {
             None => update.and_status(NodeStatus::Success),
             Some(status) if status.is_ended() => update,
             Some(status) => {
-                let what = format!("end of node {:?}", self.held.node);
+                let what = format!("end of node {:?}", self.granted.held.node);
                 let why =
                     format!("{status} is no end; name success, failed, skipped or cached, or give the claim back with release()");
                 return Err(InputError::new(what, why).into());
             }
         };
-        if update.attempt.is_some_and(|attempt| attempt != self.state.attempt) {
-            let what = format!("end of node {:?}", self.held.node);
+        if update.attempt.is_some_and(|attempt| attempt != self.granted.state.attempt) {
+            let what = format!("end of node {:?}", self.granted.held.node);
             let why = format!(
                 "it names another attempt than the claim's, {}; leave it out, or begin the next one with retry()",
-                self.state.attempt
+                self.granted.state.attempt
             );
             return Err(InputError::new(what, why).into());
         }
@@ -180,8 +193,8 @@ impl Claim {
     pub async fn retry(&self, error: impl AsRef<str>) -> Result<Commit, Error> {
         let token = self.token();
         let mut told = vec![NodeUpdate::failed(error).token(token)];
-        if self.state.max_attempts.is_none_or(|most| self.state.attempt < most) {
-            told.push(NodeUpdate::pending().attempt(self.state.attempt.saturating_add(1)));
+        if self.granted.state.max_attempts.is_none_or(|most| self.granted.state.attempt < most) {
+            told.push(NodeUpdate::pending().attempt(self.granted.state.attempt.saturating_add(1)));
         }
         self.tell(told, self.coordinator.fences.clone()).await
     }
@@ -210,28 +223,28 @@ impl Claim {
         let end = End {
             engine: Arc::clone(engine),
             fences,
-            held: Arc::clone(&self.held),
+            held: Arc::clone(&self.granted.held),
             as_what: LostReason::Ended,
             caller: Arc::downgrade(&caller),
         };
-        let telling = Telling::new(&self.held);
+        let telling = Telling::new(&self.granted.held);
         let task = async move {
             let _until_it_is_told = (waited_for, telling);
             end.tell(&updates).await
         };
         let told = engine.apart(task.in_current_span()).await;
         drop(caller);
-        told.unwrap_or_else(|cut| Err(if cut.begun { Error::Unknown(self.held.run.clone()) } else { Error::Closed }))
+        told.unwrap_or_else(|cut| Err(if cut.begun { Error::Unknown(self.granted.held.run.clone()) } else { Error::Closed }))
     }
 }
 
-impl Drop for Claim {
+impl Drop for Granted {
     fn drop(&mut self) {
-        let engine = self.coordinator.engine();
+        let engine = &self.engine;
         // Counted before it is taken out: closing gives it back, or waits until it is.
         let waited_for = WaitedFor::new(engine);
         engine.held.remove(&self.held);
-        if self.is_lost() {
+        if self.held.lease().is_none_or(Lease::is_lost) {
             return;
         }
         let giving_back = End::give_back(Arc::clone(engine), Arc::clone(&self.held));
@@ -246,9 +259,9 @@ impl Drop for Claim {
 impl fmt::Debug for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Claim")
-            .field("run", &self.held.run)
-            .field("node", &self.held.node)
-            .field("attempt", &self.state.attempt)
+            .field("run", &self.granted.held.run)
+            .field("node", &self.granted.held.node)
+            .field("attempt", &self.granted.state.attempt)
             .field("token", &self.token())
             .finish_non_exhaustive()
     }

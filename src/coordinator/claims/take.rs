@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::board::Picked;
 use super::end::Tries;
+use super::guard::Granted;
 use super::{Claim, Coordinator, Engine};
 use crate::coordinator::write::node_change;
 use crate::error::Error;
@@ -43,8 +44,8 @@ pub(super) struct Want {
 }
 
 /// What became of it.
-pub(super) enum Tried {
-    Claimed(Claim),
+pub(super) enum Tried<C = Claim> {
+    Claimed(C),
     /// Somebody else has it, or it is not what it was.
     Taken,
     /// Somebody keeps everybody out of the whole run, or of the whole store.
@@ -53,6 +54,18 @@ pub(super) enum Tried {
     GaveUp,
     /// Storage took so long that the lease was over before it was known. The node is as it was, on the same attempt, as soon as it is given back.
     TooLate(GivingBack),
+}
+
+impl Tried<Granted> {
+    fn by(self, asker: &Coordinator) -> Tried {
+        match self {
+            Self::Claimed(granted) => Tried::Claimed(Claim::new(asker.clone(), granted)),
+            Self::Taken => Tried::Taken,
+            Self::Locked(holder) => Tried::Locked(holder),
+            Self::GaveUp => Tried::GaveUp,
+            Self::TooLate(back) => Tried::TooLate(back),
+        }
+    }
 }
 
 /// The way back of a node whose claim was known too late. It comes to its end whether or not somebody waits for that.
@@ -102,20 +115,23 @@ impl Coordinator {
         }
     }
 
-    /// Claims in a task of its own: the claim travels in the answer, so that a caller who is gone by then gives it back.
+    /// Claims in a task of its own: what is granted travels in the answer, so that it is given back if the caller is gone by then. Neither keeps the coordinator
+    /// open: that is closed when its last handle goes, and waits for them.
     pub(super) async fn try_claim(&self, want: Want) -> Result<Tried, Error> {
         let (reply, answer) = oneshot::channel();
-        let state = self.clone();
-        let waited_for = WaitedFor::new(self.engine());
+        let (engine, under) = (Arc::clone(self.engine()), self.fences.clone());
+        let waited_for = WaitedFor::new(&engine);
         self.engine().runtime.spawn(async move {
             let _until_it_is_held_or_given_back = waited_for;
-            let _caller_gone = reply.send(state.claim(want).await);
+            let _caller_gone = reply.send(engine.claim(want, under.as_deref().unwrap_or_default()).await);
         });
-        answer.await.unwrap_or(Err(Error::Closed))
+        answer.await.unwrap_or(Err(Error::Closed)).map(|tried| tried.by(self))
     }
+}
 
-    async fn claim(&self, want: Want) -> Result<Tried, Error> {
-        let engine = self.engine();
+impl Engine {
+    async fn claim(self: &Arc<Self>, want: Want, under: &[Fence]) -> Result<Tried<Granted>, Error> {
+        let engine = self;
         if engine.is_closed() {
             return Err(Error::Closed);
         }
@@ -137,7 +153,7 @@ impl Coordinator {
         let mut op = Op {
             mutations: vec![node_change(node.clone(), update.clone())],
             guards,
-            fences: self.fences.as_deref().map(<[Fence]>::to_vec).unwrap_or_default(),
+            fences: under.to_vec(),
             leases: place.grant().into_iter().collect(),
             hasty,
             // Told by what the worker writes itself.
@@ -195,7 +211,7 @@ impl Coordinator {
         if taking == Taking::TakeOver {
             tracing::info!(%run, %node, attempt = state.attempt, "a node was taken over: its worker vanished");
         }
-        Ok(Tried::Claimed(Claim::new(self.clone(), run, node, state, lease, committed.into())))
+        Ok(Tried::Claimed(Granted::new(engine, run, node, state, lease, committed.into())))
     }
 }
 
