@@ -190,7 +190,10 @@ impl Coordinator {
             if tx.is_empty() {
                 return Ok((value, Commit { seq: None, runs: Vec::new() }));
             }
-            view.guard(&mut tx);
+            // Leases alone are no decision on what was read: it gets no new version by that.
+            if tx.is_of_runs() {
+                view.guard(&mut tx);
+            }
             let View { runs: seen, .. } = view;
             let error = match tx.commit().await {
                 Ok(commit) => return Ok((value, commit)),

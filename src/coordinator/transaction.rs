@@ -185,7 +185,7 @@ impl Transaction {
     }
 
     /// The lease must be held when the transaction commits: decided by its token, in the commit itself. It is no change of a run: alone it gives none a new
-    /// version.
+    /// version, also in [`transact`](Coordinator::transact) that read some.
     pub fn fenced_by(&mut self, lease: &Lease) -> &mut Self {
         let fence = lease.fence();
         if !self.work.fences.contains(&fence) {
@@ -242,6 +242,11 @@ impl Transaction {
             keep_first(&mut draft.guards);
         }
         state.commit_work(work).await
+    }
+
+    /// Whether it has a step or a condition, and not leases alone.
+    pub(super) fn is_of_runs(&self) -> bool {
+        !self.work.runs.is_empty()
     }
 
     pub(super) fn guard(&mut self, run: RunId, guard: Guard) {

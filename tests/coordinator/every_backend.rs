@@ -142,7 +142,9 @@ async fn conditions_and_fences_alone_are_decided_too(store: Store) {
         tx.commit().await
     };
     let in_transact = async || {
-        let decided = state.transact(|_, tx| {
+        let decided = state.transact(|view, tx| {
+            // What is only read is no condition of its own.
+            let _version = view.run("r")?.map(|run| run.version());
             tx.fenced_by(&lease);
             Ok(())
         });
