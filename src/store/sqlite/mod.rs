@@ -41,7 +41,7 @@ use std::time::Duration;
 #[cfg(feature = "project")]
 use chrono::{DateTime, Utc};
 use rusqlite::Connection;
-use tokio::sync::{OnceCell, Semaphore, mpsc, oneshot};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use self::follow::{Follower, Foreign};
 use self::owners::Deaths;
@@ -185,6 +185,11 @@ impl Shared {
         found
     }
 
+    /// Waits until there are not too many who read.
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, StoreError> {
+        Arc::clone(&self.turns).acquire_owned().await.map_err(|_| StoreError::closed())
+    }
+
     fn idle(&self) -> MutexGuard<'_, Option<Vec<Connection>>> {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -291,7 +296,7 @@ impl SqliteBackend {
         Box::pin(async move {
             self.opened()?;
             let shared = Arc::clone(&self.shared);
-            let turn = Arc::clone(&shared.turns).acquire_owned().await.map_err(|_| StoreError::closed())?;
+            let turn = shared.turn().await?;
             self.readers
                 .ask(move || {
                     // Given back when it is done, also where nobody waits for it any more.
@@ -376,7 +381,15 @@ impl StateBackend for SqliteBackend {
 
     fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
         let (at, own) = (Arc::clone(&self.shared.at), self.process());
-        Box::pin(self.readers.ask(move || owners::list(&at.path, own.as_ref())))
+        Box::pin(async move {
+            let turn = self.shared.turn().await?;
+            self.readers
+                .ask(move || {
+                    let _turn = turn;
+                    owners::list(&at.path, own.as_ref())
+                })
+                .await
+        })
     }
 
     fn known_openings(&self) -> KnownOpenings {

@@ -201,6 +201,20 @@ mod tests {
         assert_eq!(readers.desk.waiting().alive, 1);
     }
 
+    #[tokio::test]
+    async fn who_asks_for_the_openings_waits_for_his_turn_as_all_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = crate::BackendOptions::new().base_path(folder.path());
+        let backend = crate::store::sqlite::SqliteBackend::new(&options);
+        let turns = Arc::clone(&backend.shared.turns);
+        let all = turns.acquire_many(16).await.unwrap();
+        let mut asking = crate::store::StateBackend::processes(&backend);
+        assert!(asking.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_pending());
+        assert_eq!(backend.readers.desk.waiting().alive, 0, "no thread is started for it");
+        drop(all);
+        assert_eq!(asking.await.unwrap().len(), 0);
+    }
+
     fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> std::task::Poll<F::Output> {
         future.poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
     }
