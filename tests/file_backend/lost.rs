@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// How many tokens [`killed`] gave out.
+const TOKENS: u64 = 1000;
+
 /// A killed writer's folder, whose document has a journal that goes on from it; and the version that was given out last.
 async fn killed() -> (tempfile::TempDir, Version) {
     let folder = tempfile::tempdir().unwrap();
@@ -9,6 +12,7 @@ async fn killed() -> (tempfile::TempDir, Version) {
     create(&backend, "run_1", 0).await;
     backend.close().await.unwrap();
     let backend = open(folder.path()).await;
+    assert_eq!(backend.reserve_tokens(TOKENS).await.unwrap().end, TOKENS + 1);
     let mut last = Version::NONE;
     for second in 1..9 {
         last = set(&backend, "run_1", "n", NodeUpdate::success(), second).await.runs[0].after;
@@ -54,26 +58,34 @@ fn frames(path: &Path) -> Vec<usize> {
     bytes.windows(4).enumerate().filter(|(_, w)| *w == b"SKF1").map(|(at, _)| at).collect()
 }
 
+/// What a repair has to do with.
+const DAMAGES: [&str; 6] =
+    ["cut", "cut before its first record", "header", "shortened", "document", "document, without its journal"];
+
+fn damage(folder: &Path, what: &str) {
+    let path = journal(folder);
+    match what {
+        "cut" => flip(&path, frames(&path)[3] + 40),
+        "cut before its first record" => flip(&path, frames(&path)[0] + 40),
+        "header" => flip(&path, 5),
+        "shortened" => {
+            let bytes = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &bytes[..300]).unwrap();
+        }
+        "document" => std::fs::write(document(folder), "{").unwrap(),
+        _ => {
+            std::fs::write(document(folder), "{").unwrap();
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn no_version_is_used_twice_after_a_repair() {
-    for what in ["cut", "cut before its first record", "header", "shortened", "document", "document, without its journal"] {
+    for what in DAMAGES {
         for between in ["nothing", "an idle opening", "another repair"] {
             let (folder, last) = killed().await;
-            let path = journal(folder.path());
-            match what {
-                "cut" => flip(&path, frames(&path)[3] + 40),
-                "cut before its first record" => flip(&path, frames(&path)[0] + 40),
-                "header" => flip(&path, 5),
-                "shortened" => {
-                    let bytes = std::fs::read(&path).unwrap();
-                    std::fs::write(&path, &bytes[..300]).unwrap();
-                }
-                "document" => std::fs::write(document(folder.path()), "{").unwrap(),
-                _ => {
-                    std::fs::write(document(folder.path()), "{").unwrap();
-                    std::fs::remove_file(&path).unwrap();
-                }
-            }
+            damage(folder.path(), what);
             let what = format!("{what}, then {between}");
             let done = repair(folder.path(), at(0), what.starts_with("document")).unwrap();
             assert!(!done.is_empty(), "{what}");
@@ -85,6 +97,47 @@ async fn no_version_is_used_twice_after_a_repair() {
             goes_on_behind(folder.path(), last, &what).await;
         }
     }
+}
+
+#[tokio::test]
+async fn no_token_and_no_version_is_used_twice_after_a_repair_that_finds_no_lock() {
+    for what in DAMAGES {
+        for lock in ["removed", "emptied", "of before the first record"] {
+            let (folder, last) = killed().await;
+            damage(folder.path(), what);
+            let path = folder.path().join("run_state.json.lock");
+            match lock {
+                "removed" => std::fs::remove_file(&path).unwrap(),
+                "emptied" => std::fs::write(&path, "").unwrap(),
+                _ => std::fs::write(&path, r#"{"token":3,"seq":0}"#).unwrap(),
+            }
+            let what = format!("{what}, its lock {lock}");
+            let done = repair(folder.path(), at(1_000_000), what.starts_with("document")).unwrap();
+            let (backend, notices) = open_told(folder.path()).await;
+            let told = |line: &String| line.contains("run_state.json.lock") && line.contains("tokens go on behind");
+            assert_eq!(done.iter().chain(&notices).filter(|line| told(line)).count(), 1, "{what}: {done:?}, {notices:?}");
+            let tokens = backend.reserve_tokens(1).await.unwrap();
+            assert!(tokens.start > TOKENS, "{what}: tokens up to {TOKENS} were given out, {tokens:?} come next");
+            backend.close().await.unwrap();
+            goes_on_behind(folder.path(), last, &what).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_copy_is_made_anew_and_no_token_is_used_twice_where_nothing_else_tells_of_any() {
+    let (folder, _) = killed().await;
+    std::fs::remove_file(journal(folder.path())).unwrap();
+    std::fs::remove_file(folder.path().join("run_state.json.lock")).unwrap();
+    std::fs::remove_file(document(folder.path())).unwrap();
+    std::fs::write(document(folder.path()), r#"{"run_id": "theirs", "nodes": {"n": {"status": "success"}}}"#).unwrap();
+    std::fs::write(folder.path().join("run_state.json.prev"), "{").unwrap();
+    let done = repair(folder.path(), at(1_000_000), false).unwrap();
+    assert!(done.iter().any(|line| line.contains("run_state.json.prev")), "{done:?}");
+    let backend = open(folder.path()).await;
+    let tokens = backend.reserve_tokens(1).await.unwrap();
+    assert!(tokens.start > TOKENS, "tokens up to {TOKENS} were given out, {tokens:?} come next");
+    backend.close().await.unwrap();
 }
 
 #[tokio::test]

@@ -9,7 +9,9 @@ use super::journal::{HEADER_LEN, Header, Kind, Stored, frame_at, last_written, l
 use super::lock::Lock;
 use super::paths::{self, Paths};
 use super::record::Record;
+use super::recover;
 use crate::model::{CommitSeq, Ledger};
+use crate::store::highwater::far_behind;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// A journal as far as it is good.
@@ -20,6 +22,22 @@ struct Good {
     tail: u64,
     /// What it makes of the state that it goes on from; `None` if it is not known which that is.
     ledger: Option<Ledger>,
+}
+
+/// Notes, before anything is put away that tells of them, that versions go on behind all numbers that were given out. `last` is the last one that is lost, where
+/// that can be read. A lock file that knows less than what lies there knows nothing of tokens either: that is made up for here, because the next opening finds
+/// numbers in it.
+pub(super) fn skip(
+    paths: &Paths,
+    lock: &mut Lock,
+    last: Option<u64>,
+    now: DateTime<Utc>,
+    done: &mut Vec<String>,
+) -> Result<(), StoreError> {
+    let told = recover::told(paths)?.max(last.unwrap_or(0));
+    let is_known = last.is_some() || told <= lock.seq();
+    done.extend(lock.make_up_for(Some(if is_known { told } else { far_behind(told, now) }), paths, now)?);
+    lock.skip(last.unwrap_or(0))
 }
 
 /// Cuts each journal at its first frame that is bad, does not go on where the one before it ended, or is refused by the state as it was then; or sets a journal
@@ -68,7 +86,7 @@ fn begun(
 ) -> Result<Option<(Stored, Header)>, StoreError> {
     match Stored::read(journal) {
         Err(error) if error.kind() == StoreErrorKind::Corrupt => {
-            lock.skip(0)?;
+            skip(paths, lock, None, now, done)?;
             let aside = Paths::aside(journal, "damaged", now);
             paths::rename(journal, &aside)?;
             paths.sync_folder()?;
@@ -119,7 +137,7 @@ fn cut(
 ) -> Result<(), StoreError> {
     let end = good.end;
     let Some(last) = last_written(&stored.bytes, end) else { return Ok(()) };
-    lock.skip(stored.last_seq())?;
+    skip(paths, lock, stored.last_seq(), now, done)?;
     let aside = Paths::aside(&stored.path, "damaged", now);
     let access = paths.access()?;
     paths::write_new(&aside, &stored.bytes, access)?;

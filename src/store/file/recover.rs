@@ -343,6 +343,20 @@ fn copied_seq(paths: &Paths) -> Result<Option<u64>, StoreError> {
     Ok(Some(document::read(&paths.previous, &bytes, 0).map_or(1, |previous| previous.ledger.seq().0)))
 }
 
+/// The highest number that anything which lies there tells of; one at least, where something lies there. What cannot be read tells nothing more.
+pub(super) fn told(paths: &Paths) -> Result<u64, StoreError> {
+    let document = paths::read(&paths.document)?.map(|(bytes, _)| {
+        let read = document::read(&paths.document, &bytes, 0).ok();
+        read.filter(|document| document.is_ours).map_or(1, |document| document.ledger.seq().0)
+    });
+    let told_by = |journal| match Stored::read(journal) {
+        Err(error) if error.kind() == StoreErrorKind::Corrupt => Ok(Some(1)),
+        stored => Ok(stored?.and_then(|stored| stored.last_seq())),
+    };
+    let told = [document, copied_seq(paths)?, told_by(&paths.journal)?, told_by(&paths.next)?];
+    Ok(told.into_iter().flatten().max().unwrap_or(0))
+}
+
 /// Finds out what the journals are to the document, and replays those that continue it.
 fn join_journals(state: &mut State, journal: Option<Stored>, next: Option<Stored>) -> Result<(), StoreError> {
     let mut begun = |stored: Option<Stored>| {

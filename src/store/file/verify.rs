@@ -101,7 +101,8 @@ fn check_versions(ledger: &crate::model::Ledger, report: &mut VerifyReport) {
 /// `<file>.damaged-<UTC>`. A journal is cut at its first frame that is bad or does not fit; a journal that cannot be joined at all is set aside. A lock file that
 /// cannot be read is written anew, with tokens far behind those that were given out. A copy of the last document that cannot be read is made anew from
 /// the document. A document that cannot be read is replaced by the previous one only if `use_previous` says so: it is older, and a journal that continued the damaged
-/// one is set aside with what it holds. Before records are dropped or set aside the lock file notes it: versions go on behind them. A sound state is left as it is.
+/// one is set aside with what it holds. Before records are dropped or set aside the lock file notes it: versions go on behind them, and tokens far behind
+/// where that file was emptied or removed. A sound state is left as it is.
 ///
 /// # Errors
 /// [`StoreErrorKind::Busy`] while a writer has the state open; [`StoreErrorKind::Corrupt`] if the document cannot be read (or is missing beside a journal with
@@ -155,7 +156,7 @@ fn repair_locked(
         }
         for journal in [&paths.next, &paths.journal] {
             if journal.exists() {
-                lock.skip(told_by(journal))?;
+                mend::skip(paths, lock, told_by(journal), now, done)?;
                 let aside = Paths::aside(journal, "damaged", now);
                 paths::rename(journal, &aside)?;
                 done.push(format!("{}: it cannot be joined ({error}); it is kept as {}", journal.display(), aside.display()));
@@ -177,6 +178,8 @@ fn mend_copy(paths: &Paths, lock: &mut Lock, now: DateTime<Utc>, done: &mut Vec<
     if !is_damaged || !paths.document.exists() {
         return Ok(());
     }
+    // The copy may be all that tells of numbers which a lock file that was emptied or removed does not know.
+    done.extend(lock.make_up_for(Some(recover::told(paths)?), paths, now)?);
     let mut state = recover::read(paths, lock.seq())?;
     if state.loses_versions(lock.seq(), lock.left()) {
         // The copy that takes its place will say that the document is the newest one.
@@ -203,10 +206,10 @@ fn bring_back_previous(paths: &Paths, lock: &mut Lock, now: DateTime<Utc>, done:
         ));
     };
     let previous = document::read(&paths.previous, &bytes, lock.seq())?;
-    // What was written after it is lost, unless a journal goes on from it.
+    // What was written after it is lost, unless a journal goes on from it. A lock file that knows less does not know what was.
     let seq = previous.ledger.seq().0;
-    if lock.seq() > seq && !Files::beside(paths, (bytes.clone(), identity)).is_ok_and(|files| files.go_on(paths, lock.seq())) {
-        lock.skip(seq)?;
+    if lock.seq() != seq && !Files::beside(paths, (bytes.clone(), identity)).is_ok_and(|files| files.go_on(paths, lock.seq())) {
+        mend::skip(paths, lock, None, now, done)?;
     }
     let aside = Paths::aside(&paths.document, "damaged", now);
     let place = paths.place();
@@ -235,6 +238,6 @@ fn bring_back_previous(paths: &Paths, lock: &mut Lock, now: DateTime<Utc>, done:
 }
 
 /// The last record that a journal tells of; nothing where it cannot be read.
-fn told_by(journal: &Path) -> u64 {
-    Stored::read(journal).ok().flatten().map_or(0, |stored| stored.last_seq())
+fn told_by(journal: &Path) -> Option<u64> {
+    Stored::read(journal).ok().flatten().and_then(|stored| stored.last_seq())
 }

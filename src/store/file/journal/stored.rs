@@ -79,10 +79,10 @@ impl Stored {
         content
     }
 
-    /// The last record of its valid frames, also of those behind a broken one; zero where there is none that can be read.
-    pub(in crate::store::file) fn last_seq(&self) -> u64 {
+    /// The last record of its valid frames, also of those behind a broken one; `None` where there is none that can be read.
+    pub(in crate::store::file) fn last_seq(&self) -> Option<u64> {
         let last = self.last_lines(&self.content()).last().and_then(|line| serde_json::from_slice::<Record>(line).ok());
-        last.map_or(0, |record| record.seq.0)
+        last.map(|record| record.seq.0)
     }
 
     /// The lines of its last valid frame.
