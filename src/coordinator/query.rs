@@ -147,7 +147,7 @@ impl Coordinator {
     pub async fn list_runs(&self, query: &RunQuery) -> Result<RunPage, Error> {
         self.engine().settle_deferred().await;
         // The field may hold what the setter would not take.
-        let query = query.clone().limit(query.limit);
+        let query = query.clamped();
         Ok(self.engine().backend.list_runs(&query).await?)
     }
 

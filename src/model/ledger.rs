@@ -429,6 +429,7 @@ impl Ledger {
 
     /// One page of runs, newest first.
     pub fn list(&self, query: &RunQuery) -> RunPage {
+        let query = &query.clamped();
         let after = query.after.as_ref().map(|cursor| (cursor.created_at, cursor.run_id.clone()));
         let upper = match &after {
             Some(key) => std::ops::Bound::Excluded(key),

@@ -94,7 +94,7 @@ pub struct RunQuery {
     pub filter: RunFilter,
     /// Begin after this place; `None` is the first page.
     pub after: Option<RunCursor>,
-    /// How many runs at most, 1 to 1,000; 100 by default.
+    /// How many runs at most, 1 to 1,000 (what is outside of that counts as the nearest of these); 100 by default.
     pub limit: usize,
     /// Whether a run that cannot be read is named in the page ([`RunPage::unreadable`]), instead of failing it. A backend that cannot do that fails it.
     pub names_unreadable: bool,
@@ -128,6 +128,12 @@ impl RunQuery {
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = limit.clamp(1, 1000);
         self
+    }
+
+    /// The query as a backend answers it: a limit outside of 1 to 1,000 counts as the nearest of these, so that every page ends and none is empty before the last.
+    #[must_use]
+    pub fn clamped(&self) -> Self {
+        self.clone().limit(self.limit)
     }
 }
 

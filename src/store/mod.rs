@@ -233,7 +233,7 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>>;
 
     /// One page of runs, newest first. A run that cannot be read fails it, or is named in the page by a backend that can tell it from the others, if the query asks
-    /// for that ([`RunQuery::names_unreadable`]).
+    /// for that ([`RunQuery::names_unreadable`]). Limits count as [`RunQuery::clamped`] says.
     fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>>;
 
     /// All leases that are held and not expired.

@@ -196,7 +196,7 @@ impl StateBackend for LibsqlBackend {
     }
 
     fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
-        Box::pin(async move { list::list(self.client()?, query).await })
+        Box::pin(async move { list::list(self.client()?, &query.clamped()).await })
     }
 
     fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {

@@ -315,7 +315,7 @@ impl StateBackend for PostgresBackend {
     }
 
     fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
-        let query = query.clone();
+        let query = query.clamped();
         self.ask(|shared| async move { read::list(&shared.pool, &query).await })
     }
 

@@ -349,7 +349,7 @@ impl StateBackend for SqliteBackend {
     }
 
     fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
-        let query = query.clone();
+        let query = query.clamped();
         self.ask(move |conn| read::list(conn, &query))
     }
 
