@@ -132,3 +132,27 @@ async fn a_vacuum_makes_the_file_smaller_and_leaves_it_whole() {
     assert!(lock(&backend, &LeaseKey::run(run_id("x")), "a", 60_000).await.unwrap() > token);
     backend.close().await.unwrap();
 }
+
+/// Without the counters nothing opens: whoever tries is told how to bring them back.
+#[tokio::test]
+async fn counters_that_make_no_sense_are_told_with_their_mend_to_every_opening() {
+    for harm in ["DELETE FROM meta", "UPDATE meta SET seq = -1", "UPDATE meta SET token = 'x'"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = db(dir.path());
+        let backend = open(&path).await;
+        let made = change(&backend, "r", vec![create(0)]).await.runs[0].after;
+        backend.close().await.unwrap();
+        assert_eq!(raw(&path).execute(harm, []).unwrap(), 1);
+        let reading = create_state_backend("database", &BackendOptions::new().db_path(&path).read_only(true)).unwrap();
+        let mut mends = Vec::new();
+        for opened in [reading.initialize().await, make(&path).initialize().await] {
+            let told = opened.unwrap_err().to_string();
+            mends.extend(told.split_once("mend it: ").map(|(_, mend)| mend.to_owned()));
+        }
+        assert!(mends.len() == 2 && mends[0] == mends[1], "{harm}: {mends:?}");
+        assert_eq!(raw(&path).execute(&mends[0], []).unwrap(), 1);
+        let backend = open(&path).await;
+        assert!(change(&backend, "s", vec![create(1)]).await.runs[0].after > made, "{harm}");
+        backend.close().await.unwrap();
+    }
+}

@@ -27,7 +27,7 @@ use super::own::Memory;
 use super::owners::Owner;
 use super::place::Place;
 use super::wal::Wal;
-use super::{read, write};
+use super::{read, verify, write};
 use crate::model::{Batch, BatchAnswer, BatchId, ProcessInfo};
 use crate::store::highwater::{HighWater, HighWaterFile};
 use crate::store::pull::{BatchReply, Sources};
@@ -129,7 +129,7 @@ impl Writer {
         let (conn, made) = open::open_writer(db, &sidecar)?;
         let owner = Owner::register(db, process)?;
         open::sweep(&conn, db, process);
-        let (reserved, behind) = raise(&conn, &mut sidecar, &at.name)?;
+        let (reserved, behind) = raise(&conn, &mut sidecar, &at)?;
         at.opened();
         let (seq, _) = read::counters(&conn)?;
         foreign.sent(seq);
@@ -332,7 +332,8 @@ pub(super) fn behind(known: &HighWater, seq: u64) -> Option<u64> {
 ///
 /// It is older if more was committed when it was closed, or if more was reserved than the opening after its last commit did. What is not seen so: a copy that
 /// was made while it was open, and is put back after that opening was killed.
-fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<(HighWater, Option<String>), StoreError> {
+fn raise(conn: &Connection, sidecar: &mut HighWaterFile, at: &Place) -> Result<(HighWater, Option<String>), StoreError> {
+    let place = at.name.as_str();
     let fail = |error| sql_error(place, error);
     // First the database, then the file: the order in which the writer takes them.
     conn.execute_batch("BEGIN IMMEDIATE").map_err(fail)?;
@@ -341,7 +342,7 @@ fn raise(conn: &Connection, sidecar: &mut HighWaterFile, place: &str) -> Result<
         let known = sidecar.read();
         sidecar.unlock()?;
         let known = known?;
-        let (seq, token) = read::counters(conn)?;
+        let (seq, token) = read::counters(conn).map_err(|error| verify::with_mend(error, conn, &at.path))?;
         if known.seq > seq || known.token > token {
             write::counters(conn, seq.max(known.seq), token.max(known.token))?;
         }
