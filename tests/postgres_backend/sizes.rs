@@ -42,11 +42,16 @@ impl Store {
 
     /// Refuses the first rows, each in words of its own, and no others; what is read leaves no trace but files.
     fn refuse_first(&self, times: u32, state: &str) {
+        self.refuse_first_after(times, 0.0, state);
+    }
+
+    /// The same, after so many seconds each.
+    fn refuse_first_after(&self, times: u32, seconds: f64, state: &str) {
         self.before_rows(
             "runs",
             &format!(
                 "FOR i IN 1..{times} LOOP DECLARE file text := current_setting('data_directory') || '/{schema}_{state}_' || i; BEGIN \
-                 IF (pg_stat_file(file, true)).size IS NULL THEN EXECUTE format('COPY (SELECT 1) TO %L', file); \
+                 IF (pg_stat_file(file, true)).size IS NULL THEN PERFORM pg_sleep({seconds}); EXECUTE format('COPY (SELECT 1) TO %L', file); \
                  RAISE EXCEPTION 'refused' USING ERRCODE = '{state}'; END IF; END; END LOOP;",
                 schema = self.schema
             ),
@@ -68,10 +73,25 @@ async fn a_question_that_had_to_give_way_is_asked_again_a_few_times() {
             Err(error) => {
                 assert!(!answered && error.kind() == StoreErrorKind::Busy && error.is_retryable(), "{error}");
                 let words = error.to_string();
-                assert!(words.contains("hot_standby_feedback") && !words.contains("state locks"), "{words}");
+                assert!(
+                    words.contains("hot_standby_feedback") && words.contains(" 13 times") && !words.contains("state locks"),
+                    "{words}"
+                );
             }
         }
     }
+}
+
+/// A standby lets what is read stand in the way for half a minute, so that a long question was on its way for as long before it gave way.
+#[tokio::test]
+async fn a_question_that_was_long_on_its_way_is_asked_again_too() {
+    let store = store!();
+    let backend = store.open().await;
+    change(&backend, "r", vec![create(0)]).await;
+    store.refuse_first_after(1, 10.5, "40001");
+    let reading = opened(&store.options().read_only(true)).await;
+    let report = reading.verify().await.unwrap();
+    assert!(report.is_sound(), "{:?}", report.problems);
 }
 
 /// An operator may have set how long a transaction takes at most.

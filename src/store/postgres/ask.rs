@@ -29,7 +29,7 @@ const THROUGH_QUIET: Duration = Duration::from_secs(610);
 /// Between two times that a question looks for the primary among several hosts.
 const BETWEEN_HOSTS: Duration = Duration::from_millis(100);
 
-/// How often a question is asked again that had to give way to what a standby follows.
+/// How often a question is asked again that had to give way to what a standby follows: as long as [`ANSWER`] has not passed since it did first, and once at least.
 const GIVES_WAY: u32 = 12;
 
 /// Before it is asked again; each time as much longer.
@@ -84,7 +84,9 @@ impl Pool {
         statements.push(Sql::plain("COMMIT"));
         let waits = self.place.moves && self.found_primary.load(Ordering::Acquire);
         let mut tried = false;
+        // How often it gave way, and since when: what was long on its way before is asked again as well.
         let mut ways_given = 0_u32;
+        let mut first_way = None;
         let mut began = Instant::now();
         loop {
             let (error, made) = match self.get().await {
@@ -105,10 +107,11 @@ impl Pool {
                 continue;
             }
             if made && is_of_recovery(&error) {
-                if ways_given >= GIVES_WAY || began.elapsed() >= ANSWER {
-                    return Err(gave_way(&self.place.name, error));
-                }
                 ways_given += 1;
+                let since = *first_way.get_or_insert_with(Instant::now);
+                if ways_given > GIVES_WAY || (ways_given > 1 && since.elapsed() >= ANSWER) {
+                    return Err(gave_way(&self.place.name, ways_given, error));
+                }
                 tokio::time::sleep(LET_PASS * ways_given).await;
                 continue;
             }

@@ -181,11 +181,11 @@ pub(super) fn is_of_recovery(error: &StoreError) -> bool {
     state_of(error) == Some(&SqlState::T_R_SERIALIZATION_FAILURE)
 }
 
-/// What is said of a question that had to give way again and again.
-pub(super) fn gave_way(place: impl fmt::Display, error: StoreError) -> StoreError {
-    let why = "the standby ended what was read again and again (SQLSTATE 40001), as it stood in the way of what the primary did; set \
-               hot_standby_feedback or a longer max_standby_streaming_delay there, or read at the primary";
-    StoreError::not_applied(StoreErrorKind::Busy, format!("{place}: {why}")).with_source(error)
+/// What is said of a question that had to give way each time it was asked.
+pub(super) fn gave_way(place: impl fmt::Display, times: u32, error: StoreError) -> StoreError {
+    let why = "as it stood in the way of what the primary did; set hot_standby_feedback or a longer max_standby_streaming_delay there, or read at the primary";
+    let message = format!("{place}: the standby ended what was read {times} times, one after another (SQLSTATE 40001), {why}");
+    StoreError::not_applied(StoreErrorKind::Busy, message).with_source(error)
 }
 
 /// Whether a transaction that was not committed may go through when it is tried again: it met others, or the connection is gone.
