@@ -173,3 +173,23 @@ async fn a_dump_of_a_new_server_that_is_brought_back_into_another_new_one_is_kno
     let numbers = first_numbers(&store.options().database_url(url(&third))).await;
     assert!(numbers.0 > token.unwrap() && numbers.1 > lost.1, "{numbers:?} after {lost:?}");
 }
+
+/// Builds of before did not ask for the server's identifier: nobody has to look for a copy that he made.
+#[tokio::test]
+async fn an_origin_without_its_server_is_told_as_that() {
+    let store = store!();
+    store.open().await.close().await.unwrap();
+    for (origin, why) in
+        [("regexp_replace(origin, ' system [0-9]+', '')", "did not note the server"), ("'1/1;'", ": this is a copy of")]
+    {
+        store.sql(&format!("UPDATE meta SET origin = {origin}"));
+        for is_told in [true, false] {
+            let backend = store.make();
+            let notices = backend.initialize().await.unwrap().notices;
+            let raised: Vec<&String> = notices.iter().filter(|notice| notice.contains("were raised")).collect();
+            assert_eq!(raised.len(), usize::from(is_told), "{origin}: {notices:?}");
+            assert!(raised.iter().all(|notice| notice.contains(why)), "{origin}: {raised:?}");
+            backend.close().await.unwrap();
+        }
+    }
+}

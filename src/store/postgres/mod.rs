@@ -197,12 +197,19 @@ async fn open(shared: Arc<Shared>) -> Result<OpenReport, StoreError> {
         }
     } else {
         schema::migrate(&mut conn, place, commit::schema_mutex(&place.schema)).await?;
-        if schema::raise(&mut conn, place).await? {
-            report.notice(format!(
-                "{}: this is a copy of the database that was used before (a restored backup, a promoted standby): commit sequence, fencing tokens and the \
-                 versions of all runs were raised",
-                place.name
-            ));
+        if let Some(raised) = schema::raise(&mut conn, place).await? {
+            let numbers = "commit sequence, fencing tokens and the versions of all runs were raised";
+            report.notice(match raised {
+                schema::Raised::Copy => format!(
+                    "{}: this is a copy of the database that was used before (a restored backup, a promoted standby): {numbers}",
+                    place.name
+                ),
+                schema::Raised::Unnoted => format!(
+                    "{}: an older build wrote here, which did not note the server, so that this may be a copy of the database that was used before: \
+                     {numbers}. The server is noted now: it is done again only where such a build opens it once more",
+                    place.name
+                ),
+            });
         }
         pool.keep_origin(&mut conn).await?;
     }

@@ -289,14 +289,23 @@ pub(super) async fn migrate(conn: &mut Conn, place: &Place, lock: i64) -> Result
     conn.batch(&format!("UPDATE meta SET schema_version = {SCHEMA_VERSION} WHERE id = 1; COMMIT")).await
 }
 
+/// Why all numbers were raised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Raised {
+    /// The tables are a copy of those that were used before.
+    Copy,
+    /// They may be one: nobody noted their server until now.
+    Unnoted,
+}
+
 /// Raises the counters, and with them the versions of all runs, if this is a copy of the database that they counted in: numbers that were given out after the
 /// copy was made are not in it. A copy made by dump has other object ids or lies on another server, one made from the server's files has another timeline.
 ///
 /// Nobody commits meanwhile: every commit looks into `meta`.
-pub(super) async fn raise(conn: &mut Conn, place: &Place) -> Result<bool, StoreError> {
-    let Some((known, here)) = origins(conn, place).await? else { return Ok(false) };
+pub(super) async fn raise(conn: &mut Conn, place: &Place) -> Result<Option<Raised>, StoreError> {
+    let Some((known, here)) = origins(conn, place).await? else { return Ok(None) };
     if is_same(&known, &here) {
-        return Ok(false);
+        return Ok(None);
     }
     let first = known.is_empty();
     conn.batch("BEGIN; LOCK TABLE meta IN ACCESS EXCLUSIVE MODE").await?;
@@ -316,7 +325,8 @@ pub(super) async fn raise(conn: &mut Conn, place: &Place) -> Result<bool, StoreE
         conn.ask_through(Sql::plain(RAISE_RUNS)).await?;
     }
     conn.batch("COMMIT").await?;
-    Ok(!changed.is_empty() && !first)
+    let why = if lacks_only_system(&known, &here) { Raised::Unnoted } else { Raised::Copy };
+    Ok((!changed.is_empty() && !first).then_some(why))
 }
 
 /// What the first of these questions answers that the server answers at all.
@@ -412,6 +422,15 @@ pub(super) fn is_same(known: &str, here: &str) -> bool {
     known == here && (system_here.is_none() || system == system_here) && (then.is_none() || now.is_none() || then == now)
 }
 
+/// Whether a known origin differs only in that it lacks an identifier which the server tells.
+fn lacks_only_system(known: &str, here: &str) -> bool {
+    let rest = here.split_once(SYSTEM).map(|(ids, behind)| {
+        let timeline = behind.find(TIMELINE).and_then(|at| behind.get(at..)).unwrap_or_default();
+        format!("{ids}{timeline}")
+    });
+    !known.contains(SYSTEM) && rest.is_some_and(|rest| is_same(known, &rest))
+}
+
 /// The version of the schema, for people.
 pub(super) fn version() -> i32 {
     SCHEMA_VERSION
@@ -433,5 +452,11 @@ mod tests {
         // It was written before servers were asked, and may be of any of them; who is told no identifier can compare none.
         assert!(!is_same("5/16; timeline 1", "5/16; system 7 timeline 1") && !is_same("5/16;", "5/16; system 7"));
         assert!(is_same("5/16; system 7 timeline 1", "5/16; timeline 1") && is_same("5/16; system 7", "5/16;"));
+        assert!(
+            lacks_only_system("5/16; timeline 1", "5/16; system 7 timeline 1") && lacks_only_system("5/16;", "5/16; system 7")
+        );
+        assert!(!lacks_only_system("5/1; timeline 1", "5/16; system 7 timeline 1"));
+        assert!(!lacks_only_system("5/16; timeline 1", "5/16; system 7 timeline 2"));
+        assert!(!lacks_only_system("5/16; system 8 timeline 1", "5/16; system 7 timeline 1"));
     }
 }
