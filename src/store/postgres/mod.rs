@@ -2,7 +2,7 @@
 //!
 //! - `place`: what URL and options say; `hosts`, `tls`, `x509`, `connection`: how to get there; `schema`: the tables; `sql`: statements; `moved`: when something came last; `rows`: values as columns.
 //! - `commit`: one batch, one transaction; `write`: what it puts down; `outlive`: what stays of deleted runs.
-//! - `read`: everything that is asked; `follow`: commits of others; `openings`: who has it open; `verify`.
+//! - `ask`: questions, and when they are asked again; `read`: everything that is asked; `follow`: commits of others; `openings`: who has it open; `verify`.
 //!
 //! # Settings
 //!
