@@ -116,8 +116,7 @@ pub(super) async fn pages_visit_every_run_once(harness: &dyn Harness) -> Result<
     let exact = bench.backend.list_runs(&RunQuery::default().limit(47)).await?;
     ensure!(exact.next.is_none(), "a page that holds all runs names no next one");
     for (limit, counts_as) in [(0, 1), (usize::MAX, 1_000)] {
-        let mut query = RunQuery::default();
-        query.limit = limit;
+        let query = RunQuery { limit, ..RunQuery::default() };
         let page = bench.backend.list_runs(&query).await?;
         let same = bench.backend.list_runs(&RunQuery::default().limit(counts_as)).await?;
         ensure_eq!(page, same, "a page of {limit} is one of {counts_as}");
