@@ -213,9 +213,6 @@ impl RunPage {
     #[cfg(any(feature = "sqlite", feature = "libsql", feature = "postgres"))]
     pub(crate) fn of_rows(rows: Vec<Result<RunSummary, UnreadableRun>>, asked: usize, most: usize) -> Option<Self> {
         let mut page = Self::default();
-        if most == 0 {
-            return Some(page);
-        }
         let mut more = rows.len() >= asked;
         let mut behind = Vec::new();
         for row in rows {
