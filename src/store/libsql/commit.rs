@@ -189,7 +189,7 @@ impl Committer {
     }
 
     async fn attempts(&self, memory: &mut Memory, batch: &Batch) -> Result<BatchAnswer, StoreError> {
-        let began = Instant::now();
+        let began = std::time::Instant::now();
         // Once a request was under way a copy of it may still be: then its row knows best how it ends.
         let mut sent = if memory.unsettled.holds(batch.id) { Sendings::Lost } else { Sendings::Nothing };
         let (mut rounds, mut lost, mut waits) = (0_u32, 0_u32, 0_u32);

@@ -1,8 +1,6 @@
 //! Sends batches and reads what became of them: questions, which may be asked again, and changes, which are told apart by the step that failed.
 
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::client::{Client, USUAL};
 use super::fault::{Class, Fault};

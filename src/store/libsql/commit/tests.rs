@@ -38,29 +38,34 @@ fn on_writing(sql: &str, say: Say) -> Option<Say> {
     sql.starts_with("INSERT INTO batches").then_some(say)
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_server_that_is_busy_all_the_time_has_applied_nothing() {
     let answers: [fn() -> Say; 3] = [|| Say::Error("SQLITE_BUSY"), || Say::Error("TRANSACTION_TIMEOUT"), || Say::Status(429)];
-    for busy in answers {
-        let error = end(move |sql| on_writing(sql, busy()), busy).await;
+    let ends = answers.map(|busy| {
+        let never = tokio::spawn(end(move |sql| on_writing(sql, busy()), busy));
+        // A copy that a network made is held back where the server can be told so.
+        let forsworn = tokio::spawn(end(move |sql| on_writing(sql, busy()), || Say::Row(&[1])));
+        (never, forsworn)
+    });
+    for (never, forsworn) in ends {
+        let error = never.await.unwrap();
         assert_eq!(error.kind(), StoreErrorKind::Busy, "{error}");
         assert!(error.is_retryable() && !error.is_unknown_outcome() && !error.is_never_applied(), "{error}");
-        // A copy that a network made is held back where the server can be told so.
-        let error = end(move |sql| on_writing(sql, busy()), || Say::Row(&[1])).await;
+        let error = forsworn.await.unwrap();
         assert!(error.is_retryable() && error.is_never_applied(), "{error}");
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_batch_that_others_are_always_faster_than_is_given_up_for_good() {
     let changed = |sql: &str| sql.contains("THEN abs(-9223372036854775808)").then_some(Say::Error("SQLITE_ERROR"));
-    let error = end(changed, || Say::Row(&[1])).await;
-    assert_eq!(error.kind(), StoreErrorKind::Busy, "{error}");
-    assert!(error.is_retryable() && error.is_never_applied(), "{error}");
-    assert!(end(changed, || Say::Status(429)).await.is_retryable());
+    let (forsworn, refused) = tokio::join!(end(changed, || Say::Row(&[1])), end(changed, || Say::Status(429)));
+    assert_eq!(forsworn.kind(), StoreErrorKind::Busy, "{forsworn}");
+    assert!(forsworn.is_retryable() && forsworn.is_never_applied(), "{forsworn}");
+    assert!(refused.is_retryable(), "{refused}");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_busy_server_says_nothing_of_a_sending_whose_answer_was_lost() {
     let lost_once = || {
         let mut sendings = 0;
@@ -69,7 +74,7 @@ async fn a_busy_server_says_nothing_of_a_sending_whose_answer_was_lost() {
             on_writing(sql, if sendings == 1 { Say::Status(502) } else { Say::Error("SQLITE_BUSY") })
         }
     };
-    assert!(end(lost_once(), || Say::Error("SQLITE_BUSY")).await.is_unknown_outcome());
-    let error = end(lost_once(), || Say::Row(&[1])).await;
-    assert!(error.is_retryable() && error.is_never_applied(), "{error}");
+    let (unknown, forsworn) = tokio::join!(end(lost_once(), || Say::Error("SQLITE_BUSY")), end(lost_once(), || Say::Row(&[1])));
+    assert!(unknown.is_unknown_outcome(), "{unknown}");
+    assert!(forsworn.is_retryable() && forsworn.is_never_applied(), "{forsworn}");
 }
