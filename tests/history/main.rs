@@ -255,7 +255,7 @@ fn on_libsql() {
 #[cfg(feature = "libsql")]
 #[test]
 fn on_libsql_without_its_guards() {
-    if support::sqld::Sqld::start().is_none() {
+    if support::sqld::program().is_none() {
         return;
     }
     objects(Without::Guards, |then| then(&Place::of_server(&support::sqld::Sqld::start().unwrap())));
@@ -264,7 +264,7 @@ fn on_libsql_without_its_guards() {
 #[cfg(feature = "libsql")]
 #[test]
 fn on_libsql_without_its_fences() {
-    if support::sqld::Sqld::start().is_none() {
+    if support::sqld::program().is_none() {
         return;
     }
     objects(Without::Fences, |then| then(&Place::of_server(&support::sqld::Sqld::start().unwrap())));
