@@ -13,9 +13,6 @@ use crate::store::StoreError;
 
 /// One page of runs.
 pub(super) async fn list(client: &Client, query: &RunQuery) -> Result<RunPage, StoreError> {
-    if query.limit == 0 {
-        return Ok(RunPage::default());
-    }
     // One more than asked for: whether there is a next page.
     let (mut limit, mut ahead) = (query.limit, 1);
     let mut after = query.after.as_ref().map(|cursor| [stamp_text(cursor.created_at).into(), cursor.run_id.as_str().into()]);
