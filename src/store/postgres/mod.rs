@@ -2,7 +2,7 @@
 //!
 //! - `place`: what URL and options say; `hosts`, `tls`, `x509`, `connection`: how to get there; `schema`: the tables; `sql`: statements; `moved`: when something came last; `rows`: values as columns.
 //! - `commit`: one batch, one transaction; `write`: what it puts down; `outlive`: what stays of deleted runs.
-//! - `ask`: questions, and when they are asked again; `read`: everything that is asked; `follow`: commits of others; `openings`: who has it open; `verify`.
+//! - `ask`: questions, and when they are asked again; `read`, `list`: everything that is asked; `follow`: commits of others; `openings`: who has it open; `verify`.
 //!
 //! # Settings
 //!
@@ -39,6 +39,7 @@ mod error;
 mod follow;
 mod groups;
 mod hosts;
+mod list;
 mod moved;
 mod openings;
 mod outlive;
@@ -323,7 +324,7 @@ impl StateBackend for PostgresBackend {
 
     fn list_runs<'a>(&'a self, query: &'a RunQuery) -> BoxFuture<'a, Result<RunPage, StoreError>> {
         let query = query.clamped();
-        self.ask(|shared| async move { read::list(&shared.pool, &query).await })
+        self.ask(|shared| async move { list::list(&shared.pool, &query).await })
     }
 
     fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
