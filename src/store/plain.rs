@@ -9,13 +9,16 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
+/// What is wrong then, in words.
+pub(crate) const WHY: &str = "it is no plain file, but a file should be there";
+
 /// What lies at a path is a folder, a pipe, a socket or a device.
 #[derive(Debug)]
 struct NoPlainFile;
 
 impl fmt::Display for NoPlainFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("it is no plain file, but a file should be there")
+        f.write_str(WHY)
     }
 }
 

@@ -13,7 +13,7 @@ use super::schema::{self, APPLICATION_ID, PAGE_SIZE};
 use super::{boot, owners, turn};
 use crate::store::access::{Access, make_new};
 use crate::store::highwater::{HighWater, HighWaterFile};
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{StoreError, StoreErrorKind, plain};
 
 /// How long a statement waits for another process's transaction.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -70,7 +70,7 @@ fn length(path: &Path) -> Result<Option<u64>, StoreError> {
     let refuse = |why: &str| Err(StoreError::not_applied(StoreErrorKind::Input, format!("{}{why}", path.display())));
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => refuse(" is a folder; name a file"),
-        Ok(meta) if !meta.is_file() => refuse(": it is no plain file, but a file should be there; move it aside"),
+        Ok(meta) if !meta.is_file() => refuse(&format!(": {}; move it aside", plain::WHY)),
         Ok(meta) => Ok(Some(meta.len())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(StoreError::io(path.display(), error)),
