@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::LyingBackend;
-use seeknal_state::{Coordinator, Durability, LostReason, NewRun, NodeUpdate, RunId, StateBackend};
+use seeknal_state::{Coordinator, Durability, Lease, LostReason, NewRun, NodeUpdate, RunId, StateBackend};
 
 const NOW: Duration = Duration::ZERO;
 /// Time goes on only when nobody has anything to do: whatever can happen before it is over has happened.
@@ -18,6 +18,17 @@ async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
     state
 }
 
+/// Somebody holds the run, and what he wrote is on its way to storage, which takes nothing yet.
+async fn deferred_under_a_lock() -> (Arc<LyingBackend>, Coordinator, Lease) {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    let lease = state.acquire_lock("r", NOW).await.unwrap().expect("free");
+    backend.close_gate();
+    let deferred = state.with_durability(Durability::Deferred);
+    deferred.set_node_state("r", "n", NodeUpdate::running().row_count(1)).await.unwrap();
+    (backend, state, lease)
+}
+
 /// What storage has of the node.
 async fn stored(backend: &LyingBackend) -> Option<u64> {
     let run = backend.inner.load_run(&RunId::new("r").unwrap()).await.unwrap().unwrap();
@@ -26,12 +37,7 @@ async fn stored(backend: &LyingBackend) -> Option<u64> {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_deferred_under_a_lock_is_stored_before_it_is_released() {
-    let backend = LyingBackend::new(false);
-    let state = open(&backend).await;
-    let lease = state.acquire_lock("r", NOW).await.unwrap().expect("free");
-    backend.close_gate();
-    let deferred = state.with_durability(Durability::Deferred);
-    deferred.set_node_state("r", "n", NodeUpdate::running().row_count(1)).await.unwrap();
+    let (backend, state, lease) = deferred_under_a_lock().await;
     let mut releasing = tokio::spawn(lease.release());
     let early = tokio::time::timeout(A_WHILE, &mut releasing).await;
     assert!(early.is_err(), "it was released before storage had what was written under it: {early:?}");
@@ -44,12 +50,7 @@ async fn what_was_deferred_under_a_lock_is_stored_before_it_is_released() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_deferred_under_a_lock_that_is_lost_is_stored_before_the_next_one_has_it() {
-    let backend = LyingBackend::new(false);
-    let state = open(&backend).await;
-    let lease = state.acquire_lock("r", NOW).await.unwrap().expect("free");
-    backend.close_gate();
-    let deferred = state.with_durability(Durability::Deferred);
-    deferred.set_node_state("r", "n", NodeUpdate::running().row_count(1)).await.unwrap();
+    let (backend, state, lease) = deferred_under_a_lock().await;
     let mut next = tokio::spawn({
         let state = state.clone();
         async move { state.acquire_lock("r", LONG).await }

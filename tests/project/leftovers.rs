@@ -8,23 +8,10 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use crate::projects::{open, project, put};
-use chrono::{DateTime, Utc};
-use seeknal_state::model::{Mutation, NewRun, NodeId, RunQuery, time};
+use crate::projects::{go_on, now, open, project, put, settings};
+use seeknal_state::model::{Mutation, NewRun, NodeId, RunQuery};
 use seeknal_state::project::relocate::{self, Home, Step};
 use seeknal_state::project::{ProjectErrorKind, Settings, migrate};
-
-fn now() -> DateTime<Utc> {
-    time::parse("2024-06-01T10:00:00Z").unwrap()
-}
-
-fn settings(dir: &Path) -> Settings {
-    Settings::load(dir, &|_| None).unwrap()
-}
-
-fn go_on(_: Step) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
 
 fn notes(dir: &Path) -> PathBuf {
     dir.join("target/.migrate-state.copied")

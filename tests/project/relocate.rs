@@ -6,24 +6,11 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use crate::projects::{fill, open, project, put, tree};
-use chrono::{DateTime, Utc};
-use seeknal_state::model::{Mutation, NewRun, time};
+use crate::projects::{fill, go_on, now, open, project, put, settings, tree};
+use seeknal_state::model::{Mutation, NewRun};
 use seeknal_state::project::relocate::{self, Home, Move, Origin, Step};
 use seeknal_state::project::{ProjectErrorKind, Settings, migrate};
 use seeknal_state::store::{BackendOptions, create_state_backend};
-
-fn now() -> DateTime<Utc> {
-    time::parse("2024-06-01T10:00:00Z").unwrap()
-}
-
-fn settings(dir: &Path) -> Settings {
-    Settings::load(dir, &|_| None).unwrap()
-}
-
-fn go_on(_: Step) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
 
 /// Both homes of the project hold the same, and the settings name the one.
 async fn assert_moved(dir: &Path, to: &str) {

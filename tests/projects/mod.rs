@@ -3,13 +3,32 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use seeknal_state::model::{
     Batch, Entry, Interval, Mutation, NewRun, NodeId, NodeUpdate, Outcome, PartitionKey, RunId, RunPart, RunUpdate, Version, time,
 };
+use seeknal_state::project::Settings;
+use seeknal_state::project::relocate::Step;
 use seeknal_state::store::{BackendOptions, StateBackend, create_state_backend};
+
+/// When what is moved is moved.
+pub(crate) fn now() -> DateTime<Utc> {
+    time::parse("2024-06-01T10:00:00Z").unwrap()
+}
+
+/// A project's settings, with nothing in the environment.
+pub(crate) fn settings(dir: &Path) -> Settings {
+    Settings::load(dir, &|_| None).unwrap()
+}
+
+/// Whoever looks on at a move and does not stop it.
+pub(crate) fn go_on(_: Step) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
 
 /// The guide's own sample.
 pub(crate) const GUIDE: &str = r#"{
