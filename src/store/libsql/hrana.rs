@@ -217,7 +217,7 @@ impl Value {
     }
 }
 
-/// The bytes that base64 stands for, whether or not it is filled up at its end.
+/// The bytes that base64 stands for, whether or not it is filled up at its end. For names in messages: not worth a crate more for everybody who uses a server.
 pub(super) fn bytes_of(base64: &str) -> Vec<u8> {
     let (mut bytes, mut held, mut bits) = (Vec::new(), 0_u16, 0_u8);
     for letter in base64.bytes() {
