@@ -210,7 +210,7 @@ impl SqliteBackend {
         let shared = Shared { at, readers: Mutex::new(Some(Vec::new())), turns: Arc::new(Semaphore::new(READERS)) };
         Self {
             shared: Arc::new(shared),
-            readers: Readers::default(),
+            readers: Readers::new(READERS),
             foreign,
             follower,
             read_only,

@@ -28,13 +28,9 @@ fn thread(work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
 #[derive(Debug)]
 pub(super) struct Readers {
     desk: Arc<Desk>,
+    /// Threads at most: whoever asks while all of them live is answered by the next one that is done.
+    most: usize,
     start: Start,
-}
-
-impl Default for Readers {
-    fn default() -> Self {
-        Self { desk: Arc::default(), start: thread }
-    }
 }
 
 #[derive(Default)]
@@ -62,6 +58,10 @@ impl std::fmt::Debug for Desk {
 }
 
 impl Readers {
+    pub(super) fn new(most: usize) -> Self {
+        Self { desk: Arc::default(), most, start: thread }
+    }
+
     /// Does what may block on one of the threads, to its end, also if nobody waits for it any more.
     pub(super) async fn ask<T: Send + 'static>(
         &self,
@@ -90,6 +90,10 @@ impl Readers {
             waiting.questions.push_back(question);
             if is_somebody_free {
                 self.desk.changed.notify_one();
+                return;
+            }
+            // One that has just answered does not wait yet, and looks for a question before it does.
+            if waiting.alive >= self.most {
                 return;
             }
             waiting.alive += 1;
@@ -161,7 +165,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_question_that_panics_is_told_and_takes_nobody_along() {
-        let readers = Readers::default();
+        let readers = Readers::new(4);
         for _ in 0..3 {
             let cut_off = readers.ask::<()>(|| panic!("a bug in a question")).await.unwrap_err();
             assert_eq!(cut_off.kind(), StoreErrorKind::Unavailable);
@@ -178,7 +182,7 @@ mod tests {
     /// The system has no thread left: those that live answer one question after another, and only where none lives it is told, as what passes.
     #[tokio::test]
     async fn a_thread_that_cannot_be_started_refuses_nobody_whom_another_can_answer() {
-        let mut readers = Readers { desk: Arc::default(), start: no_thread };
+        let mut readers = Readers { start: no_thread, ..Readers::new(4) };
         let refused = readers.ask(|| Ok(0)).await.unwrap_err();
         assert!(refused.is_retryable() && refused.to_string().contains("pids limit"), "{refused:?}");
 
@@ -219,10 +223,10 @@ mod tests {
         future.poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
     }
 
-    /// More than there are threads, and in the moments in which these begin and cease to wait.
+    /// More askers than there may be threads, and in the moments in which these begin and cease to wait.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn whoever_asks_is_answered() {
-        let readers = Arc::new(Readers::default());
+        let readers = Arc::new(Readers::new(4));
         let askers: Vec<_> = (0..8_u32)
             .map(|asker| {
                 let readers = Arc::clone(&readers);
@@ -237,6 +241,6 @@ mod tests {
             asker.await.unwrap();
         }
         let alive = readers.desk.waiting().alive;
-        assert!(alive <= 16, "{alive} threads for eight askers");
+        assert!(alive <= 4, "{alive} threads instead of four");
     }
 }
