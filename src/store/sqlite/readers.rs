@@ -182,7 +182,8 @@ mod tests {
     /// The system has no thread left: those that live answer one question after another, and only where none lives it is told, as what passes.
     #[tokio::test]
     async fn a_thread_that_cannot_be_started_refuses_nobody_whom_another_can_answer() {
-        let mut readers = Readers { start: no_thread, ..Readers::new(4) };
+        let mut readers = Readers::new(4);
+        readers.start = no_thread;
         let refused = readers.ask(|| Ok(0)).await.unwrap_err();
         assert!(refused.is_retryable() && refused.to_string().contains("pids limit"), "{refused:?}");
 
