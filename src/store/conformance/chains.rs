@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::kit::{
-    Bench, Fault, add_interval, applied, at, create, ensure, ensure_eq, ensure_matches, node, node_id, nth, refused, relative,
-    run_id, set, status_of, versions,
+    Bench, Fault, add_interval, applied, at, commit, create, ensure, ensure_eq, ensure_matches, node, node_id, nth, refused,
+    relative, run_id, set, status_of, versions,
 };
 use super::{Chain, Harness};
 use crate::model::{Batch, Entry, Guard, Mutation, NodeStatus, NodeUpdate, Outcome, Refusal, RunStatus, RunUpdate, Version};
@@ -304,12 +304,12 @@ pub(super) async fn a_batch_is_applied_once(harness: &dyn Harness) -> Result<(),
         chain.entry(vec![set("o", NodeUpdate::running())?])?,
         Chain::of_new(run_id("made")?).entry(vec![create(5)])?,
     ]));
-    let first = bench.backend.commit(Arc::clone(&batch)).await?;
+    let first = commit(&bench.backend, Arc::clone(&batch)).await?;
     let after = bench.everything().await?;
-    ensure_eq!(bench.backend.commit(Arc::clone(&batch)).await?, first, "the same batch sent again");
+    ensure_eq!(commit(&bench.backend, Arc::clone(&batch)).await?, first, "the same batch sent again");
     bench.write("run", vec![set("between", NodeUpdate::running())?]).await?;
     bench.write("made", vec![Mutation::Delete { keep_coverage: false }]).await?;
-    ensure_eq!(bench.backend.commit(Arc::clone(&batch)).await?, first, "the same batch sent after others");
+    ensure_eq!(commit(&bench.backend, Arc::clone(&batch)).await?, first, "the same batch sent after others");
     ensure!(bench.load("made").await?.is_none(), "a batch that is sent again makes nothing again");
     let run = bench.state("run").await?;
     let was = after.iter().find(|state| state.id() == run.id()).map(|state| state.version().next());
@@ -317,7 +317,7 @@ pub(super) async fn a_batch_is_applied_once(harness: &dyn Harness) -> Result<(),
     // The same entries under another name are another batch.
     let other = Batch::new(vec![Chain::of_new(run_id("made")?).entry(vec![create(5)])?]);
     ensure_matches!(
-        bench.backend.commit(Arc::new(other)).await?.outcomes.as_slice(),
+        commit(&bench.backend, other).await?.outcomes.as_slice(),
         [Outcome::Applied(_)],
         "another batch with the same entry"
     );

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::kit::{
-    Bench, Fault, add_interval, add_partition, at, create, ensure, ensure_eq, ensure_matches, node, node_id, run_id, set,
+    Bench, Fault, add_interval, add_partition, at, commit, create, ensure, ensure_eq, ensure_matches, node, node_id, run_id, set,
 };
 use super::{Chain, Harness};
 use crate::model::{Batch, Entry, Mutation, NodeStatus, NodeUpdate, Outcome, Refusal, RunUpdate};
@@ -21,7 +21,7 @@ pub(super) async fn runs_do_not_disturb_one_another(harness: &dyn Harness) -> Re
         let backend = Arc::clone(&bench.backend);
         tasks.spawn(async move {
             let id = run_id(&format!("run {index}"))?;
-            let outcome = backend.commit(Arc::new(Batch::new(vec![Chain::of_new(id.clone()).entry(vec![create(0)])?]))).await?;
+            let outcome = commit(&backend, Batch::new(vec![Chain::of_new(id.clone()).entry(vec![create(0)])?])).await?;
             ensure_matches!(outcome.outcomes.as_slice(), [Outcome::Applied(_)], "run {index} is made");
             let run = backend.load_run(&id).await?.ok_or_else(|| Fault::new("a run that was made is missing"))?;
             let mut chain = Chain::on(&run);
@@ -34,7 +34,7 @@ pub(super) async fn runs_do_not_disturb_one_another(harness: &dyn Harness) -> Re
                         set(&format!("n{}", step % 3), NodeUpdate::running())?,
                     ])?,
                 ];
-                let answer = backend.commit(Arc::new(Batch::new(entries))).await?;
+                let answer = commit(&backend, Batch::new(entries)).await?;
                 ensure_matches!(
                     answer.outcomes.as_slice(),
                     [Outcome::Applied(_), Outcome::Applied(_)],
@@ -87,7 +87,7 @@ pub(super) async fn several_runs_are_read_at_one_moment(harness: &dyn Harness) -
                 parts.push(chain.part(Vec::new(), mutations)?);
             }
             let entry = Entry { parts, ..Entry::default() };
-            let answer = backend.commit(Arc::new(Batch::new(vec![entry]))).await?;
+            let answer = commit(&backend, Batch::new(vec![entry])).await?;
             ensure_matches!(answer.outcomes.as_slice(), [Outcome::Applied(_)], "step {step} over three runs");
             tokio::task::yield_now().await;
         }
@@ -137,14 +137,14 @@ pub(super) async fn coverage_is_read_at_one_moment(harness: &dyn Harness) -> Res
                 entries.push(chain.entry(vec![Mutation::Delete { keep_coverage: true }])?);
                 chain = Chain::of_new(run_id("next")?);
                 entries.push(chain.entry(vec![create(1)])?);
-                let answer = backend.commit(Arc::new(Batch::new(entries))).await?;
+                let answer = commit(&backend, Batch::new(entries)).await?;
                 ensure_matches!(answer.outcomes.as_slice(), [Outcome::Applied(_), Outcome::Applied(_)], "one run after another");
                 let next = backend.load_run(&run_id("next")?).await?;
                 chain = Chain::on(&next.ok_or_else(|| Fault::new("a run that was made is missing"))?);
             }
             let hour = i64::try_from(step).unwrap_or(0) * 2;
             let entry = chain.entry(vec![add_interval("n", hour, hour + 1)?, add_partition("n", &format!("p{step}"))?])?;
-            let answer = backend.commit(Arc::new(Batch::new(vec![entry]))).await?;
+            let answer = commit(&backend, Batch::new(vec![entry])).await?;
             ensure_matches!(answer.outcomes.as_slice(), [Outcome::Applied(_)], "step {step}");
             tokio::task::yield_now().await;
         }
@@ -178,13 +178,13 @@ pub(super) async fn a_dropped_commit_leaves_the_store_whole(harness: &dyn Harnes
         let mut chain = bench.chain("run").await?;
         let entry = chain.entry(vec![set("a", rows.clone())?, set("b", rows)?])?;
         let batch = Arc::new(Batch::new(vec![entry]));
-        let commit = bench.backend.commit(Arc::clone(&batch));
+        let sending = commit(&bench.backend, Arc::clone(&batch));
         if round % 3 == 0 {
-            drop(commit);
+            drop(sending);
         } else {
             // Dropped after its first step, or a little later; it may also be done.
             let patience = Duration::from_micros(if round % 3 == 1 { 0 } else { 50 * round });
-            if let Ok(answer) = tokio::time::timeout(patience, commit).await {
+            if let Ok(answer) = tokio::time::timeout(patience, sending).await {
                 answer?;
             }
         }
@@ -195,11 +195,11 @@ pub(super) async fn a_dropped_commit_leaves_the_store_whole(harness: &dyn Harnes
             "round {round}: a dropped commit is whole or not at all"
         );
         // Whatever became of it: the same batch sent again settles it, once.
-        let answer = bench.backend.commit(Arc::clone(&batch)).await?;
+        let answer = commit(&bench.backend, Arc::clone(&batch)).await?;
         ensure_matches!(answer.outcomes.as_slice(), [Outcome::Applied(_)], "round {round}: the batch, sent again");
         let run = bench.state("run").await?;
         ensure_eq!(Some(&run), chain.tip(), "round {round}: a batch that was dropped and sent again is applied once");
-        ensure_eq!(bench.backend.commit(batch).await?, answer, "round {round}: the answer stays");
+        ensure_eq!(commit(&bench.backend, batch).await?, answer, "round {round}: the answer stays");
     }
     let before = bench.state("run").await?;
     let bench = bench.reopen().await?;
@@ -223,7 +223,7 @@ pub(super) async fn a_closed_store_refuses(harness: &dyn Harness) -> Result<(), 
     let bench = bench.reopen().await?;
     ensure_eq!(bench.state("run").await?, run, "what was stored before the close");
     ensure_matches!(
-        bench.backend.commit(batch).await?.outcomes.as_slice(),
+        commit(&bench.backend, batch).await?.outcomes.as_slice(),
         [Outcome::Applied(_)],
         "a commit after opening again"
     );

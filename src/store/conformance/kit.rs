@@ -9,11 +9,14 @@ use tokio::time::Instant;
 
 use super::{Chain, Harness};
 use crate::model::{
-    Batch, Entry, Fence, FencingToken, InputError, Interval, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord, Mutation, NewRun,
-    NodeId, NodeState, NodeStatus, NodeUpdate, Outcome, PartitionKey, ProcessInfo, RawJson, Receipt, Refusal, RunHeader, RunId,
-    RunQuery, RunState, RunSummary, Version, time,
+    Batch, BatchAnswer, Entry, Fence, FencingToken, InputError, Interval, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord,
+    Mutation, NewRun, NodeId, NodeState, NodeStatus, NodeUpdate, Outcome, PartitionKey, ProcessInfo, RawJson, Receipt, Refusal,
+    RunHeader, RunId, RunQuery, RunState, RunSummary, Version, time,
 };
 use crate::store::{LeaseStore, StateBackend, StoreError, StoreErrorKind};
+
+/// How often a batch is sent before a server that does not answer is what is wrong.
+const SENDINGS: u32 = 5;
 
 /// How long a case waits for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -47,6 +50,19 @@ impl From<InputError> for Fault {
 impl From<Refusal> for Fault {
     fn from(refusal: Refusal) -> Self {
         Self(format!("the case is wrong: the model refuses: {refusal}"))
+    }
+}
+
+/// Commits as a coordinator does: where a server did not answer, the same batch goes out again until its outcome is known. A machine that stood still for
+/// some seconds is no fault of a backend's.
+pub(super) async fn commit(backend: &Arc<dyn StateBackend>, batch: impl Into<Arc<Batch>>) -> Result<BatchAnswer, StoreError> {
+    let batch = batch.into();
+    let mut sendings = 1;
+    loop {
+        match backend.commit(Arc::clone(&batch)).await {
+            Err(error) if error.kind() == StoreErrorKind::Unavailable && sendings < SENDINGS => sendings += 1,
+            answered => return answered,
+        }
     }
 }
 
@@ -183,7 +199,7 @@ impl<'h> Bench<'h> {
     /// Sends a batch; every entry must be answered.
     pub(super) async fn send(&self, entries: Vec<Entry>) -> Result<Vec<Outcome>, Fault> {
         let count = entries.len();
-        let answer = self.backend.commit(Arc::new(Batch::new(entries))).await?;
+        let answer = commit(&self.backend, Batch::new(entries)).await?;
         ensure_eq!(answer.outcomes.len(), count, "a batch is answered entry by entry");
         Ok(answer.outcomes)
     }

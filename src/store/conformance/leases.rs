@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::kit::{
-    Bench, Fault, add_interval, applied, at, create, ensure, ensure_eq, ensure_matches, fenced, lease_entry, node_id, nth,
-    refused, run_id, set, status_of,
+    Bench, Fault, add_interval, applied, at, commit, create, ensure, ensure_eq, ensure_matches, fenced, lease_entry, node_id,
+    nth, refused, run_id, set, status_of,
 };
 use super::{Chain, Harness};
 use crate::model::{
@@ -284,11 +284,11 @@ pub(super) async fn leases_travel_with_writes(harness: &dyn Harness) -> Result<(
     let mut claim = bench.chain("run").await?.entry(vec![set("n", NodeUpdate::running())?])?;
     claim.leases.push(bench.grant_of(key.clone(), "worker", LONG));
     let batch = std::sync::Arc::new(crate::model::Batch::new(vec![claim]));
-    let answer = bench.backend.commit(std::sync::Arc::clone(&batch)).await?;
+    let answer = commit(&bench.backend, std::sync::Arc::clone(&batch)).await?;
     let receipt = applied(nth(&answer.outcomes, 0)?)?;
     let token =
         receipt.grants.first().map(|grant| grant.token).ok_or_else(|| Fault::new("a claim is answered with its token"))?;
-    ensure_eq!(bench.backend.commit(batch).await?, answer, "a grant that is sent again gives the same token");
+    ensure_eq!(commit(&bench.backend, batch).await?, answer, "a grant that is sent again gives the same token");
     // A second claim changes neither the node nor the lease.
     let before = bench.state("run").await?;
     let mut claim = Chain::on(&before).entry(vec![set("n", NodeUpdate::success())?])?;

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Only what the contract of [`StateBackend`] says is asked for: where a backend starts its sequence, how it spaces its tokens
-//! and in which words it refuses are its own business. The entries are made as run actors make them: see [`Chain`].
+//! and in which words it refuses are its own business. A batch that is answered with [`Unavailable`](super::StoreErrorKind::Unavailable) is sent again a few
+//! times, as the coordinator does. The entries are made as run actors make them: see [`Chain`].
 
 mod chain;
 mod chains;
