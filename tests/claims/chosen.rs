@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::{LyingBackend, Store};
-use seeknal_state::{ClaimFilter, Coordinator, Error, NewRun, Next, NodeStatus, NodeUpdate, RunId, StateBackend};
+use seeknal_state::{ClaimFilter, Coordinator, Error, NewRun, Next, NodeStatus, NodeUpdate, RunId, RunUpdate, StateBackend};
 
 const RUN: &str = "run_1";
 const LONG: Duration = Duration::from_secs(20);
@@ -113,6 +113,12 @@ async fn who_has_no_work_is_told_so_however_busy_others_are() {
         let next = tokio::time::timeout(LONG, asked).await.expect("there is always something newer").unwrap();
         assert!(matches!(next, Next::Drained { blocked: 0 }), "{next:?}");
     }
+    *backend.rushed.lock().unwrap() = None;
+    state.update_run(RUN, RunUpdate::cancelled()).await.unwrap();
+    *backend.rushed.lock().unwrap() = Some(RunId::new(RUN).unwrap());
+    let asked = state.claim_next(RUN, ClaimFilter::new().wait(LONG));
+    let next = tokio::time::timeout(LONG, asked).await.expect("also where the run has ended").unwrap();
+    assert!(matches!(next, Next::Drained { blocked: 0 }), "{next:?}");
     state.close().await.unwrap();
 }
 

@@ -56,7 +56,9 @@ pub struct ClaimFilter {
 
 impl Default for ClaimFilter {
     fn default() -> Self {
-        let done = vec![NodeStatus::Success, NodeStatus::Cached, NodeStatus::Skipped];
+        let mut done = vec![NodeStatus::Success, NodeStatus::Cached, NodeStatus::Skipped];
+        // As those that are named: who names these shares the list of those who name none.
+        done.sort();
         Self {
             owner: None,
             ttl: None,

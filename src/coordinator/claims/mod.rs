@@ -253,8 +253,12 @@ impl Coordinator {
                 continue;
             }
             if snapshot.header().status.is_ended() {
-                // Others may have opened it again.
-                if let Followed::More(_) = engine.follow_up(&run, Some(snapshot.durable_version())).await? {
+                // Others may have opened it again. What is known of now is new enough as below.
+                let seen = snapshot.durable_version();
+                if since.is_none_or(|since| seen < since)
+                    && let Followed::More(stored) = engine.follow_up(&run, Some(seen)).await?
+                {
+                    since = since.or(stored);
                     continue;
                 }
                 return Ok(Next::Drained { blocked: board.pending() });
