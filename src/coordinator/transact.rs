@@ -15,7 +15,7 @@ const MAX_ATTEMPTS: u32 = 64;
 const IN_TURN: u32 = 3;
 
 /// What the closure of [`Coordinator::transact`] may end with. An error of the caller's own goes into the value: a closure that answers
-/// `Ok(Err(own))` before it puts anything into the transaction writes nothing.
+/// `Ok(Err(own))` before it puts anything into the transaction, or after [`Transaction::clear`], writes nothing.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransactError {

@@ -194,6 +194,31 @@ impl Transaction {
         self
     }
 
+    /// Takes everything out that was put in: steps, conditions, fences, and a bad id among them. Its durability stays. So the closure of
+    /// [`transact`](Coordinator::transact) may give up late and answer in its own words, and nothing is committed:
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// # use seeknal_state::{BackendOptions, Coordinator, NewRun, NodeUpdate, create_state_backend};
+    /// # let state = Coordinator::open(create_state_backend("memory", &BackendOptions::new())?).await?;
+    /// # state.create_run("run_1", NewRun::running()).await?;
+    /// let (decided, _nothing) = state
+    ///     .transact(|_, tx| {
+    ///         tx.set_node_state("run_1", "reserve", NodeUpdate::running());
+    ///         tx.clear();
+    ///         Ok(Err::<(), _>("over budget"))
+    ///     })
+    ///     .await?;
+    /// assert_eq!(decided, Err("over budget"));
+    /// assert!(state.get_run("run_1").await?.unwrap().node("reserve").is_none());
+    /// # state.close().await }).unwrap();
+    /// ```
+    pub fn clear(&mut self) -> &mut Self {
+        self.work = Work::default();
+        self.error = None;
+        self
+    }
+
     /// What its acknowledgement means; see [`Durability`].
     pub fn durability(&mut self, durability: Durability) -> &mut Self {
         self.state.durability = durability;

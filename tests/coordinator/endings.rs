@@ -8,7 +8,7 @@ use crate::support::{Lie, LyingBackend};
 use seeknal_state::{
     Claim, ClaimFilter, Coordinator, Durability, Error, Event, FencingToken, LeaseError, LeaseKey, LockOptions, LostReason,
     NewRun, Next, NodeId, NodeState, NodeStatus, NodeUpdate, RunFilter, RunId, RunQuery, StateBackend, StoreError,
-    StoreErrorKind,
+    StoreErrorKind, Transaction, View,
 };
 
 const TTL: Duration = Duration::from_secs(30);
@@ -176,6 +176,27 @@ async fn what_is_told_can_be_written_down_and_exported() {
     assert_eq!(entries.buckets().map(|(_, count)| count).sum::<u64>(), entries.count());
     assert_eq!(entries.buckets().find(|(_, count)| *count > 0), Some((2, entries.count())), "each alone in its batch: below two");
     assert_eq!(entries.sum(), entries.count());
+    state.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_taken_out_of_a_transaction_again_is_not_decided() {
+    let state = Coordinator::open(LyingBackend::new(false) as Arc<dyn StateBackend>).await.unwrap();
+    with_node(&state).await;
+    let before = state.get_run("r").await.unwrap();
+    // Steps, a condition that does not hold, a name that is none.
+    let late = |view: &View, tx: &mut Transaction| {
+        let node = view.run("r")?.and_then(|run| run.node("n")).is_some();
+        tx.expect_absent("r", "n").set_node_state("r", "n", NodeUpdate::success()).delete_node("r", "\n");
+        tx.clear();
+        Ok(if node { Err("not today") } else { Ok(()) })
+    };
+    let (own, commit) = state.transact(late).await.unwrap();
+    assert!(own == Err("not today") && commit.runs.is_empty());
+    assert_eq!(state.get_run("r").await.unwrap(), before);
+    let mut tx = state.transaction();
+    tx.delete_node("r", "\n").clear().set_node_state("r", "n", NodeUpdate::success());
+    assert_eq!(tx.commit().await.unwrap().runs.len(), 1);
     state.close().await.unwrap();
 }
 
