@@ -9,8 +9,9 @@ use crate::error::Error;
 use crate::model::{CommitSeq, NodeId, RunId, Snapshot, Version};
 use crate::run::{ChangeSeed, DeferredLoss};
 
-/// What happened.
-#[derive(Debug, Clone)]
+/// What happened. Written down it is an object with one member, `changed` or `deferred_lost`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
     /// Something was committed.
@@ -79,6 +80,19 @@ impl ChangeStream {
             broadcast::error::RecvError::Lagged(missed) => StreamError::Lagged(missed),
             broadcast::error::RecvError::Closed => StreamError::Closed,
         })
+    }
+
+    /// The next event, if there is one already; `None` if there is none yet.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub fn try_next(&mut self) -> Result<Option<Event>, StreamError> {
+        match self.0.try_recv() {
+            Ok(event) => Ok(Some(event)),
+            Err(broadcast::error::TryRecvError::Empty) => Ok(None),
+            Err(broadcast::error::TryRecvError::Lagged(missed)) => Err(StreamError::Lagged(missed)),
+            Err(broadcast::error::TryRecvError::Closed) => Err(StreamError::Closed),
+        }
     }
 }
 

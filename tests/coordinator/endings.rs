@@ -8,7 +8,7 @@ use crate::support::{Lie, LyingBackend};
 use seeknal_state::{
     Claim, ClaimFilter, Coordinator, Durability, Error, Event, FencingToken, LeaseError, LeaseKey, LockOptions, LostReason,
     NewRun, Next, NodeId, NodeState, NodeStatus, NodeUpdate, RunFilter, RunId, RunQuery, StateBackend, StoreError,
-    StoreErrorKind, Transaction, View,
+    StoreErrorKind, StreamError, Transaction, View,
 };
 
 const TTL: Duration = Duration::from_secs(30);
@@ -167,8 +167,19 @@ async fn what_is_told_can_be_written_down_and_exported() {
     assert!(own.is_err() && commit.runs.is_empty());
     let commit = state.set_node_state("r", "n", NodeUpdate::success()).await.unwrap();
     assert_eq!(serde_json::to_value(&commit).unwrap()["runs"][0]["run"], "r");
-    let Event::Changed(change) = changes.next().await.unwrap() else { panic!("nothing was lost") };
-    assert_eq!(serde_json::to_value(&*change).unwrap()["snapshot"]["durable_version"], 1);
+    let event = changes.next().await.unwrap();
+    assert_eq!(serde_json::to_value(&event).unwrap()["changed"]["snapshot"]["durable_version"], 1);
+    // The run, its node, and the node's end.
+    for _ in 0..2 {
+        let event = loop {
+            match changes.try_next().unwrap() {
+                Some(event) => break event,
+                None => tokio::task::yield_now().await,
+            }
+        };
+        assert!(matches!(event, Event::Changed(_)), "nothing was lost: {event:?}");
+    }
+    assert!(changes.try_next().unwrap().is_none());
     let page = state.list_runs(&RunQuery::new(RunFilter::all())).await.unwrap();
     assert_eq!(serde_json::to_value(&page).unwrap()["runs"][0]["run_id"], "r");
     assert_eq!(serde_json::to_value(state.health()).unwrap()["open"], true);
@@ -177,6 +188,7 @@ async fn what_is_told_can_be_written_down_and_exported() {
     assert_eq!(entries.buckets().find(|(_, count)| *count > 0), Some((2, entries.count())), "each alone in its batch: below two");
     assert_eq!(entries.sum(), entries.count());
     state.close().await.unwrap();
+    assert_eq!(changes.try_next().unwrap_err(), StreamError::Closed);
 }
 
 #[tokio::test]
