@@ -8,12 +8,23 @@ const TOKENS: u64 = 1000;
 /// How many records lie in its journal.
 const SETS: usize = 8;
 
+/// In which session a writer was killed: the first one's document was written before its first record, and tells of no number.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Session {
+    First,
+    Second,
+}
+
 /// A killed writer's folder, whose document has a journal that goes on from it; and the version that was given out last.
 async fn killed() -> (tempfile::TempDir, Version) {
+    killed_in(Session::Second).await
+}
+
+async fn killed_in(session: Session) -> (tempfile::TempDir, Version) {
     // A machine that kept the writer waiting for so long that it wrote a document in between: it is done again.
     for _ in 0..100 {
-        let (killed, last) = killed_once().await;
-        if holds_all(killed.path()) {
+        let (killed, last) = killed_once(session).await;
+        if holds_all(killed.path(), session) {
             return (killed, last);
         }
     }
@@ -21,9 +32,11 @@ async fn killed() -> (tempfile::TempDir, Version) {
 }
 
 /// Whether one journal holds all that was set, and goes on from the document.
-fn holds_all(folder: &Path) -> bool {
+fn holds_all(folder: &Path, session: Session) -> bool {
     let path = journal(folder);
-    if !path.exists() || frames(&path).len() != SETS || names(folder).iter().any(|name| name.ends_with(".journal.next")) {
+    // The first one holds its run too.
+    let records = if session == Session::First { SETS + 1 } else { SETS };
+    if !path.exists() || frames(&path).len() != records || names(folder).iter().any(|name| name.ends_with(".journal.next")) {
         return false;
     }
     let document = json(&document(folder));
@@ -31,12 +44,14 @@ fn holds_all(folder: &Path) -> bool {
     header.contains(&format!("\"generation\":{}", document["seeknal_state"]["generation"]))
 }
 
-async fn killed_once() -> (tempfile::TempDir, Version) {
+async fn killed_once(session: Session) -> (tempfile::TempDir, Version) {
     let folder = tempfile::tempdir().unwrap();
-    let backend = open(folder.path()).await;
+    let mut backend = open(folder.path()).await;
     create(&backend, "run_1", 0).await;
-    backend.close().await.unwrap();
-    let backend = open(folder.path()).await;
+    if session == Session::Second {
+        backend.close().await.unwrap();
+        backend = open(folder.path()).await;
+    }
     assert_eq!(backend.reserve_tokens(TOKENS).await.unwrap().end, TOKENS + 1);
     let mut last = Version::NONE;
     for second in (1..).take(SETS) {
@@ -50,6 +65,10 @@ async fn killed_once() -> (tempfile::TempDir, Version) {
 /// Goes on, twice, and is killed in between; no version comes again.
 async fn goes_on_behind(folder: &Path, last: Version, what: &str) {
     let backend = open(folder).await;
+    if backend.load_run(&run_id("run_1")).await.unwrap().is_none() {
+        // It was lost as a whole.
+        create(&backend, "run_1", 19).await;
+    }
     let next = set(&backend, "run_1", "next", NodeUpdate::success(), 20).await;
     assert!(next.runs[0].after > last, "{what}: {:?} was used up to {last}", next.runs[0]);
     let told = all(&backend).await;
@@ -105,6 +124,31 @@ fn damage(folder: &Path, what: &str) {
     }
 }
 
+/// What may have become of the lock's file; the last is put back from an earlier time.
+const LOCKS: [&str; 3] = ["removed", "emptied", "of before the first record"];
+
+fn lose_lock(folder: &Path, how: &str) {
+    let path = folder.join("run_state.json.lock");
+    match how {
+        "removed" => std::fs::remove_file(&path).unwrap(),
+        "emptied" => std::fs::write(&path, "").unwrap(),
+        _ => std::fs::write(&path, r#"{"token":3,"seq":0}"#).unwrap(),
+    }
+}
+
+fn told_of_lock(line: &&String) -> bool {
+    line.contains("run_state.json.lock") && line.contains("tokens go on behind")
+}
+
+/// Opens, and looks that the next token is none that was given out. Answers with what was told.
+async fn opens_with_later_tokens(folder: &Path, what: &str) -> Vec<String> {
+    let (backend, notices) = open_told(folder).await;
+    let tokens = backend.reserve_tokens(1).await.unwrap();
+    assert!(tokens.start > TOKENS, "{what}: tokens up to {TOKENS} were given out, {tokens:?} come next");
+    backend.close().await.unwrap();
+    notices
+}
+
 #[tokio::test]
 async fn no_version_is_used_twice_after_a_repair() {
     for what in DAMAGES {
@@ -127,23 +171,30 @@ async fn no_version_is_used_twice_after_a_repair() {
 #[tokio::test]
 async fn no_token_and_no_version_is_used_twice_after_a_repair_that_finds_no_lock() {
     for what in DAMAGES {
-        for lock in ["removed", "emptied", "of before the first record"] {
-            let (folder, last) = killed().await;
-            damage(folder.path(), what);
-            let path = folder.path().join("run_state.json.lock");
-            match lock {
-                "removed" => std::fs::remove_file(&path).unwrap(),
-                "emptied" => std::fs::write(&path, "").unwrap(),
-                _ => std::fs::write(&path, r#"{"token":3,"seq":0}"#).unwrap(),
+        for lock in LOCKS {
+            for session in [Session::First, Session::Second] {
+                let (folder, last) = killed_in(session).await;
+                damage(folder.path(), what);
+                lose_lock(folder.path(), lock);
+                let what = format!("{what}, its lock {lock}, {session:?} session");
+                let done = repair(folder.path(), at(1_000_000), what.starts_with("document")).unwrap();
+                let notices = opens_with_later_tokens(folder.path(), &what).await;
+                assert_eq!(done.iter().chain(&notices).filter(told_of_lock).count(), 1, "{what}: {done:?}, {notices:?}");
+                goes_on_behind(folder.path(), last, &what).await;
             }
-            let what = format!("{what}, its lock {lock}");
-            let done = repair(folder.path(), at(1_000_000), what.starts_with("document")).unwrap();
-            let (backend, notices) = open_told(folder.path()).await;
-            let told = |line: &String| line.contains("run_state.json.lock") && line.contains("tokens go on behind");
-            assert_eq!(done.iter().chain(&notices).filter(|line| told(line)).count(), 1, "{what}: {done:?}, {notices:?}");
-            let tokens = backend.reserve_tokens(1).await.unwrap();
-            assert!(tokens.start > TOKENS, "{what}: tokens up to {TOKENS} were given out, {tokens:?} come next");
-            backend.close().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_token_and_no_version_is_used_twice_after_an_opening_that_finds_no_lock() {
+    for lock in LOCKS {
+        for session in [Session::First, Session::Second] {
+            let (folder, last) = killed_in(session).await;
+            lose_lock(folder.path(), lock);
+            let what = format!("its lock {lock}, {session:?} session");
+            let notices = opens_with_later_tokens(folder.path(), &what).await;
+            assert_eq!(notices.iter().filter(told_of_lock).count(), 1, "{what}: {notices:?}");
             goes_on_behind(folder.path(), last, &what).await;
         }
     }
@@ -239,4 +290,19 @@ async fn no_version_is_used_twice_after_document_and_journal_were_put_back_besid
         let orphans = names(folder.path()).into_iter().filter(|name| name.starts_with("run_state.json.prev.orphan-"));
         assert_eq!(orphans.count(), 1, "{between}: the newer document is kept: {:?}", names(folder.path()));
     }
+}
+
+/// The first document of a state is there before its first record; where that fails the lock tells of it all the same, and was not emptied.
+#[tokio::test]
+async fn a_first_record_that_could_not_be_written_is_no_lost_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    let (backend, blocker) = (open(folder.path()).await, journal(folder.path()));
+    std::fs::create_dir(&blocker).unwrap();
+    let create = || vec![Mutation::Create { run: NewRun::running(), at: at(0) }];
+    let batch = Batch::new(vec![entry(vec![part("run_1", Version::NONE, create())])]);
+    backend.commit(Arc::new(batch)).await.unwrap_err();
+    assert_eq!(json(&document(folder.path()))["seeknal_state"]["last_seq"], 0);
+    backend.close().await.unwrap();
+    std::fs::remove_dir(&blocker).unwrap();
+    assert_eq!(open_told(folder.path()).await.1, Vec::<String>::new());
 }

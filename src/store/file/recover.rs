@@ -354,7 +354,7 @@ pub(super) fn told(paths: &Paths) -> Result<u64, StoreError> {
         stored => Ok(stored?.and_then(|stored| stored.last_seq())),
     };
     let told = [document, copied_seq(paths)?, told_by(&paths.journal)?, told_by(&paths.next)?];
-    Ok(told.into_iter().flatten().max().unwrap_or(0))
+    Ok(told.into_iter().flatten().max().map_or(0, |told| told.max(1)))
 }
 
 /// Finds out what the journals are to the document, and replays those that continue it.

@@ -206,8 +206,8 @@ fn bring_back_previous(paths: &Paths, lock: &mut Lock, now: DateTime<Utc>, done:
         ));
     };
     let previous = document::read(&paths.previous, &bytes, lock.seq())?;
-    // What was written after it is lost, unless a journal goes on from it. A lock file that knows less does not know what was.
-    let seq = previous.ledger.seq().0;
+    // What was written after it is lost, unless a journal goes on from it. A lock file that knows less does not know what was; nor does one that knows nothing.
+    let seq = previous.ledger.seq().0.max(1);
     if lock.seq() != seq && !Files::beside(paths, (bytes.clone(), identity)).is_ok_and(|files| files.go_on(paths, lock.seq())) {
         mend::skip(paths, lock, None, now, done)?;
     }

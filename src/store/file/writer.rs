@@ -162,7 +162,7 @@ impl Writer {
         let tail = state.active.as_ref().map_or(state.document_seq, |active| active.tail);
         // A copy that is newer than the document tells of numbers too, and stays as it is.
         let no_copy = checkpoint::refresh_copy(&paths, &mut state)?;
-        state.notices.extend(lock.make_up_for(state.told_seq.max(state.beside_seq), &paths, SystemClock.now())?);
+        state.notices.extend(lock.make_up_for(state.told(), &paths, SystemClock.now())?);
         state.notices.extend(no_copy);
         let highest = lock.seq();
         if state.loses_versions(highest, lock.left()) || lock.is_to_skip() {
@@ -387,8 +387,13 @@ impl Writer {
             Err(error) => self.fail_waiting(&error.clone()),
         }
         self.waiting.clear();
-        // Where there is no document none was ever used, and the lock must not tell of one.
-        let used = if self.document.identity.is_some() { self.ledger.seq().0 } else { self.lock.found_seq() };
+        // Where there is no document none was ever used, and the lock must not tell of one. Beside one of ours it tells of a number, also where the first record
+        // could not be written: a lock that tells of none there was emptied.
+        let used = match &self.document {
+            Known { identity: None, .. } => self.lock.found_seq(),
+            Known { generation: Some(_), .. } => self.ledger.seq().0.max(1),
+            Known { generation: None, .. } => self.ledger.seq().0,
+        };
         let seq = result.is_ok().then_some(used);
         result.and(self.lock.release(seq))
     }

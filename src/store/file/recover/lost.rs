@@ -15,6 +15,13 @@ impl State {
         ))
     }
 
+    /// The highest number that anything which lies there tells of; `None` where nothing of ours does. One at least: numbers are reserved before there is a document,
+    /// and the first one tells of none. The journal that goes on from the document tells of more than that.
+    pub(in crate::store::file) fn told(&self) -> Option<u64> {
+        let tail = self.active.as_ref().map(|active| active.tail);
+        self.told_seq.max(self.beside_seq).max(tail).map(|seq| seq.max(1))
+    }
+
     /// Whether numbers up to this one were given out that the files which lie there may not know of: a backup was put back, a journal is to be set aside or lost.
     /// Asked when the copy of the document was looked at. Notes what is to be told.
     pub(in crate::store::file) fn loses_versions(&mut self, highest_seq: u64, left: Option<&ProcessInfo>) -> bool {
