@@ -96,6 +96,11 @@ fn flip(path: &Path, at: usize) {
     std::fs::write(path, bytes).unwrap();
 }
 
+fn shorten(path: &Path, length: usize) {
+    let bytes = std::fs::read(path).unwrap();
+    std::fs::write(path, &bytes[..length]).unwrap();
+}
+
 /// Where the frames of a journal begin.
 fn frames(path: &Path) -> Vec<usize> {
     let bytes = std::fs::read(path).unwrap();
@@ -103,19 +108,33 @@ fn frames(path: &Path) -> Vec<usize> {
 }
 
 /// What a repair has to do with.
-const DAMAGES: [&str; 6] =
-    ["cut", "cut before its first record", "header", "shortened", "document", "document, without its journal"];
+const DAMAGES: [&str; 9] = [
+    "cut",
+    "cut before its first record",
+    "its last records damaged",
+    "shortened to its first frames",
+    "shortened to its header",
+    "header",
+    "shortened",
+    "document",
+    "document, without its journal",
+];
 
 fn damage(folder: &Path, what: &str) {
     let path = journal(folder);
     match what {
         "cut" => flip(&path, frames(&path)[3] + 40),
         "cut before its first record" => flip(&path, frames(&path)[0] + 40),
-        "header" => flip(&path, 5),
-        "shortened" => {
-            let bytes = std::fs::read(&path).unwrap();
-            std::fs::write(&path, &bytes[..300]).unwrap();
+        // Behind them nothing whole tells how far they went, but for the space that is there.
+        "its last records damaged" => {
+            let frames = frames(&path);
+            flip(&path, frames[3] + 40);
+            frames[5..].iter().for_each(|frame| flip(&path, frame + 40));
         }
+        "shortened to its first frames" => shorten(&path, frames(&path)[4] + 20),
+        "shortened to its header" => shorten(&path, frames(&path)[0] + 20),
+        "header" => flip(&path, 5),
+        "shortened" => shorten(&path, 300),
         "document" => std::fs::write(document(folder), "{").unwrap(),
         _ => {
             std::fs::write(document(folder), "{").unwrap();
@@ -170,18 +189,25 @@ async fn no_version_is_used_twice_after_a_repair() {
 
 #[tokio::test]
 async fn no_token_and_no_version_is_used_twice_after_a_repair_that_finds_no_lock() {
+    repairs_without_lock(Session::Second).await;
+}
+
+#[tokio::test]
+async fn no_token_and_no_version_is_used_twice_after_a_repair_of_a_first_session_that_finds_no_lock() {
+    repairs_without_lock(Session::First).await;
+}
+
+async fn repairs_without_lock(session: Session) {
     for what in DAMAGES {
         for lock in LOCKS {
-            for session in [Session::First, Session::Second] {
-                let (folder, last) = killed_in(session).await;
-                damage(folder.path(), what);
-                lose_lock(folder.path(), lock);
-                let what = format!("{what}, its lock {lock}, {session:?} session");
-                let done = repair(folder.path(), at(1_000_000), what.starts_with("document")).unwrap();
-                let notices = opens_with_later_tokens(folder.path(), &what).await;
-                assert_eq!(done.iter().chain(&notices).filter(told_of_lock).count(), 1, "{what}: {done:?}, {notices:?}");
-                goes_on_behind(folder.path(), last, &what).await;
-            }
+            let (folder, last) = killed_in(session).await;
+            damage(folder.path(), what);
+            lose_lock(folder.path(), lock);
+            let what = format!("{what}, its lock {lock}");
+            let done = repair(folder.path(), at(1_000_000), what.starts_with("document")).unwrap();
+            let notices = opens_with_later_tokens(folder.path(), &what).await;
+            assert_eq!(done.iter().chain(&notices).filter(told_of_lock).count(), 1, "{what}: {done:?}, {notices:?}");
+            goes_on_behind(folder.path(), last, &what).await;
         }
     }
 }

@@ -25,8 +25,8 @@ struct Good {
 }
 
 /// Notes, before anything is put away that tells of them, that versions go on behind all numbers that were given out. `last` is the last one that is lost, where
-/// that can be read. A lock file that knows less than what lies there knows nothing of tokens either: that is made up for here, because the next opening finds
-/// numbers in it.
+/// that can be read: behind it more may have been. A lock file that knows less than what lies there knows nothing of tokens either: that is made up for here,
+/// because the next opening finds numbers in it.
 pub(super) fn skip(
     paths: &Paths,
     lock: &mut Lock,
@@ -35,7 +35,7 @@ pub(super) fn skip(
     done: &mut Vec<String>,
 ) -> Result<(), StoreError> {
     let told = recover::told(paths)?.max(last.unwrap_or(0));
-    let is_known = last.is_some() || told <= lock.seq();
+    let is_known = told <= lock.seq();
     done.extend(lock.make_up_for(Some(if is_known { told } else { far_behind(told, now) }), paths, now)?);
     lock.skip(last.unwrap_or(0))
 }
