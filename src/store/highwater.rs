@@ -210,6 +210,8 @@ impl HighWaterFile {
             )
         };
         let mut value: HighWater = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
+        // What is to be passed over was given out.
+        value.seq = value.seq.max(value.skip);
         // Numbers are reserved before they are used: a higher one is none of ours.
         value.closed = value.closed.min(value.seq);
         if value.token.max(value.seq) > HIGHEST {
@@ -237,7 +239,7 @@ impl HighWaterFile {
         let token = far_behind(told(&text, "\"token\":"), now);
         // First the line: a file that is empty for a moment would tell of no token at all.
         let (seq, skip) = (told(&text, "\"seq\":"), told(&text, "\"skip\":"));
-        self.write(&HighWater { token, seq, skip, ..HighWater::default() })?;
+        self.write(&HighWater { token, seq: seq.max(skip), skip, ..HighWater::default() })?;
         let cut = self.file.set_len(LENGTH as u64).and_then(|()| self.file.sync_all());
         cut.map_err(|error| StoreError::io(self.path.display(), error))?;
         Ok(Some(format!(

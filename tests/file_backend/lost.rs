@@ -226,6 +226,30 @@ async fn no_token_and_no_version_is_used_twice_after_an_opening_that_finds_no_lo
     }
 }
 
+/// The number up to which versions are passed over tells how far they went where that of the records cannot be read.
+#[tokio::test]
+async fn no_version_is_used_twice_where_the_lock_that_a_repair_left_is_damaged() {
+    for damaged in ["\"se", "no number"] {
+        let (folder, last) = killed().await;
+        damage(folder.path(), "shortened to its first frames");
+        repair(folder.path(), at(0), false).unwrap();
+        let lock = folder.path().join("run_state.json.lock");
+        let left = std::fs::read_to_string(&lock).unwrap();
+        assert!(left.contains("\"skip\":"), "{left}");
+        if damaged == "no number" {
+            // An older program, or a hand: it can be read.
+            let value: serde_json::Value = serde_json::from_str(left.trim()).unwrap();
+            std::fs::write(&lock, serde_json::json!({"token": value["token"], "seq": 0, "skip": value["skip"]}).to_string())
+                .unwrap();
+        } else {
+            std::fs::write(&lock, left.replacen("\"seq\"", damaged, 1)).unwrap();
+            let done = repair(folder.path(), at(1_000_000), false).unwrap();
+            assert!(done.len() == 1 && done[0].contains(".lock.damaged-"), "{done:?}");
+        }
+        goes_on_behind(folder.path(), last, damaged).await;
+    }
+}
+
 #[tokio::test]
 async fn a_damaged_copy_is_made_anew_and_no_token_is_used_twice_where_nothing_else_tells_of_any() {
     let (folder, _) = killed().await;
