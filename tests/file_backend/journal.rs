@@ -64,7 +64,7 @@ async fn a_last_frame_that_is_torn_at_any_byte_is_cut_and_kept_aside() {
     let (whole, before) = (&states[states.len() - 1], &states[states.len() - 2]);
     for cut in last..=end {
         let copy = tempfile::tempdir().unwrap();
-        std::fs::copy(document(folder.path()), document(copy.path())).unwrap();
+        copy_folder(folder.path(), copy.path());
         let mut torn = bytes.clone();
         torn[cut..].fill(0);
         std::fs::write(journal(copy.path()), &torn).unwrap();

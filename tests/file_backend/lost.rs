@@ -214,13 +214,24 @@ async fn repairs_without_lock(session: Session) {
 
 #[tokio::test]
 async fn no_token_and_no_version_is_used_twice_after_an_opening_that_finds_no_lock() {
-    for lock in LOCKS {
-        for session in [Session::First, Session::Second] {
+    for gone in ["nothing more", "its journal", "its document and its journal"] {
+        for (lock, session) in LOCKS.into_iter().flat_map(|lock| [Session::First, Session::Second].map(|session| (lock, session)))
+        {
             let (folder, last) = killed_in(session).await;
             lose_lock(folder.path(), lock);
-            let what = format!("its lock {lock}, {session:?} session");
+            if gone != "nothing more" {
+                std::fs::remove_file(journal(folder.path())).unwrap();
+            }
+            if gone == "its document and its journal" {
+                std::fs::remove_file(document(folder.path())).unwrap();
+            }
+            let what = format!("its lock {lock}, and {gone} gone, {session:?} session");
+            // The first one, which is idle, is told; what it found out is noted.
             let notices = opens_with_later_tokens(folder.path(), &what).await;
             assert_eq!(notices.iter().filter(told_of_lock).count(), 1, "{what}: {notices:?}");
+            let (backend, notices) = open_told(folder.path()).await;
+            assert_eq!(notices.iter().filter(told_of_lock).count(), 0, "{what}: {notices:?}");
+            backend.close().await.unwrap();
             goes_on_behind(folder.path(), last, &what).await;
         }
     }

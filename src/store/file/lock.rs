@@ -126,20 +126,21 @@ impl Lock {
         self.found_seq
     }
 
-    /// A file that knows less than the document, or the copy of the last one of ours, was emptied, or the document came here without it: nobody knows how far tokens were given out. They go
-    /// on far behind. Answers with what an operator should know.
+    /// A file that knows less than what lies beside it was emptied, or that came here without it: nobody knows how far numbers were given out, also for what does
+    /// not lie there any more. Tokens go on far behind, and so do versions, as after [`skip`](Self::skip). Answers with what an operator should know.
     pub(super) fn make_up_for(
         &mut self,
         told_seq: Option<u64>,
         paths: &Paths,
         now: DateTime<Utc>,
     ) -> Result<Option<String>, StoreError> {
-        let Some(seq) = told_seq.filter(|seq| *seq > self.value.seq) else { return Ok(None) };
-        let token = far_behind(self.value.token, now);
-        self.put(HighWater { token, seq, ..self.value.clone() })?;
+        let Some(told) = told_seq.filter(|told| *told > self.value.seq) else { return Ok(None) };
+        let (token, seq) = (far_behind(self.value.token, now), far_behind(told, now));
+        self.put(HighWater { token, seq, skip: seq, ..self.value.clone() })?;
         self.found_seq = seq;
         Ok(Some(format!(
-            "{} did not know how far numbers were given out (it was emptied or removed, or the document was brought from elsewhere): tokens go on behind {token}",
+            "{} did not know how far numbers were given out (it was emptied or removed, or the document was brought from elsewhere): tokens go on behind {token}, \
+             and versions behind {seq}",
             paths.lock.display()
         )))
     }

@@ -11,7 +11,6 @@ use super::paths::{self, Paths};
 use super::record::Record;
 use super::recover;
 use crate::model::{CommitSeq, Ledger};
-use crate::store::highwater::far_behind;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// A journal as far as it is good.
@@ -35,8 +34,7 @@ pub(super) fn skip(
     done: &mut Vec<String>,
 ) -> Result<(), StoreError> {
     let told = recover::told(paths)?.max(last.unwrap_or(0));
-    let is_known = told <= lock.seq();
-    done.extend(lock.make_up_for(Some(if is_known { told } else { far_behind(told, now) }), paths, now)?);
+    done.extend(lock.make_up_for(Some(told), paths, now)?);
     lock.skip(last.unwrap_or(0))
 }
 

@@ -101,8 +101,8 @@ fn check_versions(ledger: &crate::model::Ledger, report: &mut VerifyReport) {
 /// `<file>.damaged-<UTC>`. A journal is cut at its first frame that is bad or does not fit; a journal that cannot be joined at all is set aside. A lock file that
 /// cannot be read is written anew, with tokens far behind those that were given out. A copy of the last document that cannot be read is made anew from
 /// the document. A document that cannot be read is replaced by the previous one only if `use_previous` says so: it is older, and a journal that continued the damaged
-/// one is set aside with what it holds. Before records are dropped or set aside the lock file notes it: versions go on behind them, and tokens far behind
-/// where that file was emptied or removed. A sound state is left as it is.
+/// one is set aside with what it holds. Before records are dropped or set aside the lock file notes it: versions go on behind them, and versions and tokens far
+/// behind where that file was emptied or removed. A sound state is left as it is.
 ///
 /// # Errors
 /// [`StoreErrorKind::Busy`] while a writer has the state open; [`StoreErrorKind::Corrupt`] if the document cannot be read (or is missing beside a journal with

@@ -48,6 +48,7 @@ impl State {
     pub(in crate::store::file) fn go_on_behind(&mut self, highest_seq: u64) {
         if self.document.is_none() {
             // What is made in an empty state has versions behind all of them.
+            self.ledger.raise_seq(CommitSeq(highest_seq));
             return;
         }
         let version = Version(highest_seq.max(self.ledger.seq().0).saturating_add(1));
