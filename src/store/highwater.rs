@@ -49,6 +49,9 @@ pub(super) struct HighWater {
     pub(super) skip: u64,
     /// The process that holds the lock on this file; of meaning only while it is locked.
     pub(super) holder: Option<ProcessInfo>,
+    /// The folder of the holder's journal, where that is another one than this file's: a symbolic link in it leads to the state here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) through: Option<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -252,7 +255,12 @@ impl HighWaterFile {
     /// Writes it in place and syncs.
     pub(super) fn write(&mut self, value: &HighWater) -> Result<(), StoreError> {
         let fail = |error| StoreError::io(self.path.display(), error);
-        let mut line = serde_json::to_string(value).map_err(|error| fail(error.into()))?;
+        let text = |value: &HighWater| serde_json::to_string(value).map_err(|error| fail(error.into()));
+        let mut line = text(value)?;
+        if line.len() >= LENGTH && value.through.is_some() {
+            // A longer one would stay behind the next line. It is not needed but for what is told after a crash.
+            line = text(&HighWater { through: None, ..value.clone() })?;
+        }
         while line.len() + 1 < LENGTH {
             line.push(' ');
         }

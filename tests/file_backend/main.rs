@@ -29,6 +29,7 @@ mod foreign;
 mod found;
 mod journal;
 mod kills;
+mod links;
 mod lost;
 mod odd;
 mod openings;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+use super::elsewhere;
 use super::paths::Paths;
 use crate::model::ProcessInfo;
 use crate::store::highwater::{HIGHEST, HighWater, HighWaterFile, far_behind};
@@ -55,12 +56,12 @@ impl Lock {
     /// Takes the lock and writes down who has it.
     pub(super) fn acquire(paths: &Paths, process: &ProcessInfo) -> Result<Self, StoreError> {
         let mut lock = Self::acquire_unnamed(paths)?;
-        let value = HighWater { holder: Some(process.clone()), ..lock.value.clone() };
+        let value = HighWater { holder: Some(process.clone()), through: elsewhere::folder(paths), ..lock.value.clone() };
         lock.put(value)?;
         Ok(lock)
     }
 
-    /// Takes the lock and changes nothing.
+    /// Takes the lock and changes nothing. Fails if a writer that came by another path left records there.
     pub(super) fn acquire_unnamed(paths: &Paths) -> Result<Self, StoreError> {
         let mut file = HighWaterFile::open(&paths.lock, &paths.document)?;
         if !try_lock(&file)? {
@@ -78,7 +79,13 @@ impl Lock {
             let known = other.read()?;
             (value.token, value.seq) = (value.token.max(known.token), value.seq.max(known.seq));
             value.skip = value.skip.max(known.skip);
+            if value.holder.is_none() {
+                (value.holder, value.through) = (known.holder.clone(), known.through.clone());
+            }
+            elsewhere::refuse(paths, &HighWater { seq: value.seq, ..known })?;
             behind_link = Some(other);
+        } else {
+            elsewhere::refuse(paths, &value)?;
         }
         let (left, found_seq) = (value.holder.clone(), value.seq);
         Ok(Self { file, place, behind_link, value, left, found_seq })
@@ -189,7 +196,7 @@ impl Lock {
     /// Writes what was really used, takes the holder's name out, and gives the lock back.
     pub(super) fn release(mut self, seq: Option<u64>) -> Result<(), StoreError> {
         let seq = seq.unwrap_or(self.value.seq);
-        let written = self.put(HighWater { seq, holder: None, ..self.value.clone() });
+        let written = self.put(HighWater { seq, holder: None, through: None, ..self.value.clone() });
         self.behind_link.map_or(Ok(()), |other| other.unlock())?;
         self.file.unlock()?;
         written

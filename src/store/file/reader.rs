@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::backups;
+use super::elsewhere::{self, Unseen};
 use super::lock::{self, Seen};
 use super::paths::{Identity, Paths};
 use super::record::Leases;
@@ -200,8 +201,13 @@ fn load(paths: &Paths) -> Result<View, StoreError> {
         ));
     }
     state.notices.extend(state.lost.take().filter(|_| !seen.held));
-    let lost = state.lost_journal(seen.value.holder.as_ref().filter(|_| !seen.held), seen.value.seq);
-    state.notices.extend(lost);
+    match elsewhere::unseen(paths, &seen)? {
+        Some(Unseen::Live(unseen) | Unseen::Left(unseen)) => state.notices.push(unseen),
+        None => {
+            let lost = state.lost_journal(seen.value.holder.as_ref().filter(|_| !seen.held), seen.value.seq);
+            state.notices.extend(lost);
+        }
+    }
     if let (Some((from, to)), false) = (state.active.as_ref().and_then(|active| active.torn), seen.held) {
         state.notices.push(format!(
             "the last record of the journal is torn ({} bytes at byte {from}); it was never acknowledged, and is cut when the state is opened for writing",

@@ -6,8 +6,9 @@ use chrono::{DateTime, Utc};
 
 use super::checkpoint;
 use super::document;
+use super::elsewhere::{self, Unseen};
 use super::journal::Stored;
-use super::lock::Lock;
+use super::lock::{self, Lock};
 use super::mend;
 use super::paths::{self, Paths};
 use super::reader::read_settled;
@@ -21,6 +22,8 @@ pub(super) fn verify(paths: &Paths) -> Result<VerifyReport, StoreError> {
     let mut held = false;
     // The last sequence number of the document and its journal, if the document is ours.
     let mut known = None;
+    // A lock that cannot be read is told with the state.
+    let unseen = lock::look(&paths.lock).and_then(|seen| elsewhere::unseen(paths, &seen)).unwrap_or_default();
     match read_settled(paths) {
         Ok((state, seen)) => {
             held = seen.held;
@@ -54,10 +57,15 @@ pub(super) fn verify(paths: &Paths) -> Result<VerifyReport, StoreError> {
             // A writer that was ended before it had a document leaves a lock that tells of one; only a copy of one proves that there was one.
             let told = if paths.previous.exists() { &mut report.problems } else { &mut report.checked };
             told.extend(state.lost.filter(|_| !held));
-            report.checked.extend(lost_journal);
+            report.checked.extend(lost_journal.filter(|_| unseen.is_none()));
             report.checked.extend(state.notices);
         }
         Err(error) => report.problems.push(error.to_string()),
+    }
+    match unseen {
+        Some(Unseen::Left(unseen)) => report.problems.push(unseen),
+        Some(Unseen::Live(unseen)) => report.checked.push(unseen),
+        None => {}
     }
     if let Some((bytes, _)) = paths::read(&paths.previous)? {
         match document::read(&paths.previous, &bytes, 0) {
