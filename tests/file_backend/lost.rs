@@ -151,6 +151,7 @@ fn lose_lock(folder: &Path, how: &str) {
     match how {
         "removed" => std::fs::remove_file(&path).unwrap(),
         "emptied" => std::fs::write(&path, "").unwrap(),
+        "damaged" => std::fs::write(&path, r#"{"token":3,"se"#).unwrap(),
         _ => std::fs::write(&path, r#"{"token":3,"seq":0}"#).unwrap(),
     }
 }
@@ -199,7 +200,8 @@ async fn no_token_and_no_version_is_used_twice_after_a_repair_of_a_first_session
 
 async fn repairs_without_lock(session: Session) {
     for what in DAMAGES {
-        for lock in LOCKS {
+        // One that is damaged is put right first, and does not tell either.
+        for lock in LOCKS.into_iter().chain(["damaged"]) {
             let (folder, last) = killed_in(session).await;
             damage(folder.path(), what);
             lose_lock(folder.path(), lock);
