@@ -184,6 +184,75 @@ async fn an_edit_by_hand_is_taken_as_it_is() {
     assert_eq!(all(&open(folder.path()).await).await, told);
 }
 
+/// What an editor wrote that says nothing to this program is told as kept, and it is: over writes and edits, and also where the object was another program's.
+#[tokio::test]
+async fn what_an_edit_says_in_a_shape_that_is_not_understood_stays() {
+    let theirs =
+        r#"{"run_id":"run_1","schema_version":"2.0","nodes":{"node":{"hash":"h","status":"pending","row_count":3,"x":1e-300}}}"#;
+    for before in [None, Some(theirs)] {
+        let folder = tempfile::tempdir().unwrap();
+        if let Some(text) = before {
+            std::fs::write(document(folder.path()), text).unwrap();
+        }
+        let backend = open(folder.path()).await;
+        if before.is_none() {
+            create(&backend, "run_1", 0).await;
+        }
+        let span = Interval::new(at(0), at(60)).unwrap();
+        let ended = NodeUpdate::success().row_count(5).duration_ms(7);
+        set(&backend, "run_1", "node", ended, 1).await;
+        let version = version(&backend, "run_1").await;
+        let done = Mutation::AddInterval { node: node_id("node"), interval: span };
+        commit(&backend, entry(vec![part("run_1", version, vec![done])])).await;
+        backend.close().await.unwrap();
+
+        let mut edited = json(&document(folder.path()));
+        edited["status"] = serde_json::json!([null]);
+        let node = &mut edited["nodes"]["node"];
+        node["completed_intervals"].as_array_mut().unwrap().push(serde_json::json!(["2024-02-30", "2024-03-02"]));
+        node["completed_partitions"] = false.into();
+        node["row_count"] = "about 5".into();
+        node["status"] = 5.into();
+        node["hash"] = "by hand".into();
+        node["duration_ms"] = "DURATION".into();
+        let text = serde_json::to_string_pretty(&edited).unwrap().replace("\"DURATION\"", "Infinity");
+        std::fs::write(document(folder.path()), text).unwrap();
+
+        let (backend, notices) = open_told(folder.path()).await;
+        assert!(notices.iter().any(|notice| notice.contains("2 element(s)")), "{notices:?}");
+        let read = all(&backend).await;
+        assert_eq!(*read[0].node("node").unwrap().intervals, std::iter::once(span).collect());
+        create(&backend, "run_2", 60).await;
+        backend.close().await.unwrap();
+        let check = |when: &str| {
+            let text = std::fs::read_to_string(document(folder.path())).unwrap();
+            assert!(text.contains("\"duration_ms\": Infinity"), "{when}: {text}");
+            let written = serde_json::from_str::<serde_json::Value>(&text.replace("Infinity", "0")).unwrap();
+            let node = &written["nodes"]["node"];
+            let said = ["row_count", "status", "hash", "completed_partitions"].map(|key| node[key].clone());
+            assert_eq!(said, ["about 5".into(), 5.into(), "by hand".into(), serde_json::Value::Bool(false)], "{when}");
+            assert_eq!(node["completed_intervals"][1], serde_json::json!(["2024-02-30", "2024-03-02"]), "{when}");
+            assert!(before.is_none() || text.contains("\"x\": 1e-300"), "{when}: {text}");
+            // The top level is about another run by now: this one keeps its own.
+            let runs = written["seeknal_state"]["history"].as_array().unwrap();
+            assert!(runs.iter().any(|run| run["extra"]["status"] == serde_json::json!([null])), "{when}: {text}");
+        };
+        check("written");
+        // Untouched since, and then edited once more.
+        let backend = open(folder.path()).await;
+        assert_eq!(rows(&all(&backend).await)[1], rows(&read)[0]);
+        set(&backend, "run_2", "other", NodeUpdate::running(), 61).await;
+        backend.close().await.unwrap();
+        check("written again");
+        let text = std::fs::read_to_string(document(folder.path())).unwrap().replace("\"other\"", "\"renamed\"");
+        std::fs::write(document(folder.path()), text).unwrap();
+        let backend = open(folder.path()).await;
+        create(&backend, "run_3", 62).await;
+        backend.close().await.unwrap();
+        check("edited and written");
+    }
+}
+
 /// Its stamps are of another clock, or of another time zone; what it wrote is the latest all the same.
 #[tokio::test]
 async fn what_another_program_wrote_is_the_latest_whatever_its_clock_says() {

@@ -10,6 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::edited;
 use super::foreign::{self, derived_status};
 use super::kept;
 use super::nan;
@@ -172,10 +173,6 @@ pub(super) fn moved(stamp: DateTime<Utc>, micros: i64) -> DateTime<Utc> {
     let moved = stamp.checked_add_signed(TimeDelta::microseconds(micros));
     moved.filter(|moved| time::is_storable(*moved)).unwrap_or(stamp)
 }
-
-/// The members that are written for a run of ours; what else an editor put there is kept.
-const OWN_TOP: &[&str] =
-    &["run_id", "status", "started_at", "finished_at", "last_run", "config", "schema_version", "version", "seeknal_version"];
 
 /// The members by which Seeknal knows its files.
 const SEEKNAL_TOP: &[&str] = &["schema_version", "version", "seeknal_version"];
@@ -406,11 +403,11 @@ fn read_own_run(
             _ => {}
         }
     }
-    let rest = without_our_part(members);
-    if edited && header.extra.is_none() && rest.iter().any(|(key, _)| !OWN_TOP.contains(&&**key)) {
-        header.extra = kept::restore("true", &rest);
-    }
     let id = id.ok_or_else(|| source.error(source.text, "the top level names no run: `run_id` is missing or no text"))?;
+    if edited {
+        let run = RunState::from_parts(id.clone(), header.clone(), version, created, Vec::new());
+        header.extra = edited::top(&without_our_part(members), &run, &shape_of(members, Vec::new())).map_err(fail)?;
+    }
     Ok((id, Building { header, version, created, nodes: Vec::new() }))
 }
 
@@ -439,8 +436,7 @@ fn read_our_nodes(
         // A node of which nothing is told beside was put in by somebody else.
         let mut kept = Some("true");
         if let Some(raw) = beside.get(text.id.as_str()) {
-            let is_strange = |(key, _): &(std::borrow::Cow<'_, str>, &str)| !node_write::is_own_member(key);
-            kept = (edited && text.members.iter().any(is_strange)).then_some("true");
+            kept = None;
             let mut fields = Vec::new();
             for (field, raw) in text::members(raw).map_err(|error| source.parse_error(raw, &error))? {
                 let fail = |error| source.parse_error(raw, &error);
@@ -470,6 +466,10 @@ fn read_our_nodes(
         let Some(run) = run.or_else(|| top_id.cloned()) else {
             return Err(source.error(text.raw, format!("node {:?} belongs to no run", text.id)));
         };
+        if edited {
+            let place = Place { id: &text.id, run: &run, top: top_id.unwrap_or(&run), dialect };
+            state.extra = edited::node(&text.members, &state, place).map_err(|error| source.parse_error(text.raw, &error))?;
+        }
         let version = Version(part.last_seq);
         let building = runs.entry(run).or_insert_with(|| {
             let created_at = state.started_at.or(state.finished_at).unwrap_or(DateTime::UNIX_EPOCH);

@@ -186,6 +186,14 @@ fn write_top(out: &mut Vec<u8>, run: &RunState, shape: &Shape) -> serde_json::Re
     Ok(())
 }
 
+/// The members of the top level as they would be written, but nodes and our own part.
+pub(super) fn top_text(run: &RunState, shape: &Shape) -> serde_json::Result<String> {
+    let mut out = Vec::new();
+    write_top(&mut out, run, shape)?;
+    // It was written as text just now.
+    Ok(String::from_utf8_lossy(&out).into_owned())
+}
+
 /// A member of a foreign top level that says something else now; `None` if it stays as it is.
 fn top_member(key: &str, raw: &str, members: &Members<'_>, run: &RunState, dialect: Dialect) -> Option<String> {
     let header = run.header();

@@ -15,6 +15,7 @@ mod backups;
 mod checkpoint;
 mod document;
 mod document_write;
+mod edited;
 mod elsewhere;
 mod foreign;
 mod join;

@@ -173,11 +173,6 @@ const GUIDE_MEMBERS: &[&str] = &[
 /// What claims need, written only where there is something to say.
 const CLAIM_MEMBERS: &[&str] = &["depends_on", "max_attempts", "attempts", "worker", "token"];
 
-/// Whether a node of ours is written with this member.
-pub(super) fn is_own_member(key: &str) -> bool {
-    [GUIDE_MEMBERS, SEEKNAL_MEMBERS, CLAIM_MEMBERS].iter().any(|members| members.contains(&key))
-}
-
 /// A member of [`CLAIM_MEMBERS`] as it is written; `None` leaves it out.
 fn claim_member(key: &str, node: &NodeState) -> Option<String> {
     match key {
@@ -464,10 +459,16 @@ fn unsaid(node: &NodeState, found: &Found, place: Place<'_>) -> serde_json::Resu
     Ok(all)
 }
 
-/// What a node's object says of it, as it would be written.
-pub(super) fn as_told(node: &NodeState, place: Place<'_>) -> serde_json::Result<NodeState> {
+/// A node's object as it would be written.
+pub(super) fn text(node: &NodeState, place: Place<'_>) -> serde_json::Result<String> {
     let mut out = Vec::new();
     write(&mut out, node, place)?;
-    let members = text::members(std::str::from_utf8(&out).unwrap_or("{}"))?;
-    Ok(read(&members).state)
+    // It was written as text just now.
+    Ok(String::from_utf8_lossy(&out).into_owned())
+}
+
+/// What a node's object says of it, as it would be written.
+pub(super) fn as_told(node: &NodeState, place: Place<'_>) -> serde_json::Result<NodeState> {
+    let written = text(node, place)?;
+    Ok(read(&text::members(&written)?).state)
 }
