@@ -216,9 +216,10 @@ impl<S: Sink> Shard<S> {
     /// Waits in the line like an entry.
     pub(super) fn barrier(self: &Arc<Self>, reply: BarrierReply) {
         let mut line = self.line();
-        if let Some(stuck) = line.stuck.clone() {
+        let refusal = if line.closed { Some(StoreError::closed()) } else { line.stuck.clone() };
+        if let Some(error) = refusal {
             drop(line);
-            let _waiter_gone = reply.send(Err(stuck));
+            let _waiter_gone = reply.send(Err(error));
             return;
         }
         line.queue.push_barrier(reply);

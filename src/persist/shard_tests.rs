@@ -114,6 +114,9 @@ async fn what_waits_behind_a_writer_that_ended_is_answered() {
     submit(&persist, 3, &tell);
     assert_eq!(told.recv().await, Some((3, "not applied")));
     persist.close().await;
+    // Nothing goes through a closed line any more: what it settles last cannot be waited for.
+    let barrier = persist.barrier(&RunId::new("r1").unwrap()).await;
+    assert_eq!(barrier.unwrap_err().kind(), StoreErrorKind::Closed);
 }
 
 #[tokio::test]

@@ -39,6 +39,33 @@ pub trait BatchSource: Send + Sync + fmt::Debug {
     fn forsaken(&self);
 }
 
+/// Word to a writer that something waits in a source. Dropped before a writer took it in (it came behind a close, or the writer panicked) it tells the source:
+/// who was called is not called again.
+#[cfg(any(feature = "file", feature = "sqlite"))]
+#[derive(Debug)]
+pub(super) struct Call(Option<Weak<dyn BatchSource>>);
+
+#[cfg(any(feature = "file", feature = "sqlite"))]
+impl Call {
+    pub(super) fn new(source: &Weak<dyn BatchSource>) -> Self {
+        Self(Some(Weak::clone(source)))
+    }
+
+    /// There is no writer, and who called knows that.
+    pub(super) fn take_back(mut self) {
+        self.0 = None;
+    }
+}
+
+#[cfg(any(feature = "file", feature = "sqlite"))]
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let Some(source) = self.0.take().and_then(|source| source.upgrade()) {
+            source.forsaken();
+        }
+    }
+}
+
 /// The sources that a writer asks for batches. If it ends before they are empty, however it ends, they are told.
 #[cfg(any(feature = "file", feature = "sqlite"))]
 #[derive(Debug, Default)]
@@ -50,8 +77,8 @@ impl Sources {
         self.0.is_empty()
     }
 
-    pub(super) fn add(&mut self, source: &Weak<dyn BatchSource>) {
-        self.0.extend(source.upgrade());
+    pub(super) fn add(&mut self, mut call: Call) {
+        self.0.extend(call.0.take().and_then(|source| source.upgrade()));
     }
 
     /// Whether any source has a batch; one that has none is asked no more before it wakes the writer again.
@@ -128,5 +155,30 @@ impl Drop for BatchReply {
             let message = "the writer of the state ended in the middle of a batch; open the state anew";
             source.answer(Err(StoreError::unknown(StoreErrorKind::Poisoned, message)));
         }
+    }
+}
+
+/// A source that counts how often it was forsaken.
+#[cfg(all(test, any(feature = "file", feature = "sqlite")))]
+#[derive(Debug, Default)]
+pub(super) struct Forsaken(std::sync::atomic::AtomicUsize);
+
+#[cfg(all(test, any(feature = "file", feature = "sqlite")))]
+impl Forsaken {
+    pub(super) fn times(&self) -> usize {
+        self.0.load(std::sync::atomic::Ordering::Acquire)
+    }
+}
+
+#[cfg(all(test, any(feature = "file", feature = "sqlite")))]
+impl BatchSource for Forsaken {
+    fn next(&self) -> Option<Arc<Batch>> {
+        None
+    }
+
+    fn answer(&self, _: Result<BatchAnswer, StoreError>) {}
+
+    fn forsaken(&self) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
     }
 }

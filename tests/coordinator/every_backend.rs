@@ -22,7 +22,8 @@ on_every_backend!(
     subscribers_hear_of_every_commit_in_order,
     pages_of_runs_newest_first,
     a_full_coordinator_makes_callers_wait,
-    callers_that_go_away_disturb_nobody
+    callers_that_go_away_disturb_nobody,
+    who_writes_while_the_backend_is_closed_is_answered
 );
 
 async fn the_guides_protocol_under_its_own_names(store: Store) {
@@ -379,4 +380,25 @@ async fn callers_that_go_away_disturb_nobody(store: Store) {
         assert!(state.snapshot("r").unwrap().version() >= commit.version());
     }
     assert_eq!(state.stats().permits_available, 16_384);
+}
+
+/// The backend is anybody's to close. Whoever writes meanwhile is answered, and so is who closes the coordinator.
+async fn who_writes_while_the_backend_is_closed_is_answered(store: Store) {
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    // So many that closing takes its time: the file backend writes its document then.
+    let mut tx = state.transaction();
+    for node in 0..2_000 {
+        tx.set_node_state("r", format!("node_{node}"), NodeUpdate::pending());
+    }
+    tx.commit().await.unwrap();
+    let backend = std::sync::Arc::clone(state.backend());
+    let ends = async {
+        let (closed, written) = tokio::join!(backend.close(), state.set_node_state("r", "late", NodeUpdate::running()));
+        closed.unwrap();
+        // Before the close or not at all.
+        assert!(matches!(&written, Ok(_) | Err(Error::Closed | Error::Store(_))), "{written:?}");
+        let _closed_before = state.close().await;
+    };
+    tokio::time::timeout(Duration::from_secs(60), ends).await.unwrap();
 }

@@ -39,7 +39,7 @@ mod writer;
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{SendError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
@@ -50,6 +50,7 @@ pub use self::verify::repair;
 use self::paths::Paths;
 use self::reader::Reader;
 use self::writer::{Op, Opened, Reply, Shared, Writer};
+use super::pull::Call;
 use super::{
     BackendOptions, BatchSource, BoxFuture, ForeignCommits, LeaseBook, LeaseStore, OpenProcess, OpenReport, StateBackend,
     StoreError, StoreErrorKind, VerifyReport, Wake,
@@ -300,7 +301,13 @@ impl StateBackend for FileBackend {
 
     fn pull_from(&self, source: Weak<dyn BatchSource>) -> Option<Wake> {
         let writer = self.sender().ok()?;
-        Some(Box::new(move || writer.send(Op::Pull(Weak::clone(&source))).is_ok()))
+        Some(Box::new(move || match writer.send(Op::Pull(Call::new(&source))) {
+            Err(SendError(Op::Pull(call))) => {
+                call.take_back();
+                false
+            }
+            sent => sent.is_ok(),
+        }))
     }
 
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {

@@ -11,8 +11,8 @@ mod commit;
 mod notes;
 mod rotation;
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -28,8 +28,8 @@ use super::paths::{self, Identity, Paths};
 use super::recover::{self, Pending};
 use super::spare::SpareJob;
 use crate::model::{Batch, BatchAnswer, Clock, Ledger, ProcessInfo, SystemClock};
-use crate::store::pull::{BatchReply, Sources};
-use crate::store::{AnswerLog, BatchSource, LeaseBook, OpenReport, StoreError, StoreErrorKind, folder, network};
+use crate::store::pull::{BatchReply, Call, Sources};
+use crate::store::{AnswerLog, LeaseBook, OpenReport, StoreError, StoreErrorKind, folder, network};
 
 /// Where an answer goes.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -39,7 +39,7 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 pub(super) enum Op {
     Commit(Arc<Batch>, Reply<BatchAnswer>),
     /// Something waits in a source.
-    Pull(Weak<dyn BatchSource>),
+    Pull(Call),
     Tokens(u64, Reply<std::ops::Range<u64>>),
     Checkpoint(Reply<()>),
     /// A checkpoint ended, or there is something to look at.
@@ -135,7 +135,7 @@ struct Intake {
 
 impl Drop for Intake {
     fn drop(&mut self) {
-        // Also when the thread panics. First nobody can wake it any more, then who still counts on it is told.
+        // Also when the thread panics. First nobody can wake it any more, and who did so unheard is told; then who still counts on it is.
         self.operations = None;
         self.sources.forsake();
     }
@@ -242,7 +242,7 @@ impl Writer {
                         }
                         continue;
                     }
-                    Op::Pull(source) => sources.add(&source),
+                    Op::Pull(call) => sources.add(call),
                     other => {
                         // What came before it is done before it.
                         self.commit(std::mem::take(&mut group));
@@ -406,4 +406,28 @@ fn new_generation() -> String {
 /// Answers a caller; one who went away needs none.
 fn answer<T>(reply: Reply<T>, result: Result<T, StoreError>) {
     let _caller_gone = reply.send(result);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::BatchSource;
+    use crate::store::pull::Forsaken;
+
+    /// As when the thread panics, or closes.
+    #[test]
+    fn who_calls_a_writer_that_ends_is_told() {
+        let waits = Arc::new(Forsaken::default());
+        let source: Arc<dyn BatchSource> = Arc::clone(&waits) as Arc<dyn BatchSource>;
+        let call = || Op::Pull(Call::new(&Arc::downgrade(&source)));
+        let (sender, operations) = std::sync::mpsc::channel();
+        sender.send(call()).unwrap();
+        let mut sources = Sources::default();
+        sources.add(Call::new(&Arc::downgrade(&source)));
+        drop(Intake { operations: Some(operations), sources });
+        assert_eq!(waits.times(), 2, "the one that was heard, and the one that was not");
+        let Err(std::sync::mpsc::SendError(Op::Pull(call))) = sender.send(call()) else { panic!("nobody is there") };
+        call.take_back();
+        assert_eq!(waits.times(), 2, "who sees that goes another way by himself");
+    }
 }

@@ -41,6 +41,7 @@ use std::time::Duration;
 #[cfg(feature = "project")]
 use chrono::{DateTime, Utc};
 use rusqlite::Connection;
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use self::follow::{Follower, Foreign};
@@ -50,6 +51,7 @@ use self::readers::Readers;
 use self::thread::{Job, Writer};
 #[cfg(feature = "project")]
 use super::highwater::HighWaterFile;
+use super::pull::Call;
 use super::{
     BackendOptions, BatchSource, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend,
     StoreError, StoreErrorKind, VerifyReport, Wake,
@@ -340,7 +342,13 @@ impl StateBackend for SqliteBackend {
 
     fn pull_from(&self, source: Weak<dyn BatchSource>) -> Option<Wake> {
         let writer = self.writer().ok()?.clone();
-        Some(Box::new(move || writer.send(Job::Pull(Weak::clone(&source))).is_ok()))
+        Some(Box::new(move || match writer.send(Job::Pull(Call::new(&source))) {
+            Err(SendError(Job::Pull(call))) => {
+                call.take_back();
+                false
+            }
+            sent => sent.is_ok(),
+        }))
     }
 
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {

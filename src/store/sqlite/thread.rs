@@ -12,7 +12,7 @@
 //! stable storage, and not before.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -30,8 +30,8 @@ use super::wal::Wal;
 use super::{read, verify, write};
 use crate::model::{Batch, BatchAnswer, BatchId, ProcessInfo};
 use crate::store::highwater::{HighWater, HighWaterFile};
-use crate::store::pull::{BatchReply, Sources};
-use crate::store::{BatchSource, StoreError, StoreErrorKind, folder};
+use crate::store::pull::{BatchReply, Call, Sources};
+use crate::store::{StoreError, StoreErrorKind, folder};
 
 mod transaction;
 
@@ -55,7 +55,7 @@ pub(super) enum Job {
     /// Apply a batch.
     Commit { batch: Arc<Batch>, reply: oneshot::Sender<Result<BatchAnswer, StoreError>> },
     /// Something waits in a source.
-    Pull(Weak<dyn BatchSource>),
+    Pull(Call),
     /// Give out higher tokens only.
     RaiseTokens { beyond: u64, reply: oneshot::Sender<Result<(), StoreError>> },
     /// Bring the WAL into the database, as far as readers allow.
@@ -77,8 +77,10 @@ fn is_of_one_batch(error: &StoreError) -> bool {
 
 impl Drop for Intake {
     fn drop(&mut self) {
-        // Also when the thread panics. First nobody can wake it any more, then who still counts on it is told.
+        // Also when the thread panics. First nobody can wake it any more, and who did so unheard is told; then who still counts on it is.
         self.jobs.close();
+        // Also one that is just being sent: it would lie here as long as somebody could call.
+        while self.jobs.blocking_recv().is_some() {}
         self.sources.forsake();
     }
 }
@@ -176,7 +178,7 @@ impl Writer {
             while let Some(job) = next {
                 match job {
                     Job::Commit { batch, reply } => batches.push((batch, BatchReply::asker(reply))),
-                    Job::Pull(source) => sources.add(&source),
+                    Job::Pull(call) => sources.add(call),
                     Job::RaiseTokens { beyond, reply } => {
                         let _asker_gone = reply.send(self.raise_tokens(beyond)).is_err();
                     }
@@ -364,4 +366,28 @@ fn raise(conn: &Connection, sidecar: &mut HighWaterFile, at: &Place) -> Result<(
         let _stays_inside = conn.execute_batch("ROLLBACK").is_err();
     }
     raised
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::BatchSource;
+    use crate::store::pull::Forsaken;
+
+    /// As when the thread panics, or closes.
+    #[test]
+    fn who_calls_a_writer_that_ends_is_told() {
+        let waits = Arc::new(Forsaken::default());
+        let source: Arc<dyn BatchSource> = Arc::clone(&waits) as Arc<dyn BatchSource>;
+        let call = || Job::Pull(Call::new(&Arc::downgrade(&source)));
+        let (sender, jobs) = mpsc::unbounded_channel();
+        assert!(sender.send(call()).is_ok());
+        let mut sources = Sources::default();
+        sources.add(Call::new(&Arc::downgrade(&source)));
+        drop(Intake { jobs, sources });
+        assert_eq!(waits.times(), 2, "the one that was heard, and the one that was not");
+        let Err(mpsc::error::SendError(Job::Pull(call))) = sender.send(call()) else { panic!("nobody is there") };
+        call.take_back();
+        assert_eq!(waits.times(), 2, "who sees that goes another way by himself");
+    }
 }
