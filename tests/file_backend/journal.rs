@@ -116,6 +116,33 @@ async fn a_flipped_bit_in_mid_journal_is_an_error_that_names_the_byte_and_change
     assert_eq!(repair(folder.path(), at(0), false).unwrap_err().kind(), StoreErrorKind::Busy);
 }
 
+/// As an editor of texts does it: the frames behind are whole, each of them at another place than it was written to.
+#[tokio::test]
+async fn a_byte_that_was_taken_out_or_put_in_is_damage_and_no_torn_tail() {
+    let (folder, states) = killed_after(5).await;
+    let good = std::fs::read(journal(folder.path())).unwrap();
+    let frames: Vec<usize> = good.windows(4).enumerate().filter(|(_, w)| *w == b"SKF1").map(|(at, _)| at).collect();
+    let places = [(frames[2] + 40, 2), (frames[1] + 9, 1), (frames[2], 2), (frames[3] - 1, 2), (frames[4] - 4, 3)];
+    for (place, frame) in places {
+        for (what, with) in [("removed", None), ("inserted", Some(b'x'))] {
+            let mut bad = good.clone();
+            drop(bad.splice(place..place + usize::from(with.is_none()), with));
+            std::fs::write(journal(folder.path()), &bad).unwrap();
+            for read_only in [true, false] {
+                let error = FileBackend::new(&options(folder.path()).read_only(read_only)).initialize().await.unwrap_err();
+                assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{what} at {place}: {error}");
+                let at = format!("damaged at byte {}", frames[frame]);
+                assert!(error.to_string().contains(&at), "{what} at {place}: {error}");
+            }
+            assert!(!reader_unopened(folder.path()).verify().await.unwrap().is_sound(), "{what} at {place}");
+            assert_eq!(std::fs::read(journal(folder.path())).unwrap(), bad, "{what} at {place}: it was changed");
+        }
+    }
+    let lines = repair(folder.path(), at(0), false).unwrap();
+    assert!(lines.iter().any(|line| line.contains("cut at byte")), "{lines:?}");
+    assert_eq!(rows(&all(&open(folder.path()).await).await), rows(&states[2]), "the records before it");
+}
+
 #[tokio::test]
 async fn a_length_that_is_absurd_allocates_nothing() {
     let (folder, states) = killed_after(3).await;

@@ -168,15 +168,17 @@ pub(in crate::store::file) fn frame_at(bytes: &[u8], offset: usize, epoch: u64) 
     }
     let four = |at: usize| head.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
     let eight = |at: usize| head.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
-    let (kind, length, sum) = (four(4)?, four(8)?, four(12)?);
+    // Before the sum of what may be long: a text that looks like a frame's beginning has no such number behind it.
+    let (code, length, sum) = (four(4)?, four(8)?, four(12)?);
+    let kind = Kind::of(code)?;
     let (previous, first) = (eight(16)?, eight(24)?);
     let start = offset + FRAME_HEAD;
     let end = start.checked_add(usize::try_from(length).ok()?)?;
     let payload = bytes.get(start..end)?;
-    if checksum(epoch, kind, length, previous, first, payload) != sum {
+    if checksum(epoch, code, length, previous, first, payload) != sum {
         return None;
     }
-    Some(Frame { kind: Kind::of(kind)?, previous, payload, end })
+    Some(Frame { kind, previous, payload, end })
 }
 
 /// Whether a frame begins at an offset that goes on behind the end of the file. Space is there, synced, before anything is written into it, and lengths are
@@ -193,16 +195,19 @@ pub(in crate::store::file) fn is_cut_off(bytes: &[u8], offset: usize) -> bool {
     is_frame && is_data && length.is_some_and(|length| rest.len() < FRAME_HEAD + length)
 }
 
-/// Whether a valid data frame of this epoch lies behind an offset.
+/// Whether a valid data frame of this epoch lies behind an offset: at any byte, because who took bytes out or put some in has moved all that follows.
 pub(in crate::store::file) fn frame_behind(bytes: &[u8], offset: usize, epoch: u64) -> Option<usize> {
-    let mut at = offset + ALIGN;
-    while let Some(word) = bytes.get(at..at + ALIGN) {
-        if word.starts_with(&MAGIC) && frame_at(bytes, at, epoch).is_some_and(|frame| frame.kind == Kind::Data) {
-            return Some(at);
-        }
-        at += ALIGN;
-    }
-    None
+    const PIECE: usize = 4096;
+    const FIRST: u8 = MAGIC[0];
+    let from = offset.checked_add(1)?;
+    let is_data = |at: &usize| frame_at(bytes, *at, epoch).is_some_and(|frame| frame.kind == Kind::Data);
+    // Behind the last frame there is nothing but space: pieces of it are passed over whole.
+    let pieces = bytes.get(from..)?.chunks(PIECE).enumerate().filter(|(_, piece)| piece.contains(&FIRST));
+    let mut begins = pieces.flat_map(|(number, piece)| {
+        let start = from + number * PIECE;
+        piece.iter().enumerate().filter(|(_, byte)| **byte == FIRST).map(move |(at, _)| start + at)
+    });
+    begins.find(is_data)
 }
 
 /// Where the last byte that is not zero lies behind an offset; `None` if there is none.
