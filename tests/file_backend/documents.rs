@@ -253,6 +253,26 @@ async fn what_an_edit_says_in_a_shape_that_is_not_understood_stays() {
     }
 }
 
+/// What is no status says nothing, and stays as long as nobody here says more; then whoever reads the document is told that.
+#[tokio::test]
+async fn a_status_that_was_none_is_told_once_it_changes() {
+    for status in ["null", "5", "[null]"] {
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!(r#"{{"run_id":"run_1","status":{status},"nodes":{{"n":{{"status":"running"}}}}}}"#);
+        std::fs::write(document(folder.path()), text).unwrap();
+        let backend = open(folder.path()).await;
+        set(&backend, "run_1", "n", NodeUpdate::success(), 1).await;
+        backend.checkpoint().await.unwrap();
+        assert_eq!(json(&document(folder.path()))["status"].to_string(), status);
+        let end = Mutation::Update { update: RunUpdate::success(), at: at(2) };
+        commit(&backend, entry(vec![part("run_1", version(&backend, "run_1").await, vec![end])])).await;
+        backend.close().await.unwrap();
+        assert_eq!(json(&document(folder.path()))["status"], "success", "it was {status}");
+        let backend = open(folder.path()).await;
+        assert_eq!(all(&backend).await[0].header().extra.as_ref().unwrap().to_value().unwrap()["status"].to_string(), status);
+    }
+}
+
 /// Its stamps are of another clock, or of another time zone; what it wrote is the latest all the same.
 #[tokio::test]
 async fn what_another_program_wrote_is_the_latest_whatever_its_clock_says() {

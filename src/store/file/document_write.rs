@@ -215,6 +215,8 @@ fn top_member(key: &str, raw: &str, members: &Members<'_>, run: &RunState, diale
         },
         "status" => match string(raw) {
             Some(text) if RunStatus::parse(&text) != header.status => json(header.status.as_str()),
+            // What is no status says nothing, until something here does.
+            None if header.version != run.created_version() => json(header.status.as_str()),
             _ => None,
         },
         "started_at" => stamp(header.started_at),
