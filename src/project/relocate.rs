@@ -17,7 +17,7 @@ use super::files::with_suffix;
 use super::migrate::{self, Fate, Moved, Plan, go_on};
 pub use super::origin::{Home, Move, Origin};
 use super::shown::{counted, lossy, lossy_option, shell};
-use super::{ProjectError, ProjectErrorKind, Settings, Source, Switch, files};
+use super::{ProjectError, ProjectErrorKind, Settings, Source, Switch, files, verify};
 use crate::model::{RunQuery, RunSummary};
 use crate::store::{KnownOpenings, MIGRATION, StateBackend};
 
@@ -118,7 +118,8 @@ pub struct Report {
 /// Says what a move would do. Opens for reading, makes and changes nothing.
 ///
 /// # Errors
-/// Whatever reading meets; [`ProjectErrorKind::Input`] if the settings file cannot be switched. Runs that differ are in the plan, not an error.
+/// Whatever reading meets; [`ProjectErrorKind::Input`] if the settings file cannot be switched; [`ProjectErrorKind::Integrity`] if [`verify`](super::verify())
+/// finds problems in the source. Runs that differ are in the plan, not an error.
 ///
 /// # Cancel safety
 /// Only reads: may be dropped at any time.
@@ -158,7 +159,9 @@ pub async fn preview(
                 }
                 see(run, fate);
             };
-            Some(migrate::plan_after(&**source, target.as_deref(), copied.as_ref(), see).await?)
+            let plan = migrate::plan_after(&**source, target.as_deref(), copied.as_ref(), see).await?;
+            refuse_damaged(&**source, &plan, switch.is_done()).await?;
+            Some(plan)
         }
         None => None,
     };
@@ -208,7 +211,7 @@ pub async fn preview(
 /// # Errors
 /// [`ProjectErrorKind::NotFound`] if there is no state to move, and the settings do not name the target already;
 /// [`ProjectErrorKind::Conflict`] if another process writes the file or works on the database that is left, locks are held there, or the target
-/// has a run with other content; whatever reading and writing meet; and [`ProjectErrorKind::Partial`] instead of any of them, with what was done, once
+/// has a run with other content; [`ProjectErrorKind::Integrity`] if [`verify`](super::verify()) finds problems in the source; whatever reading and writing meet; and [`ProjectErrorKind::Partial`] instead of any of them, with what was done, once
 /// something was written (a backup, a part of the copy). The settings are not switched then, and the old backend is as it was.
 ///
 /// # Cancel safety
@@ -288,18 +291,20 @@ async fn move_state(
     // A conflict that can be seen already is told before anything is written, even a backup.
     let there = to.open_existing(settings, &mut Vec::new()).await?;
     let (mut is_there_already, mut has_nothing_else) = (false, false);
+    let plan;
     if let Some(target) = &there {
         refuse_same(Some(&*seen), Some(&**target))?;
         let copied = notes(&seen.location(), &target.location())?;
-        let plan = migrate::plan_after(&*seen, Some(&**target), copied.as_ref(), |_, _| ()).await?;
+        plan = migrate::plan_after(&*seen, Some(&**target), copied.as_ref(), |_, _| ()).await?;
         has_nothing_else = plan.only_in_target == 0 && migrate::outlives_nothing_else(&*seen, &**target).await?;
         target.close().await?;
         told.refuse_conflicts(&plan)?;
         is_there_already = plan.moves.is_empty();
     } else {
         // So is what cannot be read.
-        migrate::plan(&*seen, None, |_, _| ()).await?;
+        plan = migrate::plan(&*seen, None, |_, _| ()).await?;
     }
+    refuse_damaged(&*seen, &plan, !report.switched).await?;
     seen.close().await?;
     let source = from.open_writable(settings, &mut report.notices).await?;
     open.push(Arc::clone(&source));
@@ -440,6 +445,11 @@ async fn unless_empty(
         source.close().await?;
     }
     Ok((!is_empty).then_some(source))
+}
+
+/// Refuses a source that is damaged, unless nothing of it is taken, and nobody leaves it: then it was left already.
+async fn refuse_damaged(source: &dyn StateBackend, plan: &Plan, is_left: bool) -> Result<(), ProjectError> {
+    if is_left && plan.moves.is_empty() { Ok(()) } else { verify::refuse_damaged(source).await }
 }
 
 /// What opening the target told, but that its document is missing: it is about to be written, and was most likely set aside for that.

@@ -4,29 +4,56 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
-use super::{ProjectError, Settings, files};
-use crate::store::{StoreErrorKind, VerifyReport};
+use super::{ProjectError, ProjectErrorKind, Settings, files};
+use crate::store::{StateBackend, StoreErrorKind, VerifyReport};
 
 /// Checks the project's storage from end to end; only reads, also beside a live writer. `None` if there is no state yet; a `state.db` that was removed
 /// or emptied, as the file beside it tells, is a problem in the report.
 ///
 /// # Errors
-/// Whatever reading meets; [`ProjectErrorKind::Integrity`](super::ProjectErrorKind) for a state of a newer version or of another program: that is no damage. Damage is no error
+/// Whatever reading meets; [`ProjectErrorKind::Integrity`] for a state of a newer version or of another program: that is no damage. Damage is no error
 /// here but a problem in the report, also when the state does not open for it.
 ///
 /// # Cancel safety
 /// Only reads: may be dropped at any time.
 pub async fn verify(settings: &Settings) -> Result<Option<VerifyReport>, ProjectError> {
     let mut report = look(settings).await?;
-    for problem in report.iter_mut().flat_map(|report| &mut report.problems) {
-        // Errors name this very check.
+    report.iter_mut().for_each(without_pointers);
+    Ok(report)
+}
+
+/// Errors name this very check.
+fn without_pointers(report: &mut VerifyReport) {
+    for problem in &mut report.problems {
         for pointer in
             ["`seeknal state verify` says more, ", "; `seeknal state verify` names it", "`seeknal state verify` explains, "]
         {
             *problem = problem.replace(pointer, "");
         }
     }
-    Ok(report)
+}
+
+/// Refuses to move a state in which this check finds problems: what cannot be read any more would stay behind, and the copy would pass for whole.
+pub(super) async fn refuse_damaged(backend: &dyn StateBackend) -> Result<(), ProjectError> {
+    /// Problems that are named; the rest is counted.
+    const NAMED: usize = 3;
+    let mut report = backend.verify().await?;
+    if report.is_sound() {
+        return Ok(());
+    }
+    without_pointers(&mut report);
+    let all = report.problems.len();
+    let more = if all > NAMED { format!("; and {} more", all - NAMED) } else { String::new() };
+    report.problems.truncate(NAMED);
+    Err(ProjectError::new(
+        ProjectErrorKind::Integrity,
+        format!(
+            "{}: it is damaged, and is not moved: {}{more}. Mend it first, or bring a backup back (`seeknal state verify`, under the settings that name it, says \
+             more)",
+            backend.location(),
+            report.problems.join("; ")
+        ),
+    ))
 }
 
 async fn look(settings: &Settings) -> Result<Option<VerifyReport>, ProjectError> {
@@ -66,7 +93,7 @@ async fn look(settings: &Settings) -> Result<Option<VerifyReport>, ProjectError>
 /// from it.
 ///
 /// # Errors
-/// [`ProjectErrorKind::Conflict`](super::ProjectErrorKind) while a writer has the file open; [`ProjectErrorKind::Integrity`](super::ProjectErrorKind) if the document is beyond repair, or would need
+/// [`ProjectErrorKind::Conflict`] while a writer has the file open; [`ProjectErrorKind::Integrity`] if the document is beyond repair, or would need
 /// `use_previous`, and for a state of a newer version or of another program, of which no copy is made; whatever reading meets.
 ///
 /// # Cancel safety

@@ -2,6 +2,7 @@
 #![cfg(feature = "project")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod damaged;
 mod fixtures;
 mod leftovers;
 mod migrate;
