@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{ProjectError, Secret, Settings, there};
+use super::{ProjectError, ProjectErrorKind, Secret, Settings, there};
+use crate::model::RunQuery;
 use crate::store::{OpenReport, StateBackend, create_state_backend};
 
 /// The backends that settings name.
@@ -52,7 +53,7 @@ impl Origin {
     /// Reads `file`, `database`, `sqlite`, or a URL.
     ///
     /// # Errors
-    /// [`ProjectErrorKind::Input`](super::ProjectErrorKind::Input) if it is none of them; the text is not repeated, it may hold a secret.
+    /// [`ProjectErrorKind::Input`] if it is none of them; the text is not repeated, it may hold a secret.
     pub fn parse(text: &str) -> Result<Self, ProjectError> {
         match text {
             "file" => Ok(Self::Home(Home::File)),
@@ -158,18 +159,53 @@ pub struct Move {
     pub from: Origin,
     /// Where to: what the settings will name.
     pub to: Home,
+    /// Nobody said where from.
+    is_guessed: bool,
 }
 
 impl Move {
     /// A move between two places.
     pub fn new(from: impl Into<Origin>, to: Home) -> Self {
-        Self { from: from.into(), to }
+        Self { from: from.into(), to, is_guessed: false }
+    }
+
+    /// Refuses a guess where it may well be wrong: where the settings name a server, the state may have lain in the file, and may have been moved from there into
+    /// `state.db` before. Then the file is the older one of the two.
+    pub(super) async fn refuse_guess(&self, settings: &Settings) -> Result<(), ProjectError> {
+        let is_named = settings.backend.value == self.to.name();
+        if !self.is_guessed || self.to != Home::Database || settings.database_url.is_none() || !is_named {
+            return Ok(());
+        }
+        let holds_runs = match Self::runs_in_database(settings).await {
+            Ok(holds_runs) => holds_runs,
+            // What cannot be read may well hold some.
+            Err(error) => !error.is_no_state(),
+        };
+        if !holds_runs {
+            return Ok(());
+        }
+        let (database, file) = (Origin::Sqlite.place(settings)?, self.from.place(settings)?);
+        Err(ProjectError::new(
+            ProjectErrorKind::Conflict,
+            format!(
+                "{database} is there too, and nothing tells which one was in use before {}; nothing was changed. Say where the state comes from: `--from sqlite` for \
+                 {database}, `--from file` for {file}",
+                Origin::from(self.to).place(settings)?,
+            ),
+        ))
+    }
+
+    async fn runs_in_database(settings: &Settings) -> Result<bool, ProjectError> {
+        let Some(database) = Origin::Sqlite.open_existing(settings, &mut Vec::new()).await? else { return Ok(false) };
+        let runs = database.list_runs(&RunQuery::default().limit(1)).await?.runs;
+        database.close().await?;
+        Ok(!runs.is_empty())
     }
 }
 
 /// From the file to the database, or back.
 impl From<Home> for Move {
     fn from(to: Home) -> Self {
-        Self::new(to.other(), to)
+        Self { is_guessed: true, ..Self::new(to.other(), to) }
     }
 }

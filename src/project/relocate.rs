@@ -119,7 +119,7 @@ pub struct Report {
 ///
 /// # Errors
 /// Whatever reading meets; [`ProjectErrorKind::Input`] if the settings file cannot be switched; [`ProjectErrorKind::Integrity`] if [`verify`](super::verify())
-/// finds problems in the source. Runs that differ are in the plan, not an error.
+/// finds problems in the source; [`ProjectErrorKind::Conflict`] if nobody said whether `state.db` or the file moves to the server that the settings name. Runs that differ are in the plan, not an error.
 ///
 /// # Cancel safety
 /// Only reads: may be dropped at any time.
@@ -160,7 +160,7 @@ pub async fn preview(
                 see(run, fate);
             };
             let plan = migrate::plan_after(&**source, target.as_deref(), copied.as_ref(), see).await?;
-            refuse_damaged(&**source, &plan, switch.is_done()).await?;
+            refuse_source(settings, &what, &**source, &plan, switch.is_done()).await?;
             Some(plan)
         }
         None => None,
@@ -210,8 +210,8 @@ pub async fn preview(
 ///
 /// # Errors
 /// [`ProjectErrorKind::NotFound`] if there is no state to move, and the settings do not name the target already;
-/// [`ProjectErrorKind::Conflict`] if another process writes the file or works on the database that is left, locks are held there, or the target
-/// has a run with other content; [`ProjectErrorKind::Integrity`] if [`verify`](super::verify()) finds problems in the source; whatever reading and writing meet; and [`ProjectErrorKind::Partial`] instead of any of them, with what was done, once
+/// [`ProjectErrorKind::Conflict`] if another process writes the file or works on the database that is left, locks are held there, the target
+/// has a run with other content, or nobody said whether `state.db` or the file moves to the server that the settings name; [`ProjectErrorKind::Integrity`] if [`verify`](super::verify()) finds problems in the source; whatever reading and writing meet; and [`ProjectErrorKind::Partial`] instead of any of them, with what was done, once
 /// something was written (a backup, a part of the copy). The settings are not switched then, and the old backend is as it was.
 ///
 /// # Cancel safety
@@ -304,7 +304,7 @@ async fn move_state(
         // So is what cannot be read.
         plan = migrate::plan(&*seen, None, |_, _| ()).await?;
     }
-    refuse_damaged(&*seen, &plan, !report.switched).await?;
+    refuse_source(settings, what, &*seen, &plan, !report.switched).await?;
     seen.close().await?;
     let source = from.open_writable(settings, &mut report.notices).await?;
     open.push(Arc::clone(&source));
@@ -447,8 +447,17 @@ async fn unless_empty(
     Ok((!is_empty).then_some(source))
 }
 
-/// Refuses a source that is damaged, unless nothing of it is taken, and nobody leaves it: then it was left already.
-async fn refuse_damaged(source: &dyn StateBackend, plan: &Plan, is_left: bool) -> Result<(), ProjectError> {
+/// Refuses a source that was guessed where there are two, and one that is damaged; unless nothing of it is taken, and it was left already.
+async fn refuse_source(
+    settings: &Settings,
+    what: &Move,
+    source: &dyn StateBackend,
+    plan: &Plan,
+    is_left: bool,
+) -> Result<(), ProjectError> {
+    if !plan.moves.is_empty() {
+        what.refuse_guess(settings).await?;
+    }
     if is_left && plan.moves.is_empty() { Ok(()) } else { verify::refuse_damaged(source).await }
 }
 

@@ -373,3 +373,27 @@ async fn state_moves_from_server_to_server_as_it_is_told() {
         other.close().await.unwrap();
     }
 }
+
+/// From the file into `state.db`, and from there to a server: the file is what was left before, and is not taken for the state because nobody named `state.db`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_does_not_get_the_file_that_was_left_for_the_database() {
+    let Some(server) = crate::support::sqld::Sqld::start() else { return };
+    let dir = project("file").await;
+    let moves = "migrate-state --backend database";
+    assert_eq!(run(dir.path(), &format!("{moves} --no-dry-run")).0, 0);
+    let database = open("database", &dir.path().join("target")).await;
+    put(&database, "later", vec![Mutation::Create { run: NewRun::running(), at: time::parse("2024-02-01").unwrap() }]).await;
+    database.close().await.unwrap();
+    let place = crate::support::Place { url: Some(server.url()), ..crate::support::Place::default() };
+    on_server(dir.path(), &place);
+    for flags in ["", " --no-dry-run"] {
+        let (code, out, err) = run(dir.path(), &format!("{moves}{flags}"));
+        assert_eq!(code, 4, "{out}{err}");
+        assert!(["--from sqlite", "--from file", "target/state.db"].iter().all(|told| err.contains(told)), "{err}");
+        assert_eq!(json(dir.path(), "state runs"), serde_json::json!([]), "nothing was moved");
+    }
+    // Either can be meant; and where nothing is left to move nobody has to choose.
+    assert_eq!(json(dir.path(), &format!("{moves} --from file"))["plan"]["moves"]["runs"], 4);
+    assert_eq!(json(dir.path(), &format!("{moves} --from sqlite --no-dry-run"))["moved"]["verified"]["runs"], 5);
+    assert_eq!(json(dir.path(), &format!("{moves} --no-dry-run"))["moved"]["equal_runs"], 4);
+}
