@@ -220,7 +220,12 @@ pub(super) async fn open_for_writing(settings: &Settings) -> Result<Option<Arc<d
     let Some((reader, _told_again)) = settings.open_existing().await? else { return Ok(None) };
     reader.close().await?;
     let (backend, report) = settings.open_backend(false).await?;
-    if let Err(error) = refuse_moving(&*backend).await {
+    // In this order: a move switches the settings before it lets others in.
+    let refused = match refuse_moving(&*backend).await {
+        Ok(()) => settings.refuse_left(),
+        Err(moving) => Err(moving.into()),
+    };
+    if let Err(error) = refused {
         let _gives_its_own_error = backend.close().await.is_err();
         return Err(error.into());
     }

@@ -9,6 +9,7 @@ pub mod end;
 mod error;
 mod exclusive;
 mod files;
+mod meanwhile;
 pub mod migrate;
 mod options;
 mod origin;
@@ -46,7 +47,7 @@ pub use verify::{repair, verify};
 /// ```
 ///
 /// # Errors
-/// As [`Settings::load`]; whatever opening the storage finds.
+/// As [`Settings::load`] and [`open_with`].
 ///
 /// # Cancel safety
 /// Dropping the future closes what was opened so far.
@@ -57,7 +58,8 @@ pub async fn open(path: impl AsRef<Path>) -> Result<Coordinator, ProjectError> {
 /// Opens the state that settings name.
 ///
 /// # Errors
-/// Whatever opening the storage finds.
+/// Whatever opening the storage finds; [`ProjectErrorKind::Conflict`] if the settings file names another backend by now than when it was read: the state was
+/// moved meanwhile.
 ///
 /// # Cancel safety
 /// Dropping the future closes what was opened so far.
@@ -69,5 +71,10 @@ pub async fn open_with(settings: &Settings) -> Result<Coordinator, ProjectError>
     if let Some(ttl) = &settings.lease_ttl {
         builder = builder.lease_ttl(ttl.value);
     }
-    builder.open(settings.backend(false)?).await.map_err(ProjectError::from)
+    let state = builder.open(settings.backend(false)?).await?;
+    if let Err(left) = settings.refuse_left() {
+        let _gives_its_own_error = state.close().await.is_err();
+        return Err(left);
+    }
+    Ok(state)
 }

@@ -119,7 +119,8 @@ pub struct Report {
 ///
 /// # Errors
 /// Whatever reading meets; [`ProjectErrorKind::Input`] if the settings file cannot be switched; [`ProjectErrorKind::Integrity`] if [`verify`](super::verify())
-/// finds problems in the source; [`ProjectErrorKind::Conflict`] if nobody said whether `state.db` or the file moves to the server that the settings name. Runs that differ are in the plan, not an error.
+/// finds problems in the source; [`ProjectErrorKind::Conflict`] if nobody said whether `state.db` or the file moves to the server that the settings name. Runs
+/// that differ are in the plan, not an error.
 ///
 /// # Cancel safety
 /// Only reads: may be dropped at any time.
@@ -211,8 +212,10 @@ pub async fn preview(
 /// # Errors
 /// [`ProjectErrorKind::NotFound`] if there is no state to move, and the settings do not name the target already;
 /// [`ProjectErrorKind::Conflict`] if another process writes the file or works on the database that is left, locks are held there, the target
-/// has a run with other content, or nobody said whether `state.db` or the file moves to the server that the settings name; [`ProjectErrorKind::Integrity`] if [`verify`](super::verify()) finds problems in the source; whatever reading and writing meet; and [`ProjectErrorKind::Partial`] instead of any of them, with what was done, once
-/// something was written (a backup, a part of the copy). The settings are not switched then, and the old backend is as it was.
+/// has a run with other content, the settings were switched since they were read, or nobody said whether `state.db` or the file moves to the server that the
+/// settings name; [`ProjectErrorKind::Integrity`] if [`verify`](super::verify()) finds problems in the source; whatever reading and writing meet; and
+/// [`ProjectErrorKind::Partial`] instead of any of them, with what was done, once something was written (a backup, a part of the copy). The settings are not
+/// switched then, and the old backend is as it was.
 ///
 /// # Cancel safety
 /// Dropping it is like a crash: the settings name the old backend, or the move is done. Start again to go on.
@@ -309,6 +312,8 @@ async fn move_state(
     let source = from.open_writable(settings, &mut report.notices).await?;
     open.push(Arc::clone(&source));
     locks.extend(Exclusive::take(&source).await?);
+    // Another move may have ended since they were read: then its target is the state in use.
+    settings.refuse_left()?;
     if *from != file {
         refuse_busy(&*source).await?;
     }

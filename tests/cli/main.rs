@@ -8,6 +8,7 @@ mod end;
 mod folder;
 mod foreign;
 mod killed;
+mod meanwhile;
 mod moves;
 mod owners;
 mod pipes;

@@ -6,6 +6,7 @@ mod damaged;
 mod fixtures;
 mod leftovers;
 mod migrate;
+mod opening;
 #[path = "../projects/mod.rs"]
 mod projects;
 mod relocate;

@@ -1,0 +1,38 @@
+//! Opening a project by its settings, beside moves.
+#![cfg(all(feature = "file", feature = "sqlite", feature = "project"))]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::fs;
+
+use crate::projects::{go_on, now, project, settings};
+use seeknal_state::project::relocate::{self, Home};
+use seeknal_state::project::{self, ProjectErrorKind, Settings};
+
+/// What is written where the state was nobody reads any more.
+#[tokio::test]
+async fn settings_from_before_a_move_open_nothing_that_was_left() {
+    for (from, to) in [("file", Home::Database), ("database", Home::File)] {
+        let dir = project(from).await;
+        let before = settings(dir.path());
+        relocate::execute(&settings(dir.path()), to, now(), go_on).await.unwrap();
+        let error = project::open_with(&before).await.unwrap_err();
+        assert_eq!(error.kind(), ProjectErrorKind::Conflict, "{error}");
+        assert!(error.to_string().contains(&format!("names {} by now", to.name())), "{error}");
+        let error = relocate::execute(&before, to, now(), go_on).await.unwrap_err();
+        assert_eq!(error.kind(), ProjectErrorKind::Conflict, "{error}");
+        // It is closed again, so that the one that is meant opens, and so does the one that was left for whoever says so.
+        project::open_with(&settings(dir.path())).await.unwrap().close().await.unwrap();
+        let named = |name: &str| (name == "SEEKNAL_STATE_BACKEND").then(|| from.into());
+        let by_environment = Settings::load(dir.path(), &named).unwrap();
+        project::open_with(&by_environment).await.unwrap().close().await.unwrap();
+    }
+}
+
+/// What says the same in other words is no move.
+#[tokio::test]
+async fn settings_that_name_the_same_place_in_other_words_are_not_left() {
+    let dir = project("file").await;
+    let before = settings(dir.path());
+    fs::write(dir.path().join("seeknal_project.yml"), "name: demo\nstate_backend: \"file\"\n").unwrap();
+    project::open_with(&before).await.unwrap().close().await.unwrap();
+}
