@@ -11,6 +11,7 @@ mod exclusive;
 mod files;
 mod meanwhile;
 pub mod migrate;
+mod neighbour;
 mod options;
 mod origin;
 mod pace;
@@ -23,8 +24,10 @@ mod there;
 mod verify;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::coordinator::Coordinator;
+use crate::model::{Clock, SystemClock};
 
 pub use error::{ProjectError, ProjectErrorKind};
 pub use origin::{Home, Move, Origin};
@@ -55,7 +58,8 @@ pub async fn open(path: impl AsRef<Path>) -> Result<Coordinator, ProjectError> {
     open_with(&Settings::load(path.as_ref(), &process_environment)?).await
 }
 
-/// Opens the state that settings name.
+/// Opens the state that settings name. Fencing tokens go on behind those that the other backend in the same folder gave out, so that they never go back where
+/// the settings do; how far a server gave them out is not known there.
 ///
 /// # Errors
 /// Whatever opening the storage finds; [`ProjectErrorKind::Conflict`] if the settings file names another backend by now than when it was read: the state was
@@ -71,10 +75,15 @@ pub async fn open_with(settings: &Settings) -> Result<Coordinator, ProjectError>
     if let Some(ttl) = &settings.lease_ttl {
         builder = builder.lease_ttl(ttl.value);
     }
-    let state = builder.open(settings.backend(false)?).await?;
-    if let Err(left) = settings.refuse_left() {
+    let backend = settings.backend(false)?;
+    let state = builder.open(Arc::clone(&backend)).await?;
+    let ready = match settings.refuse_left() {
+        Ok(()) => neighbour::pass_tokens(settings, &*backend, SystemClock.now()).await,
+        left => left,
+    };
+    if let Err(error) = ready {
         let _gives_its_own_error = state.close().await.is_err();
-        return Err(left);
+        return Err(error);
     }
     Ok(state)
 }

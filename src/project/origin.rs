@@ -75,6 +75,15 @@ impl Origin {
         }
     }
 
+    /// Whether it is on a server: beside it lies nothing that tells how far numbers were given out.
+    pub(super) fn is_on_server(&self, settings: &Settings) -> bool {
+        match self {
+            Self::Home(home) => *home == Home::Database && settings.database_url.is_some(),
+            Self::Sqlite => false,
+            Self::Url(_) => true,
+        }
+    }
+
     fn backend(&self, settings: &Settings, read_only: bool) -> Result<Arc<dyn StateBackend>, ProjectError> {
         match self {
             Self::Home(home) => settings.named_backend(home.name(), read_only),

@@ -263,6 +263,12 @@ pub async fn execute(
     }
     if report.switched || report.moved.as_ref().is_some_and(|moved| !moved.moved.is_empty()) {
         report.rollback.extend(what.from.settings_lines());
+        if what.from.is_on_server(settings) || Origin::from(to).is_on_server(settings) {
+            report.rollback.push(format!(
+                "(fencing tokens then go on behind those of {}: lower than what {} gives out until then)",
+                report.from, report.to
+            ));
+        }
     } else {
         report.rollback.clear();
     }

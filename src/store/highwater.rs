@@ -71,6 +71,21 @@ pub(super) fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
     }
 }
 
+/// How far tokens were given out by what a file beside a state says; `None` if there is none. One that cannot be read tells no number, so that they may have been
+/// given out as far as it ever gets: see [`far_behind`].
+#[cfg(feature = "project")]
+pub(crate) fn tokens_given(sidecar: &Path, now: DateTime<Utc>) -> Option<u64> {
+    let looked = HighWaterFile::look(sidecar).and_then(|mut file| {
+        let read = file.read().map(|value| value.token);
+        read.or_else(|_| Ok(far_behind(told(&String::from_utf8_lossy(&file.bytes()?), "\"token\":"), now)))
+    });
+    match looked {
+        Ok(token) => Some(token),
+        Err(error) if error.kind() == StoreErrorKind::NotFound => None,
+        Err(_) => Some(far_behind(0, now)),
+    }
+}
+
 /// The open file. It is never renamed and never deleted: the operating system's lock on it is the lock on the state.
 #[derive(Debug)]
 pub(super) struct HighWaterFile {

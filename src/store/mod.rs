@@ -76,6 +76,8 @@ pub use answers::AnswerLog;
 pub(crate) use boot_time::boot_time;
 pub use error::{StoreError, StoreErrorKind};
 pub use foreign::ForeignCommits;
+#[cfg(all(feature = "project", any(feature = "file", feature = "sqlite")))]
+pub(crate) use highwater::tokens_given;
 pub use lease_book::LeaseBook;
 pub use memory::MemoryBackend;
 pub use moving::MIGRATION;

@@ -394,6 +394,12 @@ async fn a_server_does_not_get_the_file_that_was_left_for_the_database() {
     }
     // Either can be meant; and where nothing is left to move nobody has to choose.
     assert_eq!(json(dir.path(), &format!("{moves} --from file"))["plan"]["moves"]["runs"], 4);
-    assert_eq!(json(dir.path(), &format!("{moves} --from sqlite --no-dry-run"))["moved"]["verified"]["runs"], 5);
+    let moved = json(dir.path(), &format!("{moves} --from sqlite --no-dry-run"));
+    assert_eq!(moved["moved"]["verified"]["runs"], 5);
+    let back = moved["rollback"].as_array().unwrap();
+    assert!(
+        back.last().unwrap().as_str().unwrap().contains("fencing tokens"),
+        "what a server gave out is not known beside it: {back:?}"
+    );
     assert_eq!(json(dir.path(), &format!("{moves} --no-dry-run"))["moved"]["equal_runs"], 4);
 }

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::path::Path;
+use std::time::Duration;
 
 use crate::projects::{go_on, now, project, settings};
 use seeknal_state::project::relocate::{self, Home};
@@ -35,4 +37,45 @@ async fn settings_that_name_the_same_place_in_other_words_are_not_left() {
     let before = settings(dir.path());
     fs::write(dir.path().join("seeknal_project.yml"), "name: demo\nstate_backend: \"file\"\n").unwrap();
     project::open_with(&before).await.unwrap().close().await.unwrap();
+}
+
+/// Opens the project, locks a run, and says by which token.
+async fn granted(dir: &Path) -> u64 {
+    let state = project::open_with(&settings(dir)).await.unwrap();
+    let lease = state.acquire_lock("still", Duration::from_secs(30)).await.unwrap().unwrap();
+    let token = lease.token().0;
+    lease.release().await.unwrap();
+    state.close().await.unwrap();
+    token
+}
+
+/// The way back that a move prints is no move, and takes no tokens along: what the other backend gave out is known from the file beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_do_not_go_back_with_the_settings() {
+    for (from, to) in [("file", Home::Database), ("database", Home::File)] {
+        let dir = project(from).await;
+        let target = dir.path().join("target");
+        let mut last = granted(dir.path()).await;
+        relocate::execute(&settings(dir.path()), to, now(), go_on).await.unwrap();
+        let other = target.join(if to == Home::File { "run_state.json.lock" } else { "state.db.lock" });
+        for way in ["as it is", "and forth", "and back", "where the other one cannot be read", "where there is no other one"] {
+            let name = if way == "and forth" { to.name() } else { from };
+            match way {
+                "as it is" => {
+                    let there = granted(dir.path()).await;
+                    assert!(there > last, "{from}: the move takes them along");
+                    last = there;
+                }
+                "where the other one cannot be read" => fs::write(&other, "no numbers").unwrap(),
+                "where there is no other one" => fs::remove_file(&other).unwrap(),
+                _ => {}
+            }
+            fs::write(dir.path().join("seeknal_project.yml"), format!("state_backend: {name}\n")).unwrap();
+            let next = granted(dir.path()).await;
+            assert!(next > last, "{from}, {way}: {next} after {last}");
+            last = next;
+        }
+        // Whatever could not be read may have been as far as the clock.
+        assert!(last > 1 << 50, "{from}: {last}");
+    }
 }
