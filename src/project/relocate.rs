@@ -368,7 +368,9 @@ async fn move_state(
         if *from == file && settings.database_url.is_none() {
             files::make_like(&document, &settings.target.value.join(DATABASE))?;
         }
-        let database = to.open_writable(settings, &mut report.notices).await?;
+        let mut of_target = Vec::new();
+        let database = to.open_writable(settings, &mut of_target).await?;
+        report.notices.extend(without_missed(settings, of_target));
         open.push(Arc::clone(&database));
         locks.extend(Exclusive::take(&database).await?);
         database
@@ -472,10 +474,16 @@ async fn refuse_source(
     if is_left && plan.moves.is_empty() { Ok(()) } else { verify::refuse_damaged(source).await }
 }
 
-/// What opening the target told, but that its document is missing: it is about to be written, and was most likely set aside for that.
+/// What opening the target told, but that its document is missing: it is about to be written, and was most likely set aside for that. So was a database: that
+/// there was one is told, but a backup of it would only come into the way again.
 fn without_missed(settings: &Settings, mut notices: Vec<String>) -> Vec<String> {
-    let missed = format!("{} is missing: ", settings.target.value.join(DOCUMENT).display());
+    let missed = format!("{} is missing", settings.target.value.join(DOCUMENT).display());
     notices.retain(|notice| !notice.starts_with(&missed));
+    for notice in &mut notices {
+        if let Some((told, _bring_it_back)) = notice.split_once(". Unless that was on purpose, bring a backup of it back") {
+            *notice = format!("{told}, or set aside; this move makes a new one");
+        }
+    }
     notices
 }
 

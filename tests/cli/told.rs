@@ -123,21 +123,45 @@ async fn a_preview_of_a_move_that_would_be_refused_says_so() {
     }
 }
 
-/// The way back that the README tells: the old document is set aside, and is not missed.
+/// The way back that the README tells: the old document is set aside, and is not missed. One of Seeknal's has no copy beside it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_document_that_is_set_aside_for_the_way_back_is_not_missed() {
+    for is_foreign in [false, true] {
+        let dir = project("file").await;
+        let target = dir.path().join("target");
+        if is_foreign {
+            fs::remove_dir_all(&target).unwrap();
+            fs::create_dir(&target).unwrap();
+            fs::write(target.join("run_state.json"), GUIDE).unwrap();
+        }
+        assert_eq!(run(dir.path(), "migrate-state --backend database --no-dry-run").0, 0);
+        fs::rename(target.join("run_state.json"), target.join("run_state.before-the-move.json")).unwrap();
+        for arguments in ["migrate-state --backend file", "migrate-state --backend file --no-dry-run"] {
+            let (code, out, err) = run(dir.path(), arguments);
+            assert_eq!(code, 0, "{err}");
+            assert!(!format!("{out}{err}").contains("missing"), "{arguments}: {out}{err}");
+        }
+        // Whoever only looks for it misses it.
+        fs::rename(target.join("run_state.json"), target.join("elsewhere.json")).unwrap();
+        assert!(run(dir.path(), "state runs").2.contains("missing"));
+    }
+}
+
+/// What a conflict tells to do is not answered with the advice to undo it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_set_aside_for_a_move_is_not_to_be_brought_back() {
     let dir = project("file").await;
     assert_eq!(run(dir.path(), "migrate-state --backend database --no-dry-run").0, 0);
-    let target = dir.path().join("target");
-    fs::rename(target.join("run_state.json"), target.join("run_state.before-the-move.json")).unwrap();
-    for arguments in ["migrate-state --backend file", "migrate-state --backend file --no-dry-run"] {
-        let (code, out, err) = run(dir.path(), arguments);
-        assert_eq!(code, 0, "{err}");
-        assert!(!format!("{out}{err}").contains("missing"), "{arguments}: {out}{err}");
-    }
+    fs::write(dir.path().join("seeknal_project.yml"), "state_backend: file\n").unwrap();
+    without_wal(dir.path());
+    fs::rename(dir.path().join("target/state.db"), dir.path().join("target/aside.db")).unwrap();
+    let (code, _, err) = run(dir.path(), "migrate-state --backend database --no-dry-run");
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("set aside; this move makes a new one") && !err.contains("backup"), "{err}");
     // Whoever only looks for it misses it.
-    fs::rename(target.join("run_state.json"), target.join("elsewhere.json")).unwrap();
-    assert!(run(dir.path(), "state runs").2.contains("missing"));
+    without_wal(dir.path());
+    fs::remove_file(dir.path().join("target/state.db")).unwrap();
+    assert!(run(dir.path(), "state runs").2.contains("bring a backup of it back"));
 }
 
 /// A finished move that is run again moves nothing, and leaves the backup from before the move alone.
