@@ -57,6 +57,11 @@ impl ProjectError {
         Self { kind: ProjectErrorKind::Partial, message: format!("{done}; then: {}", self.message), source: self.source }
     }
 
+    /// The same fault, with more to say of it.
+    pub(super) fn and(self, more: impl fmt::Display) -> Self {
+        Self { message: format!("{}{more}", self.message), ..self }
+    }
+
     /// What kind of fault it is.
     pub fn kind(&self) -> ProjectErrorKind {
         self.kind

@@ -133,6 +133,7 @@ pub async fn preview(
     let (from, to) = (&what.from, what.to);
     let switch = Switch::plan(&settings.file_or_default(), to.name())?;
     let mut notices = overrides(settings, to);
+    notices.extend(switch.check_replaceable().err().map(|error| format!("the settings could not be switched: {error}")));
     let source = from.open_existing(settings, &mut notices).await?;
     refuse_lost(settings, from, source.is_none())?;
     let source = unless_empty(settings, from, source).await?;
@@ -228,7 +229,7 @@ pub async fn execute(
     let what = what.into();
     let to = what.to;
     let switch = Switch::plan(&settings.file_or_default(), to.name())?;
-    switch.check_folder()?;
+    switch.check_replaceable()?;
     let mut report = Report {
         from: what.from.place(settings)?,
         to: Origin::from(to).place(settings)?,
@@ -432,7 +433,12 @@ fn forget_and_switch(settings: &Settings, switch: &Switch, report: &mut Report) 
 fn switch_or_see(switch: &Switch, report: &mut Report) -> Result<(), ProjectError> {
     let Err(error) = switch.execute() else { return Ok(()) };
     if !switch.is_done_by_now() {
-        return Err(error);
+        return Err(error.and(format_args!(
+            ". Everything is in {} and was compared: before anybody works on, write `state_backend: {}` into {} by hand, or start again",
+            report.to,
+            switch.backend(),
+            switch.path().display()
+        )));
     }
     report.notices.push(format!(
         "{} names the {} backend now, but this may not survive a crash of the machine: {error}",

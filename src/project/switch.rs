@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::settings_file::{self, Parsed, read_text, read_yaml};
-use super::{ProjectError, files};
+use super::{ProjectError, ProjectErrorKind, files};
 
 /// A change of the settings file that was tried out on its text: only `state_backend` changes, comments, layout, line ends and anchors stay.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ impl Switch {
     /// Works out the change; reads only. A file that is not there will be made.
     ///
     /// # Errors
-    /// [`ProjectErrorKind::Input`](super::ProjectErrorKind::Input) if the file cannot be read as settings, or cannot be changed without changing
+    /// [`ProjectErrorKind::Input`] if the file cannot be read as settings, or cannot be changed without changing
     /// something else with it (the value carries an anchor that is used elsewhere): then the message says what to write by hand.
     pub fn plan(path: &Path, backend: &str) -> Result<Self, ProjectError> {
         let line = format!("state_backend: {backend}");
@@ -63,16 +63,27 @@ impl Switch {
         &self.path
     }
 
-    /// Refuses a folder in which the file cannot be replaced: that should be known before anything else is done.
+    /// Refuses a file that cannot be replaced, for itself or for its folder: that should be known before anything else is done.
     ///
     /// # Errors
     /// What the system will refuse.
-    pub(super) fn check_folder(&self) -> Result<(), ProjectError> {
+    pub(super) fn check_replaceable(&self) -> Result<(), ProjectError> {
         if self.is_done() {
             return Ok(());
         }
         // As replacing it does: where the file is a link, its target is replaced.
         let path = std::fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        if let Some(why) = fixed(&path) {
+            return Err(ProjectError::new(
+                ProjectErrorKind::Failed,
+                format!(
+                    "{}: {why}, so that it cannot be replaced. Stop who works on the state, write `state_backend: {}` into it by hand, and start the move again before \
+                     anybody works on",
+                    path.display(),
+                    self.backend
+                ),
+            ));
+        }
         let folder = files::folder_of(&path);
         let may = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
         rustix::fs::access(folder, may).map_err(|error| ProjectError::io(folder, error.into()))
@@ -89,6 +100,26 @@ impl Switch {
         }
         files::replace_text(&fresh.path, &fresh.after)
     }
+}
+
+/// What keeps a file from being replaced by another one, whoever has the right to: a container is often given a single file by a mount.
+#[cfg(target_os = "linux")]
+fn fixed(path: &Path) -> Option<&'static str> {
+    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+    // Where it cannot be asked, replacing it will tell.
+    let found = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::TYPE).ok()?.stx_attributes;
+    [
+        (StatxAttributes::MOUNT_ROOT, "it is mounted by itself"),
+        (StatxAttributes::IMMUTABLE, "it is marked as immutable (`chattr -i` takes that from it)"),
+        (StatxAttributes::APPEND, "it is marked as one to append to only (`chattr -a` takes that from it)"),
+    ]
+    .into_iter()
+    .find_map(|(attribute, why)| found.contains(attribute).then_some(why))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn fixed(_: &Path) -> Option<&'static str> {
+    None
 }
 
 /// Sets `state_backend` in a settings file, and makes the file if it is not there.
@@ -193,4 +224,22 @@ fn changes_only_backend(path: &Path, before: &str, after: &str, backend: &str) -
         Some(value)
     };
     says && comments(before) == comments(after) && rest(before).is_some() && rest(before) == rest(after)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_by_itself_cannot_be_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("seeknal_project.yml");
+        std::fs::write(&path, "name: x\n").unwrap();
+        assert_eq!(fixed(&path), None);
+        assert_eq!(fixed(&dir.path().join("none")), None);
+        assert_eq!(fixed(Path::new("/proc")), Some("it is mounted by itself"));
+        let switch = |path: &str| Switch { path: path.into(), backend: "database".into(), before: None, after: String::new() };
+        let error = switch("/proc").check_replaceable().unwrap_err().to_string();
+        assert!(error.starts_with("/proc: it is mounted by itself") && error.contains("`state_backend: database`"), "{error}");
+    }
 }

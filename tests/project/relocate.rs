@@ -241,6 +241,27 @@ async fn a_settings_file_that_cannot_be_switched_stops_it_first() {
     assert_eq!(tree(dir.path()), before);
 }
 
+/// All the work is done then, and one line is missing.
+#[tokio::test]
+async fn a_switch_that_fails_in_the_end_is_told_with_what_is_left_to_do() {
+    let dir = project("file").await;
+    let file = dir.path().join("seeknal_project.yml");
+    let spoil = |step| {
+        if step == Step::Verified {
+            fs::write(&file, "state_backend: &s file\nother: *s\n").unwrap();
+        }
+        ControlFlow::Continue(())
+    };
+    let error = relocate::execute(&settings(dir.path()), Home::Database, now(), spoil).await.unwrap_err();
+    assert_eq!(error.kind(), ProjectErrorKind::Partial, "{error}");
+    let (place, left) = (dir.path().join("target/state.db"), format!("write `state_backend: database` into {}", file.display()));
+    assert!(error.to_string().contains(&format!("Everything is in {} and was compared", place.display())), "{error}");
+    assert!(error.to_string().contains(&left), "{error}");
+    fs::write(&file, "state_backend: database\n").unwrap();
+    let again = relocate::execute(&settings(dir.path()), Home::Database, now(), go_on).await.unwrap();
+    assert!(again.moved.unwrap().moved.is_empty(), "what was told is true");
+}
+
 #[tokio::test]
 async fn without_state_nothing_is_switched_and_it_says_what_to_write() {
     let dir = tempfile::tempdir().unwrap();
