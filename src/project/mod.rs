@@ -3,6 +3,7 @@
 //! Each job is a plan, which only reads, and its execution.
 
 mod again;
+mod checks;
 pub mod cleanup;
 mod copied;
 pub mod end;
