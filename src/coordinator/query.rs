@@ -12,6 +12,7 @@ use crate::model::{
     Interval, IntervalSet, IntoInterval, IntoNodeId, IntoRunId, LastSuccess, NodeCoverage, NodeId, NodeState, PartitionKey,
     RunId, RunPage, RunQuery, RunState, Snapshot, Version,
 };
+use crate::run::Found;
 
 impl Coordinator {
     /// A run as it is now; `None` if there is no such run. Of a run that is resident it is a copy of a pointer: it waits for nobody.
@@ -31,13 +32,15 @@ impl Coordinator {
     }
 
     /// A run as it is in storage now, read past what this process knows: for a decision that must not rest on a snapshot that lags behind other
-    /// processes by some milliseconds. `None` if there is no such run. It waits for this process's writes on the run that are on their way, and
-    /// brings its snapshot up to date. Where no other process can write it is [`get_run`](Self::get_run).
+    /// processes by some milliseconds. `None` if there is no such run. It waits for this process's writes on the run that are on their way, those that were
+    /// acknowledged from memory too, and brings its snapshot up to date. After a write of which nobody knows whether it happened it shows what became of it.
+    ///
+    /// Where no other process can write it is [`get_run`](Self::get_run) behind those writes.
     ///
     /// A guard (`expect_version`, …) needs no fresh read: it is decided on what is in storage, in the commit.
     ///
     /// # Errors
-    /// [`Error::Input`] for a bad id; [`Error::Store`] if storage could not be asked: never an old snapshot instead.
+    /// [`Error::Input`] for a bad id; [`Error::Store`] if storage could not be asked, or does not settle what it was sent: never an old snapshot instead.
     ///
     /// # Cancel safety
     /// Reads only. Dropping the future disturbs nobody, nor does not polling it.
@@ -306,23 +309,19 @@ impl Engine {
     }
 
     pub(super) async fn fresh(&self, run: &RunId) -> Result<Option<Snapshot>, Error> {
-        if !self.backend.is_shared() {
-            return self.snapshot(run).await;
-        }
+        let shared = self.backend.is_shared();
         loop {
-            if self.is_closed() {
+            if self.is_closed() && (shared || self.directory.get(run.as_str()).is_none()) {
                 return Err(Error::Closed);
             }
-            let stored = self.backend.run_version(run).await?;
+            let found = if shared { Some(Found(self.backend.run_version(run).await?)) } else { None };
             let Some(handle) = self.directory.existing(run).await? else {
                 // Made between the two questions it is as fresh as none.
                 return Ok(None);
             };
-            if handle.cell().durable_version() == stored {
-                return Ok(handle.cell().snapshot());
-            }
-            // The actor loads behind what it has on its way.
-            if let Ok(read) = handle.read().await {
+            // Its actor is asked in any case: what it shows may wait to be written, and who was told that nobody knows what became of a write was told so
+            // before it looks.
+            if let Ok(read) = handle.read(found).await {
                 return Ok(read);
             }
             tokio::task::yield_now().await;

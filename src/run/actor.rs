@@ -84,8 +84,12 @@ pub(crate) enum Msg {
         reply: oneshot::Sender<HoldGrant>,
     },
     Release(Release),
-    /// The run as it is in storage. Answered and not held for who asks: nobody knows when he is polled next.
-    Read(oneshot::Sender<Option<Snapshot>>),
+    /// The run as it is in storage, which had this version when it was asked; none where nobody else can write. Answered and not held for who asks:
+    /// nobody knows when he is polled next.
+    Read {
+        found: Option<Found>,
+        reply: oneshot::Sender<Option<Snapshot>>,
+    },
     Flush(oneshot::Sender<()>),
     Reload,
     /// The version that storage has of the run, because others may have written to it.
@@ -112,7 +116,8 @@ enum Mode {
 }
 
 /// The version that storage had when it was asked; `None`: there was no such run.
-struct Found(Option<Version>);
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Found(pub(crate) Option<Version>);
 
 /// Why an op was not committed, and whom to tell: nobody, if it is a deferred write that was acknowledged. With its permit: whoever waits until all is
 /// settled finds its loss noted.
@@ -189,7 +194,7 @@ impl Actor for RunActor {
         match message {
             Msg::Commit(envelope) => state.take_in(Stashed::Commit(envelope)),
             Msg::Hold { fresh, reply } => state.take_in(Stashed::Hold { fresh, reply }),
-            Msg::Read(reply) => state.take_in(Stashed::Read(reply)),
+            Msg::Read { found, reply } => state.take_in(Stashed::Read { found, reply }),
             Msg::Flush(reply) => state.take_in(Stashed::Flush(reply)),
             Msg::Settled(outcomes) => state.settled(outcomes),
             Msg::Release(release) => state.released(release),
@@ -284,7 +289,7 @@ impl State {
             }
             match self.stash.first() {
                 Some(Stashed::Commit(_)) => {}
-                Some(Stashed::Hold { .. } | Stashed::Read(_) | Stashed::Flush(_)) if self.chain.is_settled() => {}
+                Some(Stashed::Hold { .. } | Stashed::Read { .. } | Stashed::Flush(_)) if self.chain.is_settled() => {}
                 None | Some(_) => return,
             }
             match self.stash.pop_first() {
@@ -304,7 +309,7 @@ impl State {
                 }
                 Some(Stashed::Hold { fresh: false, reply }) => self.hold(reply),
                 Some(Stashed::Hold { fresh: true, reply }) => self.load_for(Fresh::Hold(reply)),
-                Some(Stashed::Read(reply)) => self.load_for(Fresh::Read(reply)),
+                Some(Stashed::Read { found, reply }) => self.read(found, reply),
                 None => return,
             }
         }
@@ -332,7 +337,11 @@ impl State {
         if !self.chain.is_settled() {
             return false;
         }
-        let Some(Found(found)) = self.found.take() else { return false };
+        self.found.take().is_some_and(|found| self.lacks(found))
+    }
+
+    /// Whether what is committed here is not as new as what storage had.
+    fn lacks(&self, Found(found): Found) -> bool {
         match (found, self.chain.committed().map(RunState::version)) {
             (Some(found), Some(version)) => found > version,
             (found, version) => found.is_some() != version.is_some(),

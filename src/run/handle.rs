@@ -7,7 +7,7 @@ use arc_swap::ArcSwapOption;
 use ractor::{Actor, ActorCell, ActorId, ActorRef, MessagingErr};
 use tokio::sync::oneshot;
 
-use super::actor::{Arguments, Msg, RunActor, RunContext};
+use super::actor::{Arguments, Found, Msg, RunActor, RunContext};
 use super::admission::Permit;
 use super::op::{CommitError, Committed, Envelope, Op, Reply};
 use crate::model::{RunId, RunState, Snapshot, Version};
@@ -196,10 +196,11 @@ impl RunHandle {
         grant.await.ok()
     }
 
-    /// The run as it is in storage, behind everything that was sent before. Whoever does not come back for the answer keeps nobody waiting.
-    pub(crate) async fn read(&self) -> Result<Option<Snapshot>, Gone> {
+    /// The run as it is in storage, behind everything that was sent before: no older than what was found there, if others may write to it. Whoever does
+    /// not come back for the answer keeps nobody waiting.
+    pub(crate) async fn read(&self, found: Option<Found>) -> Result<Option<Snapshot>, Gone> {
         let (reply, read) = oneshot::channel();
-        drop(self.actor.cast(Msg::Read(reply)));
+        drop(self.actor.cast(Msg::Read { found, reply }));
         read.await.map_err(|_| Gone)
     }
 

@@ -18,7 +18,7 @@ mod losses;
 mod op;
 mod sink;
 
-pub(crate) use actor::{RunContext, Surroundings};
+pub(crate) use actor::{Found, RunContext, Surroundings};
 pub(crate) use admission::{Admission, Overloaded, Permit};
 pub(crate) use chain::{Planned, add_gone, newer, plan, touched};
 pub(crate) use handle::{HoldGrant, Release, RunHandle, Sent};

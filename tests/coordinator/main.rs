@@ -14,6 +14,7 @@ mod endings;
 mod every_backend;
 mod faults;
 mod freed;
+mod fresh;
 mod front_door;
 mod leaving;
 mod locks;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{Mode, State};
+use super::{Found, Mode, State};
 use crate::model::Snapshot;
 use crate::run::handle::{HoldGrant, Release};
 
@@ -19,6 +19,17 @@ impl State {
     pub(super) fn load_for(&mut self, fresh: Fresh) {
         self.fresh = Some(fresh);
         self.recover(true);
+    }
+
+    /// Answers who wants to read it, all that was sent before being settled: from here, unless others wrote since.
+    pub(super) fn read(&mut self, found: Option<Found>, reply: oneshot::Sender<Option<Snapshot>>) {
+        if found.is_some_and(|found| self.lacks(found)) {
+            self.load_for(Fresh::Read(reply));
+        } else {
+            // What is committed, whatever deferred writes were seen before and fell.
+            self.publish();
+            let _caller_gone = reply.send(self.cell.snapshot());
+        }
     }
 
     /// The run is loaded, and published.

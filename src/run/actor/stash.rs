@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use tokio::sync::oneshot;
 
+use super::Found;
 use crate::model::Snapshot;
 use crate::run::handle::HoldGrant;
 use crate::run::op::Envelope;
@@ -12,7 +13,7 @@ use crate::run::op::Envelope;
 pub(super) enum Stashed {
     Commit(Envelope),
     Hold { fresh: bool, reply: oneshot::Sender<HoldGrant> },
-    Read(oneshot::Sender<Option<Snapshot>>),
+    Read { found: Option<Found>, reply: oneshot::Sender<Option<Snapshot>> },
     Flush(oneshot::Sender<()>),
 }
 
@@ -22,7 +23,7 @@ impl Stashed {
         match self {
             Self::Commit(_) => false,
             Self::Hold { reply, .. } => reply.is_closed(),
-            Self::Read(reply) => reply.is_closed(),
+            Self::Read { reply, .. } => reply.is_closed(),
             Self::Flush(reply) => reply.is_closed(),
         }
     }
@@ -83,7 +84,7 @@ mod tests {
         for number in 0..10_000 {
             stash.push(match number % 3 {
                 0 => Stashed::Flush(oneshot::channel().0),
-                1 => Stashed::Read(oneshot::channel().0),
+                1 => Stashed::Read { found: None, reply: oneshot::channel().0 },
                 _ => Stashed::Hold { fresh: true, reply: oneshot::channel().0 },
             });
         }
