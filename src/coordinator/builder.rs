@@ -309,6 +309,7 @@ async fn start(
             claiming: tokio::sync::watch::Sender::new(0),
             held: super::claims::HeldClaims::default(),
             ended: tokio::sync::watch::Sender::new(false),
+            storage: tokio::sync::Mutex::default(),
             sole,
         });
         supervisor::watch(&engine);

@@ -3,6 +3,7 @@
 mod apart;
 mod builder;
 mod claims;
+mod closing;
 mod commit;
 mod directory;
 mod doors;
@@ -145,8 +146,9 @@ pub(crate) struct Engine {
     claiming: watch::Sender<usize>,
     /// The claims that are held.
     held: claims::HeldClaims,
-    /// Becomes true when closing has ended.
+    /// Becomes true when closing has ended, also where it was cut off; then the storage may be open still.
     ended: watch::Sender<bool>,
+    storage: tokio::sync::Mutex<closing::Storage>,
     /// No other coordinator has this value of the backend.
     sole: Arc<sole::Sole>,
 }
@@ -225,39 +227,6 @@ impl Coordinator {
     pub async fn flush(&self) -> Result<(), Error> {
         self.engine().flush().await
     }
-
-    /// Stops taking writes, flushes and answers everybody, gives back the claims that are held, releases all leases, brings the storage into the form that others
-    /// read, and gives it up. A node whose claim is held is pending again on the same attempt, as if the claim were dropped; an end that was told before wins.
-    /// What its worker says later is answered by [`Error::Closed`].
-    ///
-    /// A second call, also through another clone, waits for the end of the first, which alone tells what went wrong. Where the runtime that it was opened
-    /// on has ended, the storage is given up all the same.
-    ///
-    /// # Errors
-    /// [`Error::DeferredLost`] if deferred writes were lost, [`Error::Store`] if the storage could not be closed in order. All is closed all
-    /// the same. For how long it waits see [above](Self#how-long-a-call-may-take). A claim that storage did not take back is no error, and told in the log: its
-    /// node is taken over on its next attempt.
-    ///
-    /// # Cancel safety
-    /// Closing goes on in the background if the future is dropped.
-    pub async fn close(&self) -> Result<(), Error> {
-        let engine = Arc::clone(self.engine());
-        match self.engine().apart(async move { engine.close().await }).await {
-            Ok(closed) => closed,
-            // Its runtime has ended, and with it all that ran there: what is left to be closed is closed from here.
-            Err(cut) if !cut.begun => {
-                self.engine().context.persist.abandon();
-                self.engine().held.forget();
-                self.engine().close().await
-            }
-            Err(_) => Err(Error::Closed),
-        }
-    }
-
-    /// Whether it was closed.
-    pub fn is_closed(&self) -> bool {
-        self.engine().closed.load(Ordering::Acquire)
-    }
 }
 
 impl Engine {
@@ -287,79 +256,5 @@ impl Engine {
                 self.directory.settled(&run, death);
             }
         }
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
-
-    async fn claims_settled(&self) {
-        let _all_are = self.claiming.subscribe().wait_for(|count| *count == 0).await.is_ok();
-    }
-
-    /// Runs first, then locks, then the writer.
-    async fn close(self: &Arc<Self>) -> Result<(), Error> {
-        if self.closed.swap(true, Ordering::AcqRel) {
-            // The other end is in `self`: it does not go away before it says so.
-            let _ended = self.ended.subscribe().wait_for(|ended| *ended).await.is_ok();
-            return Ok(());
-        }
-        self.sole.leaves();
-        let _tells_the_end = TellsTheEnd(self);
-        self.directory.boards.close();
-        self.following.stop().await;
-        self.context.persist.wind_up();
-        // Claims that are on their way are held by somebody, or given back: both take a write. So does an end that was told before.
-        self.claims_settled().await;
-        self.give_back_claims().await;
-        // Who dropped his claim meanwhile gives it back himself.
-        self.claims_settled().await;
-        // Who was admitted is answered first; who asks from now on is refused.
-        self.admission.drained().await;
-        self.admission.close();
-        let told = self.context.losses.take_all().map_or(Ok(()), |loss| Err(Error::DeferredLost(loss)));
-        self.leases.close().await;
-        self.context.persist.close().await;
-        self.directory.end();
-        self.supervisor.stop(None);
-        let closed = self.backend.close().await.map_err(Error::from);
-        self.events.close();
-        told.and(closed)
-    }
-}
-
-/// Tells those who wait for the end of closing, also if closing is cut off.
-struct TellsTheEnd<'a>(&'a Engine);
-
-impl Drop for TellsTheEnd<'_> {
-    fn drop(&mut self) {
-        // First: who is told may open the backend again.
-        self.0.sole.give_up();
-        self.0.ended.send_replace(true);
-    }
-}
-
-/// What closes in the background. Where it is not done, the backend is nobody's all the same.
-struct Closes(Arc<Engine>);
-
-impl Drop for Closes {
-    fn drop(&mut self) {
-        self.0.sole.give_up();
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        if self.engine.is_closed() {
-            return;
-        }
-        // On a runtime that ended the task is dropped at once; then the backend closes by its own drop.
-        self.engine.sole.leaves();
-        let closes = Closes(Arc::clone(&self.engine));
-        drop(self.engine.runtime.spawn(async move {
-            if let Err(error) = closes.0.close().await {
-                tracing::error!(%error, "the coordinator was dropped without close, and closing it failed");
-            }
-        }));
     }
 }

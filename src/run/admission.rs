@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, TryAcquireError};
 
 /// Bytes are counted in units of this size, because a semaphore counts in 32 bits.
 const UNIT: usize = 256;
@@ -74,10 +74,10 @@ impl Admission {
         Ok(Permit { _count: count, _bytes: bytes })
     }
 
-    /// Waits until everything that was admitted is settled.
-    pub(crate) async fn drained(&self) {
+    /// Waits until everything that was admitted is settled. As long as the answer is held nobody else is admitted.
+    pub(crate) async fn drained(&self) -> Option<SemaphorePermit<'_>> {
         let all = u32::try_from(self.entries).unwrap_or(u32::MAX);
-        let _all = self.count.acquire_many(all).await.is_ok();
+        self.count.acquire_many(all).await.ok()
     }
 
     /// Gives no more permits; who waits is refused.

@@ -8,6 +8,7 @@ mod support;
 mod stalls;
 
 mod bystanders;
+mod cut_off;
 mod deaths;
 mod deferred;
 mod endings;
