@@ -388,3 +388,40 @@ async fn an_end_that_was_told_is_not_overtaken_by_the_drop_of_its_claim() {
     assert_eq!(state.list_locks().await.unwrap(), []);
     state.close().await.unwrap();
 }
+
+/// The lease that was to come with the claim went with the end of the run, and then the claim was committed.
+#[tokio::test]
+async fn a_claim_across_the_end_of_a_run_that_is_opened_again_costs_no_attempt() {
+    const LONG: Duration = Duration::from_secs(3_600);
+    for next in [false, true] {
+        let lying = LyingBackend::new(false);
+        let state = Coordinator::open(Arc::clone(&lying) as Arc<dyn StateBackend>).await.unwrap();
+        state.create_run("r", NewRun::running()).await.unwrap();
+        pending(&state, "n").await;
+        lying.close_gate();
+        let sent = lying.commits.load(std::sync::atomic::Ordering::SeqCst);
+        let mut tx = state.transaction();
+        tx.update_run("r", RunUpdate::failed()).update_run("r", RunUpdate::running());
+        let reopening = tokio::spawn(tx.commit());
+        lying.arrived(sent + 1).await;
+        let free = state.stats().permits_available;
+        let claiming = tokio::spawn({
+            let state = state.clone();
+            async move {
+                if next {
+                    let filter = ClaimFilter::new().ttl(LONG).wait(Duration::from_secs(20));
+                    return state.claim_next("r", filter).await.unwrap().claimed();
+                }
+                state.claim_node("r", "n", "worker", LONG).await.unwrap()
+            }
+        });
+        until_told("the claim is on its way", || async { state.stats().permits_available < free }).await;
+        lying.open_gate();
+        reopening.await.unwrap().unwrap();
+        let claim = tokio::time::timeout(Duration::from_secs(20), claiming).await.unwrap().unwrap().unwrap();
+        assert_eq!(claim.attempt(), 1, "next: {next}");
+        claim.release().await.unwrap();
+        assert_untouched(&state, "opened again").await;
+        state.close().await.unwrap();
+    }
+}

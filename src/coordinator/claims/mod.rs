@@ -146,8 +146,13 @@ impl Coordinator {
             match self.try_claim(want).await? {
                 Tried::Claimed(claim) => return Ok(Some(claim)),
                 Tried::TooLate(back) => {
-                    back.ended_in_time().await;
+                    let _storage_is_slow = back.ended_in_time().await;
                     return Ok(None);
+                }
+                Tried::RunEnded(back) => {
+                    if !back.ended_in_time().await {
+                        return Ok(None);
+                    }
                 }
                 Tried::GaveUp => return Ok(None),
                 Tried::Locked(_) => break,
@@ -286,7 +291,7 @@ impl Coordinator {
                         late_tries += u32::from(is_late());
                     }
                     Tried::Locked(holder) => picked.is_kept_out(holder),
-                    Tried::TooLate(back) => {
+                    Tried::TooLate(back) | Tried::RunEnded(back) => {
                         // Nobody here gets it before it is given back: it would look as if its worker had vanished.
                         engine.runtime.spawn(async move {
                             back.ended().await;
@@ -388,7 +393,9 @@ impl Coordinator {
                     Err(error) => return Err(error),
                 },
                 Tried::GaveUp => freed.push(node.clone()),
-                Tried::TooLate(back) => back.ended_in_time().await,
+                Tried::TooLate(back) | Tried::RunEnded(back) => {
+                    let _or_storage_is_slow = back.ended_in_time().await;
+                }
                 Tried::Taken => {}
                 Tried::Locked(_) => break,
             }

@@ -54,6 +54,8 @@ pub(super) enum Tried<C = Claim> {
     GaveUp,
     /// Storage took so long that the lease was over before it was known. The node is as it was, on the same attempt, as soon as it is given back.
     TooLate(GivingBack),
+    /// The run ended before its lease was known. Where it was opened again since, the node is given back as above.
+    RunEnded(GivingBack),
 }
 
 impl Tried<Granted> {
@@ -64,6 +66,7 @@ impl Tried<Granted> {
             Self::Locked(holder) => Tried::Locked(holder),
             Self::GaveUp => Tried::GaveUp,
             Self::TooLate(back) => Tried::TooLate(back),
+            Self::RunEnded(back) => Tried::RunEnded(back),
         }
     }
 }
@@ -82,14 +85,14 @@ impl GivingBack {
         }
     }
 
-    /// As [`ended`](Self::ended), for a moment: where storage is busy its caller does not wait for it.
-    pub(super) async fn ended_in_time(self) {
+    /// As [`ended`](Self::ended), for a moment: where storage is busy its caller does not wait for it. Says whether it is over.
+    pub(super) async fn ended_in_time(self) -> bool {
         let runtime = self.runtime.clone();
         tokio::select! {
             biased;
-            () = self.ended() => {}
+            () = self.ended() => true,
             // By the coordinator's clock: its caller may have none.
-            _ = pause_on(&runtime, GIVING_BACK) => {}
+            _ = pause_on(&runtime, GIVING_BACK) => false,
         }
     }
 }
@@ -148,7 +151,7 @@ impl Engine {
             Taking::TakeOver if given_up => NodeUpdate::failed(vanished(&seen)),
             Taking::TakeOver => NodeUpdate::running().attempt(seen.attempt.saturating_add(1)).worker(&owner),
         };
-        let mut guards = vec![Guard::RunStatus(open), Guard::NodeVersion { node: node.clone(), version: seen.version }];
+        let mut guards = vec![Guard::RunStatus(open.clone()), Guard::NodeVersion { node: node.clone(), version: seen.version }];
         guards.extend(more);
         let mut op = Op {
             mutations: vec![node_change(node.clone(), update.clone())],
@@ -180,16 +183,17 @@ impl Engine {
         let granted = committed.grants.first().map(|grant| grant.token);
         let lease = match place.confirm(granted).await {
             Ok(lease) => lease,
-            // The run ended: nothing was gained, and nothing is wrong.
-            Err(LeaseError::RunEnded { .. }) => return Ok(Tried::Taken),
             Err(error) => {
                 let claimed = committed.runs.first().filter(|_| !given_up).map(|claimed| claimed.after);
+                // In a run that has ended it stays as it is; in one that was opened again since it would look as if its worker had vanished.
+                let only_if = matches!(error, LeaseError::RunEnded { .. }).then(|| Guard::RunStatus(open));
                 let task = claimed.map(|claimed| {
                     let (waited_for, run, node) = (WaitedFor::new(engine), run.clone(), node.clone());
-                    engine.runtime.spawn(async move { waited_for.0.unclaim(&run, &node, claimed).await })
+                    engine.runtime.spawn(async move { waited_for.0.unclaim(&run, &node, claimed, only_if).await })
                 });
                 let back = GivingBack { task, runtime: engine.runtime.clone() };
                 return match error {
+                    LeaseError::RunEnded { .. } => Ok(Tried::RunEnded(back)),
                     // This process was asleep for longer than the lease lasts, or storage was.
                     LeaseError::NotFound { .. } => Ok(Tried::TooLate(back)),
                     LeaseError::Store(error) if error.is_retryable() => {
@@ -234,19 +238,20 @@ async fn retract(engine: Weak<Engine>, run: RunId, node: NodeId, begun: Option<N
         && (&found.status, &found.worker, found.attempt, found.started_at)
             == (&begun.status, &begun.worker, begun.attempt, begun.started_at)
     {
-        engine.unclaim(&run, &node, found.version).await;
+        engine.unclaim(&run, &node, found.version, None).await;
     }
     place.orphaned().await;
 }
 
 impl Engine {
     /// Gives a node back whose lease is gone already, unless somebody else was faster.
-    async fn unclaim(&self, run: &RunId, node: &NodeId, claimed: Version) {
+    async fn unclaim(&self, run: &RunId, node: &NodeId, claimed: Version, only_if: Option<Guard>) {
         let mut tries = Tries::default();
         loop {
+            let claimed = Guard::NodeVersion { node: node.clone(), version: claimed };
             let op = Op {
                 mutations: vec![node_change(node.clone(), NodeUpdate::pending().unbegun())],
-                guards: vec![Guard::NodeVersion { node: node.clone(), version: claimed }],
+                guards: [claimed].into_iter().chain(only_if.clone()).collect(),
                 unheard: true,
                 ..Op::default()
             };
