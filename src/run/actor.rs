@@ -370,7 +370,8 @@ impl State {
             Ok((ticket, entry)) => {
                 // Before it is sent: whoever finds it decided finds this too.
                 self.cell.set_unsettled(true);
-                let losses = deferred.then(|| (Arc::clone(&context.losses), self.cell.id().clone()));
+                let losses =
+                    deferred.then(|| (Arc::clone(&context.losses), Arc::clone(&context.surroundings), self.cell.id().clone()));
                 let (attempts, hasty) = (op.attempts, op.hasty);
                 let frees_locks = entry.parts.iter().flat_map(|part| &part.mutations).any(Mutation::frees_locks);
                 let ends = frees_locks.then(|| (Arc::clone(&context.surroundings), self.cell.id().clone()));

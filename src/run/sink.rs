@@ -34,8 +34,8 @@ pub(crate) struct RunSink {
     pub(super) ack: Option<Ack>,
     pub(super) attempts: u32,
     pub(super) hasty: bool,
-    /// Where the loss of a deferred write is noted if the actor is gone.
-    pub(super) losses: Option<(Arc<Losses>, RunId)>,
+    /// Where the loss of a deferred write is noted if the actor is gone, and who tells it.
+    pub(super) losses: Option<(Arc<Losses>, Arc<dyn Surroundings>, RunId)>,
     /// Whom to tell that the run's locks are free, if they are once the entry is in storage.
     pub(super) ends: Option<(Arc<dyn Surroundings>, RunId)>,
     /// The leases that are given back with it.
@@ -84,14 +84,14 @@ impl Drop for Outcomes {
             if let Settlement::Applied(_) = &settlement {
                 sink.landed();
             }
-            if let (Some((losses, run)), None) = (&sink.losses, &sink.ack) {
+            if let (Some((losses, surroundings, run)), None) = (&sink.losses, &sink.ack) {
                 let cause = match &settlement {
                     Settlement::Applied(_) => continue,
                     Settlement::Refused(refusal) => refusal.into(),
                     Settlement::NotApplied(error) | Settlement::Unknown(error) => error.into(),
                     Settlement::Recheck(..) => "the actor of the run ended".to_owned().into(),
                 };
-                losses.note(run, cause);
+                surroundings.lost(&losses.note(run, cause));
             }
             if let Some(ack) = sink.ack {
                 match settlement {

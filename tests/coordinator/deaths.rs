@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::Duration;
 
-use crate::support::LyingBackend;
+use crate::support::{Lie, LyingBackend};
 use chrono::{DateTime, Utc};
 use seeknal_state::model::{Batch, BatchAnswer};
 use seeknal_state::store::{BatchSource, BoxFuture, LeaseStore, Wake};
@@ -91,6 +91,24 @@ async fn the_locks_of_a_run_are_free_though_the_actor_that_ended_it_died() {
     let reason = tokio::time::timeout(Duration::from_secs(20), run.lost()).await.expect("its run has ended");
     assert_eq!(reason, LostReason::RunEnded);
     assert_eq!(state.list_locks().await.unwrap(), []);
+}
+
+/// What became of it is heard by nobody but what the actor left behind.
+#[tokio::test]
+async fn subscribers_are_told_what_was_lost_of_an_actor_that_died() {
+    let backend = LyingBackend::new(false);
+    let (state, fault) = open(Arc::clone(&backend) as _).await;
+    let mut events = state.subscribe();
+    backend.close_gate();
+    backend.tell([Lie::Full]);
+    state.with_durability(Durability::Deferred).set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
+    backend.arrived(2).await;
+    fault.store(true, Ordering::SeqCst);
+    assert!(state.set_node_state("r", "victim", NodeUpdate::running()).await.unwrap_err().is_unknown_outcome());
+    backend.open_gate();
+    let told = tokio::time::timeout(Duration::from_secs(20), events.next()).await.expect("nobody is told");
+    assert!(matches!(&told, Ok(Event::DeferredLost(loss)) if loss.run == "r" && loss.lost == 1), "{told:?}");
+    assert!(matches!(state.close().await, Err(Error::DeferredLost(loss)) if loss.lost == 1));
 }
 
 /// A backend with a writer of its own, which asks for the next batch at once. While it is held, it writes nothing; then it is full, until it is told
