@@ -34,7 +34,8 @@ impl Coordinator {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Input`] for a bad id; [`Error::Lease`] (`RunEnded`) if the run ended while this caller waited; [`Error::Store`] if storage failed;
+    /// [`Error::Input`] for a bad id; [`Error::Lease`] (`RunEnded`) if the run ended through this coordinator while this caller waited
+    /// (where another process ended it the lock is granted: a lock asks nothing of the run, what is written under it does); [`Error::Store`] if storage failed;
     /// [`Error::Closed`].
     ///
     /// # Cancel safety
