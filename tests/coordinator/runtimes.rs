@@ -196,10 +196,15 @@ fn who_has_no_runtime_pauses_all_the_same() {
     let writer = rusqlite::Connection::open(store.folder.path().join("state.db")).unwrap();
     writer.busy_timeout(Duration::from_secs(5)).unwrap();
     writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let free = state.stats().permits_available;
     let claiming = std::thread::spawn({
         let state = state.clone();
         move || wait_for(state.claim_node("r", "n", "worker", Duration::from_millis(200)))
     });
+    // Counted from when it is asked for, whenever that thread gets so far.
+    while state.stats().permits_available == free && !claiming.is_finished() {
+        std::thread::yield_now();
+    }
     std::thread::sleep(Duration::from_millis(600));
     drop(writer);
     assert!(claiming.join().unwrap().unwrap().is_none());
