@@ -1,7 +1,7 @@
 //! State that lives as long as its process: for tests, and for pipelines that need no history.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{AnswerLog, BoxFuture, LeaseBook, LeaseStore, OpenReport, StateBackend, StoreError, StoreErrorKind};
@@ -11,7 +11,8 @@ use crate::model::{
 };
 
 /// A backend in memory. Nothing is durable; every other contract holds. A clone is another opening of the same store, so that a store can
-/// be opened again after a coordinator was closed.
+/// be opened again after a coordinator was closed. One of them is open at a time, as with the file backend: a second coordinator, which would grant the same
+/// locks once more, is refused as busy until the first is closed or dropped.
 #[derive(Debug, Default)]
 pub struct MemoryBackend {
     shared: Arc<Shared>,
@@ -38,6 +39,8 @@ struct Shared {
     store: Mutex<Store>,
     tokens: AtomicU64,
     leases: Arc<LeaseBook>,
+    /// Whether some opening is open.
+    is_open: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +53,13 @@ impl MemoryBackend {
     /// An empty store.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Makes room for another opening.
+    fn end(&self) {
+        if let Opening::Open(_) = std::mem::replace(&mut *self.opening(), Opening::Closed) {
+            self.shared.is_open.store(false, Ordering::Release);
+        }
     }
 
     fn opening(&self) -> MutexGuard<'_, Opening> {
@@ -84,6 +94,12 @@ impl StateBackend for MemoryBackend {
         Box::pin(async {
             let mut opening = self.opening();
             if !matches!(*opening, Opening::Open(_)) {
+                if self.shared.is_open.swap(true, Ordering::AcqRel) {
+                    return Err(StoreError::not_applied(
+                        StoreErrorKind::Busy,
+                        "this state in memory is open in another coordinator: clone that one, or close it first",
+                    ));
+                }
                 *opening = Opening::Open(ProcessInfo::current(SystemClock.now()));
             }
             Ok(OpenReport::new())
@@ -160,10 +176,17 @@ impl StateBackend for MemoryBackend {
     fn retained(&self) -> BoxFuture<'_, Result<Vec<(NodeId, Retained)>, StoreError>> {
         self.read(|ledger| ledger.retained().into_iter().collect())
     }
+
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async {
-            *self.opening() = Opening::Closed;
+            self.end();
             Ok(())
         })
+    }
+}
+
+impl Drop for MemoryBackend {
+    fn drop(&mut self) {
+        self.end();
     }
 }

@@ -205,7 +205,8 @@ impl VerifyReport {
 ///   that fails has changed nothing.
 ///
 /// One value of a backend is one opening, and has one coordinator at a time: a second one is refused while the first is open. Several openings of one storage are
-/// several values (for a backend in memory: clones that share what they keep).
+/// several values (for a backend in memory: clones that share what they keep). A backend that is not [shared](StateBackend::is_shared) refuses a second
+/// opening while one is open ([`StoreErrorKind::Busy`]), if its storage can be opened twice: both would grant the same locks.
 ///
 /// [`Ledger`](crate::model::Ledger) implements all rules in memory; a backend that keeps the whole state in memory is that ledger with a place to rest.
 /// The feature `conformance` has the test kit (`seeknal_state::store::conformance`).

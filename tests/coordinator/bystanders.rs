@@ -9,8 +9,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use crate::support::{Lie, LyingBackend};
+use seeknal_state::model::{Batch, Entry, Mutation, RunPart};
 use seeknal_state::{
-    Coordinator, Durability, Error, Event, NewRun, NodeId, NodeStatus, NodeUpdate, RunId, StateBackend, Transaction,
+    Clock, Coordinator, Durability, Error, Event, NewRun, NodeId, NodeStatus, NodeUpdate, RunId, StateBackend, SystemClock,
+    Transaction, Version,
 };
 
 async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
@@ -360,8 +362,11 @@ async fn a_run_that_another_process_made_is_found_by_who_asks_after_it() {
         tokio::task::yield_now().await;
     }
     // Storage has answered the first one, and the answer is on its way.
-    let another = Coordinator::open(Arc::new(backend.inner.clone())).await.unwrap();
-    another.create_run("theirs", NewRun::running()).await.unwrap();
+    let made = Mutation::Create { run: NewRun::running(), at: SystemClock.now() };
+    let run = RunId::new("theirs").unwrap();
+    let (base, expect) = (Version::NONE, Version::NONE);
+    let parts = vec![RunPart { run, base, expect, guards: vec![], mutations: vec![made], after: None }];
+    backend.inner.commit(Arc::new(Batch::new(vec![Entry { parts, ..Entry::default() }]))).await.unwrap();
     let late = read();
     settle().await;
     drop(loading);

@@ -12,7 +12,7 @@ use seeknal_state::model::{Batch, BatchAnswer};
 use seeknal_state::store::BoxFuture;
 use seeknal_state::{
     Clock, Coordinator, Error, LeaseRecord, MemoryBackend, NewRun, NodeUpdate, OpenReport, RunId, RunPage, RunQuery, RunState,
-    StateBackend, StoreError,
+    StateBackend, StoreError, StoreErrorKind,
 };
 use tokio::runtime::Builder;
 use tokio::sync::Notify;
@@ -140,6 +140,35 @@ async fn who_goes_away_while_it_is_opened_is_not_in_the_way_of_himself() {
     let next = Coordinator::open(Arc::clone(&backend)).await.unwrap();
     assert!(next.get_run("r").await.unwrap().is_some());
     next.close().await.unwrap();
+}
+
+/// Two of them would grant the same lock twice, and neither would see what the other writes.
+#[tokio::test]
+async fn one_opening_at_a_time_of_a_state_in_memory() {
+    let memory = MemoryBackend::new();
+    let open = || Coordinator::open(Arc::new(memory.clone()));
+    let refused = |opened: Result<Coordinator, Error>| {
+        let error = opened.unwrap_err();
+        assert!(matches!(&error, Error::Store(error) if error.kind() == StoreErrorKind::Busy), "{error:?}");
+        assert!(error.to_string().contains("close it first"), "{error}");
+    };
+    let state = open().await.unwrap();
+    refused(open().await);
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let lock = state.acquire_lock("r", Duration::ZERO).await.unwrap();
+    refused(open().await);
+    assert!(lock.is_some_and(|lock| !lock.is_lost()), "who is refused takes nothing along");
+    state.close().await.unwrap();
+    let next = open().await.unwrap();
+    assert!(next.get_run("r").await.unwrap().is_some());
+    // Also a value that nobody closes makes room when it goes.
+    let unclosed = memory.clone();
+    refused(Coordinator::open(Arc::new(unclosed.clone())).await);
+    next.close().await.unwrap();
+    unclosed.initialize().await.unwrap();
+    refused(open().await);
+    drop(unclosed);
+    open().await.unwrap().close().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -421,7 +421,8 @@ fn a_guard_is_dropped_outside_of_a_runtime() {
 
 #[tokio::test(start_paused = true)]
 async fn the_death_of_the_manager_is_told_and_tokens_go_on_rising() {
-    let (locks, _, backend) = memory().await;
+    let backend = Arc::new(MemoryBackend::new());
+    let (locks, _) = start(Arc::<MemoryBackend>::clone(&backend)).await;
     let lease = get(&locks, whole("r")).await;
     let mut waiting = pin!(locks.acquire(whole("r"), LockOptions::new(), LONG));
     queued(&mut waiting, &locks).await;
@@ -429,7 +430,8 @@ async fn the_death_of_the_manager_is_told_and_tokens_go_on_rising() {
     assert!(matches!(waiting.await, Err(LeaseError::Closed)));
     assert_eq!(lost(&lease).await, LostReason::Closed);
     assert!(is_fenced(&backend, lease.fence()).await, "nobody writes under a lease that nobody looks after");
-    let (again, _) = start(Arc::new(backend.clone())).await;
+    backend.close().await.unwrap();
+    let (again, _) = start(Arc::new(MemoryBackend::clone(&backend))).await;
     let next = get(&again, node("r", "n")).await;
     assert!(next.token() > lease.token());
 }
