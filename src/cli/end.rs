@@ -4,10 +4,11 @@ use serde::Serialize;
 
 use super::args::EndArgs;
 use super::exit::CliError;
-use super::output::{Output, counted, no_state, one_line, open_for_writing};
+use super::output::{Output, counted, look_first, no_state, one_line};
 use crate::model::{Clock, NodeId, SystemClock};
 use crate::project::end::{self, Plan};
 use crate::project::{ProjectErrorKind, Settings};
+use crate::store::StateBackend;
 
 /// What is printed. Every field is always there.
 #[derive(Serialize)]
@@ -19,21 +20,19 @@ struct Printed<'a> {
 }
 
 pub(super) async fn run(settings: &Settings, options: &EndArgs, out: &mut Output) -> Result<(), CliError> {
-    let Some(backend) = open_for_writing(settings).await? else {
+    let Some(looked) = look_first(settings).await? else {
         let message = format!("run {:?} is not there: {}", options.run, no_state(settings));
         return Err(CliError::new(ProjectErrorKind::NotFound, message));
     };
-    let done = async {
-        let plan = end::plan(&*backend, &options.run, options.end.into(), options.force).await?;
-        end::execute(&*backend, &plan, SystemClock.now()).await.map(|()| plan)
-    }
-    .await;
-    let closed = backend.close().await;
-    let plan = done?;
-    if !plan.is_done() {
-        out.is_done("the run was ended");
-    }
-    closed?;
+    let seen = end::look(looked.reader(), &options.run, options.end.into()).await;
+    let plan = if seen.as_ref().is_ok_and(|seen| !seen.is_done()) {
+        write(&*looked.write(settings).await?, options, out).await?
+    } else {
+        let closed = looked.close().await;
+        let seen = seen?;
+        closed?;
+        seen
+    };
     if out.is_json() {
         return out.json(&Printed { changed: !plan.is_done(), plan: &plan });
     }
@@ -50,4 +49,19 @@ pub(super) async fn run(settings: &Settings, options: &EndArgs, out: &mut Output
     let names = nodes.iter().take(20).map(NodeId::as_str).collect::<Vec<_>>().join(", ");
     let more = if nodes.len() > 20 { format!(", and {} more", nodes.len() - 20) } else { String::new() };
     out.line(one_line(&format!("{count} that still ran failed: {names}{more}")))
+}
+
+async fn write(backend: &dyn StateBackend, options: &EndArgs, out: &mut Output) -> Result<Plan, CliError> {
+    let done = async {
+        let plan = end::plan(backend, &options.run, options.end.into(), options.force).await?;
+        end::execute(backend, &plan, SystemClock.now()).await.map(|()| plan)
+    }
+    .await;
+    let closed = backend.close().await;
+    let plan = done?;
+    if !plan.is_done() {
+        out.is_done("the run was ended");
+    }
+    closed?;
+    Ok(plan)
 }

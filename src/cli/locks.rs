@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::exit::CliError;
-use super::output::{Output, no_state, one_line, open_for_reading, open_for_writing, table, tell_no_state};
+use super::output::{Output, look_first, no_state, one_line, open_for_reading, table, tell_no_state};
 use crate::model::{Batch, Entry, FencingToken, LeaseMutation, LeaseRecord, NodeId, Outcome, ProcessInfo, Refusal, RunId, time};
 use crate::project::{ProjectErrorKind, Settings};
 use crate::store::{LeaseStore, OpenProcess, StateBackend};
@@ -123,7 +123,15 @@ struct Unlocked<'a> {
 
 pub(super) async fn unlock(settings: &Settings, token: u64, out: &mut Output) -> Result<(), CliError> {
     let not_found = |why: String| CliError::new(ProjectErrorKind::NotFound, format!("no lock with token {token} is held: {why}"));
-    let Some(backend) = open_for_writing(settings).await? else { return Err(not_found(no_state(settings))) };
+    let Some(looked) = look_first(settings).await? else { return Err(not_found(no_state(settings))) };
+    // Where one process alone has the state open for writing, that one's answer is about the locks of who was there before.
+    let is_told = !matches!(looked.reader().lease_store(), LeaseStore::Book(_));
+    let leases = looked.reader().list_leases().await;
+    if is_told && leases.as_ref().is_ok_and(|leases| leases.iter().all(|lease| lease.token != FencingToken(token))) {
+        looked.close().await?;
+        return Err(not_found(LISTED.to_owned()));
+    }
+    let backend = looked.write(settings).await?;
     let done = force(&*backend, FencingToken(token), not_found).await;
     let closed = backend.close().await;
     let lease = done?;
@@ -141,6 +149,9 @@ pub(super) async fn unlock(settings: &Settings, token: u64, out: &mut Output) ->
     }
 }
 
+/// Where those are that could be meant.
+const LISTED: &str = "`seeknal state locks` lists those that are";
+
 async fn force(
     backend: &dyn StateBackend,
     token: FencingToken,
@@ -154,9 +165,7 @@ async fn force(
     let entry = Entry { leases: vec![LeaseMutation::Force { token }], ..Entry::default() };
     let outcomes = crate::project::migrate::commit(backend, Batch::new(vec![entry])).await?;
     match outcomes.into_iter().next() {
-        Some(Outcome::Refused(Refusal::LeaseGone { .. })) => {
-            Err(not_found("`seeknal state locks` lists those that are".to_owned()))
-        }
+        Some(Outcome::Refused(Refusal::LeaseGone { .. })) => Err(not_found(LISTED.to_owned())),
         Some(Outcome::Refused(refusal)) => Err(crate::project::ProjectError::from(refusal).into()),
         _ => Ok(known),
     }

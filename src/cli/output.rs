@@ -219,6 +219,11 @@ pub(super) async fn open_for_reading(settings: &Settings) -> Result<Option<Arc<d
 pub(super) async fn open_for_writing(settings: &Settings) -> Result<Option<Arc<dyn StateBackend>>, CliError> {
     let Some((reader, _told_again)) = settings.open_existing().await? else { return Ok(None) };
     reader.close().await?;
+    open_found(settings).await.map(Some)
+}
+
+/// Opens for writing a state that was found to be there.
+async fn open_found(settings: &Settings) -> Result<Arc<dyn StateBackend>, CliError> {
     let (backend, report) = settings.open_backend(false).await?;
     // In this order: a move switches the settings before it lets others in.
     let refused = match refuse_moving(&*backend).await {
@@ -230,7 +235,37 @@ pub(super) async fn open_for_writing(settings: &Settings) -> Result<Option<Arc<d
         return Err(error.into());
     }
     report.notices.iter().for_each(|notice| note(notice));
-    Ok(Some(backend))
+    Ok(backend)
+}
+
+/// What a command that may have nothing to write looks at first.
+pub(super) struct Looked {
+    reader: Arc<dyn StateBackend>,
+    notices: Vec<String>,
+}
+
+/// Opens the project's state for reading, for a command that writes if it finds what it is asked to change: an opening for writing brings an older database
+/// forward, and its older writer to a stop. `None` if there is no state yet.
+pub(super) async fn look_first(settings: &Settings) -> Result<Option<Looked>, CliError> {
+    Ok(settings.open_existing().await?.map(|(reader, report)| Looked { reader, notices: report.notices }))
+}
+
+impl Looked {
+    pub(super) fn reader(&self) -> &dyn StateBackend {
+        &*self.reader
+    }
+
+    /// There is nothing to write.
+    pub(super) async fn close(self) -> Result<(), CliError> {
+        self.notices.iter().for_each(|notice| note(notice));
+        Ok(self.reader.close().await?)
+    }
+
+    /// There is: opens for writing, and tells the notices of that.
+    pub(super) async fn write(self, settings: &Settings) -> Result<Arc<dyn StateBackend>, CliError> {
+        self.reader.close().await?;
+        open_found(settings).await
+    }
 }
 
 /// What is said where there is no state. A path is told whole: the folder that was looked into may be another one than was meant.

@@ -82,6 +82,15 @@ fn me(backend: &dyn StateBackend) -> ProcessInfo {
 /// # Cancel safety
 /// Only reads: may be dropped at any time.
 pub async fn plan(backend: &dyn StateBackend, run: &RunId, end: EndAs, force: bool) -> Result<Plan, ProjectError> {
+    let plan = look(backend, run, end).await?;
+    if !plan.is_done() {
+        refuse_used(backend, &plan, force).await?;
+    }
+    Ok(plan)
+}
+
+/// As [`plan`], without a look at who works on the run: whether there is anything to end at all.
+pub(crate) async fn look(backend: &dyn StateBackend, run: &RunId, end: EndAs) -> Result<Plan, ProjectError> {
     let Some(state) = backend.load_run(run).await? else {
         let message = format!("{} has no run {run:?}; `seeknal state runs --all` lists them", backend.location());
         return Err(ProjectError::new(ProjectErrorKind::NotFound, message));
@@ -94,11 +103,7 @@ pub async fn plan(backend: &dyn StateBackend, run: &RunId, end: EndAs, force: bo
         return Err(conflict(run, format_args!("has ended already: it is {was}")));
     }
     let worker = state.header().worker.clone();
-    let plan = Plan { run_id: run.clone(), was, status, nodes, worker, end, state };
-    if !plan.is_done() {
-        refuse_used(backend, &plan, force).await?;
-    }
-    Ok(plan)
+    Ok(Plan { run_id: run.clone(), was, status, nodes, worker, end, state })
 }
 
 async fn refuse_used(backend: &dyn StateBackend, plan: &Plan, force: bool) -> Result<(), ProjectError> {

@@ -48,7 +48,9 @@ async fn no_command_waits_for_a_pipe_beside_a_database() {
         make_pipe(&dir.path().join("target").join(name));
         for arguments in COMMANDS {
             let (code, told) = run(dir.path(), arguments);
-            if code != 0 {
+            // What is not there is not written for: the lock is read by nobody then.
+            let is_not_found = code == 3 && arguments.starts_with("state unlock");
+            if code != 0 && !(is_not_found && name == "state.db.lock") {
                 assert!(
                     told.contains(name) && told.contains("no plain file") && told.contains("aside"),
                     "{name}: {arguments}: {told}"

@@ -270,3 +270,29 @@ fn a_name_that_is_too_long_is_no_fault_of_the_disk() {
     let (code, _, err) = run(dir.path(), "state runs");
     assert!(code == 1 && err.contains("shorter path") && !err.contains("check the disk"), "{code} {err}");
 }
+
+/// Who writes to the older database meanwhile is not stopped by a mistyped name.
+#[test]
+fn a_command_that_changes_nothing_leaves_an_older_database_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("target")).unwrap();
+    fs::write(dir.path().join("seeknal_project.yml"), "state_backend: database\n").unwrap();
+    let path = dir.path().join("target/state.db");
+    let sql = rusqlite::Connection::open(&path).unwrap();
+    sql.execute_batch(include_str!("../fixtures/state_v1.sql")).unwrap();
+    sql.execute_batch("UPDATE runs SET status = 'success' WHERE run_id = 'old'; UPDATE node_states SET status = 'success'")
+        .unwrap();
+    let version = || sql.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0)).unwrap();
+    for (arguments, expected) in
+        [("state end nonsense", 3), ("state end old", 4), ("state unlock 7", 3), ("state unlock 7 -o json", 3)]
+    {
+        let (code, out, err) = run(dir.path(), arguments);
+        assert_eq!((code, version()), (expected, 1), "{arguments}: {out}{err}");
+    }
+    // What has something to write still does.
+    sql.execute_batch("UPDATE runs SET status = 'running' WHERE run_id = 'old'").unwrap();
+    let (code, _, err) = run(dir.path(), "state end old --force");
+    assert!(code == 0 && version() > 1, "{err}");
+    let (code, out, err) = run(dir.path(), "state end old");
+    assert!(code == 0 && out.contains("Nothing was changed"), "{out}{err}");
+}
