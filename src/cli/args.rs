@@ -61,7 +61,8 @@ pub(super) struct MigrateArgs {
     /// Where the state goes
     #[arg(long, value_enum)]
     pub(super) backend: Target,
-    /// Where it is now, if not in the other one of the two: `file`, `database` (what the settings name), `sqlite` (state.db), or a URL
+    /// Where it is now, if not in the other one of the two: `file`, `database` (what the settings name), `sqlite` (state.db), or a URL. Asked for where the
+    /// settings name a server, and both the file and state.db could be meant
     #[arg(long, value_name = "PLACE", value_parser = |text: &str| Ok::<_, std::convert::Infallible>(Secret::new(text)))]
     pub(super) from: Option<Secret>,
     /// Only show what would happen (the default)

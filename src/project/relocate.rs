@@ -109,7 +109,7 @@ pub struct Report {
     pub settings_file: PathBuf,
     /// Whether it was switched just now; else it said so before.
     pub switched: bool,
-    /// What takes it all back: shell commands, and the line for the settings file. Empty if nothing was moved and nothing switched.
+    /// What takes it all back: shell commands, and the line for the settings file; in brackets what goes with it. Empty if nothing was moved and nothing switched.
     pub rollback: Vec<String>,
     /// What the operator should know.
     pub notices: Vec<String>,
