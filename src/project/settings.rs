@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use super::options::{OPTIONS, is_built_in};
 use super::settings_file::{self, Found, KEYS, Value};
-use super::{ProjectError, ProjectErrorKind, there};
+use super::{ProjectError, ProjectErrorKind, neighbour, there};
+use crate::model::{Clock, SystemClock};
 use crate::store::{BackendOptions, OpenReport, StateBackend, StateBackendFactory, create_state_backend};
 
 /// The name of the settings file that is made where there is none.
@@ -299,7 +300,8 @@ impl Settings {
         }
     }
 
-    /// Makes and opens the project's backend.
+    /// Makes and opens the project's backend. One that is opened for writing gives fencing tokens out behind those of the other one in the same folder, as with
+    /// [`open_with`](super::open_with).
     ///
     /// # Errors
     /// As [`backend`](Self::backend), and whatever opening finds.
@@ -309,6 +311,10 @@ impl Settings {
     pub async fn open_backend(&self, read_only: bool) -> Result<(Arc<dyn StateBackend>, OpenReport), ProjectError> {
         let backend = self.backend(read_only)?;
         let report = backend.initialize().await?;
+        if !read_only && let Err(error) = neighbour::pass_tokens(self, &*backend, SystemClock.now()).await {
+            let _gives_its_own_error = backend.close().await.is_err();
+            return Err(error);
+        }
         Ok((backend, report))
     }
 

@@ -75,6 +75,11 @@ async fn tokens_do_not_go_back_with_the_settings() {
             assert!(next > last, "{from}, {way}: {next} after {last}");
             last = next;
         }
+        // The other door of the project.
+        fs::write(&other, format!("{{\"token\":{},\"seq\":0}}", last + 1_000_000)).unwrap();
+        let (backend, _) = settings(dir.path()).open_backend(false).await.unwrap();
+        assert!(backend.highest_token().await.unwrap() >= last + 1_000_000, "{from}");
+        backend.close().await.unwrap();
         // Whatever could not be read may have been as far as the clock.
         assert!(last > 1 << 50, "{from}: {last}");
     }
