@@ -7,7 +7,9 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use seeknal_state::project::{self, ProjectErrorKind, Settings};
-use seeknal_state::{BackendOptions, MemoryBackend, NewRun, NodeUpdate, StateBackend, StateBackendFactory, create_state_backend};
+use seeknal_state::{
+    BackendOptions, MemoryBackend, NewRun, NodeUpdate, StateBackend, StateBackendFactory, StoreErrorKind, create_state_backend,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registered_backend_is_opened_by_its_name() {
@@ -50,4 +52,33 @@ async fn a_registered_backend_is_opened_by_its_name() {
     for name in ["file", "database", "memory", "", "a b", "a/b"] {
         assert!(StateBackendFactory::register(name, |_| Ok(Arc::new(MemoryBackend::new()) as _)).is_err(), "{name:?}");
     }
+}
+
+/// What is swallowed sends the work to another schema, or to nowhere.
+#[test]
+fn what_no_built_in_backend_takes_is_refused_by_all_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let none = BackendOptions::new().base_path(dir.path());
+    let wrong = [
+        ("database_flush_shard", "8", "database_flush_shards"),
+        ("sqlite_allow_network_fs", "True", "true or false"),
+        ("database_poll_ms", "9", "10 to 60000"),
+        ("database_token", "t0ken\0", "the token"),
+        ("region", "t0ken", "known are: database_ca_file"),
+    ];
+    for name in StateBackendFactory::names().iter().filter(|name| ["file", "database", "memory"].contains(&name.as_str())) {
+        for (option, value, hint) in wrong {
+            let options = none.clone().set(option, value);
+            let error = create_state_backend(name, &options).unwrap_err();
+            assert_eq!(error.kind(), StoreErrorKind::Input, "{name}: {error}");
+            let told = error.to_string();
+            assert!(told.contains(option) && told.contains(hint) && !told.contains("t0ken"), "{name}: {told}");
+            create_state_backend(name, &options.unset(option)).unwrap();
+        }
+        // Those of another backend are kept, as in a project.
+        let known = [("database_schema", "eu"), ("database_flush_shards", "64"), ("sqlite_allow_network_fs", "false")];
+        let options = known.iter().fold(none.clone(), |options, (name, value)| options.set(*name, *value));
+        create_state_backend(name, &options).unwrap();
+    }
+    assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
 }

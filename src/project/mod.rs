@@ -13,7 +13,6 @@ mod files;
 mod meanwhile;
 pub mod migrate;
 mod neighbour;
-mod options;
 mod origin;
 mod pace;
 pub mod relocate;

@@ -85,10 +85,11 @@ impl Origin {
     }
 
     fn backend(&self, settings: &Settings, read_only: bool) -> Result<Arc<dyn StateBackend>, ProjectError> {
+        let local = || settings.local_options(read_only).for_backend("database");
         match self {
             Self::Home(home) => settings.named_backend(home.name(), read_only),
-            Self::Sqlite => Ok(create_state_backend("database", &settings.local_options(read_only))?),
-            Self::Url(url) => create_state_backend("database", &settings.local_options(read_only).database_url(url.expose()))
+            Self::Sqlite => Ok(create_state_backend("database", &local())?),
+            Self::Url(url) => create_state_backend("database", &local().database_url(url.expose()))
                 .map_err(|error| ProjectError::from(error).at("the place to move from")),
         }
     }

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::options::{OPTIONS, is_built_in};
 use super::settings_file::{self, Found, KEYS, Value};
 use super::{ProjectError, ProjectErrorKind, neighbour, there};
 use crate::model::{Clock, SystemClock};
-use crate::store::{BackendOptions, OpenReport, StateBackend, StateBackendFactory, create_state_backend};
+use crate::store::{
+    BackendOption, BackendOptions, OpenReport, StateBackend, StateBackendFactory, create_state_backend, is_built_in,
+};
 
 /// The name of the settings file that is made where there is none.
 pub(super) const FILE_NAME: &str = "seeknal_project.yml";
@@ -269,10 +270,10 @@ impl Settings {
         }
     }
 
-    /// The same without the remote database.
+    /// The same without the remote database. Where the environment names a built-in backend instead of a registered one, that one's options are not for it.
     pub(super) fn local_options(&self, read_only: bool) -> BackendOptions {
         let options = BackendOptions::new().base_path(&self.target.value).read_only(read_only);
-        self.options.iter().fold(options, |options, (key, value)| options.set(key, value))
+        self.options.iter().fold(options, |options, (key, value)| options.set(key, value)).for_backend(&self.backend.value)
     }
 
     /// Makes the project's backend; nothing is opened yet.
@@ -285,7 +286,7 @@ impl Settings {
 
     /// Makes a backend of this project by name; nothing is opened yet.
     pub(super) fn named_backend(&self, name: &str, read_only: bool) -> Result<Arc<dyn StateBackend>, ProjectError> {
-        create_state_backend(name, &self.backend_options(read_only)).map_err(|error| self.located(error.into()))
+        create_state_backend(name, &self.backend_options(read_only).for_backend(name)).map_err(|error| self.located(error.into()))
     }
 
     /// An error about a setting, with where that came from. Backends begin such an error with the setting's name.
@@ -543,12 +544,12 @@ impl Reader {
     /// Refuses an option that no built-in backend knows. The value may be a secret: it is not shown.
     fn check_option(&self, key: &str, name: &str, text: &Sourced<String>) -> Result<(), ProjectError> {
         let Source::File { line, .. } = text.source else { return Ok(()) };
-        let Some(option) = OPTIONS.iter().find(|option| option.name == name) else {
-            let known: Vec<&str> = OPTIONS.iter().map(|option| option.name).collect();
+        let Some(option) = BackendOption::of(name) else {
+            let known = BackendOption::names();
             let hint = did_you_mean(name, known.iter().copied());
             return Err(self.at(line, format!("{key} has no {name:?}{hint}; known are: {}", known.join(", "))));
         };
-        if (option.fits)(&text.value) && !text.value.contains('\0') {
+        if option.takes(&text.value) {
             return Ok(());
         }
         Err(self.at(line, format!("{key}.{name} makes no sense; write {}, or remove the line", option.wanted)))

@@ -20,6 +20,7 @@ mod lease_book;
 mod memory;
 pub(crate) mod moving;
 mod one_moment;
+mod options;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
 mod own_versions;
 mod pull;
@@ -81,6 +82,8 @@ pub(crate) use highwater::tokens_given;
 pub use lease_book::LeaseBook;
 pub use memory::MemoryBackend;
 pub use moving::MIGRATION;
+#[cfg(feature = "project")]
+pub(crate) use options::{BackendOption, is_built_in};
 pub use pull::{BatchSource, Wake};
 pub use registry::{BackendOptions, StateBackendFactory, create_state_backend};
 pub(crate) use surviving::{load_panicked, surviving};

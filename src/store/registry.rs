@@ -5,9 +5,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 
+use super::options::{self, is_built_in};
 use super::{MemoryBackend, StateBackend, StoreError, StoreErrorKind};
 
-/// What a backend is made from. Every backend takes what it needs and ignores the rest.
+/// What a backend is made from. Every backend takes what it needs; an option that is [`set`](Self::set) and that none of the built-in backends knows is
+/// refused by them.
 ///
 /// ```
 /// use seeknal_state::{BackendOptions, create_state_backend};
@@ -59,13 +61,29 @@ impl BackendOptions {
         self
     }
 
-    /// Sets an option of a custom backend.
+    /// Sets an option of a server, or of a custom backend. Those of the built-in backends are `database_ca_file`, `database_flush_shards`,
+    /// `database_poll_ms`, `database_schema`, `database_token` and `sqlite_allow_network_fs`; each takes all of them, and uses its own.
     pub fn set(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.extra.insert(key.into(), value.into());
         self
     }
 
-    /// An option of a custom backend.
+    /// Takes an option out: a custom backend that makes a built-in one takes out those of its own.
+    pub fn unset(mut self, key: &str) -> Self {
+        self.extra.remove(key);
+        self
+    }
+
+    /// Without what a backend of this name would refuse because it is some custom backend's.
+    #[cfg(feature = "project")]
+    pub(crate) fn for_backend(mut self, name: &str) -> Self {
+        if is_built_in(name) {
+            self.extra.retain(|key, _| options::BackendOption::of(key).is_some());
+        }
+        self
+    }
+
+    /// An option that was set.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.extra.get(key).map(String::as_str)
     }
@@ -143,7 +161,7 @@ impl StateBackendFactory {
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
             return refuse("use letters, digits, `-` and `_`");
         }
-        if ["database", "file", "memory"].contains(&name) {
+        if is_built_in(name) {
             return refuse("this name is built in; choose another one");
         }
         REGISTERED.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Arc::new(make));
@@ -174,9 +192,12 @@ impl StateBackendFactory {
 /// [registered](StateBackendFactory::register). Nothing is opened yet: that is [`Coordinator::open`](crate::Coordinator::open)'s work.
 ///
 /// # Errors
-/// [`StoreErrorKind::Input`] if the name is not known (the known ones are listed) or an option makes no sense; [`StoreErrorKind::Unsupported`] if this
-/// build lacks the feature for it.
+/// [`StoreErrorKind::Input`] if the name is not known (the known ones are listed), an option makes no sense, or it is one of no built-in backend (the known
+/// ones are listed; a registered backend has its own); [`StoreErrorKind::Unsupported`] if this build lacks the feature for it.
 pub fn create_state_backend(name: &str, options: &BackendOptions) -> Result<Arc<dyn StateBackend>, StoreError> {
+    if is_built_in(name) {
+        options::check(options.extra.iter().map(|(key, value)| (key.as_str(), value.as_str())))?;
+    }
     match name {
         #[cfg(feature = "file")]
         "file" => Ok(Arc::new(super::file::FileBackend::new(options))),

@@ -160,6 +160,8 @@ fn a_registered_backend_has_options_of_its_own_also_while_the_environment_names_
     assert_eq!(Settings::load(dir.path(), &none).unwrap().options["region"], "eu");
     let settings = Settings::load(dir.path(), &|name| (name == ENV_BACKEND).then(|| "file".into())).unwrap();
     assert_eq!(settings.options["region"], "eu");
+    // They are nothing to that one.
+    assert_eq!(settings.backend(true).unwrap().name(), "file");
 }
 
 /// What is wrong with a URL is found when the backend is made: the error names where it came from, and repeats nothing of it.
