@@ -119,6 +119,15 @@ impl Error {
         }
     }
 
+    /// Whether the coordinator was closed, or the storage under it: some questions are refused by the one, others by the other.
+    pub fn is_closed(&self) -> bool {
+        match self {
+            Self::Closed => true,
+            Self::Store(error) => error.kind() == StoreErrorKind::Closed,
+            _ => false,
+        }
+    }
+
     /// Whether a lease is lost under which the call was made.
     pub fn is_lease_lost(&self) -> bool {
         use crate::lease::LeaseError as L;

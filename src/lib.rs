@@ -49,7 +49,7 @@
 //! - Questions: [`Coordinator::get_run`], [`Coordinator::list_runs`], [`Coordinator::latest_node_state`], [`Coordinator::coverage`], [`Coordinator::pending`].
 //! - After a crash: [`Coordinator::abandoned_runs`], [`Coordinator::resume_run`].
 //! - Looking on: [`Coordinator::subscribe`], [`Coordinator::stats`], [`Coordinator::health`], and spans of the crate `tracing`.
-//! - Errors: [`Error`], with `is_conflict()`, `is_retryable()`, `is_unknown_outcome()`, `is_lease_lost()`, `is_not_found()`.
+//! - Errors: [`Error`], with `is_conflict()`, `is_retryable()`, `is_unknown_outcome()`, `is_lease_lost()`, `is_not_found()`, `is_closed()`.
 //! - A backend of your own: [`StateBackend`] and [`StateBackendFactory`]; the feature `conformance` has the test kit.
 //! - Project folders and their settings: feature `project`. The command `seeknal`: feature `cli`.
 //!

@@ -126,7 +126,7 @@ impl CoordinatorBuilder {
         self
     }
 
-    /// Where stored stamps come from. Default: the wall clock.
+    /// Where stored stamps come from; also an `Arc` of one, which its owner goes on turning. Default: the wall clock.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
         self

@@ -1,6 +1,7 @@
 //! The clock that callers bring: stored stamps come from it, and tests bring their own.
 
 use std::fmt;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
@@ -10,6 +11,12 @@ use super::time::to_micros;
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
     /// The present in UTC; it is cut to whole microseconds before it is stored.
     fn now(&self) -> DateTime<Utc>;
+}
+
+impl<C: Clock + ?Sized> Clock for Arc<C> {
+    fn now(&self) -> DateTime<Utc> {
+        (**self).now()
+    }
 }
 
 /// The machine's wall clock.

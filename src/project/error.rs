@@ -33,6 +33,7 @@ pub enum ProjectErrorKind {
 pub struct ProjectError {
     kind: ProjectErrorKind,
     message: String,
+    retryable: bool,
     #[source]
     source: Option<StoreError>,
 }
@@ -40,7 +41,7 @@ pub struct ProjectError {
 impl ProjectError {
     /// A fault of a kind; the message names the place and the mend.
     pub fn new(kind: ProjectErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self { kind, message: message.into(), retryable: false, source: None }
     }
 
     /// A fault of the operating system at a path.
@@ -54,7 +55,7 @@ impl ProjectError {
 
     /// The same fault, after something was done already.
     pub(crate) fn after(self, done: impl fmt::Display) -> Self {
-        Self { kind: ProjectErrorKind::Partial, message: format!("{done}; then: {}", self.message), source: self.source }
+        Self { kind: ProjectErrorKind::Partial, message: format!("{done}; then: {}", self.message), ..self }
     }
 
     /// The same fault, with more to say of it.
@@ -70,6 +71,12 @@ impl ProjectError {
     /// The same fault, with the place that it came from in front.
     pub(super) fn at(self, place: impl fmt::Display) -> Self {
         Self { message: format!("{place}: {}", self.message), ..self }
+    }
+
+    /// Whether the same work may succeed later without anybody's help, as the storage or the coordinator told: it is busy, full, not reached, or others were
+    /// faster. What was done [in part](ProjectErrorKind::Partial) goes on then from where it stopped. Never when nobody knows whether something was written.
+    pub fn is_retryable(&self) -> bool {
+        self.retryable
     }
 
     /// What kind of fault of storage it came from.
@@ -98,7 +105,7 @@ impl From<StoreError> for ProjectError {
             StoreErrorKind::Input | StoreErrorKind::Unsupported => ProjectErrorKind::Input,
             _ => ProjectErrorKind::Failed,
         };
-        Self { kind, message: error.to_string(), source: Some(error) }
+        Self { kind, message: error.to_string(), retryable: error.is_retryable(), source: Some(error) }
     }
 }
 
@@ -109,7 +116,8 @@ impl From<Refusal> for ProjectError {
             Refusal::Input(_) => ProjectErrorKind::Input,
             _ => ProjectErrorKind::Conflict,
         };
-        Self::new(kind, refusal.to_string())
+        let message = refusal.to_string();
+        Self { retryable: crate::error::Error::from(refusal).is_retryable(), ..Self::new(kind, message) }
     }
 }
 
@@ -121,12 +129,13 @@ impl From<InputError> for ProjectError {
 
 impl From<crate::error::Error> for ProjectError {
     fn from(error: crate::error::Error) -> Self {
-        match error {
-            crate::error::Error::Store(error) => error.into(),
-            crate::error::Error::Input(error) => error.into(),
-            error if error.is_conflict() => Self::new(ProjectErrorKind::Conflict, error.to_string()),
-            error if error.is_not_found() => Self::new(ProjectErrorKind::NotFound, error.to_string()),
-            error => Self::new(ProjectErrorKind::Failed, error.to_string()),
-        }
+        let kind = match error {
+            crate::error::Error::Store(error) => return error.into(),
+            crate::error::Error::Input(error) => return error.into(),
+            _ if error.is_conflict() => ProjectErrorKind::Conflict,
+            _ if error.is_not_found() => ProjectErrorKind::NotFound,
+            _ => ProjectErrorKind::Failed,
+        };
+        Self { retryable: error.is_retryable(), ..Self::new(kind, error.to_string()) }
     }
 }

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -102,6 +102,31 @@ async fn an_opening_that_panics_says_so_and_why() {
     assert!(matches!(stopped, Error::Store(_)) && stopped.to_string().contains("the clock has stopped"), "{stopped:?}");
     // Nothing of it is in the way of the next one.
     Coordinator::open(backend).await.unwrap().close().await.unwrap();
+}
+
+/// A clock that stands still until it is turned.
+#[derive(Debug)]
+struct Turned(Mutex<DateTime<Utc>>);
+
+impl Clock for Turned {
+    fn now(&self) -> DateTime<Utc> {
+        *self.0.lock().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_clock_stays_in_the_hand_of_who_turns_it() {
+    let clock = Arc::new(Turned(Mutex::new(DateTime::UNIX_EPOCH)));
+    let state = Coordinator::builder().clock(Arc::clone(&clock)).open(Arc::new(MemoryBackend::new())).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    *clock.0.lock().unwrap() += chrono::TimeDelta::days(3);
+    state.set_node_state("r", "n", NodeUpdate::success()).await.unwrap();
+    let node = state.get_node_state("r", "n").await.unwrap().unwrap();
+    assert_eq!(node.finished_at, Some(clock.now()));
+    state.close().await.unwrap();
+    let shared: Arc<dyn Clock> = clock;
+    let state = Coordinator::builder().clock(shared).open(Arc::new(MemoryBackend::new())).await.unwrap();
+    state.close().await.unwrap();
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::support::{Lie, LyingBackend};
 use seeknal_state::{
     ClaimFilter, Coordinator, Durability, LeaseKey, LockOptions, LostReason, NewRun, Next, NodeUpdate, RunId, RunQuery,
-    StateBackend, StoreErrorKind,
+    StateBackend,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -153,11 +153,10 @@ fn questions_are_asked_without_a_runtime_and_after_its_own_has_ended() {
             state.close().await.unwrap();
             if backend != "memory" {
                 let refused = state.list_runs(&RunQuery::default()).await;
-                assert!(
-                    matches!(&refused, Err(seeknal_state::Error::Store(error)) if error.kind() == StoreErrorKind::Closed),
-                    "{backend}: {refused:?}"
-                );
+                assert!(refused.is_err_and(|error| error.is_closed()), "{backend}");
             }
+            let refused = state.get_run("r").await;
+            assert!(refused.is_err_and(|error| error.is_closed() && !error.is_retryable()), "{backend}");
         });
     }
 }

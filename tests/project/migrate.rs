@@ -6,12 +6,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use seeknal_state::Error;
 use seeknal_state::model::{
     Batch, BatchAnswer, Entry, Interval, LeaseRecord, Mutation, NewRun, NodeId, NodeUpdate, Outcome, PartitionKey, RunId,
     RunPage, RunPart, RunQuery, RunState, RunUpdate, Version, time,
 };
 use seeknal_state::project::migrate::{Fate, execute, plan, verify};
-use seeknal_state::project::{ProjectErrorKind, cleanup};
+use seeknal_state::project::{ProjectError, ProjectErrorKind, cleanup};
 use seeknal_state::store::{BoxFuture, MemoryBackend, OpenReport, StateBackend, StoreError, StoreErrorKind};
 
 fn entry(run: &str, base: u64, mutations: Vec<Mutation>) -> Entry {
@@ -194,6 +195,30 @@ async fn a_batch_with_an_unknown_outcome_is_sent_again_and_applied_once() {
     let target = Failing { inner: MemoryBackend::new(), commits: AtomicU32::new(0), fail, applied: false };
     let error = execute(&source, &target, || ControlFlow::Continue(())).await.unwrap_err();
     assert!(error.to_string().contains("not known"), "{error}");
+    assert!(!error.is_retryable(), "it might be done twice: {error}");
+}
+
+#[test]
+fn what_may_pass_is_told_as_that() {
+    let run = RunId::new("r").unwrap();
+    let passes = [
+        Error::Overloaded.into(),
+        Error::Contended { run: run.clone(), attempts: 3 }.into(),
+        ProjectError::from(StoreError::not_applied(StoreErrorKind::Busy, "somebody has it")),
+    ];
+    for error in passes {
+        assert!(error.is_retryable(), "{error}");
+    }
+    let stays = [
+        Error::Closed.into(),
+        Error::RunNotFound(run.clone()).into(),
+        Error::Unknown(run).into(),
+        StoreError::not_applied(StoreErrorKind::Corrupt, "it is damaged").into(),
+        ProjectError::new(ProjectErrorKind::Input, "no such thing"),
+    ];
+    for error in stays {
+        assert!(!error.is_retryable(), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -203,6 +228,7 @@ async fn a_copy_that_fails_after_some_runs_says_so() {
     let target = Failing { inner: MemoryBackend::new(), commits: AtomicU32::new(0), fail, applied: false };
     let error = execute(&source, &target, || ControlFlow::Continue(())).await.unwrap_err();
     assert_eq!(error.kind(), ProjectErrorKind::Partial);
+    assert!(error.is_retryable(), "{error}");
     assert!(
         error.to_string().starts_with("100 runs were copied to failing") && error.to_string().contains("no space"),
         "{error}"
