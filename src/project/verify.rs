@@ -33,7 +33,8 @@ fn without_pointers(report: &mut VerifyReport) {
     }
 }
 
-/// Refuses to move a state in which this check finds problems: what cannot be read any more would stay behind, and the copy would pass for whole.
+/// Refuses to move a state in which this check finds problems: what cannot be read any more would stay behind, and the copy would pass for whole. Those that
+/// would not stay behind (a stamp that is spelled otherwise) are mended as soon, and are not told apart here.
 pub(super) async fn refuse_damaged(backend: &dyn StateBackend) -> Result<(), ProjectError> {
     /// Problems that are named; the rest is counted.
     const NAMED: usize = 3;
@@ -48,8 +49,8 @@ pub(super) async fn refuse_damaged(backend: &dyn StateBackend) -> Result<(), Pro
     Err(ProjectError::new(
         ProjectErrorKind::Integrity,
         format!(
-            "{}: it is damaged, and is not moved: {}{more}. Mend it first, or bring a backup back (`seeknal state verify`, under the settings that name it, says \
-             more)",
+            "{}: the check of what is moved found problems, and nothing was moved: {}{more}. Mend them first, or bring a backup back (`seeknal state verify`, under \
+             the settings that name it, says more)",
             backend.location(),
             report.problems.join("; ")
         ),

@@ -177,3 +177,69 @@ async fn a_long_path_does_not_make_the_lock_longer() {
     backend.close().await.unwrap();
     assert_eq!(open_told(&root.path().join("real")).await.1, Vec::<String>::new());
 }
+
+/// A close that could not write the document leaves records in its journal, as a kill does.
+#[tokio::test]
+async fn what_a_close_that_failed_left_beside_another_path_is_not_passed_over() {
+    let root = folders();
+    let backend = open(&root.path().join("one")).await;
+    create(&backend, "run_1", 0).await;
+    backend.checkpoint().await.unwrap();
+    let last = set(&backend, "run_1", "n", NodeUpdate::success(), 1).await.runs[0].after;
+    // Where the document lies nothing can be written for a while.
+    let (real, away) = (root.path().join("real"), root.path().join("away"));
+    std::fs::rename(&real, &away).unwrap();
+    backend.close().await.unwrap_err();
+    std::fs::rename(&away, &real).unwrap();
+    for other in ["two", "real"] {
+        let error = FileBackend::new(&options(&root.path().join(other))).initialize().await.unwrap_err();
+        assert!(error.to_string().contains("/one/run_state.json.journal"), "{other}: {error}");
+    }
+    let backend = open(&root.path().join("one")).await;
+    assert_eq!(version(&backend, "run_1").await, last);
+    backend.close().await.unwrap();
+    let (backend, notices) = open_told(&root.path().join("two")).await;
+    assert_eq!((version(&backend, "run_1").await, notices), (last, Vec::new()));
+    backend.close().await.unwrap();
+}
+
+/// Journals of a writer that was killed while it changed over to the next one, a record that was torn before it was acknowledged, a journal without a record.
+#[tokio::test]
+async fn who_was_killed_at_another_path_with_nothing_unsaid_is_in_nobodys_way() {
+    for what in ["changing over", "torn", "idle"] {
+        let (root, mut last) = killed_at("real").await;
+        let real = root.path().join("real");
+        let before = std::fs::read(journal(&real)).unwrap();
+        let root = if what == "torn" {
+            let mut bytes = before;
+            bytes[512 + 200..].fill(0);
+            std::fs::write(journal(&real), bytes).unwrap();
+            last = Version::NONE;
+            root
+        } else {
+            let backend = open(&real).await;
+            backend.checkpoint().await.unwrap();
+            let copy = killed(root.path());
+            if what == "changing over" {
+                let real = copy.path().join("real");
+                std::fs::rename(journal(&real), real.join("run_state.json.journal.next")).unwrap();
+                std::fs::write(journal(&real), &before).unwrap();
+            }
+            copy
+        };
+        for turn in 0..4 {
+            let (backend, notices) = open_told(&root.path().join("two")).await;
+            assert_eq!(notices, Vec::<String>::new(), "{what}, {turn}");
+            if turn == 0 && last != Version::NONE {
+                assert_eq!(version(&backend, "run_1").await, last, "{what}: nothing is missing");
+            }
+            create(&backend, &format!("two_{turn}"), 50 + turn).await;
+            backend.close().await.unwrap();
+            assert!(reader_unopened(&root.path().join("two")).verify().await.unwrap().is_sound(), "{what}, {turn}");
+        }
+        // Nor is anything missing there.
+        let backend = open(&root.path().join("real")).await;
+        assert_eq!(all(&backend).await.len(), if last == Version::NONE { 4 } else { 5 }, "{what}");
+        backend.close().await.unwrap();
+    }
+}

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::journal::Stored;
 use super::lock::{self, Seen};
 use super::paths::{Paths, folder_of};
 use super::recover;
@@ -19,8 +20,9 @@ pub(super) fn folder(paths: &Paths) -> Option<String> {
 }
 
 /// Fails if a writer that had the document open by another path, and is gone, left records in a journal there. `value` is what the lock beside the real
-/// document says.
-pub(super) fn refuse(paths: &Paths, value: &HighWater) -> Result<(), StoreError> {
+/// document says. `None`: no journal lies there; else those of which the document has everything.
+pub(super) fn refuse(paths: &Paths, value: &HighWater) -> Result<Option<Vec<PathBuf>>, StoreError> {
+    let mut spent = None;
     let who = value.holder.as_ref().map_or_else(|| "somebody".to_owned(), ToString::to_string);
     for other in others(paths, value) {
         let holds = |what: String| {
@@ -38,9 +40,14 @@ pub(super) fn refuse(paths: &Paths, value: &HighWater) -> Result<(), StoreError>
         match recover::read(&other, value.seq) {
             Ok(state) => {
                 let set_aside: usize = state.strangers.iter().map(|(_, records)| *records).sum();
-                if state.replayed > 0 || !state.strangers.is_empty() {
+                // One without a whole record is a torn one, which was never acknowledged, unless it is damaged.
+                let is_damaged = |(journal, _): &(PathBuf, usize)| {
+                    Stored::read(journal).is_ok_and(|stored| stored.is_some_and(|stored| stored.content().is_damaged))
+                };
+                if state.replayed + set_aside > 0 || state.strangers.iter().any(is_damaged) {
                     return Err(holds(format!("holds {} record(s) that are not in it", state.replayed + set_aside)));
                 }
+                spent.get_or_insert_with(Vec::new).extend(state.spent);
             }
             Err(error) if error.kind() == StoreErrorKind::Corrupt => {
                 return Err(holds(format!("holds records that cannot be joined with it ({error})")));
@@ -48,7 +55,7 @@ pub(super) fn refuse(paths: &Paths, value: &HighWater) -> Result<(), StoreError>
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(spent)
 }
 
 /// What who only reads does not see here, because it lies beside another path that leads to the document. `here` is what was seen of the lock beside that path.

@@ -6,13 +6,13 @@
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
 use super::elsewhere;
-use super::paths::Paths;
+use super::paths::{self, Paths};
 use crate::model::ProcessInfo;
 use crate::store::highwater::{HIGHEST, HighWater, HighWaterFile, far_behind};
 use crate::store::{StoreError, StoreErrorKind};
@@ -35,6 +35,8 @@ pub(super) struct Lock {
     left: Option<ProcessInfo>,
     /// The highest sequence number that may have been used before this opening.
     found_seq: u64,
+    /// Journals beside another path to the document, which has all that is in them.
+    spent: Vec<PathBuf>,
 }
 
 /// Which file was locked: its device and its number.
@@ -58,6 +60,10 @@ impl Lock {
         let mut lock = Self::acquire_unnamed(paths)?;
         let value = HighWater { holder: Some(process.clone()), through: elsewhere::folder(paths), ..lock.value.clone() };
         lock.put(value)?;
+        for journal in std::mem::take(&mut lock.spent) {
+            // In later documents nothing would tell any more that it is done with. Where it cannot be removed its name stays to be told.
+            let _stays = paths::remove(&journal).is_err();
+        }
         Ok(lock)
     }
 
@@ -71,6 +77,7 @@ impl Lock {
         place.check(paths)?;
         let mut value = file.read()?;
         let mut behind_link = None;
+        let elsewhere;
         if let Some(path) = paths.lock_behind_link() {
             let mut other = HighWaterFile::open(&path, &paths.document)?;
             if !try_lock(&other)? {
@@ -82,13 +89,15 @@ impl Lock {
             if value.holder.is_none() {
                 (value.holder, value.through) = (known.holder.clone(), known.through.clone());
             }
-            elsewhere::refuse(paths, &HighWater { seq: value.seq, ..known })?;
+            elsewhere = elsewhere::refuse(paths, &HighWater { seq: value.seq, ..known })?;
             behind_link = Some(other);
         } else {
-            elsewhere::refuse(paths, &value)?;
+            elsewhere = elsewhere::refuse(paths, &value)?;
         }
-        let (left, found_seq) = (value.holder.clone(), value.seq);
-        Ok(Self { file, place, behind_link, value, left, found_seq })
+        // Whose journal was found there, with nothing in it that is not in the document, lost nothing.
+        let left = value.holder.clone().filter(|_| elsewhere.is_none());
+        let (spent, found_seq) = (elsewhere.unwrap_or_default(), value.seq);
+        Ok(Self { file, place, behind_link, value, left, found_seq, spent })
     }
 
     /// Puts a lock's file right that cannot be read, and says so. Nobody may have the state open for writing.
@@ -194,8 +203,7 @@ impl Lock {
     }
 
     /// Writes what was really used, takes the holder's name out, and gives the lock back.
-    pub(super) fn release(mut self, seq: Option<u64>) -> Result<(), StoreError> {
-        let seq = seq.unwrap_or(self.value.seq);
+    pub(super) fn release(mut self, seq: u64) -> Result<(), StoreError> {
         let written = self.put(HighWater { seq, holder: None, through: None, ..self.value.clone() });
         self.behind_link.map_or(Ok(()), |other| other.unlock())?;
         self.file.unlock()?;

@@ -387,6 +387,11 @@ impl Writer {
             Err(error) => self.fail_waiting(&error.clone()),
         }
         self.waiting.clear();
+        if let Err(error) = result {
+            // Records may lie in the journal alone: the lock goes on to tell whose it is, and where.
+            let _told_already = self.lock.leave().is_err();
+            return Err(error);
+        }
         // Where there is no document none was ever used, and the lock must not tell of one. Beside one of ours it tells of a number, also where the first record
         // could not be written: a lock that tells of none there was emptied.
         let used = match &self.document {
@@ -394,8 +399,7 @@ impl Writer {
             Known { generation: Some(_), .. } => self.ledger.seq().0.max(1),
             Known { generation: None, .. } => self.ledger.seq().0,
         };
-        let seq = result.is_ok().then_some(used);
-        result.and(self.lock.release(seq))
+        self.lock.release(used)
     }
 }
 
