@@ -133,7 +133,8 @@ impl CoordinatorBuilder {
     }
 
     /// Opens the store. The runtime that it is called on is the one [where it runs](Coordinator#where-it-runs). One value of a backend has one coordinator at
-    /// a time; where that is being closed it is waited for, a minute at most: closing goes on only while the runtime is driven on which that one was opened.
+    /// a time; where that is being closed it is waited for, a minute at most: closing goes on only while the runtime is driven on which that one was opened. Where
+    /// that has ended in the middle of closing, the open is refused until somebody calls `close` on it once more, or its handles are dropped.
     ///
     /// # Errors
     /// [`Error::Input`] if a limit is zero or out of its range, outside of a tokio runtime, on one without timers, and for a backend that another coordinator

@@ -124,6 +124,13 @@ impl Engine {
         }
         self.admission.close();
         self.abandon();
+        // The runtime that ends may still be dropping what it ran, which tells as it goes what is lost.
+        self.context.persist.close().await;
+        let resident = self.directory.resident();
+        self.directory.end();
+        for handle in resident {
+            handle.gone().await;
+        }
         self.end_all().await
     }
 
@@ -153,6 +160,7 @@ impl Drop for TellsTheEnd<'_> {
     fn drop(&mut self) {
         // Nobody is left who would tell anything.
         self.0.events.close();
+        self.0.sole.is_cut_off();
         self.0.ended.send_replace(true);
     }
 }

@@ -32,8 +32,8 @@ impl Coordinator {
     }
 
     /// A run as it is in storage now, read past what this process knows: for a decision that must not rest on a snapshot that lags behind other
-    /// processes by some milliseconds. `None` if there is no such run. It waits for this process's writes on the run that are on their way, those that were
-    /// acknowledged from memory too, and brings its snapshot up to date. After a write of which nobody knows whether it happened it shows what became of it.
+    /// processes by some milliseconds. `None` if there is no such run. It waits for this process's writes on the run that were acknowledged from memory, and
+    /// brings its snapshot up to date. After a write of which nobody knows whether it happened it shows what became of it.
     ///
     /// Where no other process can write it is [`get_run`](Self::get_run) behind those writes.
     ///
@@ -314,13 +314,19 @@ impl Engine {
             if self.is_closed() && (shared || self.directory.get(run.as_str()).is_none()) {
                 return Err(Error::Closed);
             }
-            let found = if shared { Some(Found(self.backend.run_version(run).await?)) } else { None };
+            let found = if shared { Some(self.backend.run_version(run).await?) } else { None };
             let Some(handle) = self.directory.existing(run).await? else {
                 // Made between the two questions it is as fresh as none.
                 return Ok(None);
             };
-            // Its actor is asked in any case: what it shows may wait to be written, and who was told that nobody knows what became of a write was told so
-            // before it looks.
+            if let Ok(stored) = handle.cell().stored()
+                && found.is_none_or(|found| found == stored.as_ref().map(|stored| stored.version()))
+            {
+                return Ok(stored);
+            }
+            // Its actor is asked where what it shows may wait to be written. Who was told that nobody knows what became of a write was told so when it was marked
+            // as such.
+            let found = found.map(Found);
             if let Ok(read) = handle.read(found).await {
                 return Ok(read);
             }

@@ -15,10 +15,20 @@ use crate::store::{StateBackend, StoreError, StoreErrorKind};
 /// How long one that is being closed is waited for: as long as closing takes where storage does not answer, once for what is written and once for claims.
 const LEAVES_WITHIN: Duration = Duration::from_secs(60);
 
-/// The values that have a coordinator, by their addresses, and whether that is on its way out.
-static TAKEN: Mutex<BTreeMap<usize, watch::Receiver<bool>>> = Mutex::new(BTreeMap::new());
+/// How it stands with a coordinator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Stays,
+    /// On its way out.
+    Leaves,
+    /// Its closing was cut off by the end of its runtime: nobody goes on with it by himself.
+    CutOff,
+}
 
-fn taken() -> MutexGuard<'static, BTreeMap<usize, watch::Receiver<bool>>> {
+/// The values that have a coordinator, by their addresses.
+static TAKEN: Mutex<BTreeMap<usize, watch::Receiver<Stage>>> = Mutex::new(BTreeMap::new());
+
+fn taken() -> MutexGuard<'static, BTreeMap<usize, watch::Receiver<Stage>>> {
     TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -40,7 +50,7 @@ pub(super) struct Sole(Mutex<Option<Held>>);
 struct Held {
     /// While it is held nobody else has its address.
     backend: Arc<dyn StateBackend>,
-    leaving: Arc<watch::Sender<bool>>,
+    leaving: Arc<watch::Sender<Stage>>,
 }
 
 impl Drop for Held {
@@ -63,20 +73,31 @@ impl Sole {
                 if let Some(leaving) = taken.get(&address(backend)) {
                     leaving.clone()
                 } else {
-                    let (leaving, seen) = watch::channel(false);
+                    let (leaving, seen) = watch::channel(Stage::Stays);
                     taken.insert(address(backend), seen);
                     let held = Held { backend: Arc::clone(backend), leaving: Arc::new(leaving) };
                     return Ok(Self(Mutex::new(Some(held))));
                 }
             };
-            if !*leaving.borrow() {
-                let why = format!(
-                    "{}: this value of it is open in another coordinator; clone that one, or make a value of its own with create_state_backend",
-                    location(&**backend)
-                );
-                return Err(InputError::new("backend", why).into());
+            let stage = *leaving.borrow_and_update();
+            match stage {
+                Stage::Stays => {
+                    let why = format!(
+                        "{}: this value of it is open in another coordinator; clone that one, or make a value of its own with create_state_backend",
+                        location(&**backend)
+                    );
+                    return Err(InputError::new("backend", why).into());
+                }
+                Stage::CutOff => {
+                    let why = format!(
+                        "{}: the closing of an earlier coordinator of this value of it was cut off by the end of its runtime: call `close` on that one once more, or drop what is left of it; or make a value of its own with create_state_backend",
+                        location(&**backend)
+                    );
+                    return Err(StoreError::not_applied(StoreErrorKind::Busy, why).into());
+                }
+                Stage::Leaves => {}
             }
-            let left = async { while leaving.changed().await.is_ok() {} };
+            let left = async { while leaving.changed().await.is_ok() && *leaving.borrow_and_update() != Stage::CutOff {} };
             if timeout_at(until, left).await.is_err() {
                 let why = format!(
                     "{}: an earlier coordinator of this value of it is still being opened or closed after {} s: keep the runtime going that it was opened on, or end it; or make a value of its own with create_state_backend",
@@ -95,7 +116,14 @@ impl Sole {
     /// It will be given up soon: who wants it waits for that.
     pub(super) fn leaves(&self) {
         if let Some(held) = &*self.held() {
-            held.leaving.send_replace(true);
+            held.leaving.send_replace(Stage::Leaves);
+        }
+    }
+
+    /// Nobody closes it any more, unless it was given up before.
+    pub(super) fn is_cut_off(&self) {
+        if let Some(held) = &*self.held() {
+            held.leaving.send_replace(Stage::CutOff);
         }
     }
 
@@ -112,7 +140,7 @@ impl Sole {
 
 /// Dropped before its time it says that the coordinator will go.
 #[derive(Debug)]
-pub(super) struct Opener(Option<Arc<watch::Sender<bool>>>);
+pub(super) struct Opener(Option<Arc<watch::Sender<Stage>>>);
 
 impl Opener {
     /// He has got it.
@@ -124,7 +152,7 @@ impl Opener {
 impl Drop for Opener {
     fn drop(&mut self) {
         if let Some(leaving) = self.0.take() {
-            leaving.send_replace(true);
+            leaving.send_replace(Stage::Leaves);
         }
     }
 }

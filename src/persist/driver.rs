@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::queue::Sink;
-use super::shard::Shard;
+use super::shard::{Shard, Untold};
 use crate::store::{BatchSource, StoreError, StoreErrorKind};
 
 /// The right to pull from a shard. It says so if it ends before its time.
@@ -27,6 +27,8 @@ impl<S: Sink> Drop for Driver<S> {
         if self.done {
             return;
         }
+        // Also for what was taken out already, and is told below.
+        let _untold = Untold::of(&self.shard);
         if self.flushing {
             let error =
                 StoreError::unknown(StoreErrorKind::Poisoned, "the backend stopped in the middle of a batch; its code panicked");

@@ -85,19 +85,36 @@ pub(super) struct News<S: Sink> {
 }
 
 impl<S: Sink> News<S> {
+    /// As it is dropped, wherever that is.
     pub(super) fn tell(self) {
-        drop(self.batch);
-        if !self.settled.is_empty() {
-            S::settle(self.settled);
+        drop(self);
+    }
+}
+
+impl<S: Sink> Drop for News<S> {
+    fn drop(&mut self) {
+        // Also in the mailbox of an actor whose runtime has ended: nobody is left without an answer.
+        self.batch = None;
+        let settled = std::mem::take(&mut self.settled);
+        if !settled.is_empty() {
+            S::settle(settled);
         }
-        for barrier in self.barriers {
+        for barrier in std::mem::take(&mut self.barriers) {
             let _waiter_gone = barrier.send(self.barred.clone().map_or(Ok(()), Err));
         }
     }
 }
 
-/// News that are on their way to the actor. Dropped when it told them, or when it took them along: its runtime has ended.
+/// News that are on their way to the actor, or are being told. Dropped when it told them, or when it took them along: its runtime has ended.
 pub(super) struct Untold<S: Sink>(Arc<Shard<S>>);
+
+impl<S: Sink> Untold<S> {
+    /// Whoever closes waits for its end.
+    pub(super) fn of(shard: &Arc<Shard<S>>) -> Self {
+        shard.untold.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(shard))
+    }
+}
 
 impl<S: Sink> Drop for Untold<S> {
     fn drop(&mut self) {
@@ -276,9 +293,12 @@ impl<S: Sink> Shard<S> {
             barriers.extend(waiting);
             span = Some(ending);
         }
+        // Before the lock is gone: who closes waits until it is told, whoever tells it.
+        self.untold.fetch_add(1, Ordering::AcqRel);
         drop(line);
         drop(span);
         News { settled, barriers, barred: Some(error), batch: None }.tell();
+        self.untold.fetch_sub(1, Ordering::AcqRel);
         self.end_if_done();
     }
 
@@ -318,8 +338,7 @@ impl<S: Sink> Shard<S> {
             return news.tell();
         }
         let (Some(shard), Some(actor)) = (self.me.upgrade(), self.actor.get()) else { return news.tell() };
-        self.untold.fetch_add(1, Ordering::AcqRel);
-        if let Err(MessagingErr::SendErr(Msg::Tell(news, untold))) = actor.cast(Msg::Tell(news, Untold(shard))) {
+        if let Err(MessagingErr::SendErr(Msg::Tell(news, untold))) = actor.cast(Msg::Tell(news, Untold::of(&shard))) {
             news.tell();
             drop(untold);
         }

@@ -119,6 +119,23 @@ async fn what_waits_behind_a_writer_that_ended_is_answered() {
     assert_eq!(barrier.unwrap_err().kind(), StoreErrorKind::Closed);
 }
 
+/// As where the word that the batch is to be sent again comes behind the writer's close.
+#[tokio::test]
+async fn a_batch_that_nobody_knows_is_sent_again_where_the_writer_ended_meanwhile() {
+    let (persist, source, ended, tell, mut told) = open().await;
+    submit(&persist, 1, &tell);
+    assert_eq!(source.next().unwrap().entries.len(), 1);
+    source.answer(Err(StoreError::unknown(StoreErrorKind::Unavailable, "no answer")));
+    // It is called again after a pause, and then it has the batch.
+    while !source.waits() {
+        tokio::task::yield_now().await;
+    }
+    ended.store(true, Ordering::Release);
+    source.forsaken();
+    assert_eq!(told.recv().await, Some((1, "unknown")));
+    persist.close().await;
+}
+
 #[tokio::test]
 async fn what_arrives_before_the_writer_has_its_turn_is_in_the_batch() {
     let (persist, source, _, tell, mut told) = open().await;

@@ -449,7 +449,9 @@ impl State {
     /// Says whether acknowledged writes are not in storage yet, and whether anything is on its way. What is settled was published before.
     fn mark(&self) {
         self.cell.set_deferred(self.chain.has_deferred() || self.again.has_acknowledged());
-        self.cell.set_unsettled(self.mode != Mode::Ready || !self.chain.is_settled() || !self.again.is_empty());
+        let is_doubtful = self.mode != Mode::Ready || !self.again.is_empty();
+        self.cell.set_doubtful(is_doubtful);
+        self.cell.set_unsettled(is_doubtful || !self.chain.is_settled());
     }
 
     fn publish(&mut self) {

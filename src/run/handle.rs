@@ -25,6 +25,8 @@ pub(crate) struct RunCell {
     deferred_runs: Arc<AtomicUsize>,
     /// Whether anything is on its way that the snapshot does not show yet.
     unsettled: AtomicBool,
+    /// Whether what it shows may not be what storage has: the run is held, to be loaded, or has writes that came back.
+    doubtful: AtomicBool,
     /// How often deferred writes that readers had seen did not come to be as they were seen: their versions then name other states.
     taken_back: AtomicU64,
     /// Set while its actor dies, before anybody is answered in its place: what it publishes is not what is committed any more.
@@ -40,6 +42,7 @@ impl RunCell {
             deferred: AtomicBool::new(false),
             deferred_runs,
             unsettled: AtomicBool::new(false),
+            doubtful: AtomicBool::new(false),
             taken_back: AtomicU64::new(0),
             dead: AtomicBool::new(false),
         };
@@ -101,6 +104,26 @@ impl RunCell {
         }
     }
 
+    pub(super) fn set_doubtful(&self, is: bool) {
+        if self.doubtful.load(Ordering::Relaxed) != is {
+            self.doubtful.store(is, Ordering::Release);
+        }
+    }
+
+    /// The run as it is in storage by all that this process knows.
+    pub(crate) fn stored(&self) -> Result<Option<Snapshot>, Doubtful> {
+        // Asked before the snapshot is taken: what is certain by now is shown.
+        if self.doubtful.load(Ordering::Acquire) || self.has_deferred() {
+            return Err(Doubtful);
+        }
+        let snapshot = self.snapshot();
+        if snapshot.as_ref().is_some_and(|shown| shown.version() != shown.durable_version()) {
+            Err(Doubtful)
+        } else {
+            Ok(snapshot)
+        }
+    }
+
     /// Whether anything is on its way that the snapshot does not show yet.
     pub(crate) fn has_unsettled(&self) -> bool {
         self.unsettled.load(Ordering::Acquire)
@@ -130,6 +153,10 @@ impl Drop for RunCell {
         self.set_deferred(false);
     }
 }
+
+/// Only its actor can say how a run is stored: of what is shown some is only acknowledged from memory, or nobody knows yet what became of it.
+#[derive(Debug)]
+pub(crate) struct Doubtful;
 
 /// A cheap handle on a run's actor.
 #[derive(Debug, Clone)]

@@ -12,7 +12,8 @@ use crate::model::{
 
 /// A backend in memory. Nothing is durable; every other contract holds. A clone is another opening of the same store, so that a store can
 /// be opened again after a coordinator was closed. One of them is open at a time, as with the file backend: a second coordinator, which would grant the same
-/// locks once more, is refused as busy until the first is closed or dropped.
+/// locks once more, is refused as busy until the first is closed. One that is dropped closes in the background: the next one may be
+/// refused for a moment, so await [`close`](crate::Coordinator::close).
 #[derive(Debug, Default)]
 pub struct MemoryBackend {
     shared: Arc<Shared>,

@@ -166,6 +166,64 @@ fn what_was_lost_with_it_is_told_by_who_closes_next() {
     other.block_on(in_time("closing again", state.close())).unwrap();
 }
 
+/// Who waits on a thread of its own hears of the cut while the runtime is still dropping what it ran.
+#[test]
+fn what_was_lost_with_it_is_told_to_who_waits_for_it() {
+    const RUNS: usize = 100;
+    for round in 0..4 {
+        let own = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let backend = LyingBackend::new(false);
+        let state = own.block_on(Coordinator::open(Arc::clone(&backend) as Arc<dyn StateBackend>)).unwrap();
+        own.block_on(async {
+            for run in 0..RUNS {
+                state.create_run(format!("r{run}"), NewRun::running()).await.unwrap();
+            }
+            backend.close_gate();
+            let deferred = state.with_durability(Durability::Deferred);
+            for run in 0..RUNS {
+                deferred.set_node_state(format!("r{run}"), "n", NodeUpdate::success()).await.unwrap();
+            }
+        });
+        let waiting = state.clone();
+        let waiting = std::thread::spawn(move || workers().block_on(in_time("closing", waiting.close())));
+        own.block_on(is_closing(&state));
+        drop(own);
+        let told = waiting.join().unwrap();
+        assert!(matches!(&told, Err(Error::DeferredLost(loss)) if loss.lost == RUNS as u64), "{round}: {told:?}");
+        workers().block_on(in_time("closing again", state.close())).unwrap();
+    }
+}
+
+/// As long as nobody ends that closing, nobody else waits for its end.
+#[test]
+fn who_opens_the_same_value_after_a_closing_that_was_cut_off_is_told_what_to_do() {
+    let (own, other) = (workers(), workers());
+    let backend = LyingBackend::new(false);
+    let value: Arc<dyn StateBackend> = Arc::clone(&backend) as _;
+    let state = own.block_on(Coordinator::open(Arc::clone(&value))).unwrap();
+    own.block_on(async {
+        state.create_run("r", NewRun::running()).await.unwrap();
+        backend.close_gate();
+        state.with_durability(Durability::Deferred).set_node_state("r", "n", NodeUpdate::success()).await.unwrap();
+        begin(pin!(state.close())).await;
+        is_closing(&state).await;
+    });
+    // Also who waited for it already.
+    let mut early = Box::pin(Coordinator::open(Arc::clone(&value)));
+    other.block_on(begin(early.as_mut()));
+    drop(own);
+    for refused in
+        [other.block_on(in_time("opening", early)), other.block_on(in_time("opening", Coordinator::open(Arc::clone(&value))))]
+    {
+        let error = refused.unwrap_err();
+        assert!(error.is_retryable() && error.to_string().contains("call `close` on that one once more"), "{error}");
+    }
+    other.block_on(in_time("closing", state.close())).unwrap_err();
+    backend.open_gate();
+    let again = other.block_on(in_time("opening", Coordinator::open(value))).unwrap();
+    other.block_on(in_time("closing that one", again.close())).unwrap();
+}
+
 /// A second call to the backend could answer before the first one is done.
 #[test]
 fn a_backend_that_is_being_closed_is_waited_for() {

@@ -19,7 +19,8 @@ impl<S: Sink> BatchSource for Shard<S> {
     fn forsaken(&self) {
         let mut line = self.line();
         line.pulled = false;
-        let must_wake = !line.queue.is_empty() && line.must_wake();
+        // Also for a batch of which nobody knows: it is to be sent again.
+        let must_wake = (!line.queue.is_empty() || self.current().is_some()) && line.must_wake();
         drop(line);
         match self.me.upgrade() {
             Some(shard) if must_wake => shard.wake(),

@@ -46,6 +46,7 @@ impl State {
         self.mode = Mode::Held;
         // What holds it may commit before the actor hears of it.
         self.cell.set_unsettled(true);
+        self.cell.set_doubtful(true);
         let grant = HoldGrant::new(self.chain.committed().cloned(), Arc::clone(&self.cell), self.myself.clone());
         // A grant that nobody takes releases itself as it is dropped.
         drop(reply.send(grant));
