@@ -283,6 +283,7 @@ impl Coordinator {
                 let want = Self::want(&snapshot, &picked, &owner, ttl, &filter.wish.done);
                 let began = Instant::now();
                 let tried = self.try_claim(want).await?;
+                let has_run_ended = matches!(tried, Tried::RunEnded(_));
                 picked.took(began.elapsed());
                 match tried {
                     Tried::Claimed(claim) => return Ok(Next::Claimed(claim)),
@@ -297,8 +298,10 @@ impl Coordinator {
                             back.ended().await;
                             drop(picked);
                         });
-                        // Where storage is that slow the wait must end all the same.
-                        if is_late() {
+                        // Where storage is that slow the wait must end all the same. That the run has ended is seen at once.
+                        if has_run_ended {
+                            late_tries += u32::from(is_late());
+                        } else if is_late() {
                             return Ok(Next::NothingReady);
                         }
                     }
