@@ -12,6 +12,15 @@ use super::recover;
 use crate::store::highwater::HighWater;
 use crate::store::{StoreError, StoreErrorKind};
 
+/// What lies beside other paths, and holds nothing that is not in the document.
+#[derive(Debug, Default)]
+pub(super) struct Elsewhere {
+    /// Whether the journal of who had the document last is among it.
+    pub(super) has_holders: bool,
+    /// Journals that are done with.
+    pub(super) spent: Vec<PathBuf>,
+}
+
 /// What the lock beside the real document is to name: the folder of a writer whose files lie elsewhere.
 pub(super) fn folder(paths: &Paths) -> Option<String> {
     paths.lock_behind_link()?;
@@ -20,9 +29,9 @@ pub(super) fn folder(paths: &Paths) -> Option<String> {
 }
 
 /// Fails if a writer that had the document open by another path, and is gone, left records in a journal there. `value` is what the lock beside the real
-/// document says. `None`: no journal lies there; else those of which the document has everything.
-pub(super) fn refuse(paths: &Paths, value: &HighWater) -> Result<Option<Vec<PathBuf>>, StoreError> {
-    let mut spent = None;
+/// document says.
+pub(super) fn refuse(paths: &Paths, value: &HighWater) -> Result<Elsewhere, StoreError> {
+    let mut found = Elsewhere::default();
     let who = value.holder.as_ref().map_or_else(|| "somebody".to_owned(), ToString::to_string);
     for other in others(paths, value) {
         let holds = |what: String| {
@@ -47,7 +56,9 @@ pub(super) fn refuse(paths: &Paths, value: &HighWater) -> Result<Option<Vec<Path
                 if state.replayed + set_aside > 0 || state.strangers.iter().any(is_damaged) {
                     return Err(holds(format!("holds {} record(s) that are not in it", state.replayed + set_aside)));
                 }
-                spent.get_or_insert_with(Vec::new).extend(state.spent);
+                let theirs = value.through.as_deref().map_or_else(|| folder_of(&paths.place()).to_owned(), PathBuf::from);
+                found.has_holders |= value.holder.is_some() && is_here(&other, &theirs);
+                found.spent.extend(state.spent);
             }
             Err(error) if error.kind() == StoreErrorKind::Corrupt => {
                 return Err(holds(format!("holds records that cannot be joined with it ({error})")));
@@ -55,7 +66,7 @@ pub(super) fn refuse(paths: &Paths, value: &HighWater) -> Result<Option<Vec<Path
             Err(error) => return Err(error),
         }
     }
-    Ok(spent)
+    Ok(found)
 }
 
 /// What who only reads does not see here, because it lies beside another path that leads to the document. `here` is what was seen of the lock beside that path.

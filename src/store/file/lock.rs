@@ -76,7 +76,8 @@ impl Lock {
         let place = LockFile(file.inode()?);
         place.check(paths)?;
         let mut value = file.read()?;
-        let mut behind_link = None;
+        let (mut behind_link, mut left) = (None, value.holder.clone());
+        // Whose journal was found beside another path, with nothing in it that is not in the document, lost nothing.
         let elsewhere;
         if let Some(path) = paths.lock_behind_link() {
             let mut other = HighWaterFile::open(&path, &paths.document)?;
@@ -90,13 +91,13 @@ impl Lock {
                 (value.holder, value.through) = (known.holder.clone(), known.through.clone());
             }
             elsewhere = elsewhere::refuse(paths, &HighWater { seq: value.seq, ..known })?;
+            left = left.or_else(|| value.holder.clone().filter(|_| !elsewhere.has_holders));
             behind_link = Some(other);
         } else {
             elsewhere = elsewhere::refuse(paths, &value)?;
+            left = left.filter(|_| !elsewhere.has_holders);
         }
-        // Whose journal was found there, with nothing in it that is not in the document, lost nothing.
-        let left = value.holder.clone().filter(|_| elsewhere.is_none());
-        let (spent, found_seq) = (elsewhere.unwrap_or_default(), value.seq);
+        let (spent, found_seq) = (elsewhere.spent, value.seq);
         Ok(Self { file, place, behind_link, value, left, found_seq, spent })
     }
 
