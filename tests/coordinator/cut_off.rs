@@ -53,6 +53,15 @@ async fn is_closing(state: &Coordinator) {
     .await;
 }
 
+/// One deferred write is acknowledged that storage does not take, and closing has begun.
+async fn closing_waits_for_a_deferred_write(state: &Coordinator, backend: &LyingBackend) {
+    state.create_run("r", NewRun::running()).await.unwrap();
+    backend.close_gate();
+    state.with_durability(Durability::Deferred).set_node_state("r", "n", NodeUpdate::success()).await.unwrap();
+    begin(pin!(state.close())).await;
+    is_closing(state).await;
+}
+
 /// A memory backend whose closing waits, or has a bug.
 #[derive(Debug)]
 struct Fragile {
@@ -153,13 +162,7 @@ fn what_was_lost_with_it_is_told_by_who_closes_next() {
     let (own, other) = (workers(), workers());
     let backend = LyingBackend::new(false);
     let state = own.block_on(Coordinator::open(Arc::clone(&backend) as Arc<dyn StateBackend>)).unwrap();
-    own.block_on(async {
-        state.create_run("r", NewRun::running()).await.unwrap();
-        backend.close_gate();
-        state.with_durability(Durability::Deferred).set_node_state("r", "n", NodeUpdate::success()).await.unwrap();
-        begin(pin!(state.close())).await;
-        is_closing(&state).await;
-    });
+    own.block_on(closing_waits_for_a_deferred_write(&state, &backend));
     drop(own);
     let told = other.block_on(in_time("closing", state.close()));
     assert!(matches!(&told, Err(Error::DeferredLost(loss)) if loss.lost == 1), "{told:?}");
@@ -201,13 +204,7 @@ fn who_opens_the_same_value_after_a_closing_that_was_cut_off_is_told_what_to_do(
     let backend = LyingBackend::new(false);
     let value: Arc<dyn StateBackend> = Arc::clone(&backend) as _;
     let state = own.block_on(Coordinator::open(Arc::clone(&value))).unwrap();
-    own.block_on(async {
-        state.create_run("r", NewRun::running()).await.unwrap();
-        backend.close_gate();
-        state.with_durability(Durability::Deferred).set_node_state("r", "n", NodeUpdate::success()).await.unwrap();
-        begin(pin!(state.close())).await;
-        is_closing(&state).await;
-    });
+    own.block_on(closing_waits_for_a_deferred_write(&state, &backend));
     // Also who waited for it already.
     let mut early = Box::pin(Coordinator::open(Arc::clone(&value)));
     other.block_on(begin(early.as_mut()));
