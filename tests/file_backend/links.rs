@@ -243,3 +243,29 @@ async fn who_was_killed_at_another_path_with_nothing_unsaid_is_in_nobodys_way() 
         backend.close().await.unwrap();
     }
 }
+
+/// What another one left there, with nothing in it, does not stand for the journal of who had the document last.
+#[tokio::test]
+async fn an_empty_journal_elsewhere_does_not_speak_for_the_one_that_is_gone() {
+    let root = folders();
+    let backend = open(&root.path().join("real")).await;
+    create(&backend, "run_1", 0).await;
+    backend.checkpoint().await.unwrap();
+    let idle = killed(root.path());
+    let left = journal(&idle.path().join("real"));
+    let bytes = std::fs::read(&left).unwrap();
+    let backend = open(&idle.path().join("one")).await;
+    let mut last = Version::NONE;
+    for second in 1..5 {
+        last = set(&backend, "run_1", "n", NodeUpdate::success(), second).await.runs[0].after;
+    }
+    let root = killed(idle.path());
+    std::fs::write(journal(&root.path().join("real")), bytes).unwrap();
+    let gone = journal(&root.path().join("one"));
+    std::fs::rename(&gone, gone.with_extension("mine")).unwrap();
+    let (backend, notices) = open_told(&root.path().join("two")).await;
+    assert!(notices.iter().any(|notice| notice.contains("its journal is missing or empty")), "{notices:?}");
+    let next = set(&backend, "run_1", "n", NodeUpdate::success(), 9).await.runs[0].after;
+    assert!(next > last, "{next:?} was used up to {last:?}");
+    backend.close().await.unwrap();
+}
