@@ -1,6 +1,7 @@
 //! The thread on which a backend of a server does all its work: a runtime of the embedder whose workers are all blocked still has its leases renewed.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
@@ -14,6 +15,31 @@ use super::StoreErrorKind;
 pub(super) struct Engine {
     handle: Handle,
     stop: Mutex<Option<oneshot::Sender<()>>>,
+    /// Set before it ends.
+    ended: Arc<AtomicBool>,
+}
+
+/// Begins work on the thread for those who do not own it.
+#[cfg(feature = "postgres")]
+#[derive(Debug, Clone)]
+pub(super) struct Spawner {
+    handle: Handle,
+    ended: Arc<AtomicBool>,
+}
+
+#[cfg(feature = "postgres")]
+impl Spawner {
+    /// `false`: the thread has ended, or is about to, and the work was not made. Where it ends in the same moment, it is dropped.
+    pub(super) fn spawn<F>(&self, work: impl FnOnce() -> F) -> bool
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if self.ended.load(Ordering::Acquire) {
+            return false;
+        }
+        drop(self.handle.spawn(work()));
+        true
+    }
 }
 
 impl Engine {
@@ -31,7 +57,7 @@ impl Engine {
                 });
             })
             .map_err(fail)?;
-        Ok(Self { handle, stop: Mutex::new(Some(stop)) })
+        Ok(Self { handle, stop: Mutex::new(Some(stop)), ended: Arc::default() })
     }
 
     /// Runs something there, to its end, also if nobody waits for it.
@@ -52,8 +78,21 @@ impl Engine {
             .unwrap_or_else(|_| Err(cut_off(StoreErrorKind::Closed, "the state was closed meanwhile; open it again")))
     }
 
+    /// Who may begin work there.
+    #[cfg(feature = "postgres")]
+    pub(super) fn spawner(&self) -> Spawner {
+        Spawner { handle: self.handle.clone(), ended: Arc::clone(&self.ended) }
+    }
+
     /// Ends the thread; what still runs there is cut off.
     pub(super) fn stop(&self) {
+        self.ended.store(true, Ordering::Release);
         drop(self.stop.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop();
     }
 }

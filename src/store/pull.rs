@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::sync::Arc;
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(any(feature = "file", feature = "sqlite", feature = "postgres"))]
 use std::sync::Weak;
 
 #[cfg(any(feature = "file", feature = "sqlite"))]
 use tokio::sync::oneshot;
 
 use super::StoreError;
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(any(feature = "file", feature = "sqlite", feature = "postgres"))]
 use super::StoreErrorKind;
+#[cfg(feature = "postgres")]
+use crate::model::BatchId;
 use crate::model::{Batch, BatchAnswer};
 
 /// Where a backend with a writer of its own takes its batches from. What is collected while one batch is being written is the next one, so that
@@ -41,23 +43,24 @@ pub trait BatchSource: Send + Sync + fmt::Debug {
 
 /// Word to a writer that something waits in a source. Dropped before a writer took it in (it came behind a close, or the writer panicked) it tells the source:
 /// who was called is not called again.
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(any(feature = "file", feature = "sqlite", feature = "postgres"))]
 #[derive(Debug)]
 pub(super) struct Call(Option<Weak<dyn BatchSource>>);
 
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(any(feature = "file", feature = "sqlite", feature = "postgres"))]
 impl Call {
     pub(super) fn new(source: &Weak<dyn BatchSource>) -> Self {
         Self(Some(Weak::clone(source)))
     }
 
     /// There is no writer, and who called knows that.
+    #[cfg(any(feature = "file", feature = "sqlite"))]
     pub(super) fn take_back(mut self) {
         self.0 = None;
     }
 }
 
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(any(feature = "file", feature = "sqlite", feature = "postgres"))]
 impl Drop for Call {
     fn drop(&mut self) {
         if let Some(source) = self.0.take().and_then(|source| source.upgrade()) {
@@ -67,12 +70,13 @@ impl Drop for Call {
 }
 
 /// The sources that a writer asks for batches. If it ends before they are empty, however it ends, they are told.
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(any(feature = "file", feature = "sqlite", feature = "postgres"))]
 #[derive(Debug, Default)]
 pub(super) struct Sources(Vec<Arc<dyn BatchSource>>);
 
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(any(feature = "file", feature = "sqlite", feature = "postgres"))]
 impl Sources {
+    #[cfg(any(feature = "file", feature = "sqlite"))]
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -109,21 +113,23 @@ impl Sources {
 pub type Wake = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// Whom a writer answers: who sent a batch, or the source that it was pulled from.
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(any(feature = "file", feature = "sqlite", feature = "postgres"))]
 #[derive(Debug)]
 pub(super) struct BatchReply {
     to: Option<To>,
 }
 
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(any(feature = "file", feature = "sqlite", feature = "postgres"))]
 #[derive(Debug)]
 enum To {
+    #[cfg(any(feature = "file", feature = "sqlite"))]
     Asker(oneshot::Sender<Result<BatchAnswer, StoreError>>),
     Source(Arc<dyn BatchSource>),
 }
 
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(any(feature = "file", feature = "sqlite", feature = "postgres"))]
 impl BatchReply {
+    #[cfg(any(feature = "file", feature = "sqlite"))]
     pub(super) fn asker(sender: oneshot::Sender<Result<BatchAnswer, StoreError>>) -> Self {
         Self { to: Some(To::Asker(sender)) }
     }
@@ -137,6 +143,7 @@ impl BatchReply {
     /// Says whether anybody was there to hear it.
     pub(super) fn answer(mut self, answer: Result<BatchAnswer, StoreError>) -> bool {
         match self.to.take() {
+            #[cfg(any(feature = "file", feature = "sqlite"))]
             Some(To::Asker(asker)) => asker.send(answer).is_ok(),
             Some(To::Source(source)) => {
                 source.answer(answer);
@@ -147,7 +154,7 @@ impl BatchReply {
     }
 }
 
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(any(feature = "file", feature = "sqlite", feature = "postgres"))]
 impl Drop for BatchReply {
     fn drop(&mut self) {
         // An asker sees by itself that nobody will answer.
@@ -155,6 +162,40 @@ impl Drop for BatchReply {
             let message = "the writer of the state ended in the middle of a batch; open the state anew";
             source.answer(Err(StoreError::unknown(StoreErrorKind::Poisoned, message)));
         }
+    }
+}
+
+/// The sources of a task, which may be dropped in the middle.
+#[cfg(feature = "postgres")]
+struct OfTask(Sources);
+
+#[cfg(feature = "postgres")]
+impl Drop for OfTask {
+    fn drop(&mut self) {
+        self.0.forsake();
+    }
+}
+
+/// Commits what a source has, one batch after another, until it has none: for a task on the thread of a backend, which then needs no hop of another runtime
+/// between two batches. `told` is given the ids of the batches whose answers were heard.
+#[cfg(feature = "postgres")]
+pub(super) async fn drain<F>(call: Call, mut commit: impl FnMut(Arc<Batch>) -> F, mut told: impl FnMut(BatchId))
+where
+    F: Future<Output = Result<BatchAnswer, StoreError>>,
+{
+    let mut sources = OfTask(Sources::default());
+    sources.0.add(call);
+    loop {
+        let mut next = None;
+        sources.0.pull(|batch, reply| next = Some((batch, reply)));
+        let Some((batch, reply)) = next else { return };
+        let id = batch.id;
+        let answer = commit(batch).await;
+        if reply.answer(answer) {
+            told(id);
+        }
+        // Others have their turn on the thread.
+        tokio::task::yield_now().await;
     }
 }
 

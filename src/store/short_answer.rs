@@ -1,6 +1,7 @@
 //! The answer to a batch in a few bytes, where everything was applied.
 //!
-//! A batch that is sent again brings its entries with it, so that only the numbers need to be kept: sequence, versions before, tokens.
+//! A batch that is sent again brings its entries with it, so that only the numbers need to be kept: sequence, versions before, tokens. Where the database draws
+//! the numbers of the sequence while it stores them, they stand behind the others, as text.
 
 use crate::model::{
     Batch, BatchAnswer, CommitSeq, FencingToken, LeaseGrant, LeaseMutation, Outcome, Receipt, RunReceipt, Version,
@@ -8,6 +9,9 @@ use crate::model::{
 
 /// The first byte of the short form; what begins with another one is JSON.
 const SHORT: u8 = 1;
+/// The first byte where the numbers of the sequence stand behind the others.
+#[cfg(feature = "postgres")]
+const UNNUMBERED: u8 = 2;
 /// What an entry usually takes.
 const ENTRY: usize = 8;
 
@@ -26,6 +30,25 @@ pub(crate) fn write(answer: &BatchAnswer) -> Option<Vec<u8>> {
         }
         for grant in &receipt.grants {
             put(&mut bytes, grant.token.0);
+        }
+    }
+    Some(bytes)
+}
+
+/// The short form of an answer whose numbers of the sequence the database puts behind it, with commas between them; `None` where it cannot say all.
+#[cfg(feature = "postgres")]
+pub(crate) fn write_unnumbered(answer: &BatchAnswer) -> Option<Vec<u8>> {
+    let mut bytes = vec![UNNUMBERED];
+    for outcome in &answer.outcomes {
+        let Outcome::Applied(receipt) = outcome else { return None };
+        if !receipt.grants.is_empty() {
+            return None;
+        }
+        for run in &receipt.runs {
+            if run.before == Version::NONE || run.after != run.before.next() {
+                return None;
+            }
+            put(&mut bytes, run.before.0);
         }
     }
     Some(bytes)
@@ -60,6 +83,10 @@ fn take(bytes: &mut &[u8]) -> Option<u64> {
 
 /// Reads the short form back, with the help of the batch that it answered.
 pub(crate) fn read(batch: &Batch, bytes: &[u8]) -> Option<BatchAnswer> {
+    #[cfg(feature = "postgres")]
+    if let [UNNUMBERED, bytes @ ..] = bytes {
+        return read_unnumbered(batch, bytes);
+    }
     let [SHORT, bytes @ ..] = bytes else { return None };
     let mut bytes = bytes;
     let bytes = &mut bytes;
@@ -80,4 +107,22 @@ pub(crate) fn read(batch: &Batch, bytes: &[u8]) -> Option<BatchAnswer> {
         outcomes.push(Outcome::Applied(Receipt { seq, runs, grants }));
     }
     bytes.is_empty().then_some(BatchAnswer { outcomes })
+}
+
+#[cfg(feature = "postgres")]
+fn read_unnumbered(batch: &Batch, mut bytes: &[u8]) -> Option<BatchAnswer> {
+    let mut receipts = Vec::with_capacity(batch.entries.len());
+    for entry in &batch.entries {
+        let mut runs = Vec::with_capacity(entry.parts.len());
+        for part in &entry.parts {
+            let before = Version(take(&mut bytes)?);
+            runs.push(RunReceipt { run: part.run.clone(), before, after: before.next() });
+        }
+        receipts.push(runs);
+    }
+    let numbers = std::str::from_utf8(bytes).ok()?.split(',').map(|number| number.parse().ok().map(CommitSeq));
+    let seqs: Vec<CommitSeq> = numbers.collect::<Option<_>>()?;
+    let receipt = |(seq, runs)| Outcome::Applied(Receipt { seq, runs, grants: Vec::new() });
+    let whole = seqs.len() == receipts.len();
+    whole.then(|| BatchAnswer { outcomes: seqs.into_iter().zip(receipts).map(receipt).collect() })
 }

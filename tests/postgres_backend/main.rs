@@ -24,6 +24,7 @@ mod server;
 #[path = "../support/servers.rs"]
 mod servers;
 
+mod at_once;
 #[path = "../support/batches.rs"]
 mod batches;
 mod commits;

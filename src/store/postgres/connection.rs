@@ -17,6 +17,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Connection, Error, Notification, Row, SimpleQueryMessage, Socket, Statement};
 
 use super::error::{is_refused, is_without_primary, sql_error};
+use super::heads::KnownHeads;
 use super::hosts;
 use super::moved::Moved;
 use super::place::Place;
@@ -297,6 +298,8 @@ pub(super) struct Pool {
     pub(super) readers: Semaphore,
     /// What this opening committed itself.
     pub(super) own: OwnRuns,
+    /// What it left of the runs that it wrote to.
+    pub(super) heads: KnownHeads,
     /// The host, by its place in the URL, and its address that were reached last.
     reached: Mutex<Option<(usize, Option<IpAddr>)>>,
     /// Whether one of several hosts could be written to before.
@@ -314,6 +317,7 @@ impl Pool {
             idle: Mutex::new(Some(Vec::new())),
             readers: Semaphore::new(READERS),
             own: OwnRuns::default(),
+            heads: KnownHeads::default(),
             reached: Mutex::default(),
             found_primary: AtomicBool::new(false),
             origin: tokio::sync::Mutex::default(),
@@ -342,6 +346,7 @@ impl Pool {
         if let Some(here) = schema::recheck(conn, &self.place, before).await? {
             // What was committed here before, the copy may not have.
             self.own.forget();
+            self.heads.forget_all();
             self.forget_idle();
             *origin = Some(here);
         }

@@ -188,6 +188,11 @@ pub(super) fn gave_way(place: impl fmt::Display, times: u32, error: StoreError) 
     StoreError::not_applied(StoreErrorKind::Busy, message).with_source(error)
 }
 
+/// Whether what a batch took for granted is not so: its runs were moved on, or it was sent before. Asked of the statements that find that out.
+pub(super) fn is_met_by_others(error: &StoreError) -> bool {
+    state_of(error).is_some_and(|state| matches!(*state, SqlState::INVALID_TEXT_REPRESENTATION | SqlState::UNIQUE_VIOLATION))
+}
+
 /// Whether a transaction that was not committed may go through when it is tried again: it met others, or the connection is gone.
 pub(super) fn is_passing(error: &StoreError) -> bool {
     error.kind() == StoreErrorKind::Unavailable

@@ -1,7 +1,8 @@
 //! PostgreSQL: any number of processes on any number of machines, leases as rows on the server's clock, several batches in flight.
 //!
 //! - `place`: what URL and options say; `hosts`, `tls`, `x509`, `connection`: how to get there; `schema`: the tables; `sql`: statements; `moved`: when something came last; `rows`: values as columns.
-//! - `commit`: one batch, one transaction; `write`: what it puts down; `outlive`: what stays of deleted runs.
+//! - `commit`: one batch, one transaction; `lock`: what it locks, and reads under that; `at_once`: in one way there and back, on `heads` that are known; `write`:
+//!   what it puts down; `outlive`: what stays of deleted runs.
 //! - `ask`: questions, and when they are asked again; `read`, `list`: everything that is asked; `follow`: commits of others; `openings`: who has it open; `verify`.
 //!
 //! # Settings
@@ -12,7 +13,7 @@
 //! | | `SEEKNAL_DATABASE_PASSWORD` | the password, if the URL has none |
 //! | `database_ca_file` | `SEEKNAL_DATABASE_CA_FILE` | certificates (PEM) to trust instead of the public authorities; `sslrootcert` in the URL |
 //! | `database_schema` | `SEEKNAL_DATABASE_SCHEMA` | the schema that holds the tables; `seeknal_state`. It is made if the role may |
-//! | `database_flush_shards` | | batches that are sent at once, 1 to 64; 4. Each has a connection |
+//! | `database_flush_shards` | | batches that are sent at once, 1 to 64; 2. Each has a connection |
 //!
 //! | `sslmode` | |
 //! |---|---|
@@ -33,13 +34,16 @@
 //! all runs.
 
 mod ask;
+mod at_once;
 mod commit;
 mod connection;
 mod error;
 mod follow;
 mod groups;
+mod heads;
 mod hosts;
 mod list;
+mod lock;
 mod moved;
 mod openings;
 mod outlive;
@@ -57,7 +61,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use chrono::{DateTime, Utc};
 use tokio::sync::OnceCell;
@@ -68,10 +72,11 @@ use self::follow::{Follower, Listening};
 use self::openings::Lock;
 use self::place::Place;
 use super::engine::Engine;
+use super::pull::{self, Call};
 use super::unsettled::Unsettled;
 use super::{
-    BackendOptions, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError,
-    StoreErrorKind, VerifyReport,
+    BackendOptions, BatchSource, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend,
+    StoreError, StoreErrorKind, VerifyReport, Wake,
 };
 use crate::model::{
     Batch, BatchAnswer, BatchId, Clock, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId,
@@ -111,6 +116,13 @@ struct Shared {
 impl Shared {
     fn unsettled(&self) -> MutexGuard<'_, Unsettled> {
         self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the answer to a batch was told. `true`: there are many by now.
+    fn tell(&self, id: BatchId) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.push_back(id);
+        told.len() >= ANSWERS_KEPT + ANSWERS_AT_ONCE
     }
 
     fn follower(&self) -> Option<&Follower> {
@@ -197,7 +209,7 @@ async fn open(shared: Arc<Shared>) -> Result<OpenReport, StoreError> {
             ));
         }
     } else {
-        schema::migrate(&mut conn, place, commit::schema_mutex(&place.schema)).await?;
+        schema::migrate(&mut conn, place, lock::schema_mutex(&place.schema)).await?;
         if let Some(raised) = schema::raise(&mut conn, place).await? {
             let numbers = "commit sequence, fencing tokens and the versions of all runs were raised";
             report.notice(match raised {
@@ -246,6 +258,14 @@ async fn sweep(conn: &mut connection::Conn) -> Result<(), StoreError> {
         conn.ask(Sql::new(place, sql, Vec::new())).await?;
     }
     Ok(())
+}
+
+/// Applies a batch, unless a failed one before it is not settled.
+async fn settle(shared: &Shared, batch: &Batch) -> Result<BatchAnswer, StoreError> {
+    shared.unsettled().check(batch.id, &shared.pool.place.name)?;
+    let answer = commit::commit(shared, batch).await;
+    shared.unsettled().note(batch.id, &answer);
+    answer
 }
 
 /// Removes answers that were told, many at a time and seldom. Only room depends on it.
@@ -297,24 +317,36 @@ impl StateBackend for PostgresBackend {
             }
             let shared = Arc::clone(&opened.shared);
             let id = batch.id;
-            let work = async move {
-                shared.unsettled().check(batch.id, &shared.pool.place.name)?;
-                let answer = commit::commit(&shared, &batch).await;
-                shared.unsettled().note(batch.id, &answer);
-                answer
-            };
-            let answer = opened.engine.run(work, StoreError::unknown).await?;
-            let many = {
-                let mut told = opened.shared.told.lock().unwrap_or_else(PoisonError::into_inner);
-                told.push_back(id);
-                told.len() >= ANSWERS_KEPT + ANSWERS_AT_ONCE
-            };
-            if many {
+            let answer = opened.engine.run(async move { settle(&shared, &batch).await }, StoreError::unknown).await?;
+            if opened.shared.tell(id) {
                 let shared = Arc::clone(&opened.shared);
                 drop(opened.engine.spawn(async move { prune(&shared).await }));
             }
             Ok(answer)
         })
+    }
+
+    fn pull_from(&self, source: Weak<dyn BatchSource>) -> Option<Wake> {
+        let opened = self.opened().ok().filter(|_| !self.place.read_only)?;
+        let (spawner, shared) = (opened.engine.spawner(), Arc::clone(&opened.shared));
+        Some(Box::new(move || {
+            spawner.spawn(|| {
+                let (call, shared) = (Call::new(&source), Arc::clone(&shared));
+                async move {
+                    let commit = |batch: Arc<Batch>| {
+                        let shared = Arc::clone(&shared);
+                        async move { settle(&shared, &batch).await }
+                    };
+                    let told = |id| {
+                        if shared.tell(id) {
+                            let shared = Arc::clone(&shared);
+                            drop(tokio::spawn(async move { prune(&shared).await }));
+                        }
+                    };
+                    pull::drain(call, commit, told).await;
+                }
+            })
+        }))
     }
 
     fn load_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<Option<RunState>, StoreError>> {

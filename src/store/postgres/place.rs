@@ -25,7 +25,7 @@ const KEEPALIVES_INTERVAL: Duration = Duration::from_secs(5);
 const SCHEMA: &str = "seeknal_state";
 
 /// Batches that are sent at once, unless it is said.
-const FLUSH_SHARDS: usize = 4;
+const FLUSH_SHARDS: usize = 2;
 
 /// How the connection is protected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use super::place::Place;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The number of the newest step in [`STEPS`].
-const SCHEMA_VERSION: i32 = 2;
+pub(super) const SCHEMA_VERSION: i32 = 2;
 
 /// The schema, one step for every version. A step is never changed once it was released; a new one is added.
 const STEPS: &[&str] = &[STEP_1, STEP_2];

@@ -1,0 +1,212 @@
+//! Batches on runs that only one opening writes to go down in one way there and back; others are noticed all the same.
+
+use seeknal_state::Coordinator;
+use seeknal_state::model::{BatchAnswer, CommitSeq, Receipt};
+use seeknal_state::store::MIGRATION;
+
+use super::*;
+
+/// More commits than it takes until nobody else is expected.
+const ALONE: u64 = 12;
+
+/// How the answers to the last batches are stored, newest first: by 2 what went down at once, by 1 what was read before.
+fn ways(store: &Store, last: usize) -> String {
+    store.sql(&format!(
+        "SELECT string_agg(way, '' ORDER BY at DESC) FROM (SELECT get_byte(answers, 0)::text AS way, at FROM batches ORDER BY at DESC LIMIT {last}) AS b"
+    ))
+}
+
+async fn alone(backend: &Backend, run: &str) {
+    for rows in 0..ALONE {
+        change(backend, run, vec![set("n", NodeUpdate::running().row_count(rows))]).await;
+    }
+}
+
+fn on(tip: &RunState, node: &str, rows: u64) -> Batch {
+    let update = vec![set(node, NodeUpdate::running().row_count(rows))];
+    Batch::new(vec![entry(part_on(Some(tip), tip.version(), tip.id().as_str(), vec![], update))])
+}
+
+async fn sent(backend: &Backend, batch: Batch) -> Outcome {
+    backend.commit(Arc::new(batch)).await.unwrap().outcomes.remove(0)
+}
+
+fn receipts(answer: &BatchAnswer) -> Vec<Receipt> {
+    let receipt = |outcome: &'_ Outcome| applied(outcome.clone());
+    answer.outcomes.iter().map(receipt).collect()
+}
+
+#[tokio::test]
+async fn who_works_alone_needs_no_look_before() {
+    let store = store!();
+    let backend = store.open().await;
+    change(&backend, "r", vec![create(0), Mutation::AddInterval { node: node_id("n"), interval: hours(0, 1) }]).await;
+    alone(&backend, "r").await;
+    assert_eq!(ways(&store, 2), "22");
+    let more = vec![
+        Mutation::AddInterval { node: node_id("n"), interval: hours(1, 2) },
+        Mutation::AddPartition { node: node_id("new"), partition: PartitionKey::new("p").unwrap() },
+    ];
+    change(&backend, "r", more).await;
+    assert_eq!(ways(&store, 1), "2");
+    let state = load(&store.open().await, "r").await;
+    assert_eq!(state.version(), load(&backend, "r").await.version());
+    let node = state.node("n").unwrap();
+    assert_eq!((node.row_count, node.intervals.iter().collect::<Vec<_>>()), (Some(ALONE - 1), vec![hours(0, 2)]));
+    assert_eq!(state.node("new").unwrap().partitions.len(), 1);
+    // What changes the run itself, or comes with a condition on a node, is decided on what is stored.
+    change(&backend, "r", vec![Mutation::Update { update: RunUpdate::new().metadata("k", 1), at: at(1) }]).await;
+    assert_eq!(ways(&store, 1), "1");
+    alone(&backend, "r").await;
+    assert_eq!(ways(&store, 1), "2");
+    assert!(backend.verify().await.unwrap().is_sound());
+}
+
+#[tokio::test]
+async fn numbers_that_are_drawn_on_the_way_grow_and_are_told_again() {
+    let store = store!();
+    let backend = store.open().await;
+    for run in ["a", "b"] {
+        change(&backend, run, vec![create(0)]).await;
+        alone(&backend, run).await;
+    }
+    let mut last = CommitSeq(0);
+    for _ in 0..3 {
+        let (a, b) = (load(&backend, "a").await, load(&backend, "b").await);
+        let several = vec![
+            entry(part_on(Some(&a), a.version(), "a", vec![], vec![set("x", NodeUpdate::success())])),
+            entry(part_on(Some(&b), b.version(), "b", vec![], vec![set("y", NodeUpdate::success())])),
+        ];
+        let batch = Arc::new(Batch::new(several));
+        let answer = backend.commit(Arc::clone(&batch)).await.unwrap();
+        assert_eq!(ways(&store, 1), "2");
+        for receipt in receipts(&answer) {
+            assert!(receipt.seq > last, "{answer:?}");
+            last = receipt.seq;
+        }
+        // By the same opening, and by one that never heard of it.
+        for again in [&backend, &store.open().await] {
+            assert_eq!(again.commit(Arc::clone(&batch)).await.unwrap(), answer);
+        }
+        assert_eq!(load(&backend, "a").await.version(), a.version().next());
+    }
+}
+
+#[tokio::test]
+async fn others_are_noticed_before_anything_is_written() {
+    let store = store!();
+    let (one, two) = (store.open().await, store.open().await);
+    change(&one, "r", vec![create(0)]).await;
+    alone(&one, "r").await;
+    let known = load(&one, "r").await;
+    change(&two, "r", vec![set("theirs", NodeUpdate::success().row_count(7))]).await;
+    // A node that they did not touch: it is put behind what they wrote.
+    let receipt = applied(sent(&one, on(&known, "n", 100)).await);
+    assert_eq!((receipt.runs[0].before, receipt.runs[0].after), (known.version().next(), known.version().next().next()));
+    assert_eq!(ways(&store, 1), "1");
+    alone(&one, "r").await;
+    assert_eq!(ways(&store, 1), "2");
+    // And one that they did.
+    let known = load(&one, "r").await;
+    change(&two, "r", vec![set("n", NodeUpdate::success().row_count(8))]).await;
+    let outcome = sent(&one, on(&known, "n", 200)).await;
+    assert!(matches!(outcome, Outcome::Refused(Refusal::Stale { .. })), "{outcome:?}");
+    // While both write, neither takes itself to be alone.
+    for rows in 0..ALONE {
+        change(&one, "r", vec![set("n", NodeUpdate::running().row_count(rows))]).await;
+        change(&two, "r", vec![set("n", NodeUpdate::running().row_count(rows))]).await;
+    }
+    assert!(!ways(&store, 20).contains('2'));
+    // Deleted and made again, it is another run under the name.
+    alone(&one, "r").await;
+    let known = load(&one, "r").await;
+    change(&two, "r", vec![Mutation::Delete { keep_coverage: false }]).await;
+    let outcome = sent(&one, on(&known, "n", 300)).await;
+    assert!(matches!(outcome, Outcome::Refused(Refusal::RunNotFound { .. })), "{outcome:?}");
+    change(&two, "r", vec![create(1)]).await;
+    let outcome = sent(&one, on(&known, "n", 400)).await;
+    assert!(matches!(outcome, Outcome::Refused(Refusal::RunNotFound { .. })), "{outcome:?}");
+    assert_eq!(load(&two, "r").await.node_count(), 0);
+}
+
+#[tokio::test]
+async fn who_works_alone_is_kept_out_all_the_same() {
+    let store = store!();
+    let (one, two) = (store.open().await, store.open().await);
+    change(&one, "r", vec![create(0)]).await;
+    alone(&one, "r").await;
+    let known = load(&one, "r").await;
+    let key = LeaseKey::run(run_id(MIGRATION));
+    let token = lock(&two, &key, "mover", 60_000).await.unwrap();
+    let outcome = sent(&one, on(&known, "n", 1)).await;
+    assert!(matches!(outcome, Outcome::Refused(Refusal::LeaseHeld { .. })), "{outcome:?}");
+    let release = Entry { leases: vec![LeaseMutation::Release { key, token }], ..Entry::default() };
+    commit(&two, vec![release]).await;
+    alone(&one, "r").await;
+    store.sql("UPDATE meta SET schema_version = 99");
+    let known = load(&one, "r").await;
+    let error = one.commit(Arc::new(on(&known, "n", 2))).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::NewerFormat, false), "{error}");
+    assert_eq!(load(&one, "r").await.version(), known.version());
+    store.sql("UPDATE meta SET schema_version = 2");
+    alone(&one, "r").await;
+    assert_eq!(ways(&store, 1), "2");
+}
+
+/// What the server refuses of one entry does not take the others along.
+#[tokio::test]
+async fn a_value_that_the_server_does_not_take_is_refused_alone() {
+    let store = store!();
+    let state = Coordinator::open(store.open().await).await.unwrap();
+    // Nothing in them repeats: the server stores what repeats shorter.
+    let long = |salt: u64| -> String {
+        (0..256).flat_map(|at| format!("{:04x}", (at * at * 40_503 + salt) % 65_521).into_bytes()).map(char::from).collect()
+    };
+    let (run, node, partition) = (long(1), long(2), long(3));
+    for run in [&*run, "r"] {
+        state.create_run(run, NewRun::running()).await.unwrap();
+        for rows in 0..ALONE {
+            state.set_node_state(run, "n", NodeUpdate::running().row_count(rows)).await.unwrap();
+        }
+    }
+    assert_eq!(ways(&store, 1), "2");
+    let (refused, taken) = tokio::join!(
+        state.add_completed_partition(&run, &node, &partition),
+        state.set_node_state("r", "n", NodeUpdate::success())
+    );
+    let told = refused.unwrap_err().to_string();
+    assert!(told.contains("2,600 bytes") && taken.is_ok(), "{told} {taken:?}");
+    assert!(state.get_node_state(&run, &node).await.unwrap().is_none());
+    state.set_node_state(&run, &node, NodeUpdate::success()).await.unwrap();
+    state.close().await.unwrap();
+}
+
+/// Nobody waits for a backend whose thread has ended.
+#[tokio::test]
+async fn a_backend_that_is_closed_under_its_writers_answers_all_of_them() {
+    let store = store!();
+    let backend = store.open().await;
+    let state = Coordinator::builder().open(Arc::clone(&backend)).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..16 {
+        let state = state.clone();
+        writers.spawn(async move {
+            let mut told = 0_u64;
+            while state.set_node_state("r", format!("n{writer}"), NodeUpdate::running().row_count(told)).await.is_ok() {
+                told += 1;
+            }
+            (writer, told)
+        });
+    }
+    until("many commits", async || store.sql("SELECT version > created_version + 200 FROM runs") == "t").await;
+    backend.close().await.unwrap();
+    let all = tokio::time::timeout(Duration::from_secs(30), writers.join_all()).await.expect("somebody waits for ever");
+    let stored = load(&store.open().await, "r").await;
+    for (writer, told) in all {
+        let rows = stored.node(&format!("n{writer}")).and_then(|node| node.row_count);
+        // The one after the last that was told may be there too: nobody was told of it.
+        assert!(told == 0 || rows == Some(told - 1) || rows == Some(told), "{writer}: told {told}, stored {rows:?}");
+    }
+    let _it_is_closed = tokio::time::timeout(Duration::from_secs(30), state.close()).await.expect("closing waits for ever");
+}
