@@ -14,9 +14,10 @@ use crate::model::{
 };
 use crate::persist::Submission;
 use crate::run::{
-    ChangeSeed, CommitError, Committed, FlushSink, HoldGrant, NotCommitted, OneSink, Op, Permit, Release, RunHandle, Sent,
-    Surroundings, plan, weight_of_leases,
+    ChangeSeed, CommitError, Committed, FlushSink, HoldGrant, NotCommitted, OneSink, Op, Permit, Release, RunHandle, Sending,
+    Sent, Surroundings, plan, weight_of_leases,
 };
+use crate::store::BoxFuture;
 
 /// How often a transaction over several runs is tried while others change what it touches.
 const MAX_ATTEMPTS: u32 = 512;
@@ -84,15 +85,27 @@ impl Several {
 
 impl Coordinator {
     /// Commits one mutation of one run: the way of most writes.
-    pub(super) async fn write(&self, run: RunId, mutation: Mutation) -> Result<Commit, Error> {
+    pub(super) fn write(&self, run: RunId, mutation: Mutation) -> impl Future<Output = Result<Commit, Error>> + Send {
+        self.write_checked(Ok((run, mutation)))
+    }
+
+    /// The same of what may have been refused before it was begun.
+    pub(super) fn write_checked(
+        &self,
+        work: Result<(RunId, Mutation), InputError>,
+    ) -> impl Future<Output = Result<Commit, Error>> + Send {
         let engine = self.engine();
-        if engine.is_closed() {
-            return Err(Error::Closed);
-        }
-        let fences = self.fences.as_deref().map(<[Fence]>::to_vec).unwrap_or_default();
         let deferred = self.durability == Durability::Deferred;
-        let op = Op { mutations: vec![mutation], fences, deferred, ..Op::default() };
-        Ok(engine.commit_one(run, op, false).await?.into())
+        let fences = || self.fences.as_deref().map(<[Fence]>::to_vec).unwrap_or_default();
+        let op = |mutation| Op { mutations: vec![mutation], fences: fences(), deferred, ..Op::default() };
+        let work = work.map(|(run, mutation)| (run, op(mutation)));
+        async move {
+            let (run, op) = work?;
+            if engine.is_closed() {
+                return Err(Error::Closed);
+            }
+            Ok(engine.commit_one(run, op, false).await?.into())
+        }
     }
 
     pub(super) async fn commit_work(&self, mut work: Work) -> Result<Commit, Error> {
@@ -109,7 +122,7 @@ impl Coordinator {
         }
         let several = work.runs.len() != 1;
         let committed = if several {
-            engine.commit_several(work).await?
+            Box::pin(engine.commit_several(work)).await?
         } else {
             let Work { runs, fences, leases, now } = work;
             let Some((run, Draft { mutations, guards })) = runs.into_iter().next() else { return Err(Error::Closed) };
@@ -131,25 +144,61 @@ impl Engine {
     }
 
     /// Commits an op on one run, under a span that names it.
-    pub(super) async fn commit_one(&self, run: RunId, op: Op, now: bool) -> Result<Committed, Error> {
-        let span = tracing::debug_span!(
-            "commit",
-            run = run.as_str(),
-            node = op.mutations.first().and_then(Mutation::node).map(crate::model::NodeId::as_str),
-            mutations = op.mutations.len(),
-            seq = tracing::field::Empty,
-        );
-        if span.is_disabled() {
-            return self.through_actor(run, op, now).await;
+    ///
+    /// Futures are copied into one another as a whole, with all that they may ever hold: what is not usual is boxed, and a block keeps its op once.
+    #[expect(clippy::manual_async_fn, reason = "an async function keeps its arguments twice")]
+    pub(super) fn commit_one(&self, run: RunId, op: Op, now: bool) -> impl Future<Output = Result<Committed, Error>> + Send {
+        async move {
+            if let Some(span) = span_of(&run, &op) {
+                let under: BoxFuture<'_, _> = Box::pin(self.under(span, run, op, now));
+                return under.await;
+            }
+            let sending = match self.sent_at_once(&run, op, now) {
+                Ok(sending) => sending,
+                Err(later) => return later.await,
+            };
+            let back = match sending.await {
+                Sent::Answered(answer) => return Ok(answer?),
+                Sent::Bounced(back) => back,
+            };
+            let again: BoxFuture<'_, _> = Box::pin(self.sent_again(run, back));
+            again.await
         }
+    }
+
+    async fn under(&self, span: tracing::Span, run: RunId, op: Op, now: bool) -> Result<Committed, Error> {
         let committed = self.through_actor(run, op, now).instrument(span.clone()).await;
         note_seq(&span, &committed);
         committed
     }
 
-    async fn through_actor(&self, run: RunId, mut op: Op, now: bool) -> Result<Committed, Error> {
+    /// Sends an op to a run that is here, if it is admitted now; else the way that may take longer.
+    fn sent_at_once(&self, run: &RunId, op: Op, now: bool) -> Result<Sending, BoxFuture<'_, Result<Committed, Error>>> {
+        let weight = op.weight();
+        let permit = if weight > self.limits.entry_bytes { None } else { self.admission.try_acquire(weight).ok() };
+        match permit.zip(self.directory.get(run.as_str())) {
+            Some((permit, handle)) => Ok(handle.commit(op, permit)),
+            None => Err(Box::pin(self.through_actor(run.clone(), op, now))),
+        }
+    }
+
+    async fn through_actor(&self, run: RunId, op: Op, now: bool) -> Result<Committed, Error> {
+        let permit = self.admit(op.weight(), now).await?;
+        self.send_on(run, op, permit).await
+    }
+
+    /// Sends on an op that came back: its actor had ended.
+    async fn sent_again(&self, run: RunId, back: Box<(Op, Permit)>) -> Result<Committed, Error> {
+        if self.is_closed() {
+            return Err(Error::Closed);
+        }
+        tokio::task::yield_now().await;
+        let (op, permit) = *back;
+        self.send_on(run, op, permit).await
+    }
+
+    async fn send_on(&self, run: RunId, mut op: Op, mut permit: Permit) -> Result<Committed, Error> {
         let creates = op.creates_run();
-        let mut permit = self.admit(op.weight(), now).await?;
         loop {
             let handle = match self.directory.get(run.as_str()) {
                 Some(resident) => resident,
@@ -158,11 +207,11 @@ impl Engine {
             };
             match handle.commit(op, permit).await {
                 Sent::Answered(answer) => return Ok(answer?),
-                Sent::Bounced(back, its_permit) => {
+                Sent::Bounced(back) => {
                     if self.is_closed() {
                         return Err(Error::Closed);
                     }
-                    (op, permit) = (back, its_permit);
+                    (op, permit) = *back;
                     tokio::task::yield_now().await;
                 }
             }
@@ -346,6 +395,18 @@ impl Engine {
         }
         loading
     }
+}
+
+/// The span of a commit, if anybody is told of it.
+fn span_of(run: &RunId, op: &Op) -> Option<tracing::Span> {
+    let span = tracing::debug_span!(
+        "commit",
+        run = run.as_str(),
+        node = op.mutations.first().and_then(Mutation::node).map(crate::model::NodeId::as_str),
+        mutations = op.mutations.len(),
+        seq = tracing::field::Empty,
+    );
+    (!span.is_disabled()).then_some(span)
 }
 
 fn note_seq(span: &tracing::Span, committed: &Result<Committed, Error>) {

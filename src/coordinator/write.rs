@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Commit, Coordinator, Transaction};
 use crate::error::Error;
+use crate::model::InputError;
 use crate::model::{
     IntoInterval, IntoNodeId, IntoRunId, Mutation, NewRun, NodeId, NodeUpdate, PartitionKey, RunId, RunStatus, RunUpdate,
     Snapshot,
@@ -105,8 +106,13 @@ impl Coordinator {
     ///
     /// # Cancel safety
     /// As [`update_run`](Self::update_run).
-    pub async fn set_node_state(&self, run: impl IntoRunId, node: impl IntoNodeId, update: NodeUpdate) -> Result<Commit, Error> {
-        self.write(run.into_run_id()?, node_change(node.into_node_id()?, update)).await
+    pub fn set_node_state(
+        &self,
+        run: impl IntoRunId,
+        node: impl IntoNodeId,
+        update: NodeUpdate,
+    ) -> impl Future<Output = Result<Commit, Error>> + Send {
+        self.write_checked(checked_ids(run, node).map(|(run, node)| (run, node_change(node, update))))
     }
 
     /// As [`set_node_state`](Self::set_node_state), but refused at once if the coordinator is full.
@@ -249,5 +255,9 @@ pub(super) fn node_change(node: NodeId, update: NodeUpdate) -> Mutation {
 
 /// Ids of a call, checked.
 pub(super) fn ids(run: impl IntoRunId, node: impl IntoNodeId) -> Result<(RunId, NodeId), Error> {
+    Ok(checked_ids(run, node)?)
+}
+
+fn checked_ids(run: impl IntoRunId, node: impl IntoNodeId) -> Result<(RunId, NodeId), InputError> {
     Ok((run.into_run_id()?, node.into_node_id()?))
 }

@@ -1,7 +1,10 @@
 //! The doors of a run: its cell, which readers use without asking anybody, and its actor's handle.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use std::task::{Context, Poll};
 
 use arc_swap::ArcSwapOption;
 use ractor::{Actor, ActorCell, ActorId, ActorRef, MessagingErr};
@@ -171,7 +174,26 @@ pub(crate) enum Sent {
     /// The actor answered.
     Answered(Result<Committed, CommitError>),
     /// The actor had ended; nothing happened.
-    Bounced(Op, Permit),
+    Bounced(Box<(Op, Permit)>),
+}
+
+/// An op that was sent, until it is answered. Small: it is copied with the futures that wait for it.
+#[derive(Debug)]
+pub(crate) struct Sending {
+    cell: Arc<RunCell>,
+    answer: oneshot::Receiver<Reply>,
+}
+
+impl Future for Sending {
+    type Output = Sent;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Sent> {
+        Pin::new(&mut self.answer).poll(cx).map(|answer| match answer {
+            Ok(Reply::Done(answer)) => Sent::Answered(answer),
+            Ok(Reply::Bounced(back)) => Sent::Bounced(back),
+            Err(_) => Sent::Answered(Err(CommitError::Unknown(self.cell.id().clone()))),
+        })
+    }
 }
 
 /// The actor ended before it answered.
@@ -200,19 +222,15 @@ impl RunHandle {
         self.actor.get_id()
     }
 
-    /// Sends an op and waits for its answer.
+    /// Sends an op, here and now; then its answer can be waited for.
     ///
     /// # Cancel safety
-    /// Dropped before it is polled it changes nothing; after, the op happens or not, as a whole, and its permit comes back when it is settled.
-    pub(crate) async fn commit(&self, op: Op, permit: Permit) -> Sent {
+    /// Also if the answer is not waited for the op happens or not, as a whole, and its permit comes back when it is settled.
+    pub(crate) fn commit(self, op: Op, permit: Permit) -> Sending {
         let (envelope, answer) = Envelope::new(op, permit);
         // If the actor is gone the envelope is dropped here, and comes back by its own answer.
         drop(self.actor.cast(Msg::Commit(envelope)));
-        match answer.await {
-            Ok(Reply::Done(answer)) => Sent::Answered(answer),
-            Ok(Reply::Bounced(op, permit)) => Sent::Bounced(op, permit),
-            Err(_) => Sent::Answered(Err(CommitError::Unknown(self.cell.id().clone()))),
-        }
+        Sending { cell: self.cell, answer }
     }
 
     /// Waits until the run is settled and holds it: its actor decides nothing until the grant is released or dropped. With `fresh` it is loaded

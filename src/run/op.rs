@@ -168,7 +168,7 @@ pub(crate) enum CommitError {
 pub(crate) enum Reply {
     Done(Result<Committed, CommitError>),
     /// The actor ended before it looked at it: nothing happened, it can be sent to its successor.
-    Bounced(Op, Permit),
+    Bounced(Box<(Op, Permit)>),
 }
 
 /// An op on its way to its actor. Dropped unread (the actor ended first) it goes back to its sender.
@@ -191,7 +191,7 @@ impl Envelope {
 impl Drop for Envelope {
     fn drop(&mut self) {
         if let Some((op, permit, reply)) = self.content.take() {
-            let _caller_gone = reply.send(Reply::Bounced(op, permit));
+            let _caller_gone = reply.send(Reply::Bounced(Box::new((op, permit))));
         }
     }
 }
@@ -262,7 +262,8 @@ mod tests {
         let admission = Admission::new(1, 1024);
         let (envelope, answer) = Envelope::new(Op::default(), admission.try_acquire(1).unwrap());
         drop(envelope);
-        let Reply::Bounced(_, permit) = answer.await.unwrap() else { panic!("nothing happened, and the sender is told so") };
+        let Reply::Bounced(back) = answer.await.unwrap() else { panic!("nothing happened, and the sender is told so") };
+        let (_, permit) = *back;
         assert_eq!(admission.available(), 0, "the permit came back with the op");
         drop(permit);
         assert_eq!(admission.available(), 1);
