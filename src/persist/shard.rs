@@ -392,8 +392,11 @@ impl<S: Sink> Shard<S> {
         current.pause = (pause * 2).min(LONGEST_PAUSE);
         *self.current() = Some(current);
         self.line().pausing = true;
-        // Without its actor, and so without a runtime, nobody waits for it any more.
-        let _actor_gone = self.actor.get().map(|actor| actor.cast(Msg::RetryAfter(pause)));
+        let told = self.actor.get().map(|actor| actor.cast(Msg::RetryAfter(pause)));
+        if !matches!(told, Some(Ok(()))) {
+            // Without its actor, and so without a runtime, nobody sends it again.
+            self.abandon();
+        }
     }
 }
 

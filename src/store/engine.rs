@@ -19,6 +19,15 @@ pub(super) struct Engine {
     ended: Arc<AtomicBool>,
 }
 
+/// Says that the thread ends, however it does.
+struct Ending(Arc<AtomicBool>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Begins work on the thread for those who do not own it.
 #[cfg(feature = "postgres")]
 #[derive(Debug, Clone)]
@@ -49,15 +58,20 @@ impl Engine {
         let runtime = Builder::new_current_thread().enable_all().build().map_err(fail)?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
+        let ended = Arc::<AtomicBool>::default();
+        let ending = Ending(Arc::clone(&ended));
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
+                let runtime = runtime;
+                // Dropped before the runtime, and also if that panics.
+                let _ending = ending;
                 runtime.block_on(async {
                     let _dropped_or_told = stopped.await;
                 });
             })
             .map_err(fail)?;
-        Ok(Self { handle, stop: Mutex::new(Some(stop)), ended: Arc::default() })
+        Ok(Self { handle, stop: Mutex::new(Some(stop)), ended })
     }
 
     /// Runs something there, to its end, also if nobody waits for it.

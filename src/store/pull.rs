@@ -177,7 +177,8 @@ impl Drop for OfTask {
 }
 
 /// Commits what a source has, one batch after another, until it has none: for a task on the thread of a backend, which then needs no hop of another runtime
-/// between two batches. `told` is given the ids of the batches whose answers were heard.
+/// between two batches. `told` is given the ids of the batches that were answered, and
+/// not of those of which nobody knows what became.
 #[cfg(feature = "postgres")]
 pub(super) async fn drain<F>(call: Call, mut commit: impl FnMut(Arc<Batch>) -> F, mut told: impl FnMut(BatchId))
 where
@@ -191,7 +192,8 @@ where
         let Some((batch, reply)) = next else { return };
         let id = batch.id;
         let answer = commit(batch).await;
-        if reply.answer(answer) {
+        let settled = answer.is_ok();
+        if reply.answer(answer) && settled {
             told(id);
         }
         // Others have their turn on the thread.
@@ -221,5 +223,97 @@ impl BatchSource for Forsaken {
 
     fn forsaken(&self) {
         self.0.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+    }
+}
+
+#[cfg(all(test, feature = "postgres"))]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    use super::*;
+    use crate::store::StoreErrorKind;
+
+    /// A source with some batches that keeps what it is told.
+    #[derive(Debug, Default)]
+    struct Few {
+        waiting: Mutex<Vec<Arc<Batch>>>,
+        answers: Mutex<Vec<Result<BatchAnswer, StoreError>>>,
+        forsaken: AtomicUsize,
+    }
+
+    fn held<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
+        kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    impl Few {
+        fn of(count: usize) -> Arc<Self> {
+            let batches = (0..count).map(|_| Arc::new(Batch::new(Vec::new()))).collect();
+            Arc::new(Self { waiting: Mutex::new(batches), ..Self::default() })
+        }
+
+        fn call(self: &Arc<Self>) -> Call {
+            let source: Arc<dyn BatchSource> = Arc::clone(self) as Arc<dyn BatchSource>;
+            Call::new(&Arc::downgrade(&source))
+        }
+
+        fn told(&self) -> Vec<bool> {
+            held(&self.answers).iter().map(Result::is_ok).collect()
+        }
+    }
+
+    impl BatchSource for Few {
+        fn next(&self) -> Option<Arc<Batch>> {
+            held(&self.waiting).last().cloned()
+        }
+
+        fn answer(&self, answer: Result<BatchAnswer, StoreError>) {
+            if answer.is_ok() {
+                held(&self.waiting).pop();
+            }
+            held(&self.answers).push(answer);
+        }
+
+        fn forsaken(&self) {
+            self.forsaken.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_told_of_once_it_is_settled() {
+        let source = Few::of(2);
+        let (mut sent, mut told) = (Vec::new(), Vec::new());
+        let commit = |batch: Arc<Batch>| {
+            sent.push(batch.id);
+            let lost = sent.len() == 1;
+            async move {
+                let answer = || BatchAnswer { outcomes: Vec::new() };
+                if lost { Err(StoreError::unknown(StoreErrorKind::Unavailable, "lost")) } else { Ok(answer()) }
+            }
+        };
+        drain(source.call(), commit, |id| told.push(id)).await;
+        assert_eq!(source.told(), [false, true, true]);
+        assert_eq!((sent.first(), told.as_slice()), (sent.get(1), sent.get(1..).unwrap()));
+        assert_eq!(source.forsaken.load(Ordering::Acquire), 0);
+    }
+
+    #[tokio::test]
+    async fn a_source_is_told_where_a_commit_panics_or_its_task_is_dropped() {
+        for panics in [true, false] {
+            let source = Few::of(1);
+            let commit = move |_| async move {
+                assert!(!panics, "a fault of the backend");
+                std::future::pending().await
+            };
+            let task = tokio::spawn(drain(source.call(), commit, |_| {}));
+            if !panics {
+                tokio::task::yield_now().await;
+                task.abort();
+            }
+            assert!(task.await.is_err());
+            let answers = source.answers.lock().unwrap();
+            assert!(matches!(&**answers, [Err(error)] if error.is_unknown_outcome()), "{answers:?}");
+            assert_eq!(source.forsaken.load(Ordering::Acquire), 1);
+        }
     }
 }

@@ -43,16 +43,25 @@ async fn who_works_alone_needs_no_look_before() {
     change(&backend, "r", vec![create(0), Mutation::AddInterval { node: node_id("n"), interval: hours(0, 1) }]).await;
     alone(&backend, "r").await;
     assert_eq!(ways(&store, 2), "22");
+    // Also a node that was not there, and one with all that a node may have.
+    let full =
+        NodeUpdate::failed("why").row_count(7).duration_ms(8).fingerprint("f").metadata("k", "v").depends_on([node_id("n")]);
+    change(&backend, "r", vec![set("made", full), set("n", NodeUpdate::running().row_count(100))]).await;
+    assert_eq!(ways(&store, 1), "2");
+    // What has rows of its own in other tables is written as always.
     let more = vec![
         Mutation::AddInterval { node: node_id("n"), interval: hours(1, 2) },
         Mutation::AddPartition { node: node_id("new"), partition: PartitionKey::new("p").unwrap() },
     ];
     change(&backend, "r", more).await;
-    assert_eq!(ways(&store, 1), "2");
+    assert_eq!(ways(&store, 1), "1");
     let state = load(&store.open().await, "r").await;
     assert_eq!(state.version(), load(&backend, "r").await.version());
     let node = state.node("n").unwrap();
-    assert_eq!((node.row_count, node.intervals.iter().collect::<Vec<_>>()), (Some(ALONE - 1), vec![hours(0, 2)]));
+    assert_eq!((node.row_count, node.intervals.iter().collect::<Vec<_>>()), (Some(100), vec![hours(0, 2)]));
+    assert_eq!(state.node("made"), load(&backend, "r").await.node("made"));
+    let made = state.node("made").unwrap();
+    assert_eq!((made.error.as_deref(), made.duration_ms, made.depends_on.len()), (Some("why"), Some(8), 1));
     assert_eq!(state.node("new").unwrap().partitions.len(), 1);
     // What changes the run itself, or comes with a condition on a node, is decided on what is stored.
     change(&backend, "r", vec![Mutation::Update { update: RunUpdate::new().metadata("k", 1), at: at(1) }]).await;
@@ -153,32 +162,75 @@ async fn who_works_alone_is_kept_out_all_the_same() {
     assert_eq!(ways(&store, 1), "2");
 }
 
-/// What the server refuses of one entry does not take the others along.
+/// One run that another opening moved keeps the others of the batch from being written by the wrong numbers.
 #[tokio::test]
-async fn a_value_that_the_server_does_not_take_is_refused_alone() {
+async fn of_several_runs_one_that_moved_is_enough() {
     let store = store!();
-    let state = Coordinator::open(store.open().await).await.unwrap();
+    let (one, two) = (store.open().await, store.open().await);
+    let runs = ["a", "b", "c"];
+    for run in runs {
+        change(&one, run, vec![create(0)]).await;
+        alone(&one, run).await;
+    }
+    for moved in runs {
+        let mut tips = Vec::new();
+        for run in runs {
+            tips.push(load(&one, run).await);
+        }
+        change(&two, moved, vec![set("theirs", NodeUpdate::success())]).await;
+        let entries = tips.iter().map(|tip| {
+            entry(part_on(
+                Some(tip),
+                tip.version(),
+                tip.id().as_str(),
+                vec![],
+                vec![set("n", NodeUpdate::success().row_count(1))],
+            ))
+        });
+        let answer = commit(&one, entries.collect()).await;
+        assert_eq!(ways(&store, 1), "1");
+        for (receipt, tip) in receipts(&answer).iter().zip(&tips) {
+            let before = if tip.id().as_str() == moved { tip.version().next() } else { tip.version() };
+            assert_eq!((receipt.runs[0].before, receipt.runs[0].after), (before, before.next()));
+            assert_eq!(load(&two, tip.id().as_str()).await.version(), before.next());
+        }
+        for run in runs {
+            alone(&one, run).await;
+        }
+        assert_eq!(ways(&store, 1), "2");
+    }
+}
+
+/// What the server refuses of a batch it has not begun.
+#[tokio::test]
+async fn a_value_that_the_server_does_not_take_leaves_nothing() {
+    let store = store!();
+    let backend = store.open().await;
     // Nothing in them repeats: the server stores what repeats shorter.
     let long = |salt: u64| -> String {
         (0..256).flat_map(|at| format!("{:04x}", (at * at * 40_503 + salt) % 65_521).into_bytes()).map(char::from).collect()
     };
-    let (run, node, partition) = (long(1), long(2), long(3));
+    let (run, node) = (long(1), long(2));
     for run in [&*run, "r"] {
-        state.create_run(run, NewRun::running()).await.unwrap();
-        for rows in 0..ALONE {
-            state.set_node_state(run, "n", NodeUpdate::running().row_count(rows)).await.unwrap();
-        }
+        change(&backend, run, vec![create(0)]).await;
+        alone(&backend, run).await;
     }
     assert_eq!(ways(&store, 1), "2");
-    let (refused, taken) = tokio::join!(
-        state.add_completed_partition(&run, &node, &partition),
-        state.set_node_state("r", "n", NodeUpdate::success())
-    );
-    let told = refused.unwrap_err().to_string();
-    assert!(told.contains("2,600 bytes") && taken.is_ok(), "{told} {taken:?}");
-    assert!(state.get_node_state(&run, &node).await.unwrap().is_none());
-    state.set_node_state(&run, &node, NodeUpdate::success()).await.unwrap();
-    state.close().await.unwrap();
+    let (heavy, light) = (load(&backend, &run).await, load(&backend, "r").await);
+    store.sql("ALTER TABLE node_states ADD CONSTRAINT short CHECK (length(node_id) < 1000)");
+    let part = |tip: &RunState, node: &str| {
+        entry(part_on(Some(tip), tip.version(), tip.id().as_str(), vec![], vec![set(node, NodeUpdate::success())]))
+    };
+    let batch = Arc::new(Batch::new(vec![part(&light, "n"), part(&heavy, &node)]));
+    for _ in 0..2 {
+        // The second time it does not go at once: a run is not taken to be as it was left behind an error.
+        let error = backend.commit(Arc::clone(&batch)).await.unwrap_err();
+        assert!(!error.is_unknown_outcome() && error.to_string().contains("short"), "{error}");
+        assert_eq!((load(&backend, &run).await, load(&backend, "r").await), (heavy.clone(), light.clone()));
+    }
+    store.sql("ALTER TABLE node_states DROP CONSTRAINT short");
+    assert_eq!(receipts(&backend.commit(batch).await.unwrap()).len(), 2);
+    assert!(load(&backend, &run).await.node(&node).is_some());
 }
 
 /// Nobody waits for a backend whose thread has ended.

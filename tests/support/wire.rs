@@ -196,8 +196,8 @@ impl Line {
                     let (name, text) = texts(body);
                     self.names.insert(name.to_vec(), text.to_vec());
                 }
-                b'B' => is_commit |= self.names.get(texts(body).1).is_some_and(|text| text == b"COMMIT"),
-                b'Q' => is_commit |= texts(body).0 == b"COMMIT",
+                b'B' => is_commit |= self.names.get(texts(body).1).is_some_and(|text| commits(text)),
+                b'Q' => is_commit |= commits(texts(body).0),
                 _ => {}
             }
             at += length;
@@ -279,6 +279,11 @@ impl Line {
             }
         }
     }
+}
+
+/// Whether a statement is the last of its transaction, and that one writes: a `COMMIT`, or a batch that goes down at once.
+fn commits(text: &[u8]) -> bool {
+    text == b"COMMIT" || text.starts_with(b"WITH drawn AS ")
 }
 
 /// A pooler's last words to a client.

@@ -13,7 +13,7 @@
 //! each step is one way there and back. Until (4) nothing is decided: whatever fails, the transaction never happened, and what may pass is tried again.
 //! From (4) on only an error of the server in a statement before COMMIT is certain (its transaction can do nothing but roll back); everything else is
 //! unknown, and settled by the same batch under the same id: its transaction either meets the answer, or has the id to itself, and with that the proof that no
-//! earlier one committed.
+//! earlier one committed (but for one that went at once: what is not begun holds no id).
 //!
 //! The server takes a transaction back in which it hears nothing for some seconds, and counts until a statement has arrived as a whole: (4) raises that limit
 //! first, in a statement of its own, where much is sent.
@@ -33,6 +33,7 @@ use uuid::Uuid;
 use super::Shared;
 use super::connection::{Conn, Failed, IDLE_IN_TRANSACTION_MS, Param, STATEMENT_MS, Sql};
 use super::error::{corrupt, is_of_standby, is_passing};
+use super::groups::Filled;
 use super::rows::{Fields, counter};
 use super::sql::{on_the_way, weight};
 use super::write::Moved;
@@ -59,7 +60,7 @@ pub(super) const HEAVY: usize = 64 << 10;
 /// For this transaction: the server's patience runs until a statement has arrived as a whole.
 const MORE_TIME: &str =
     "SELECT set_config('idle_in_transaction_session_timeout', $1, true), set_config('statement_timeout', $2, true)";
-pub(super) const COMMIT: &str = "COMMIT";
+const COMMIT: &str = "COMMIT";
 const ANSWER: &str = "UPDATE batches SET answers = $2 WHERE id = $1";
 /// Applies a batch.
 pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer, StoreError> {
@@ -166,7 +167,7 @@ pub(super) async fn raise_tokens(shared: &Shared, beyond: u64) -> Result<(), Sto
 
 /// Prepares what every commit needs: the first one is not slower than the others.
 pub(super) async fn warm_up(conn: &mut Conn) -> Result<(), StoreError> {
-    let texts = lock::TEXTS.into_iter().chain(at_once::TEXTS).chain([MORE_TIME, ANSWER, COMMIT]);
+    let texts = lock::TEXTS.into_iter().chain([at_once::statement(Filled::default())]).chain([MORE_TIME, ANSWER, COMMIT]);
     let statements: Vec<Sql<'_>> = texts.map(Sql::plain).collect();
     conn.prepare(&statements).await.map_err(|failed| failed.error)
 }
@@ -187,7 +188,11 @@ async fn attempt(shared: &Shared, batch: &Batch, pace: &Pace) -> Result<BatchAns
         shared.pool.put(conn);
         return Ok(answer);
     }
-    let Some(rows) = lock::lock(shared, &mut conn, id, &wanted).await? else {
+    // The batch's id is free from here on: whoever sent it before has not committed, and is not going to. Then what is certain of this transaction is so of
+    // all; but for what went down at once, and may still be on its way.
+    let of_all = !shared.unanswered.holds(batch.id);
+    let certain = |error: StoreError| if of_all && !error.is_unknown_outcome() { error.never_applied() } else { error };
+    let Some(locked) = lock::lock(shared, &mut conn, id, &wanted).await? else {
         let answer = known(&mut conn, batch, id).await?;
         conn.ask(Sql::plain("ROLLBACK")).await?;
         shared.pool.put(conn);
@@ -197,9 +202,8 @@ async fn attempt(shared: &Shared, batch: &Batch, pace: &Pace) -> Result<BatchAns
         }
         return Ok(answer);
     };
-    let answer = apply(shared, conn, batch, id, &wanted, rows, pace).await;
-    // The batch's id was free: whoever sent it before has not committed, and is not going to. Then what is certain of this transaction is so of all.
-    answer.map_err(|error| if error.is_unknown_outcome() { error } else { error.never_applied() })
+    let rows = locked.map_err(certain)?;
+    apply(shared, conn, batch, id, &wanted, rows, pace).await.map_err(certain)
 }
 
 /// Steps 2 to 4: the locks are taken, and the batch is not known.
@@ -251,7 +255,7 @@ async fn apply(
 }
 
 /// The runs whose rows were moved on when they were locked, as they were and where they are.
-pub(super) fn moved(wanted: &Wanted, heads: &BTreeMap<RunId, Option<Head>>) -> BTreeMap<RunId, Moved> {
+fn moved(wanted: &Wanted, heads: &BTreeMap<RunId, Option<Head>>) -> BTreeMap<RunId, Moved> {
     let Some(steps) = &wanted.steps else { return BTreeMap::new() };
     let of_run = |(run, steps): (&RunId, &u64)| {
         let before = heads.get(run)?.clone()?;

@@ -72,11 +72,24 @@ pub(super) fn filled<'a>(nodes: impl Iterator<Item = &'a NodeState>) -> Filled {
 
 /// The statement for these groups. Its values are those of [`ALWAYS`], then those of each group, in order.
 pub(super) fn statement(filled: Filled) -> &'static str {
-    static TEXTS: LazyLock<Vec<String>> = LazyLock::new(|| (0..1 << GROUPS.len()).map(|bits| text(Filled(bits))).collect());
+    static TEXTS: LazyLock<Vec<String>> = LazyLock::new(|| all(|filled| text(filled, 0, "")));
     TEXTS.get(filled.0).map_or("", String::as_str)
 }
 
-fn text(filled: Filled) -> String {
+/// For each set of groups, in the order of their numbers.
+pub(super) fn all(text: impl FnMut(Filled) -> String) -> Vec<String> {
+    (0..1 << GROUPS.len()).map(Filled).map(text).collect()
+}
+
+impl Filled {
+    /// Its place among [`all`].
+    pub(super) fn number(self) -> usize {
+        self.0
+    }
+}
+
+/// The same behind so many other values, and together with another table.
+pub(super) fn text(filled: Filled, values: usize, beside: &str) -> String {
     let groups = || (0..).zip(GROUPS);
     let sent: Vec<Column> =
         ALWAYS.into_iter().chain(groups().filter(|(at, _)| filled.has(*at)).flat_map(|(_, group)| group).copied()).collect();
@@ -90,9 +103,9 @@ fn text(filled: Filled) -> String {
     let cleared =
         groups().filter(|(at, _)| !filled.has(*at)).flat_map(|(_, group)| group).map(|(name, ..)| format!("{name} = NULL"));
     format!(
-        "INSERT INTO node_states ({names}) SELECT {} FROM unnest({}) AS k ({names}) ON CONFLICT (run_id, node_id) DO UPDATE SET {}",
-        list(&|_, (name, _, cast)| format!("{name}{cast}")),
-        list(&|at, (_, kind, _)| format!("${}::{kind}[]", at + 1)),
+        "INSERT INTO node_states ({names}) SELECT {} FROM unnest({}) AS k ({names}){beside} ON CONFLICT (run_id, node_id) DO UPDATE SET {}",
+        list(&|_, (name, _, cast)| format!("k.{name}{cast}")),
+        list(&|at, (_, kind, _)| format!("${}::{kind}[]", values + at + 1)),
         set.chain(cleared).collect::<Vec<_>>().join(", "),
     )
 }

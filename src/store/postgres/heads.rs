@@ -63,6 +63,17 @@ impl KnownHeads {
         }
     }
 
+    /// Notes what a decision on known heads left, which were forgotten while it was on its way.
+    pub(super) fn go_on(&self, writes: Writes) {
+        let mut all = self.known();
+        for (run, write) in writes.runs {
+            let Some(head) = write.head else { continue };
+            if all.get(&run).is_none_or(|known| known.head.version < head.version) {
+                all.insert(run, Known { head, alone: ALONE });
+            }
+        }
+    }
+
     /// Somebody else wrote to one of these runs, or nobody knows what became of a commit on them.
     pub(super) fn forget<'r>(&self, runs: impl IntoIterator<Item = &'r RunId>) {
         let mut all = self.known();
@@ -129,6 +140,10 @@ mod tests {
         assert_eq!(known(), Some(28));
         heads.forget([&run]);
         assert_eq!(known(), None);
+        heads.go_on(writes(&run, Some(head(30))));
+        heads.go_on(writes(&run, Some(head(29))));
+        assert_eq!(known(), Some(30));
+        heads.forget([&run]);
         let other = BTreeSet::from([run.clone(), RunId::new("other").unwrap()]);
         for version in 28..=28 + u64::from(ALONE) {
             commit(version, version + 1);

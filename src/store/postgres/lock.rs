@@ -74,8 +74,12 @@ fn mutex(schema: &str, run: &RunId) -> i64 {
     ((hash(schema.bytes().chain(*b" runs")) & !(MUTEXES - 1)) | run).cast_signed()
 }
 
-/// Step 1: takes every lock, and reads what a batch needs in any case. `None`: the batch is known.
-pub(super) async fn lock(shared: &Shared, conn: &mut Conn, id: Uuid, wanted: &Wanted) -> Result<Option<Rows>, StoreError> {
+/// What was read under the locks.
+pub(super) type Locked = Result<Rows, StoreError>;
+
+/// Step 1: takes every lock, and reads what a batch needs in any case. `None`: the batch is known. An error inside: its id is free, and what is stored cannot be
+/// read.
+pub(super) async fn lock(shared: &Shared, conn: &mut Conn, id: Uuid, wanted: &Wanted) -> Result<Option<Locked>, StoreError> {
     let schema = &shared.pool.place.schema;
     let mutexes: BTreeSet<i64> = wanted.mutexes.iter().map(|run| mutex(schema, run)).collect();
     let lock_runs = if let Some(steps) = &wanted.steps {
@@ -133,7 +137,7 @@ pub(super) async fn lock(shared: &Shared, conn: &mut Conn, id: Uuid, wanted: &Wa
             tokens: if wanted.tokens > 0 { drawn(rows(tokens_at))? } else { Numbers::Drawn([].into()) },
         })
     };
-    read().map(Some).map_err(StoreError::never_applied)
+    Ok(Some(read()))
 }
 
 fn drawn(rows: &[Row]) -> Result<Numbers, StoreError> {

@@ -67,6 +67,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+use self::at_once::Unanswered;
 use self::connection::{Pool, Sql};
 use self::follow::{Follower, Listening};
 use self::openings::Lock;
@@ -110,6 +111,7 @@ struct Shared {
     follower: Arc<Follower>,
     /// Batches of this opening whose answers are stored and were told, oldest first.
     told: Mutex<VecDeque<BatchId>>,
+    unanswered: Unanswered,
     unsettled: Mutex<Unsettled>,
 }
 
@@ -120,6 +122,10 @@ impl Shared {
 
     /// Notes that the answer to a batch was told. `true`: there are many by now.
     fn tell(&self, id: BatchId) -> bool {
+        if self.unanswered.forget(id) {
+            // A sending of it may still be on its way: its answer, which that one meets, stays until its age removes it.
+            return false;
+        }
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         told.push_back(id);
         told.len() >= ANSWERS_KEPT + ANSWERS_AT_ONCE
@@ -153,7 +159,14 @@ impl PostgresBackend {
         let pool = Arc::new(Pool::new(Arc::clone(&self.place))?);
         let process = ProcessInfo::current(SystemClock.now());
         let follower = Arc::new(Follower::new(&process));
-        let shared = Arc::new(Shared { pool, process, follower, told: Mutex::default(), unsettled: Mutex::default() });
+        let shared = Arc::new(Shared {
+            pool,
+            process,
+            follower,
+            told: Mutex::default(),
+            unanswered: Unanswered::default(),
+            unsettled: Mutex::default(),
+        });
         let opening = open(Arc::clone(&shared));
         let report = engine.run(opening, StoreError::not_applied).await?;
         Ok((Opened { engine, shared }, report))

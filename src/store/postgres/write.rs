@@ -181,13 +181,39 @@ fn nodes<'a>(plan: &mut Vec<Sql<'a>>, changed: &[Changed<'a>]) -> Result<(), Sto
             columns![runs, gone],
         ));
     }
-    let rows: Vec<(&'a str, &'a str, &'a Head, &'a NodeState)> = changed
+    let rows: Vec<NodeRow<'a>> = changed
         .iter()
         .filter_map(|changed| Some((changed.run, changed.node.as_str(), changed.head, changed.change.state.as_deref()?)))
         .collect();
     if rows.is_empty() {
         return Ok(());
     }
+    let (filled, params) = columns_of(&rows)?;
+    plan.push(Sql::new("table node_states", groups::statement(filled), params));
+    Ok(())
+}
+
+/// A node as it is to be stored: its run, its id, the run's head.
+type NodeRow<'a> = (&'a str, &'a str, &'a Head, &'a NodeState);
+
+/// The rows of a decision that writes nodes and versions of runs, and nothing else.
+pub(super) fn nodes_alone(writes: &Writes) -> Option<Vec<NodeRow<'_>>> {
+    if !writes.leases.is_empty() || !writes.retained.is_empty() {
+        return None;
+    }
+    let mut rows = Vec::new();
+    for (run, write) in &writes.runs {
+        let head = write.head.as_ref().filter(|_| write.existed && write.deleted.is_none() && write.header.is_none())?;
+        for (node, change) in &write.nodes {
+            let plain = !change.whole && change.intervals.is_empty() && change.partitions.is_empty();
+            rows.push((run.as_str(), node.as_str(), head, change.state.as_deref().filter(|_| plain)?));
+        }
+    }
+    Some(rows)
+}
+
+/// Rows of nodes as the columns of [`groups`].
+pub(super) fn columns_of<'a>(rows: &[NodeRow<'a>]) -> Result<(groups::Filled, Vec<Param<'a>>), StoreError> {
     let runs: Vec<&str> = rows.iter().map(|row| row.0).collect();
     let ids: Vec<&str> = rows.iter().map(|row| row.1).collect();
     let created: Vec<Stamp> = rows.iter().map(|row| row.2.created_at).collect();
@@ -214,7 +240,7 @@ fn nodes<'a>(plan: &mut Vec<Sql<'a>>, changed: &[Changed<'a>]) -> Result<(), Sto
     }
     if filled.has(groups::PLAN) {
         let (mut needed, mut earlier): (Vec<Option<String>>, Vec<Option<String>>) = (Vec::new(), Vec::new());
-        for (run, node, _, state) in &rows {
+        for (run, node, _, state) in rows {
             let bad = |error| corrupt(format_args!("node {node:?} of run {run:?}"), error);
             needed.push(list_text(&state.depends_on).map_err(bad)?);
             earlier.push(list_text(&state.attempts).map_err(bad)?);
@@ -227,8 +253,7 @@ fn nodes<'a>(plan: &mut Vec<Sql<'a>>, changed: &[Changed<'a>]) -> Result<(), Sto
         let tokens: Vec<Option<i64>> = states().map(|state| state.token.map(|token| counter(token.0))).collect();
         params.extend(columns![workers, tokens]);
     }
-    plan.push(Sql::new("table node_states", groups::statement(filled), params));
-    Ok(())
+    Ok((filled, params))
 }
 
 fn intervals<'a>(plan: &mut Vec<Sql<'a>>, changed: &[Changed<'a>]) {
