@@ -49,9 +49,7 @@ pub fn apply(state: &mut Option<RunState>, id: &RunId, mutation: &Mutation, vers
                 return Err(Refusal::NodeNotFound { run: id.clone(), node: node_id.clone() });
             }
         } else if !mutation.only_removes() || run.node(node_id.as_str()).is_some() {
-            let mut node = run.node(node_id.as_str()).cloned().unwrap_or_else(fresh);
-            change(&mut node, mutation, version);
-            run.put_node(node_id.clone(), node);
+            run.change_node(node_id, fresh, |node| change(node, mutation, version));
         }
     } else if let Mutation::Update { update, at } = mutation {
         let header = run.header_mut();

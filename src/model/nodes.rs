@@ -173,14 +173,26 @@ impl NodeMap {
         chunk.state(chunk.ids.find(id).ok()?)
     }
 
-    pub(super) fn insert(&mut self, id: NodeId, state: Arc<NodeState>) {
+    pub(super) fn insert(&mut self, id: &NodeId, state: Arc<NodeState>) {
+        self.change(id, |_| state);
+    }
+
+    /// Puts in what is made of the state that is there; answers with it.
+    pub(super) fn change(
+        &mut self,
+        id: &NodeId,
+        change: impl FnOnce(Option<&Arc<NodeState>>) -> Arc<NodeState>,
+    ) -> Option<Arc<NodeState>> {
         let place = self.chunks.place(id.as_str());
         let most = if self.len < MANY { SMALL } else { LARGE };
-        let Some(chunk) = self.chunks.get_mut(place) else { return };
-        match chunk.ids.find(id.as_str()) {
+        let chunk = self.chunks.get_mut(place)?;
+        let found = chunk.ids.find(id.as_str());
+        let state = change(found.ok().and_then(|at| chunk.state(at)));
+        let kept = Arc::clone(&state);
+        match found {
             Ok(at) => chunk.put(at, state),
             Err(at) => {
-                chunk.insert(at, id, state);
+                chunk.insert(at, id.clone(), state);
                 self.len += 1;
                 if chunk.ids.len() > most {
                     let second = chunk.split();
@@ -188,6 +200,7 @@ impl NodeMap {
                 }
             }
         }
+        Some(kept)
     }
 
     /// Whether it was there.
@@ -335,7 +348,7 @@ mod tests {
             for (index, step) in steps.into_iter().enumerate() {
                 match step {
                     Step::Put(number) => {
-                        map.insert(id(number), state(index));
+                        map.insert(&id(number), state(index));
                         oracle.insert(id(number), state(index));
                     }
                     Step::Remove(number) => {
@@ -368,13 +381,13 @@ mod tests {
         for number in 0..20_000_u16 {
             // Not in their order, every one once.
             let number = u16::try_from(u32::from(number) * 7_919 % 20_000).unwrap();
-            map.insert(id(number), state(1));
+            map.insert(&id(number), state(1));
             oracle.insert(id(number), state(1));
         }
         same(&map, &oracle);
         let before = map.clone();
         for number in (0..20_000).step_by(3) {
-            map.insert(id(number), state(2));
+            map.insert(&id(number), state(2));
         }
         same(&before, &oracle);
         for number in (0..20_000).step_by(3) {

@@ -231,7 +231,7 @@ impl RunState {
             if let Some(node) = body.nodes.get(id.as_str()) {
                 let mut node = NodeState::clone(node);
                 node.version = actual;
-                body.nodes.insert(id, Arc::new(node));
+                body.nodes.insert(&id, Arc::new(node));
             }
         }
         if created {
@@ -259,7 +259,7 @@ impl RunState {
         let mut replaced = Vec::new();
         for (id, node) in nodes {
             replaced.push(id.clone());
-            body.nodes.insert(id, Arc::new(node));
+            body.nodes.insert(&id, Arc::new(node));
         }
         body.reload = Some(Arc::new((self.version, version, replaced)));
         state
@@ -291,8 +291,20 @@ impl RunState {
 
     pub(super) fn put_node(&mut self, id: NodeId, node: NodeState) {
         let (body, node) = (self.body_mut(), Arc::new(node));
-        body.nodes.insert(id.clone(), Arc::clone(&node));
+        body.nodes.insert(&id, Arc::clone(&node));
         body.newest = Some((id, node));
+    }
+
+    /// Changes a node that is there, or a new one.
+    pub(super) fn change_node(&mut self, id: &NodeId, new: impl FnOnce() -> NodeState, change: impl FnOnce(&mut NodeState)) {
+        let body = self.body_mut();
+        let node = body.nodes.change(id, |known| {
+            let mut node = known.map_or_else(|| Arc::new(new()), Arc::clone);
+            // Copied to where it stays, and not moved there.
+            change(Arc::make_mut(&mut node));
+            node
+        });
+        body.newest = node.map(|node| (id.clone(), node));
     }
 
     pub(super) fn drop_node(&mut self, id: &NodeId) -> bool {
