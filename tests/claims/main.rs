@@ -14,4 +14,5 @@ mod closing;
 mod granted;
 mod handed;
 mod late;
+mod paused;
 mod under;

@@ -13,13 +13,15 @@ use crate::coordinator::{Commit, Engine};
 use crate::error::Error;
 use crate::lease::{Lease, LostReason};
 use crate::model::{Fence, FencingToken, Guard, LeaseKey, NodeId, NodeStatus, NodeUpdate, Refusal, RunId, RunStatus};
-use crate::run::Op;
+use crate::run::{Committed, Op};
 
 /// How often an end is told while storage is busy or full, and how long between.
 const TELL_TRIES: u32 = 10;
 const TELL_PAUSE: Duration = Duration::from_millis(200);
 /// For how long: storage that takes seconds to say that it is busy would hold its caller, and closing, for as many times.
 const TELL_TIME: Duration = Duration::from_secs(3);
+/// How often it is told once more that its run got another status meanwhile, which is no end.
+const STATUSES: u32 = 64;
 /// How long closing waits until storage has answered to all that is given back. What storage does not answer it may have taken.
 const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(30);
 
@@ -206,8 +208,9 @@ impl End {
     }
 
     pub(super) async fn tell(&self, updates: &[NodeUpdate]) -> Result<Commit, Error> {
-        let (engine, held) = (&self.engine, &self.held);
-        let mut tries = Tries::default();
+        let held = &self.held;
+        let (mut tries, mut changes) = (Tries::default(), 0);
+        let mut open = vec![RunStatus::Pending, RunStatus::Running];
         loop {
             // Once lost it stays lost: what storage would say is known.
             if let Some(reason) = held.over() {
@@ -215,18 +218,7 @@ impl End {
             }
             let lease = &held.lease;
             let own = lease.fence();
-            let mut fences = vec![own.clone()];
-            fences.extend(self.fences.iter().flat_map(|fences| fences.iter().cloned()));
-            let op = Op {
-                mutations: updates.iter().map(|update| node_change(held.node.clone(), update.clone())).collect(),
-                guards: self.running(),
-                fences,
-                leases: vec![lease.returning()],
-                // Lost writes of others are no reason to do this work again.
-                unheard: true,
-                ..Op::default()
-            };
-            let error = match engine.commit_one(held.run.clone(), op, false).await {
+            let error = match self.tell_once(updates, &own, &mut open).await {
                 Ok(committed) => {
                     held.landed(self.as_what);
                     return Ok(committed.into());
@@ -237,6 +229,13 @@ impl End {
             match &error {
                 Error::Store(_) if tries.are_left(&error) && self.caller.strong_count() > 0 && !lease.is_lost() => {
                     tokio::time::sleep(TELL_PAUSE).await;
+                }
+                // Somebody gave the run a status of his own in that moment: the work is told in a run that goes on.
+                Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) if self.note_open(&mut open).await? => {
+                    changes += 1;
+                    if changes >= STATUSES {
+                        return Err(error);
+                    }
                 }
                 Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) | Error::RunNotFound(_) => {
                     held.forsake(LostReason::RunEnded);
@@ -259,6 +258,39 @@ impl End {
         }
     }
 
+    async fn tell_once(&self, updates: &[NodeUpdate], own: &Fence, open: &mut Vec<RunStatus>) -> Result<Committed, Error> {
+        let (engine, held) = (&self.engine, &self.held);
+        let mut guards = vec![Guard::NodeStatus { node: held.node.clone(), one_of: vec![NodeStatus::Running] }];
+        // Where leases live in this process the actor of the run knows first that it has ended.
+        if !engine.leases.keeps_rows() {
+            self.note_open(open).await?;
+            guards.push(Guard::RunStatus(open.clone()));
+        }
+        let mut fences = vec![own.clone()];
+        fences.extend(self.fences.iter().flat_map(|fences| fences.iter().cloned()));
+        let op = Op {
+            mutations: updates.iter().map(|update| node_change(held.node.clone(), update.clone())).collect(),
+            guards,
+            fences,
+            leases: vec![held.lease.returning()],
+            // Lost writes of others are no reason to do this work again.
+            unheard: true,
+            ..Op::default()
+        };
+        engine.commit_one(held.run.clone(), op, false).await
+    }
+
+    /// Notes the status that the run has now, unless that is an end, and says whether there is one. A run that went to sleep is loaded: a claim does not keep
+    /// it awake.
+    async fn note_open(&self, open: &mut Vec<RunStatus>) -> Result<bool, Error> {
+        let run = &self.held.run;
+        let found = self.engine.directory.existing(run).await?.and_then(|handle| handle.cell().snapshot());
+        let status = found.map(|run| run.header().status.clone()).filter(|status| !status.is_ended());
+        let is_open = status.is_some();
+        open.extend(status.filter(|status| !open.contains(status)));
+        Ok(is_open)
+    }
+
     /// What the caller of an end is told whose claim is not held any more.
     async fn refused(&self, reason: LostReason) -> Error {
         let Held { run, node, lease, .. } = &*self.held;
@@ -276,17 +308,5 @@ impl End {
             _ => reason.to_string(),
         };
         Error::LeaseLost(Refusal::ClaimOver { key: LeaseKey::node(run.clone(), node.clone()), token: lease.token(), why })
-    }
-
-    /// The node runs, and so does its run: where leases live in this process its actor knows first that it has ended.
-    fn running(&self) -> Vec<Guard> {
-        let Held { run, node, .. } = &*self.held;
-        let mut guards = vec![Guard::NodeStatus { node: node.clone(), one_of: vec![NodeStatus::Running] }];
-        if !self.engine.leases.keeps_rows() {
-            let snapshot = self.engine.directory.get(run.as_str()).and_then(|handle| handle.cell().snapshot());
-            let status = snapshot.map(|run| run.header().status.clone()).filter(|status| !status.is_ended());
-            guards.push(Guard::RunStatus([RunStatus::Pending, RunStatus::Running].into_iter().chain(status).collect()));
-        }
-        guards
     }
 }
