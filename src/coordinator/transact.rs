@@ -229,7 +229,8 @@ impl Engine {
     /// Whether a run that was seen to be there is gone or has changed since. Else what was not found in it was never there, and deciding again helps nobody.
     async fn has_moved(&self, run: &RunId, seen: &BTreeMap<RunId, Option<Snapshot>>) -> Result<bool, Error> {
         let Some(Some(seen)) = seen.get(run) else { return Ok(false) };
-        Ok(self.snapshot(run).await?.is_none_or(|now| place(&now) != place(seen)))
+        // What is known here may be what it was refused on: its actor loads it behind that answer.
+        Ok(self.fresh(run).await?.is_none_or(|now| place(&now) != place(seen)))
     }
 
     /// Whether anything that was seen is another by now. Else the closure decides what it decided, and is refused again.

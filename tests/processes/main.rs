@@ -19,6 +19,7 @@ mod following;
 mod lies;
 mod locks;
 mod peer;
+mod remade;
 mod writing;
 
 use std::time::{Duration, Instant};
