@@ -15,7 +15,7 @@ use crate::model::{
 use crate::persist::Submission;
 use crate::run::{
     ChangeSeed, CommitError, Committed, FlushSink, HoldGrant, NotCommitted, OneSink, Op, Permit, Release, RunHandle, Sending,
-    Sent, Surroundings, plan, weight_of_leases,
+    Sent, Surroundings, born, is_another, plan, weight_of_leases,
 };
 use crate::store::BoxFuture;
 
@@ -261,8 +261,14 @@ impl Engine {
             op.stamp(|| self.context.clock.now());
         }
         let (mut fresh, mut verified) = (false, false);
+        // Which runs it was sent to, once it came back.
+        let mut sent_to = Vec::new();
         for attempt in 1..=MAX_ATTEMPTS {
             let held = self.hold_all(&ops, fresh).await?;
+            let mut remade = ops.keys().zip(&held).zip(&sent_to);
+            if let Some(((run, _), _)) = remade.find(|((_, grant), sent_to)| is_another(**sent_to, born(grant.state()))) {
+                return Err(Error::RunNotFound(run.clone()));
+            }
             let planned = match plan_all(&ops, &held) {
                 Ok(planned) => planned,
                 // Others may have changed since what it was refused on.
@@ -306,6 +312,7 @@ impl Engine {
                     return Err(error.into());
                 }
                 Ok(Err(NotCommitted::Recheck)) => {
+                    sent_to = held.iter().map(|grant| born(grant.state())).collect();
                     release(held, true);
                     verified = false;
                     tokio::time::sleep(crate::run::jitter(attempt)).await;

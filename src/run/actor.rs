@@ -20,12 +20,12 @@ use self::again::Again;
 use self::fresh::Fresh;
 use self::stash::{Stash, Stashed};
 use super::admission::Permit;
-use super::chain::Chain;
+use super::chain::{Chain, is_another};
 use super::handle::{HoldGrant, Release, RunCell};
 use super::losses::Losses;
 use super::op::{Ack, ChangeSeed, CommitError, Committed, DeferredLoss, Envelope, Op};
 use super::sink::{FlushSink, Outcomes, RunSink};
-use crate::model::{Clock, FencingToken, LeaseMutation, Mutation, RunId, RunReceipt, RunState, Snapshot, Version};
+use crate::model::{Clock, FencingToken, LeaseMutation, Mutation, Refusal, RunId, RunReceipt, RunState, Snapshot, Version};
 use crate::persist::{Persist, Submission};
 use crate::store::{StateBackend, StoreError};
 
@@ -131,6 +131,8 @@ struct Answer {
 struct Job {
     /// Its place among the ops of this actor: what comes back is checked again in this order.
     order: u64,
+    /// Which run it was sent to, by the version at which that was made. None if it was not sent yet, or makes the run.
+    born: Version,
     op: Op,
     ack: Option<Ack>,
     permit: Permit,
@@ -300,7 +302,7 @@ impl State {
                             ack.answer(Err(CommitError::Lost(loss)));
                         } else {
                             self.orders += 1;
-                            self.decide_or_refuse(Job { order: self.orders, op, ack: Some(ack), permit });
+                            self.decide_or_refuse(Job { order: self.orders, born: Version::NONE, op, ack: Some(ack), permit });
                         }
                     }
                 }
@@ -356,11 +358,17 @@ impl State {
 
     /// Checks an op against the tip, and sends it down; or answers why it is refused.
     fn decide(&mut self, job: Job) -> Option<Answer> {
-        let Job { order, mut op, ack, permit } = job;
+        let Job { order, born: sent_to, mut op, ack, permit } = job;
         // Behind the permit, and so dropped before it.
         let _lost_by_a_panic = ack.is_none().then(|| Deciding(Arc::clone(&self.context), Arc::clone(&self.cell)));
         if op.attempts > MAX_ATTEMPTS {
             let error = CommitError::Contended(self.cell.id().clone(), op.attempts);
+            return Some(Answer { ack, error, permit });
+        }
+        let born = self.chain.born();
+        if is_another(sent_to, born) {
+            // As storage says of what it meets on its way.
+            let error = CommitError::Refused(Refusal::RunNotFound { run: self.cell.id().clone() });
             return Some(Answer { ack, error, permit });
         }
         let context = &self.context;
@@ -377,7 +385,7 @@ impl State {
                 let ends = frees_locks.then(|| (Arc::clone(&context.surroundings), self.cell.id().clone()));
                 let returned = entry.leases.iter().filter_map(LeaseMutation::returned).map(|(_, token)| token).collect();
                 let actor = self.myself.clone();
-                let mut sink = RunSink { actor, ticket, order, ack, attempts, hasty, losses, ends, returned, permit };
+                let mut sink = RunSink { actor, ticket, order, born, ack, attempts, hasty, losses, ends, returned, permit };
                 if deferred {
                     self.cell.set_deferred(true);
                     if let Some(ack) = sink.ack.take() {
@@ -393,7 +401,7 @@ impl State {
             Err(_) if !op.hasty && (!self.chain.is_settled() || (self.context.backend.is_shared() && !op.verified)) => {
                 op.verified = true;
                 let reload = self.context.backend.is_shared();
-                self.again.insert(Job { order, op, ack, permit });
+                self.again.insert(Job { order, born: sent_to, op, ack, permit });
                 self.recover(reload);
             }
             Err(refusal) => return Some(Answer { ack, error: CommitError::Refused(refusal), permit }),

@@ -118,6 +118,11 @@ impl Chain {
         self.committed.as_ref()
     }
 
+    /// Which run the next op is decided on, by the version at which that was made; none if there is no run.
+    pub(super) fn born(&self) -> Version {
+        born(self.tip.as_ref())
+    }
+
     pub(super) fn is_settled(&self) -> bool {
         self.in_flight.is_empty()
     }
@@ -229,6 +234,16 @@ impl Chain {
     pub(super) fn is_visible(&self, ticket: u64) -> bool {
         !self.broken && self.durable.front().is_none_or(|durable| ticket < *durable)
     }
+}
+
+/// Which run it is of those that have one name, by the version at which it was made; none if there is no run.
+pub(crate) fn born(state: Option<&RunState>) -> Version {
+    state.map_or(Version::NONE, RunState::created_version)
+}
+
+/// Whether what was sent to one run found another one in its place, made anew under its name.
+pub(crate) fn is_another(sent_to: Version, now: Version) -> bool {
+    sent_to != Version::NONE && now != Version::NONE && sent_to != now
 }
 
 /// What mutations change.

@@ -20,7 +20,7 @@ mod sink;
 
 pub(crate) use actor::{Found, RunContext, Surroundings};
 pub(crate) use admission::{Admission, Overloaded, Permit};
-pub(crate) use chain::{Planned, add_gone, newer, plan, touched};
+pub(crate) use chain::{Planned, add_gone, born, is_another, newer, plan, touched};
 pub(crate) use handle::{HoldGrant, Release, RunHandle, Sending, Sent};
 pub(crate) use jitter::jitter;
 pub use op::DeferredLoss;

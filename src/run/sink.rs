@@ -10,7 +10,7 @@ use super::actor::{Msg, Surroundings};
 use super::admission::Permit;
 use super::losses::Losses;
 use super::op::{Ack, CommitError, Committed};
-use crate::model::{Entry, FencingToken, Receipt, Refusal, RunId};
+use crate::model::{Entry, FencingToken, Receipt, Refusal, RunId, Version};
 use crate::persist::{Settlement, Sink};
 use crate::store::StoreError;
 
@@ -30,6 +30,8 @@ pub(crate) struct RunSink {
     pub(super) ticket: u64,
     /// Its place among the ops of its actor.
     pub(super) order: u64,
+    /// Which run it was sent to, by the version at which that was made.
+    pub(super) born: Version,
     /// None for a deferred write: its caller is answered by the actor.
     pub(super) ack: Option<Ack>,
     pub(super) attempts: u32,

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use seeknal_state::model::{Batch, BatchAnswer, BatchId, Entry, Mutation, Outcome, Retained, RunPart};
 use seeknal_state::store::{BoxFuture, ForeignCommits, LeaseStore, OpenProcess};
 use seeknal_state::{
-    BackendOptions, Clock, Coordinator, LeaseRecord, MemoryBackend, NodeId, NodeUpdate, OpenReport, ProcessInfo, RunId, RunPage,
-    RunQuery, RunState, StateBackend, StoreError, StoreErrorKind, SystemClock, Version, create_state_backend,
+    BackendOptions, Clock, Coordinator, LeaseRecord, MemoryBackend, NewRun, NodeId, NodeUpdate, OpenReport, ProcessInfo, RunId,
+    RunPage, RunQuery, RunState, StateBackend, StoreError, StoreErrorKind, SystemClock, Version, create_state_backend,
 };
 use tokio::sync::{Notify, Semaphore};
 
@@ -333,6 +333,20 @@ impl LyingBackend {
         let parts = vec![RunPart { run, base, expect, guards: vec![], mutations: rows.iter().map(set).collect(), after: None }];
         let answer = self.inner.commit(Arc::new(Batch::new(vec![Entry { parts, ..Entry::default() }]))).await.unwrap();
         assert!(matches!(answer.outcomes.as_slice(), [Outcome::Applied(_)]), "{answer:?}");
+    }
+
+    /// What another process does: deletes a run, and makes one of the same name.
+    pub(crate) async fn remake_as_another(&self, run: &str) {
+        let run = RunId::new(run).unwrap();
+        let known = self.inner.run_version(&run).await.unwrap().unwrap();
+        let delete = Mutation::Delete { keep_coverage: false };
+        let create = Mutation::Create { run: NewRun::running(), at: SystemClock.now() };
+        for (version, mutation) in [(known, delete), (Version::NONE, create)] {
+            let (run, base, expect) = (run.clone(), version, version);
+            let parts = vec![RunPart { run, base, expect, guards: vec![], mutations: vec![mutation], after: None }];
+            let answer = self.inner.commit(Arc::new(Batch::new(vec![Entry { parts, ..Entry::default() }]))).await.unwrap();
+            assert!(matches!(answer.outcomes.as_slice(), [Outcome::Applied(_)]), "{answer:?}");
+        }
     }
 
     /// Waits until so many commits have arrived at the backend.

@@ -22,7 +22,7 @@ impl State {
             if let Settlement::Applied(_) = &settlement {
                 sink.landed();
             }
-            let RunSink { ticket, order, ack, attempts, hasty, permit, returned: leases, .. } = sink;
+            let RunSink { ticket, order, born, ack, attempts, hasty, permit, returned: leases, .. } = sink;
             // A deferred write that is settled before it was acknowledged is answered like any other.
             let was_deferred = ack.is_none();
             let ack = ack.or_else(|| self.unacknowledged(ticket));
@@ -51,7 +51,7 @@ impl State {
                     self.chain.fell(ticket);
                     // That another entry was refused says nothing of this one.
                     let op = Op::again(entry, attempts + u32::from(reload), was_deferred, hasty);
-                    self.again.insert(Job { order, op, ack, permit });
+                    self.again.insert(Job { order, born, op, ack, permit });
                     self.recover(reload);
                 }
                 Settlement::Refused(refusal) => {
