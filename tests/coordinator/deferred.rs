@@ -1,7 +1,10 @@
 //! Writes that are acknowledged from memory: what they are to readers, and what is told of those that are lost.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use crate::support::{Lie, LyingBackend};
@@ -34,6 +37,63 @@ async fn close_tells_every_deferred_loss() {
         let told = state.close().await;
         assert!(matches!(&told, Err(Error::DeferredLost(loss)) if loss.lost == WRITES), "round {round}: {told:?}");
     }
+}
+
+type Flushing = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
+/// Begins to flush in the very moment in which it is woken, once.
+struct Flusher {
+    state: Coordinator,
+    begun: Mutex<Option<Flushing>>,
+}
+
+impl Wake for Flusher {
+    fn wake(self: Arc<Self>) {
+        let mut begun = self.begun.lock().unwrap();
+        if begun.is_none() {
+            let state = self.state.clone();
+            let mut flushing: Flushing = Box::pin(async move { state.flush().await });
+            let polled = flushing.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            *begun = Some(match polled {
+                Poll::Ready(flushed) => Box::pin(std::future::ready(flushed)),
+                Poll::Pending => flushing,
+            });
+        }
+    }
+}
+
+/// Who is told of one write may flush before anything else is told.
+#[tokio::test]
+async fn a_flush_tells_the_loss_that_came_with_what_wakes_it() {
+    let backend = LyingBackend::new(false);
+    let state = open(&backend).await;
+    let deferred = state.with_durability(Durability::Deferred);
+    let write = |node: &'static str| deferred.set_node_state("r", node, NodeUpdate::running());
+    let mut events = state.subscribe();
+    let sent = backend.commits.load(Ordering::SeqCst);
+    backend.close_gate();
+    write("first").await.unwrap();
+    backend.arrived(sent + 1).await;
+    // These two are the next batch.
+    write("applied").await.unwrap();
+    write("lost").await.unwrap();
+    backend.gate.add_permits(1);
+    backend.arrived(sent + 2).await;
+    backend.tell([Lie::LastRefused]);
+    assert!(matches!(events.next().await.unwrap(), Event::Changed(change) if change.nodes.len() == 1));
+    let flusher = Arc::new(Flusher { state: state.clone(), begun: Mutex::default() });
+    let mut told = pin!(events.next());
+    assert!(told.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(&flusher)))).is_pending());
+    backend.open_gate();
+    let flushing = loop {
+        if let Some(begun) = flusher.begun.lock().unwrap().take() {
+            break begun;
+        }
+        tokio::task::yield_now().await;
+    };
+    let flushed = flushing.await;
+    assert!(matches!(&flushed, Err(Error::DeferredLost(loss)) if loss.lost == 1), "{flushed:?}");
+    state.close().await.unwrap();
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use seeknal_state::model::{Batch, BatchAnswer, BatchId, Entry, Mutation, Outcome, Retained, RunPart};
+use seeknal_state::model::{Batch, BatchAnswer, BatchId, Entry, Mutation, Outcome, Refusal, Retained, RunPart};
 use seeknal_state::store::{BoxFuture, ForeignCommits, LeaseStore, OpenProcess};
 use seeknal_state::{
     BackendOptions, Clock, Coordinator, LeaseRecord, MemoryBackend, NewRun, NodeId, NodeUpdate, OpenReport, ProcessInfo, RunId,
@@ -213,6 +213,8 @@ pub(crate) enum Lie {
     LatePanic,
     /// It answers too few outcomes.
     TooFew,
+    /// All but its last entry are applied, and that is refused.
+    LastRefused,
 }
 
 /// A memory backend behind a gate, with lies to tell.
@@ -399,6 +401,13 @@ impl StateBackend for LyingBackend {
                     panic!("the backend's own fault")
                 }
                 Some(Lie::TooFew) => Ok(BatchAnswer { outcomes: Vec::new() }),
+                Some(Lie::LastRefused) => {
+                    let mut entries = batch.entries.clone();
+                    let run = entries.pop().and_then(|last| last.parts.into_iter().next()).unwrap().run;
+                    let mut answer = self.inner.commit(Arc::new(Batch::new(entries))).await?;
+                    answer.outcomes.push(Outcome::Refused(Refusal::RunNotFound { run }));
+                    Ok(answer)
+                }
             }
         })
     }

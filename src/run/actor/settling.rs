@@ -85,6 +85,10 @@ impl State {
         if moved || !waits {
             self.publish();
         }
+        // Before it is said that nothing of it is on its way any more: who flushes then is told of them.
+        for lost in refused.extract_if(.., |answer| answer.ack.is_none()) {
+            self.give_up(lost);
+        }
         self.mark();
         // Between the two: whoever gets the place sees what was written in it, and whoever hears that there is work can have it.
         for token in returned {
@@ -181,14 +185,23 @@ impl State {
             }
             Err(error) => {
                 tracing::error!(run = %self.cell.id(), %error, "a run could not be loaded again; its actor ends");
+                let (lost, again): (Vec<_>, Vec<_>) =
+                    std::mem::take(&mut self.again).into_jobs().partition(|job| job.ack.is_none());
+                // While it is there to be waited for: who flushes finds it, or what is lost.
+                let losses: Vec<_> = lost.iter().map(|_| self.context.losses.note(self.cell.id(), (&error).into())).collect();
                 // First: whoever reads after the answers below asks storage, not what is known here.
                 self.leave(false);
+                for loss in &losses {
+                    self.context.surroundings.lost(loss);
+                }
+                // With their permits: who closes finds the losses noted.
+                drop(lost);
                 // They are in storage, whatever can be read of it now.
                 for (ack, committed, _) in self.overtaken.drain(..) {
                     ack.answer(Ok(committed));
                 }
                 // Before those are answered who wait in the stash until all is settled.
-                for Job { ack, permit, .. } in std::mem::take(&mut self.again).into_jobs() {
+                for Job { ack, permit, .. } in again {
                     self.give_up(Answer { ack, error: CommitError::Store(error.clone()), permit });
                 }
                 self.end();
