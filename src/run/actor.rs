@@ -4,6 +4,7 @@
 //! back; *held* belongs to a transaction over several runs. Whatever arrives meanwhile is stashed, in order.
 
 mod again;
+mod following;
 mod fresh;
 mod settling;
 mod stash;
@@ -201,17 +202,12 @@ impl Actor for RunActor {
             Msg::Settled(outcomes) => state.settled(outcomes),
             Msg::Release(release) => state.released(release),
             Msg::Loaded(loaded) => state.loaded(loaded),
-            Msg::Reload => match state.mode {
-                Mode::Ready | Mode::Recovering { loading: false, .. } => {
-                    state.recover(true);
-                    state.go_on();
-                }
-                // What is being loaded may be older than what is to be seen.
-                Mode::Recovering { loading: true, .. } | Mode::Held => state.reload_again = true,
-                Mode::Retired => {}
-            },
+            Msg::Reload => {
+                state.reload();
+                state.go_on();
+            }
             Msg::Follow(found) => {
-                state.found = Some(Found(found));
+                state.hear(found);
                 state.go_on();
             }
             Msg::Passivate => state.passivate(),
@@ -332,22 +328,6 @@ impl State {
             refused.extend(self.decide(job));
         }
         refused
-    }
-
-    /// Whether others wrote what this actor has not seen. Told once: what is loaded after it is newer.
-    fn is_behind(&mut self) -> bool {
-        if !self.chain.is_settled() {
-            return false;
-        }
-        self.found.take().is_some_and(|found| self.lacks(found))
-    }
-
-    /// Whether what is committed here is not as new as what storage had.
-    fn lacks(&self, Found(found): Found) -> bool {
-        match (found, self.chain.committed().map(RunState::version)) {
-            (Some(found), Some(version)) => found > version,
-            (found, version) => found.is_some() != version.is_some(),
-        }
     }
 
     fn decide_or_refuse(&mut self, job: Job) {

@@ -428,6 +428,24 @@ impl StateBackend for LyingBackend {
         })
     }
 
+    fn reload_runs<'a>(
+        &'a self,
+        runs: &'a [(RunId, Option<RunState>)],
+    ) -> BoxFuture<'a, Result<Vec<Option<RunState>>, StoreError>> {
+        Box::pin(async move {
+            let read = if self.late.load(Ordering::SeqCst) { Some(self.inner.reload_runs(runs).await) } else { None };
+            self.loads.fetch_add(runs.len(), Ordering::SeqCst);
+            let _open = self.loading.read().await;
+            if self.unreadable.load(Ordering::SeqCst) {
+                return Err(StoreError::not_applied(StoreErrorKind::Corrupt, "nobody can read them"));
+            }
+            match read {
+                Some(read) => read,
+                None => self.inner.reload_runs(runs).await,
+            }
+        })
+    }
+
     fn others_committed(&self) -> BoxFuture<'_, Result<ForeignCommits, StoreError>> {
         Box::pin(async move {
             let following = *self.following.lock().unwrap();
