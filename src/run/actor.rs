@@ -25,7 +25,7 @@ use super::chain::{Chain, is_another};
 use super::handle::{HoldGrant, Release, RunCell};
 use super::losses::Losses;
 use super::op::{Ack, ChangeSeed, CommitError, Committed, DeferredLoss, Envelope, Op};
-use super::sink::{FlushSink, Outcomes, RunSink};
+use super::sink::{Aside, FlushSink, Outcomes, RunSink};
 use crate::model::{Clock, FencingToken, LeaseMutation, Mutation, Refusal, RunId, RunReceipt, RunState, Snapshot, Version};
 use crate::persist::{Persist, Submission};
 use crate::store::{StateBackend, StoreError};
@@ -153,6 +153,8 @@ pub(super) struct State {
     /// Deferred writes that are not acknowledged yet, because durable ones are on their way before them: their tickets in order, and the versions that they
     /// expect before them.
     deferred: VecDeque<(u64, Version, Ack)>,
+    /// What deferred writes bring along, once there was one.
+    aside_of_deferred: Option<Arc<Aside>>,
     /// What is in storage, to be acknowledged when the run is loaded.
     overtaken: Vec<(Ack, Committed, Permit)>,
     /// Who waits for a fresh load.
@@ -183,6 +185,7 @@ impl Actor for RunActor {
             again: Again::default(),
             orders: 0,
             deferred: VecDeque::new(),
+            aside_of_deferred: None,
             overtaken: Vec::new(),
             fresh: None,
             found: None,
@@ -358,14 +361,22 @@ impl State {
             Ok((ticket, entry)) => {
                 // Before it is sent: whoever finds it decided finds this too.
                 self.cell.set_unsettled(true);
-                let losses =
-                    deferred.then(|| (Arc::clone(&context.losses), Arc::clone(&context.surroundings), self.cell.id().clone()));
                 let (attempts, hasty) = (op.attempts, op.hasty);
-                let frees_locks = entry.parts.iter().flat_map(|part| &part.mutations).any(Mutation::frees_locks);
-                let ends = frees_locks.then(|| (Arc::clone(&context.surroundings), self.cell.id().clone()));
-                let returned = entry.leases.iter().filter_map(LeaseMutation::returned).map(|(_, token)| token).collect();
+                let ends = entry.parts.iter().flat_map(|part| &part.mutations).any(Mutation::frees_locks);
+                let returned: Vec<FencingToken> =
+                    entry.leases.iter().filter_map(LeaseMutation::returned).map(|(_, token)| token).collect();
+                let losses = || deferred.then(|| Arc::clone(&context.losses));
+                let aside = if ends || !returned.is_empty() {
+                    Some(Arc::new(Aside { ends, returned, ..Aside::new(context, &self.cell, losses()) }))
+                } else if deferred {
+                    // The same for nearly all of them.
+                    let aside = || Arc::new(Aside::new(context, &self.cell, losses()));
+                    Some(Arc::clone(self.aside_of_deferred.get_or_insert_with(aside)))
+                } else {
+                    None
+                };
                 let actor = self.myself.clone();
-                let mut sink = RunSink { actor, ticket, order, born, ack, attempts, hasty, losses, ends, returned, permit };
+                let mut sink = RunSink { actor, ticket, order, born, ack, attempts, hasty, aside, permit };
                 if deferred {
                     self.cell.set_deferred(true);
                     if let Some(ack) = sink.ack.take() {

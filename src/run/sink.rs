@@ -6,8 +6,9 @@ use std::sync::Arc;
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
-use super::actor::{Msg, Surroundings};
+use super::actor::{Msg, RunContext, Surroundings};
 use super::admission::Permit;
+use super::handle::RunCell;
 use super::losses::Losses;
 use super::op::{Ack, CommitError, Committed};
 use crate::model::{Entry, FencingToken, Receipt, Refusal, RunId, Version};
@@ -36,20 +37,37 @@ pub(crate) struct RunSink {
     pub(super) ack: Option<Ack>,
     pub(super) attempts: u32,
     pub(super) hasty: bool,
-    /// Where the loss of a deferred write is noted if the actor is gone, and who tells it.
-    pub(super) losses: Option<(Arc<Losses>, Arc<dyn Surroundings>, RunId)>,
-    /// Whom to tell that the run's locks are free, if they are once the entry is in storage.
-    pub(super) ends: Option<(Arc<dyn Surroundings>, RunId)>,
+    /// What most entries have not: they are copied from line to line on their way.
+    pub(super) aside: Option<Arc<Aside>>,
+    pub(super) permit: Permit,
+}
+
+/// What only some entries bring along.
+#[derive(Debug)]
+pub(super) struct Aside {
+    /// The run, and whom to tell of it.
+    pub(super) run: RunId,
+    pub(super) surroundings: Arc<dyn Surroundings>,
+    /// Where the loss of a deferred write is noted if the actor is gone.
+    pub(super) losses: Option<Arc<Losses>>,
+    /// Whether the run's locks are free once the entry is in storage.
+    pub(super) ends: bool,
     /// The leases that are given back with it.
     pub(super) returned: Vec<FencingToken>,
-    pub(super) permit: Permit,
+}
+
+impl Aside {
+    pub(super) fn new(context: &RunContext, cell: &RunCell, losses: Option<Arc<Losses>>) -> Self {
+        let (run, surroundings) = (cell.id().clone(), Arc::clone(&context.surroundings));
+        Self { run, surroundings, losses, ends: false, returned: Vec::new() }
+    }
 }
 
 impl RunSink {
     /// The entry is in storage. Whoever hears of it first says so: its actor, or nobody but what it left.
     pub(super) fn landed(&self) {
-        if let Some((surroundings, run)) = &self.ends {
-            surroundings.ended(run);
+        if let Some(aside) = self.aside.as_ref().filter(|aside| aside.ends) {
+            aside.surroundings.ended(&aside.run);
         }
     }
 }
@@ -86,14 +104,16 @@ impl Drop for Outcomes {
             if let Settlement::Applied(_) = &settlement {
                 sink.landed();
             }
-            if let (Some((losses, surroundings, run)), None) = (&sink.losses, &sink.ack) {
+            if let (Some(aside), None) = (&sink.aside, &sink.ack)
+                && let Some(losses) = &aside.losses
+            {
                 let cause = match &settlement {
                     Settlement::Applied(_) => continue,
                     Settlement::Refused(refusal) => refusal.into(),
                     Settlement::NotApplied(error) | Settlement::Unknown(error) => error.into(),
                     Settlement::Recheck(..) => "the actor of the run ended".to_owned().into(),
                 };
-                surroundings.lost(&losses.note(run, cause));
+                aside.surroundings.lost(&losses.note(&aside.run, cause));
             }
             if let Some(ack) = sink.ack {
                 match settlement {

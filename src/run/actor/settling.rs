@@ -22,7 +22,7 @@ impl State {
             if let Settlement::Applied(_) = &settlement {
                 sink.landed();
             }
-            let RunSink { ticket, order, born, ack, attempts, hasty, permit, returned: leases, .. } = sink;
+            let RunSink { ticket, order, born, ack, attempts, hasty, permit, aside, .. } = sink;
             // A deferred write that is settled before it was acknowledged is answered like any other.
             let was_deferred = ack.is_none();
             let ack = ack.or_else(|| self.unacknowledged(ticket));
@@ -32,7 +32,7 @@ impl State {
                     match self.chain.applied(ticket, receipt.runs.first()) {
                         Progress::Moved(touched) => {
                             moved = true;
-                            returned.extend(leases);
+                            returned.extend(aside.iter().flat_map(|aside| &aside.returned).copied());
                             if let Some(versions) = receipt.runs.first() {
                                 news.push((versions.clone(), receipt.seq, touched, self.chain.committed().cloned()));
                             }
