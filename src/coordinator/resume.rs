@@ -1,6 +1,6 @@
 //! Runs whose process is gone, and how another one takes them over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Commit, Coordinator, Transaction};
 use crate::error::Error;
@@ -41,7 +41,7 @@ impl Coordinator {
     /// The running runs whose process is gone, newest first. A process counts as gone if the storage says so: it admits one process at a time, or it knows
     /// who has it open ([`StateBackend::processes`](crate::StateBackend::processes), [`known_openings`](crate::StateBackend::known_openings)). SQLite knows it of
     /// this host; the servers know it of all hosts, and take for gone whom they have not heard of for 30 s (PostgreSQL)
-    /// or a minute (libSQL).
+    /// or a minute (libSQL). That a server was away is no sign of that: who was silent for so long is watched, on libSQL for 16 s before he is taken for gone.
     ///
     /// # Errors
     /// [`Error::Store`] if storage failed.
@@ -51,7 +51,9 @@ impl Coordinator {
     pub async fn abandoned_runs(&self) -> Result<Vec<AbandonedRun>, Error> {
         let running = self.running_runs().await?;
         // Behind the runs: who works on one of them has the storage open before.
-        let processes = self.engine().backend.processes().await?;
+        let workers: HashSet<&str> =
+            running.iter().filter_map(|run| run.header.worker.as_ref()).map(|worker| &*worker.id).collect();
+        let processes = gone::processes(&*self.engine().backend, |process| workers.contains(&*process.id)).await?;
         let mut found: Vec<RunSummary> =
             running.into_iter().filter(|run| self.is_gone(run.header.worker.as_ref(), &processes)).collect();
         if !found.is_empty() {
@@ -122,7 +124,8 @@ impl Coordinator {
         if snapshot.header().status == RunStatus::Running
             && worker.as_ref().is_none_or(|worker| worker.id != self.engine().process.id)
         {
-            let processes = self.engine().backend.processes().await?;
+            let matters = |process: &ProcessInfo| worker.as_ref().is_some_and(|worker| worker.id == process.id);
+            let processes = gone::processes(&*self.engine().backend, matters).await?;
             if !self.is_gone(worker.as_ref(), &processes)
                 && let Some(worker) = worker
             {

@@ -8,7 +8,7 @@ use super::migrate::Plan;
 use super::relocate::{DOCUMENT, NUMBERS};
 use super::{Home, Move, Origin, ProjectError, ProjectErrorKind, Settings, Source, verify};
 use crate::model::RunQuery;
-use crate::store::{KnownOpenings, MIGRATION, StateBackend};
+use crate::store::{KnownOpenings, MIGRATION, StateBackend, gone};
 
 /// A state that has no run, and knows nothing of any that it had, is none: there is nothing to move.
 pub(super) async fn unless_empty(
@@ -73,8 +73,7 @@ pub(super) fn refuse_same(source: Option<&dyn StateBackend>, target: Option<&dyn
 /// A database cannot be locked as a whole: refuse to leave it while somebody works on it.
 pub(super) async fn refuse_busy(backend: &dyn StateBackend) -> Result<(), ProjectError> {
     let own = backend.process().map(|process| process.id);
-    let others: Vec<String> = backend
-        .processes()
+    let others: Vec<String> = gone::processes(backend, |process| Some(&process.id) != own.as_ref())
         .await?
         .into_iter()
         .filter(|open| Some(&open.process.id) != own.as_ref())

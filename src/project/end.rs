@@ -108,8 +108,8 @@ pub(crate) async fn look(backend: &dyn StateBackend, run: &RunId, end: EndAs) ->
 
 async fn refuse_used(backend: &dyn StateBackend, plan: &Plan, force: bool) -> Result<(), ProjectError> {
     let run = &plan.run_id;
-    let processes = backend.processes().await?;
     let worker = plan.worker.as_ref();
+    let processes = gone::processes(backend, |process| worker.is_some_and(|worker| worker.id == process.id)).await?;
     let lives = |open: &OpenProcess| worker.is_some_and(|worker| open.process.id == worker.id) && open.alive == Some(true);
     if let Some(open) = processes.iter().find(|open| lives(open)) {
         return Err(conflict(run, format_args!("is worked on by {}, which lives: stop it first", open.process)));
@@ -186,7 +186,10 @@ pub async fn abandoned(backend: &dyn StateBackend, runs: &[RunSummary]) -> BTree
     if working().next().is_none() {
         return BTreeSet::new();
     }
-    let Ok(processes) = backend.processes().await else { return BTreeSet::new() };
+    let workers: BTreeSet<&str> = working().filter_map(|run| run.header.worker.as_ref()).map(|worker| &*worker.id).collect();
+    let Ok(processes) = gone::processes(backend, |process| workers.contains(&*process.id)).await else {
+        return BTreeSet::new();
+    };
     let me = me(backend);
     let gone: Vec<&RunSummary> =
         working().filter(|run| gone::is_gone(backend, &me, run.header.worker.as_ref(), &processes)).collect();

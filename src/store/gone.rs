@@ -1,7 +1,23 @@
 //! Whether the process that works on a run is gone.
 
-use super::{KnownOpenings, LeaseStore, OpenProcess, StateBackend};
+use std::collections::BTreeSet;
+
+use super::{KnownOpenings, LeaseStore, OpenProcess, StateBackend, StoreError};
 use crate::model::ProcessInfo;
+
+/// Who has the storage open, for who goes on where one of them is gone: where that is not known of one that `matters`, it is found out if time tells.
+pub(crate) async fn processes(
+    backend: &dyn StateBackend,
+    matters: impl Fn(&ProcessInfo) -> bool,
+) -> Result<Vec<OpenProcess>, StoreError> {
+    let found = backend.processes().await?;
+    let doubted: BTreeSet<String> = found
+        .iter()
+        .filter(|open| open.alive.is_none() && matters(&open.process))
+        .map(|open| open.process.id.to_string())
+        .collect();
+    if doubted.is_empty() { Ok(found) } else { backend.watch_processes(doubted).await }
+}
 
 /// Whether the storage says that nobody works on a run any more. `me` is this process; `processes` must have been asked for after the run was read: who works
 /// on one has the storage open before.

@@ -307,6 +307,13 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
         Box::pin(async { Ok(self.process().map(|process| OpenProcess::new(process, Some(true))).into_iter().collect()) })
     }
 
+    /// As [`processes`](Self::processes), and takes the time that it needs to say of these, named by their ids, whether they live: a server that was away heard of
+    /// nobody, and says more when it has answered for a while (libSQL: 16 s). Asked before anything is taken from somebody. The default has nothing to wait for.
+    fn watch_processes(&self, who: BTreeSet<String>) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
+        drop(who);
+        self.processes()
+    }
+
     /// What it means that [`processes`](Self::processes) does not list an opening. The default claims nothing: then a run is never taken from a worker that
     /// is not known.
     fn known_openings(&self) -> KnownOpenings {

@@ -158,30 +158,63 @@ async fn transitions_in_flight_share_requests() {
     assert!(server.sql("SELECT seq FROM meta").contains(&format!(r#""value":"{}""#, 10 + CLIENTS * 8)));
 }
 
+/// A server that was away heard of nobody: for whoever looks first everybody has been silent for as long as it was away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn openings_say_that_they_live_and_are_gone_when_they_do_not() {
+async fn who_lives_is_not_taken_for_gone_because_the_server_was_away() {
+    let Some(mut server) = Sqld::start() else { return };
+    let two = open(&server).await;
+    two.create_run("r", NewRun::running()).await.unwrap();
+    let id = two.backend().process().unwrap().id;
+    server.restart();
+    server.sql("UPDATE openings SET seen_ms = unixepoch() * 1000 - 64000");
+
+    let one = open(&server).await;
+    let alive = async |silent: bool| {
+        if silent {
+            server.sql(&format!("UPDATE openings SET seen_ms = unixepoch() * 1000 - 64000 WHERE process = '{id}'"));
+        }
+        let all = one.backend().processes().await.unwrap();
+        all.into_iter().find(|open| open.process.id == id).expect("it is listed").alive
+    };
+    assert_eq!(alive(true).await, None, "that nothing was heard of it proves nothing");
+    assert!(one.resume_run("r").await.is_err(), "its run was taken from a process that lives");
+    assert_eq!(alive(false).await, Some(true), "it is heard of again");
+    assert_eq!(alive(true).await, None);
+    assert!(one.abandoned_runs().await.unwrap().is_empty());
+    assert_eq!(alive(false).await, Some(true));
+    two.close().await.unwrap();
+    assert_eq!(one.backend().processes().await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_is_silent_while_the_server_answers_is_gone() {
     let Some(server) = Sqld::start() else { return };
     let (one, two) = (open(&server).await, open(&server).await);
     two.create_run("r", NewRun::running()).await.unwrap();
     let id = two.backend().process().unwrap().id;
+    // As if it had died: it has closed, and its row is there again.
+    server.sql("CREATE TABLE kept AS SELECT * FROM openings");
+    two.close().await.unwrap();
+    let dies = |seconds: u32| {
+        server.sql("INSERT OR REPLACE INTO openings SELECT * FROM kept");
+        server.sql(&format!("UPDATE openings SET seen_ms = unixepoch() * 1000 - {seconds}000 WHERE process = '{id}'"));
+    };
     let alive = async || {
         let all = one.backend().processes().await.unwrap();
         all.into_iter().find(|open| open.process.id == id).expect("it is listed").alive
     };
-    assert_eq!(alive().await, Some(true));
-    for (seconds, expected) in [(40, None), (61, Some(false))] {
-        server.sql(&format!("UPDATE openings SET seen_ms = unixepoch() * 1000 - {seconds}000 WHERE process = '{id}'"));
-        assert_eq!(alive().await, expected);
-        assert_eq!(one.abandoned_runs().await.unwrap().len(), usize::from(expected == Some(false)));
-    }
-    // It says so again, by itself.
-    let patience = tokio::time::Instant::now() + Duration::from_secs(30);
-    while alive().await != Some(true) {
-        assert!(tokio::time::Instant::now() < patience, "it was never heard of again");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    two.close().await.unwrap();
-    assert_eq!(one.backend().processes().await.unwrap().len(), 1);
+    dies(40);
+    assert_eq!(alive().await, None);
+    assert!(one.abandoned_runs().await.unwrap().is_empty(), "it may have lost two words");
+    dies(61);
+    assert_eq!(alive().await, None, "nobody has watched it yet");
+    assert_eq!(one.abandoned_runs().await.unwrap().len(), 1);
+    assert_eq!(alive().await, Some(false));
+    // Who was watched once is known.
+    let again = tokio::time::timeout(Duration::from_secs(8), one.resume_run("r")).await;
+    again.expect("it was watched once more").unwrap();
+    dies(0);
+    assert_eq!(alive().await, Some(true), "it was heard of after all");
 }
 
 #[tokio::test]

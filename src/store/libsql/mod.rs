@@ -73,6 +73,7 @@ pub struct LibsqlBackend {
     closed: AtomicBool,
     /// Whether the tables that were asked last do not say who has them open: those of an older version, which an opening for reading leaves as they are.
     openings_unknown: AtomicBool,
+    gone: openings::Gone,
 }
 
 #[derive(Debug)]
@@ -119,6 +120,7 @@ impl LibsqlBackend {
             opened: OnceCell::new(),
             closed: AtomicBool::new(false),
             openings_unknown: AtomicBool::new(false),
+            gone: openings::Gone::default(),
         })
     }
 
@@ -147,6 +149,11 @@ impl LibsqlBackend {
 
     fn client(&self) -> Result<&Client, StoreError> {
         self.opened().map(|opened| &*opened.client)
+    }
+
+    fn heard(&self, found: Option<Vec<openings::Heard>>) -> Vec<OpenProcess> {
+        self.openings_unknown.store(found.is_none(), Ordering::Release);
+        self.gone.judge(found.unwrap_or_default())
     }
 
     fn remember(&self, state: Option<&RunState>, run: &RunId) {
@@ -234,11 +241,11 @@ impl StateBackend for LibsqlBackend {
     }
 
     fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
-        Box::pin(async move {
-            let found = openings::list(self.client()?).await?;
-            self.openings_unknown.store(found.is_none(), Ordering::Release);
-            Ok(found.unwrap_or_default())
-        })
+        Box::pin(async move { Ok(self.heard(openings::list(self.client()?).await?)) })
+    }
+
+    fn watch_processes(&self, who: BTreeSet<String>) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
+        Box::pin(async move { Ok(self.heard(openings::watch(self.client()?, &self.gone, &who).await?)) })
     }
 
     fn known_openings(&self) -> KnownOpenings {

@@ -1,9 +1,11 @@
 //! Who has the state open. Each opening has a row, and says again and again that it lives; how long ago it did so is counted by the server's clock.
 //!
 //! Nothing proves here that a process is dead: there is no connection whose end the server would see. One that was not heard of for a minute is taken for
-//! gone, as a lease is that nobody renewed.
+//! gone, as a lease is that nobody renewed. But while the server is away nobody can say a word: silence counts only where the server answered meanwhile, which
+//! who judges has to see for himself.
 
-use std::sync::{Arc, Weak};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use super::client::Client;
@@ -14,6 +16,7 @@ use super::read::nth;
 use super::rows::stamp_text;
 use super::send::{self, Ask};
 use crate::model::ProcessInfo;
+use crate::store::boot_time::boot_time;
 use crate::store::{OpenProcess, StoreError, StoreErrorKind};
 
 /// Between two words of an opening.
@@ -27,6 +30,19 @@ const LIVES_MS: u64 = 35_000;
 
 /// Who was not heard of for so long is gone, milliseconds.
 const GONE_MS: u64 = 60_000;
+
+/// After a word that failed in another way: when the server is back everybody is to be heard of soon.
+const FAILED: Duration = Duration::from_secs(1);
+
+/// Who is silent while the server answers for so long is gone: longer than it takes from one word to the next, the longest wait for an answer, a failed
+/// connection and a pause included.
+const WATCHED: Duration = Duration::from_secs(16);
+
+/// Between two looks at who is silent. Answers that are further than twice this apart prove nothing of the time between them.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long somebody watches a server that comes and goes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often the first word is tried whose answer is lost: a second time it changes nothing.
 const TRIES: u32 = 3;
@@ -75,7 +91,11 @@ pub(super) async fn keep(client: Weak<Client>, process: ProcessInfo) {
         tokio::time::sleep(pause).await;
         let Some(client) = client.upgrade() else { return };
         let said = send::write(&client, &[word(&process)]).await;
-        pause = if said.is_err_and(|fault| fault.class == Class::ReadOnly) { REFUSED } else { EVERY };
+        pause = match said {
+            Ok(()) => EVERY,
+            Err(fault) if fault.class == Class::ReadOnly => REFUSED,
+            Err(_) => FAILED,
+        };
     }
 }
 
@@ -86,12 +106,84 @@ pub(super) async fn leave(client: &Arc<Client>, process: &ProcessInfo) {
     let _unsaid = send::write(client, &[row]).await.is_err();
 }
 
+/// An opening, and when it was heard of last.
+#[derive(Debug)]
+pub(super) struct Heard {
+    process: ProcessInfo,
+    seen_ms: u64,
+    silent_ms: u64,
+}
+
+/// The openings of which it was seen that they are gone, each with when it was heard of last: a word since then says otherwise.
+#[derive(Debug, Default)]
+pub(super) struct Gone(Mutex<HashMap<String, u64>>);
+
+impl Gone {
+    fn note(&self, heard: &Heard) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(heard.process.id.to_string(), heard.seen_ms);
+    }
+
+    fn holds(&self, heard: &Heard) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&*heard.process.id) == Some(&heard.seen_ms)
+    }
+
+    /// What is known of all openings.
+    pub(super) fn judge(&self, found: Vec<Heard>) -> Vec<OpenProcess> {
+        let of = |heard: Heard| {
+            let alive = match heard.silent_ms {
+                ..LIVES_MS => Some(true),
+                GONE_MS.. if self.holds(&heard) => Some(false),
+                LIVES_MS.. => None,
+            };
+            OpenProcess::new(heard.process, alive)
+        };
+        let listed: BTreeSet<String> = found.iter().map(|heard| heard.process.id.to_string()).collect();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|process, _| listed.contains(process));
+        found.into_iter().map(of).collect()
+    }
+}
+
+/// Takes the time to see whether some of the openings are gone, if they have been silent for long.
+pub(super) async fn watch(client: &Client, gone: &Gone, who: &BTreeSet<String>) -> Result<Option<Vec<Heard>>, StoreError> {
+    let began = boot_time();
+    let (mut since, mut last) = (began, began);
+    let mut silent: Option<HashMap<String, u64>> = None;
+    loop {
+        let asked = boot_time();
+        let Some(found) = list(client).await? else { return Ok(None) };
+        let doubted: Vec<&Heard> = found
+            .iter()
+            .filter(|heard| heard.silent_ms >= GONE_MS && who.contains(&*heard.process.id) && !gone.holds(heard))
+            // Who spoke meanwhile lives, and is not waited for again, whatever the server's clock does.
+            .filter(|heard| silent.as_ref().is_none_or(|silent| silent.get(&*heard.process.id) == Some(&heard.seen_ms)))
+            .collect();
+        let now = boot_time();
+        if now.saturating_sub(last) > LOOK * 2 || silent.is_none() {
+            since = now;
+        }
+        last = now;
+        // The question itself was asked so long after the first answer.
+        if asked.saturating_sub(since) >= WATCHED {
+            doubted.iter().for_each(|heard| gone.note(heard));
+            return Ok(Some(found));
+        }
+        if doubted.is_empty() || now.saturating_sub(began) >= PATIENCE {
+            return Ok(Some(found));
+        }
+        silent = Some(doubted.into_iter().map(|heard| (heard.process.id.to_string(), heard.seen_ms)).collect());
+        // Who asks may have no timers: the client's.
+        if client.beside(tokio::time::sleep(LOOK)).await.is_none() {
+            return Err(StoreError::closed());
+        }
+    }
+}
+
 /// All openings that are known; `None`: the tables are of a version that did not note them.
-pub(super) async fn list(client: &Client) -> Result<Option<Vec<OpenProcess>>, StoreError> {
+pub(super) async fn list(client: &Client) -> Result<Option<Vec<Heard>>, StoreError> {
     let question = Stmt::ask(
         "openings",
         concat!(
-            "SELECT process, host, pid, started_at, max(0, ",
+            "SELECT process, host, pid, started_at, max(0, seen_ms), max(0, ",
             now_ms!(),
             " - seen_ms) FROM openings ORDER BY started_at, process"
         ),
@@ -108,12 +200,7 @@ pub(super) async fn list(client: &Client) -> Result<Option<Vec<OpenProcess>>, St
         process.id = row.text(0)?.into();
         process.host = row.text(1)?.into();
         process.pid = row.small(2)?;
-        let alive = match row.number(4)? {
-            ..LIVES_MS => Some(true),
-            LIVES_MS..GONE_MS => None,
-            GONE_MS.. => Some(false),
-        };
-        found.push(OpenProcess::new(process, alive));
+        found.push(Heard { process, seen_ms: row.number(4)?, silent_ms: row.number(5)? });
     }
     Ok(Some(found))
 }

@@ -2,7 +2,8 @@
 //!
 //! A lock that is held proves a living process (or one whose end the server has not noticed). One that is not held proves nothing by itself, because a
 //! connection may break while its process lives: that one makes a new connection within seconds and says so in its row. Who holds no lock and was not
-//! heard of for half a minute, by the server's clock, is gone.
+//! heard of for half a minute, by the server's clock, is gone; but not where the server itself was started only since then: it could hear nobody, and its end
+//! freed all locks.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -85,7 +86,8 @@ pub(super) async fn list(pool: &Pool) -> Result<Vec<OpenProcess>, StoreError> {
              WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted \
              AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
              AND l.classid::bigint = (o.lock_class::bigint & 4294967295) AND l.objid::bigint = (o.lock_id::bigint & 4294967295)), \
-             coalesce((to_jsonb(o)->>'seen_at')::timestamptz < clock_timestamp() - interval '30 seconds' AND NOT pg_is_in_recovery(), false) \
+             coalesce((to_jsonb(o)->>'seen_at')::timestamptz < clock_timestamp() - interval '30 seconds' \
+             AND pg_postmaster_start_time() < clock_timestamp() - interval '30 seconds' AND NOT pg_is_in_recovery(), false) \
              FROM openings AS o ORDER BY started_at, process",
             Vec::new(),
         )])
