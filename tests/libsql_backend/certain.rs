@@ -1,11 +1,13 @@
 //! What a failure says about the requests before it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use seeknal_state::model::{Batch, NodeUpdate, RunState};
+use seeknal_state::model::{Batch, Entry, LeaseKey, LeaseMutation, NodeUpdate, RunState};
 use seeknal_state::store::create_state_backend;
 
-use super::batches::{change, create, entry, load, part_on, set};
+use super::batches::{applied, at, change, commit, create, entry, load, lock, part_on, run_id, set};
+use super::proxy::Swallowing;
 use super::sqld::Sqld;
 
 /// A server's word about a batch of which an earlier request was refused is as good as its word about the first.
@@ -36,4 +38,39 @@ async fn a_value_that_is_too_large_beside_a_row_that_others_changed_is_told_and_
     for backend in [one, two] {
         backend.close().await.unwrap();
     }
+}
+
+/// A lease runs out after 30 s: its renewal does not wait for a batch whose answer is lost, and a batch waits for its answer no longer because it is large.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_are_renewed_while_the_answer_to_a_large_batch_is_lost() {
+    let Some(server) = Sqld::start() else { return };
+    let network = Swallowing::before(server.port(), 500_000).await;
+    let backend = create_state_backend("database", &server.options().database_url(network.url())).unwrap();
+    backend.initialize().await.unwrap();
+    change(&backend, "r", vec![create(0)]).await;
+    let key = LeaseKey::run(run_id("q"));
+    let token = lock(&backend, &key, "me", 30_000).await.unwrap();
+    let tip = load(&backend, "r").await;
+    let large = (0..400).map(|node| set(&format!("n{node}"), NodeUpdate::failed("x".repeat(10_000)))).collect();
+    let batch = Arc::new(Batch::new(vec![entry(part_on(Some(&tip), tip.version(), "r", vec![], large))]));
+    let began = std::time::Instant::now();
+    let committing = tokio::spawn({
+        let (backend, batch) = (Arc::clone(&backend), Arc::clone(&batch));
+        async move { backend.commit(batch).await }
+    });
+    network.swallowed.notified().await;
+    let renewal = LeaseMutation::Renew { key, token, at: at(1), ttl_ms: 30_000 };
+    let renewed = commit(&backend, vec![Entry { leases: vec![renewal], ..Entry::default() }]);
+    let renewed = tokio::time::timeout(Duration::from_secs(8), renewed).await.expect("a renewal waits for the batch");
+    applied(renewed.outcomes.into_iter().next().unwrap());
+    assert!(lock(&backend, &LeaseKey::run(run_id("p")), "me", 30_000).await.unwrap() > token);
+
+    let lost = committing.await.unwrap().unwrap_err();
+    assert!(lost.is_unknown_outcome(), "{lost}");
+    assert!(began.elapsed() < Duration::from_secs(40), "its size counted after it was taken: {:?}", began.elapsed());
+    let answer = backend.commit(batch).await.unwrap();
+    let receipt = applied(answer.outcomes.into_iter().next().unwrap());
+    let now = load(&backend, "r").await;
+    assert_eq!((now.node_count(), now.version()), (400, receipt.runs[0].after), "applied once");
+    backend.close().await.unwrap();
 }

@@ -3,13 +3,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// A number that depends on nothing but the seed and what was rolled before.
@@ -157,6 +158,52 @@ async fn serve(mut client: TcpStream, server: u16, mut dice: Dice, faults: u64, 
         }
     }
     Ok(())
+}
+
+/// A network that swallows the answer to the first large request, without a word; the connection stays. Ends when it is dropped.
+pub(crate) struct Swallowing {
+    port: u16,
+    pub(crate) swallowed: Arc<Notify>,
+    work: JoinHandle<()>,
+}
+
+impl Drop for Swallowing {
+    fn drop(&mut self) {
+        self.work.abort();
+    }
+}
+
+impl Swallowing {
+    /// Stands before a server; requests of more bytes than these are large.
+    pub(crate) async fn before(server: u16, most: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let swallowed = Arc::new(Notify::new());
+        let told = Arc::clone(&swallowed);
+        let work = tokio::spawn(async move {
+            let first = Arc::new(AtomicBool::new(true));
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (told, first) = (Arc::clone(&told), Arc::clone(&first));
+                tokio::spawn(async move {
+                    while let Ok(Some(request)) = message(&mut client).await {
+                        let Ok(answer) = exchange(server, &request).await else { return };
+                        if request.len() > most && first.swap(false, Ordering::SeqCst) {
+                            told.notify_one();
+                            continue;
+                        }
+                        if client.write_all(&answer).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { port, swallowed, work }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
 }
 
 /// One request and its answer, on a connection of its own.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
@@ -24,6 +24,7 @@ use tower_service::Service;
 
 use super::fault::{Class, Fault, short};
 use super::hrana::{Batch, BatchResult, Pipeline, read_answer};
+use super::piecemeal::{Piecemeal, SOCKET, Sending};
 use super::url::{Secret, Target};
 use crate::store::engine::Engine;
 use crate::store::{StoreError, StoreErrorKind};
@@ -35,10 +36,7 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// that has begun may stand still.
 pub(super) const USUAL: Duration = Duration::from_secs(10);
 
-/// So many bytes of a request give it a second more: over a slow line they take it.
-const BYTES_A_SECOND: usize = 64 * 1024;
-
-/// What the size of a request gives it at most; also how long an answer may take that goes on.
+/// How long an answer may take that goes on.
 const LONGEST: Duration = Duration::from_secs(300);
 
 /// Answers are read up to here; the server's own limit is about a third of it.
@@ -47,7 +45,7 @@ const MAX_ANSWER: usize = 32 * 1024 * 1024;
 /// Idle connections are given up before proxies and servers usually do.
 const IDLE: Duration = Duration::from_secs(20);
 
-type Http = legacy::Client<InTime<HttpsConnector<HttpConnector>>, Full<Bytes>>;
+type Http = legacy::Client<InTime<HttpsConnector<HttpConnector>>, Piecemeal>;
 
 /// A connector with a limit for all that a connection needs: looking the name up, TCP, TLS.
 #[derive(Clone)]
@@ -114,6 +112,7 @@ impl Client {
         tcp.set_keepalive(Some(IDLE));
         // What is on the way and not taken: a large request may be long under way, but not stand still.
         tcp.set_tcp_user_timeout(Some(USUAL));
+        tcp.set_send_buffer_size(Some(SOCKET));
         let tls = tls_config(target.ca_file.as_deref())?;
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls);
         let connector = if target.tls { connector.https_only() } else { connector.https_or_http() };
@@ -158,10 +157,10 @@ impl Client {
     /// Sends one batch in one request, and reads the answer. `within`: how long the server may work on it.
     pub(super) async fn send(&self, batch: &Batch<'_>, within: Duration) -> Result<BatchResult, Fault> {
         let body = serde_json::to_vec(&Pipeline(batch)).map_err(|error| Fault::new(Class::Refused, error))?;
-        let within = within.saturating_add(time_to_send(body.len()));
-        let request = self.request(Bytes::from(body))?;
+        let (body, sending) = Piecemeal::new(body.into());
+        let request = self.request(body)?;
         let line = Arc::clone(&self.line);
-        let answer = self.engine.spawn(async move { line.exchange(request, within).await }).await;
+        let answer = self.engine.spawn(async move { line.exchange(request, sending, within).await }).await;
         let body = answer.unwrap_or_else(|_| Err(Fault::new(Class::Lost, "the state was closed meanwhile")));
         self.read(batch, body).map_err(|fault| fault.without(self.token.as_ref().map(Secret::reveal)))
     }
@@ -188,12 +187,12 @@ impl Client {
         Ok(result)
     }
 
-    fn request(&self, body: Bytes) -> Result<Request<Full<Bytes>>, Fault> {
+    fn request(&self, body: Piecemeal) -> Result<Request<Piecemeal>, Fault> {
         let mut request = Request::builder()
             .method(Method::POST)
             .uri(self.uri.clone())
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .body(Full::new(body))
+            .body(body)
             .map_err(|error| Fault::new(Class::Refused, error))?;
         if let Some(authorization) = &self.authorization {
             request.headers_mut().insert(AUTHORIZATION, authorization.clone());
@@ -219,9 +218,11 @@ impl Client {
 
 impl Line {
     /// Sends, waits for the answer to begin, and reads it as long as more of it comes.
-    async fn exchange(&self, request: Request<Full<Bytes>>, within: Duration) -> Result<Bytes, Fault> {
-        let Ok(begun) = tokio::time::timeout(within, self.http.request(request)).await else {
-            let why = format_args!("no answer from {} within {} s", self.tried, within.as_secs());
+    async fn exchange(&self, request: Request<Piecemeal>, sending: Sending, within: Duration) -> Result<Bytes, Fault> {
+        let began = tokio::time::Instant::now();
+        let answering = sending.answered(self.http.request(request), within).await;
+        let Some(begun) = answering else {
+            let why = format_args!("no answer from {} within {} s", self.tried, began.elapsed().as_secs());
             return Err(Fault::new(Class::Lost, why));
         };
         let response = begun.map_err(|error| self.not_exchanged(&error))?;
@@ -247,11 +248,6 @@ impl Line {
             format_args!("could not connect to {} (given up after {} s at most): {causes}", self.tried, CONNECT.as_secs()),
         )
     }
-}
-
-/// What the size of a request adds to the time that it has.
-fn time_to_send(bytes: usize) -> Duration {
-    Duration::from_secs(u64::try_from(bytes / BYTES_A_SECOND).unwrap_or(u64::MAX)).min(LONGEST)
 }
 
 /// A whole answer, as long as it does not stand still.
@@ -365,9 +361,10 @@ mod tests {
             }
             std::future::pending::<()>().await;
         };
-        let request = client.request(Bytes::from_static(b"{}")).unwrap();
+        let (body, sending) = Piecemeal::new(Bytes::from_static(b"{}"));
+        let request = client.request(body).unwrap();
         tokio::select! {
-            answer = client.line.exchange(request, USUAL) => answer,
+            answer = client.line.exchange(request, sending, USUAL) => answer,
             () = server => unreachable!(),
         }
     }
@@ -378,10 +375,30 @@ mod tests {
         assert_eq!(dripping(USUAL * 2).await.unwrap_err().class, Class::Lost);
     }
 
-    #[test]
-    fn a_large_request_has_more_time() {
-        assert_eq!(time_to_send(2_000), Duration::ZERO);
-        assert_eq!(time_to_send(10 * BYTES_A_SECOND), Duration::from_secs(10));
-        assert_eq!(time_to_send(usize::MAX), LONGEST);
+    /// How long is waited for the answer to a request of so many bytes, all of which the server takes.
+    async fn unanswered(bytes: usize) -> Duration {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = client(listener.local_addr().unwrap().port());
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut taken = vec![0; 64 * 1024];
+            while stream.read(&mut taken).await.is_ok_and(|read| read > 0) {}
+            std::future::pending::<()>().await;
+        };
+        let (body, sending) = Piecemeal::new(vec![b' '; bytes].into());
+        let request = client.request(body).unwrap();
+        let began = tokio::time::Instant::now();
+        tokio::select! {
+            answer = client.line.exchange(request, sending, USUAL) => assert_eq!(answer.unwrap_err().class, Class::Lost),
+            () = server => unreachable!(),
+        }
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_size_of_a_request_that_was_taken_gives_its_answer_no_time() {
+        assert!(unanswered(2_000).await < USUAL * 2);
+        let long = unanswered(16 * 1024 * 1024).await;
+        assert!(long < USUAL * 2, "{long:?}: leases run out after 30 s");
     }
 }

@@ -17,7 +17,7 @@ mod follow;
 mod raise;
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{self, Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -72,7 +72,11 @@ pub(super) struct Committer {
     pub(super) follow: Follow,
     nobody: LeaseOwner,
     /// One at a time: the server has one place for a writer.
-    turn: Mutex<Memory>,
+    turn: Mutex<()>,
+    /// Batches of leases alone: they go beside one that is long under way, or whose answer is lost. Leases run out meanwhile.
+    turn_of_leases: Mutex<()>,
+    /// Never locked while something is waited for.
+    memory: sync::Mutex<Memory>,
 }
 
 /// What is remembered between two commits.
@@ -94,6 +98,12 @@ impl Memory {
     fn note(&mut self, seq: u64, token: u64) {
         self.counters = Some((seq, token, Instant::now()));
         self.heard_of(token);
+    }
+
+    /// Numbers that were given out; those that are known may be newer, where two commits were on their way.
+    fn advance(&mut self, seq: u64, token: u64) {
+        let (seq, token) = self.counters.map_or((seq, token), |(s, t, _)| (s.max(seq), t.max(token)));
+        self.note(seq, token);
     }
 
     fn heard_of(&mut self, token: u64) {
@@ -136,6 +146,8 @@ impl Committer {
             follow: Follow::default(),
             nobody,
             turn: Mutex::default(),
+            turn_of_leases: Mutex::default(),
+            memory: sync::Mutex::default(),
         }
     }
 
@@ -148,34 +160,38 @@ impl Committer {
 
     /// Gives out higher tokens only, from now on.
     pub(super) async fn raise_tokens(&self, beyond: u64) -> Result<(), StoreError> {
-        let mut memory = self.turn.lock().await;
+        let _turns = (self.turn.lock().await, self.turn_of_leases.lock().await);
         let raise = Stmt::exec("UPDATE meta SET token = max(token, ?1) WHERE id = 1", vec![beyond.into()]);
         send::write(&self.client, &[raise]).await.map_err(|fault| fault.into_error(self.client.place()))?;
+        let mut memory = self.memory();
         memory.counters = None;
         memory.heard_of(beyond);
         Ok(())
     }
 
     /// An older state was brought back: what is given out from now on is beyond all that was.
-    async fn raise(&self, memory: &mut Memory) -> Result<(), StoreError> {
-        let statements = raise::raise(self.follow.highest(), memory.highest_token);
+    async fn raise(&self) -> Result<(), StoreError> {
+        let token = self.memory().highest_token;
+        let statements = raise::raise(self.follow.highest(), token);
         send::write(&self.client, &statements).await.map_err(|fault| fault.into_error(self.client.place()))?;
         self.own.forget();
-        memory.counters = None;
+        self.memory().counters = None;
         Ok(())
     }
 
     /// Waits until no commit is on its way.
     pub(super) async fn settle(&self) {
-        drop(self.turn.lock().await);
+        drop((self.turn.lock().await, self.turn_of_leases.lock().await));
     }
 
     /// Commits a batch.
     pub(super) async fn commit(&self, batch: &Batch) -> Result<BatchAnswer, StoreError> {
-        let mut memory = self.turn.lock().await;
+        let of_leases = batch.entries.iter().all(|entry| entry.parts.is_empty());
+        let _turn = if of_leases { &self.turn_of_leases } else { &self.turn }.lock().await;
         let _on_the_way = OnTheWay::begin(&self.follow);
-        memory.unsettled.check(batch.id, self.client.place())?;
-        let answer = self.attempts(&mut memory, batch).await;
+        self.memory().unsettled.check(batch.id, self.client.place())?;
+        let answer = self.attempts(batch).await;
+        let mut memory = self.memory();
         memory.unsettled.note(batch.id, &answer);
         match &answer {
             Ok(answer) => {
@@ -188,36 +204,40 @@ impl Committer {
         answer
     }
 
-    async fn attempts(&self, memory: &mut Memory, batch: &Batch) -> Result<BatchAnswer, StoreError> {
+    fn memory(&self) -> sync::MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn attempts(&self, batch: &Batch) -> Result<BatchAnswer, StoreError> {
         let began = std::time::Instant::now();
         // Once a request was under way a copy of it may still be: then its row knows best how it ends.
-        let mut sent = if memory.unsettled.holds(batch.id) { Sendings::Lost } else { Sendings::Nothing };
+        let mut sent = if self.memory().unsettled.holds(batch.id) { Sendings::Lost } else { Sendings::Nothing };
         let (mut rounds, mut lost, mut waits) = (0_u32, 0_u32, 0_u32);
-        let mut facts = self.assume(memory, batch);
+        let mut facts = self.assume(batch);
         loop {
             let read = match facts.take() {
                 Some(facts) => facts,
                 None => match facts::read(&self.client, batch, &self.own, &self.nobody.process.id).await {
-                    Ok(read) if read.before.seq < self.follow.highest() => match self.raise(memory).await {
+                    Ok(read) if read.before.seq < self.follow.highest() => match self.raise().await {
                         Ok(()) => continue,
-                        Err(error) => return self.failed(memory, batch, sent, error).await,
+                        Err(error) => return self.failed(batch, sent, error).await,
                     },
                     Ok(read) => {
-                        memory.note(read.before.seq, read.before.token);
+                        self.memory().note(read.before.seq, read.before.token);
                         read
                     }
                     // No copy is applied any more to a schema that is newer.
                     Err(error) if error.kind() == StoreErrorKind::NewerFormat && sent < Sendings::Lost => return Err(error),
-                    Err(error) => return self.failed(memory, batch, sent, error).await,
+                    Err(error) => return self.failed(batch, sent, error).await,
                 },
             };
             let Facts { rows, before, read, known } = read;
             if known {
-                return self.known(memory, batch).await;
+                return self.known(batch).await;
             }
             let decision = match decide(batch, rows) {
                 Ok(decision) => decision,
-                Err(error) => return self.failed(memory, batch, sent, error).await,
+                Err(error) => return self.failed(batch, sent, error).await,
             };
             let applied = decision.answer.outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Applied(_))).count();
             if !read && applied < batch.entries.len() {
@@ -226,15 +246,15 @@ impl Committer {
             if applied == 0 && sent == Sendings::Nothing {
                 return Ok(decision.answer);
             }
-            let request = match self.request(memory, batch, &decision, &before) {
+            let request = match self.request(batch, &decision, &before) {
                 Ok(request) => request,
-                Err(error) => return self.failed(memory, batch, sent, error).await,
+                Err(error) => return self.failed(batch, sent, error).await,
             };
             let sent_before = sent;
             sent = sent.max(Sendings::Refused);
             match self.send(&request).await {
-                Sent::Applied(there) => return self.applied(memory, batch, decision, &before, &there),
-                Sent::Known => return self.known(memory, batch).await,
+                Sent::Applied(there) => return self.applied(batch, decision, &before, &there),
+                Sent::Known => return self.known(batch).await,
                 Sent::Outdated if rounds < ROUNDS => {
                     rounds = rounds.saturating_add(1);
                     if rounds > 1 {
@@ -243,7 +263,7 @@ impl Committer {
                 }
                 Sent::Outdated => {
                     let fault = Fault::new(Class::Busy, "others change the same rows faster than they can be read");
-                    return self.failed(memory, batch, sent, fault.into_error(self.client.place())).await;
+                    return self.failed(batch, sent, fault.into_error(self.client.place())).await;
                 }
                 Sent::Busy(_) if began.elapsed() < PATIENCE => {
                     waits = waits.saturating_add(1);
@@ -257,15 +277,15 @@ impl Committer {
                     }
                     pause(&self.client, lost).await;
                 }
-                Sent::Busy(fault) => return self.failed(memory, batch, sent, fault.into_error(self.client.place())).await,
+                Sent::Busy(fault) => return self.failed(batch, sent, fault.into_error(self.client.place())).await,
                 // The server's own word about the only request that there was.
                 Sent::Failed(fault) => {
-                    return self.failed(memory, batch, sent_before, fault.into_error(self.client.place())).await;
+                    return self.failed(batch, sent_before, fault.into_error(self.client.place())).await;
                 }
             }
             // After a lost answer the same is taken for granted as before; after a failed check it is read.
             if rounds == 0 {
-                facts = self.assume(memory, batch);
+                facts = self.assume(batch);
             }
         }
     }
@@ -273,13 +293,7 @@ impl Committer {
     /// A fault that trying again does not mend, or not soon. Behind requests that may have been applied, or of which a copy may still be, a row under the batch's
     /// id that stands for none of them makes it certain that none ever is. Without that row it is certain where every request was answered and refused, for
     /// faults that pass (those of one entry are sent on in pieces, beside which nothing of this batch may come to life).
-    async fn failed(
-        &self,
-        memory: &mut Memory,
-        batch: &Batch,
-        sent: Sendings,
-        error: StoreError,
-    ) -> Result<BatchAnswer, StoreError> {
+    async fn failed(&self, batch: &Batch, sent: Sendings, error: StoreError) -> Result<BatchAnswer, StoreError> {
         let unsettled = |error: StoreError| match sent {
             Sendings::Refused if !error.is_of_one_entry() => error,
             _ => error.into_unknown(),
@@ -298,12 +312,13 @@ impl Committer {
                 let taken = Table::new(result.take(Steps::step_of(0)), "batches").first().is_some();
                 Err(if taken { error.never_applied() } else { unsettled(error) })
             }
-            Err(failed) if failed.statement == Some(0) && failed.is_duplicate => self.known(memory, batch).await,
+            Err(failed) if failed.statement == Some(0) && failed.is_duplicate => self.known(batch).await,
             Err(_) => Err(unsettled(error)),
         }
     }
 
-    fn assume(&self, memory: &Memory, batch: &Batch) -> Option<Facts> {
+    fn assume(&self, batch: &Batch) -> Option<Facts> {
+        let memory = self.memory();
         let (seq, token, since) = memory.counters?;
         if since.elapsed() > COUNTERS_FOR {
             return None;
@@ -315,9 +330,10 @@ impl Committer {
         facts::assume(batch, &self.cache, &self.own, (seq, token), &self.nobody)
     }
 
-    fn request(&self, memory: &mut Memory, batch: &Batch, decision: &Decision, before: &Before) -> Result<Request, StoreError> {
+    fn request(&self, batch: &Batch, decision: &Decision, before: &Before) -> Result<Request, StoreError> {
         let failed = |error: serde_json::Error| corrupt(self.client.place(), format_args!("a value cannot be written: {error}"));
         let mut request = write::request(batch, decision, before, &self.nobody.process.id).map_err(failed)?;
+        let mut memory = self.memory();
         let over = memory.told.iter().take_while(|(_, at)| at.elapsed() > TOLD_FOR).count();
         let mut told = Vec::new();
         if over >= TOLD_AT_ONCE {
@@ -352,14 +368,7 @@ impl Committer {
     }
 
     /// What was applied becomes known here.
-    fn applied(
-        &self,
-        memory: &mut Memory,
-        batch: &Batch,
-        decision: Decision,
-        assumed: &Before,
-        there: &Before,
-    ) -> Result<BatchAnswer, StoreError> {
+    fn applied(&self, batch: &Batch, decision: Decision, assumed: &Before, there: &Before) -> Result<BatchAnswer, StoreError> {
         let kept = Kept::of(&decision.answer, assumed);
         // Applied it is, whatever is wrong with the numbers.
         let answer = kept.told(batch, there).map_err(StoreError::into_unknown)?;
@@ -367,14 +376,21 @@ impl Committer {
         let moved = |last: Option<u64>, assumed: u64| last.unwrap_or(assumed).saturating_sub(assumed);
         let seq = there.seq + moved(decision.writes.seqs.last(), assumed.seq);
         let token = there.token + moved(decision.writes.tokens.last(), assumed.token);
-        memory.note(seq, token);
+        {
+            let mut memory = self.memory();
+            memory.heard_of(token);
+            // Less than was heard of are the numbers of a time before all were raised, or before a commit that overtook this one.
+            if seq >= self.follow.highest() {
+                memory.advance(seq, token);
+            }
+        }
         self.follow.advance(seq, there.seq != self.follow.known());
         self.remember(batch, decision, assumed, there);
         Ok(answer)
     }
 
     /// An earlier request was applied: its row says what the answer is.
-    async fn known(&self, memory: &mut Memory, batch: &Batch) -> Result<BatchAnswer, StoreError> {
+    async fn known(&self, batch: &Batch) -> Result<BatchAnswer, StoreError> {
         let question = Stmt::ask(
             "batches",
             "SELECT seq, token, versions, answers FROM batches WHERE id = ?1",
@@ -409,6 +425,7 @@ impl Committer {
             self.cache.forget(&part.run);
         }
         // How far the tokens went is not known here, but for those of this batch: they are read before the next ones are given out.
+        let mut memory = self.memory();
         memory.counters = None;
         memory.heard_of(there.token);
         for outcome in &answer.outcomes {
@@ -416,6 +433,7 @@ impl Committer {
                 receipt.grants.iter().for_each(|grant| memory.heard_of(grant.token.0));
             }
         }
+        drop(memory);
         let others = there.seq != self.follow.known();
         self.follow.advance(there.seq + kept.applied(), others);
         Ok(answer)

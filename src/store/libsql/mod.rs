@@ -1,6 +1,6 @@
 //! Turso and other libSQL servers, `libsql://…` and `http://…`: one HTTP request for a batch, any number of processes on any number of machines.
 //!
-//! - `url`: `database_url`, and where its token goes; `client`, `hrana`, `send`: connections, the protocol, what failures mean; `fault`: their classes.
+//! - `url`: `database_url`, and where its token goes; `client`, `piecemeal`, `hrana`, `send`: connections, the protocol, what failures mean; `fault`: their classes.
 //! - `schema`: tables. `rows`: how values are stored. `read`, `read_nodes`: everything that is asked; `lease`: locks;
 //!   `openings`: who has it open; `verify`: checks.
 //! - `commit`: how a batch is decided and sent; `facts`: the rows that it is decided on; `cache`: what is known of them; `write`, `write_leases`, `write_runs`: the request;
@@ -21,6 +21,7 @@ mod hrana;
 mod lease;
 mod list;
 mod openings;
+mod piecemeal;
 mod read;
 mod read_nodes;
 mod rows;

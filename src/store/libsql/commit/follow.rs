@@ -16,8 +16,10 @@ pub(in crate::store::libsql) struct Follow {
     known: AtomicU64,
     /// The highest commit sequence that was ever heard of: less than that has only a server whose older state was brought back.
     highest: AtomicU64,
-    /// Grows when a commit begins and when it ends: odd while one is on its way.
+    /// Grows when a commit begins and when it ends.
     moves: AtomicU64,
+    /// Commits on their way.
+    under_way: AtomicU64,
     foreign: AtomicBool,
     news: Notify,
 }
@@ -55,7 +57,7 @@ impl Follow {
             }
             // A commit that is on its way tells by itself whether others were there.
             let moves = self.moves.load(Ordering::SeqCst);
-            if moves % 2 == 1 {
+            if self.under_way.load(Ordering::SeqCst) > 0 {
                 continue;
             }
             let seq = read::seq(client).await?;
@@ -74,6 +76,7 @@ pub(super) struct OnTheWay<'f>(&'f Follow);
 
 impl<'f> OnTheWay<'f> {
     pub(super) fn begin(follow: &'f Follow) -> Self {
+        follow.under_way.fetch_add(1, Ordering::SeqCst);
         follow.moves.fetch_add(1, Ordering::SeqCst);
         Self(follow)
     }
@@ -82,5 +85,6 @@ impl<'f> OnTheWay<'f> {
 impl Drop for OnTheWay<'_> {
     fn drop(&mut self) {
         self.0.moves.fetch_add(1, Ordering::SeqCst);
+        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
     }
 }

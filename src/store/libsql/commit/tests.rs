@@ -29,7 +29,7 @@ async fn end(
     let committer = Committer::new(Arc::new(server.client()), LeaseOwner { process, name: "".into() });
     let batch = creation();
     let error = committer.commit(&batch).await.unwrap_err();
-    let doubtful = committer.turn.lock().await.unsettled.holds(batch.id);
+    let doubtful = committer.memory().unsettled.holds(batch.id);
     assert_eq!(error.is_unknown_outcome(), doubtful, "{error}");
     error
 }
