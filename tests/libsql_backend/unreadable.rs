@@ -2,7 +2,7 @@
 
 use seeknal_state::store::create_state_backend;
 
-use super::batches::Backend;
+use super::batches::{Backend, run_id};
 use super::sqld::Sqld;
 use super::telling::{assert_listed, assert_verified, names};
 
@@ -50,6 +50,37 @@ async fn every_kind_of_row_that_cannot_be_read_is_named_beside_the_others() {
     unreadable.extend(["run\n12".to_owned(), "run\u{fffd}".to_owned()]);
     assert_listed(&backend, &[1, 2, 3, 4, 100], &names([1, 4, 11]), &unreadable).await;
     assert_verified(&backend, &unreadable).await;
+    backend.close().await.unwrap();
+}
+
+/// A server answers with no row at all where one of them holds text that is not UTF-8, or a number that is not finite.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_that_is_not_utf8_and_numbers_without_end_are_named_beside_the_others() {
+    let Some(server) = Sqld::start() else { return };
+    let backend = open(&server).await;
+    many(&server, 12);
+    for (run, harm) in [
+        (1, "metadata = CAST(x'7b2261223a2022ff227d' AS TEXT)"),
+        (3, "status = CAST(x'72ff' AS TEXT)"),
+        (4, "run_id = CAST(x'72756eff' AS TEXT)"),
+        (6, "created_at = CAST(x'32ff' AS TEXT)"),
+        (7, "version = 9e999"),
+        (8, "run_id = CAST(x'6172756e3038ff' AS TEXT)"),
+    ] {
+        server.sql(&format!("UPDATE runs SET {harm} WHERE run_id = '{}'", names([run])[0]));
+    }
+    server.sql("UPDATE node_states SET status = CAST(x'ff' AS TEXT) WHERE run_id = 'run0009'");
+    let mut unreadable = names([1, 3, 6, 7, 9]);
+    unreadable.extend(["run\u{fffd}".to_owned(), "arun08\u{fffd}".to_owned()]);
+    assert_listed(&backend, &[1, 2, 3, 4, 100], &names([0, 2, 5, 10, 11]), &unreadable).await;
+    // Only reading the whole run meets these.
+    server.sql("UPDATE node_states SET duration_ms = 9e999 WHERE run_id = 'run0010'");
+    server.sql("UPDATE node_states SET error = CAST(x'ff' AS TEXT) WHERE run_id = 'run0011'");
+    unreadable.extend(names([10, 11]));
+    assert_verified(&backend, &unreadable).await;
+    assert!(backend.newest_versions(20).await.unwrap().iter().any(|(run, _)| *run == run_id("run0011")));
+    let of_one = backend.load_run(&run_id("run0010")).await.unwrap_err();
+    assert!(of_one.is_of_one_entry() && !of_one.is_retryable(), "{of_one}");
     backend.close().await.unwrap();
 }
 

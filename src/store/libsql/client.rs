@@ -166,6 +166,11 @@ impl Client {
     }
 
     fn read(&self, batch: &Batch<'_>, body: Result<Bytes, Fault>) -> Result<BatchResult, Fault> {
+        let body = body.map_err(|fault| match fault.class {
+            // What was written may have been committed before its answer was put into words.
+            Class::Garbled if batch.writes => lost(&fault, fault.message()),
+            _ => fault,
+        });
         let mut result = match read_answer(&body?) {
             Ok(Ok(result)) => result,
             // The batch as a whole failed. Parts of it may have run: only where the server did not take it at all is that certain.
@@ -277,6 +282,7 @@ fn refused(status: StatusCode, says: &str) -> Fault {
         403 => Class::ReadOnly,
         413 => Class::TooLarge,
         429 => Class::Busy,
+        500 if says.contains("invalid utf-8") => Class::Garbled,
         // The server turned it away before it looked at the statements.
         300..=399 | 400 | 402 | 404..=407 | 410..=428 | 431..=499 => Class::Refused,
         _ => Class::Lost,

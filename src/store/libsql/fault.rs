@@ -24,6 +24,8 @@ pub(super) enum Class {
     TooLarge,
     /// An answer is beyond what the server gives.
     AnswerTooLarge,
+    /// A row of the answer holds text that is not UTF-8.
+    Garbled,
     /// The server has no space left. Nothing was written.
     Full,
     /// The database is damaged.
@@ -115,7 +117,7 @@ impl Fault {
             Class::TooLarge => (StoreErrorKind::Input, "the server takes values of up to 5 MB; make it smaller"),
             Class::AnswerTooLarge => (StoreErrorKind::Io, "a single row is beyond what the server answers with"),
             Class::Full => (StoreErrorKind::Full, "free some space on the server; nothing is lost"),
-            Class::Corrupt => {
+            Class::Corrupt | Class::Garbled => {
                 (StoreErrorKind::Corrupt, "it was left as it is; `seeknal state verify` says more, a backup brings it back")
             }
             Class::Refused => (StoreErrorKind::Io, "check that it is a libSQL server, and its log"),

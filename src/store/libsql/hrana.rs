@@ -193,13 +193,19 @@ pub(super) enum Value {
         value: i64,
     },
     Float {
-        value: f64,
+        /// None for what is no finite number: JSON has none.
+        value: Option<f64>,
     },
     Text {
         value: String,
     },
     /// Bytes, which no column of ours holds.
     Blob {
+        base64: String,
+    },
+    /// Text that is not UTF-8, in bytes behind a mark that says so; see `garbled`.
+    #[serde(skip)]
+    Garbled {
         base64: String,
     },
 }
@@ -213,6 +219,7 @@ impl Value {
             Self::Float { .. } => "a real number",
             Self::Text { .. } => "text",
             Self::Blob { .. } => "bytes",
+            Self::Garbled { .. } => "text that is not UTF-8",
         }
     }
 }
@@ -410,7 +417,7 @@ mod tests {
         assert!(result.is_ok(0) && !result.is_ok(1) && !result.is_ok(2));
         let text = Value::Text { value: "a\0b".to_owned() };
         let bytes = Value::Blob { base64: "AAE".to_owned() };
-        let row = vec![Value::Integer { value: i64::MAX }, Value::Null, Value::Float { value: 1.5 }, text, bytes];
+        let row = vec![Value::Integer { value: i64::MAX }, Value::Null, Value::Float { value: Some(1.5) }, text, bytes];
         assert_eq!(result.take(0).rows, vec![row]);
 
         let refused = br#"{"results":[{"type":"error","error":{"message":"no"}}]}"#;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::client::Client;
 use super::fault::{Class, Fault};
+use super::garbled;
 use super::hrana::{Arg, Stmt};
 use super::read::nth;
 use super::rows::{Fields, Table, header_columns, stamp_text};
@@ -84,7 +85,8 @@ async fn list_rows(
         args.push(prefix.into());
     }
     if let Some(key) = after {
-        filter.push_str(" AND (created_at, run_id) < (?, ?)");
+        let place = |behind: usize| garbled::key(&format!("?{}", args.len().saturating_add(behind)));
+        filter.push_str(&format!(" AND (created_at, run_id) < ({}, {})", place(1), place(2)));
         args.extend_from_slice(key);
     }
     args.push(u64::try_from(most).unwrap_or(u64::MAX).into());

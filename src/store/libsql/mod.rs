@@ -1,7 +1,7 @@
 //! Turso and other libSQL servers, `libsql://…` and `http://…`: one HTTP request for a batch, any number of processes on any number of machines.
 //!
 //! - `url`: `database_url`, and where its token goes; `client`, `piecemeal`, `hrana`, `send`: connections, the protocol, what failures mean; `fault`: their classes.
-//! - `schema`: tables. `rows`: how values are stored. `read`, `read_nodes`: everything that is asked; `lease`: locks;
+//! - `schema`: tables. `rows`: how values are stored; `garbled`: text that is none. `read`, `read_nodes`: everything that is asked; `lease`: locks;
 //!   `openings`: who has it open; `verify`: checks.
 //! - `commit`: how a batch is decided and sent; `facts`: the rows that it is decided on; `cache`: what is known of them; `write`, `write_leases`, `write_runs`: the request;
 //!   `answer`: what is kept of it.
@@ -17,6 +17,7 @@ mod facts;
 #[cfg(test)]
 mod fake;
 mod fault;
+mod garbled;
 mod hrana;
 mod lease;
 mod list;

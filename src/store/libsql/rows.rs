@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::fault::corrupt;
+use super::garbled::unmarked;
 use super::hrana::{Arg, StmtResult, Value, bytes_of};
 use crate::model::{
     FencingToken, Fingerprint, List, Metadata, NodeId, NodeState, NodeStatus, ProcessInfo, RawJson, RunHeader, RunId, RunStatus,
@@ -147,6 +148,17 @@ impl Table {
         self.rows().next()
     }
 
+    /// How many columns there are.
+    pub(super) fn width(&self) -> usize {
+        self.result.cols.len()
+    }
+
+    /// The same rows with the columns of another answer, and every value read once more.
+    pub(super) fn read_again(&mut self, shape: Self, read: fn(&mut Value)) {
+        self.result.cols = shape.result.cols;
+        self.result.rows.iter_mut().flatten().for_each(read);
+    }
+
     /// How many rows there are.
     pub(super) fn len(&self) -> usize {
         self.result.rows.len()
@@ -194,16 +206,17 @@ impl<'r> Fields<'r> {
             Ok(Value::Text { value }) => value.clone(),
             Ok(Value::Integer { value }) => value.to_string(),
             Ok(Value::Blob { base64 }) => String::from_utf8_lossy(&bytes_of(base64)).into_owned(),
+            Ok(Value::Garbled { base64 }) => String::from_utf8_lossy(&unmarked(base64)).into_owned(),
             Ok(Value::Null | Value::Float { .. }) | Err(_) => "?".to_owned(),
         }
     }
 
-    /// What a column of an index holds, whether or not it makes sense: to ask for what lies behind it.
+    /// What a column of an index holds, whether or not it makes sense: to ask for what lies behind it, by [`key`](super::garbled::key).
     pub(super) fn key(&self, column: usize) -> Result<Arg, StoreError> {
         match self.value(column)? {
             Value::Text { value } => Ok(Arg::Text(value.clone())),
             Value::Integer { value } => Ok(Arg::Integer(*value)),
-            Value::Blob { base64 } => Ok(Arg::Blob(base64.clone())),
+            Value::Blob { base64 } | Value::Garbled { base64 } => Ok(Arg::Blob(base64.clone())),
             other @ (Value::Null | Value::Float { .. }) => Err(self.bad(column, format_args!("it holds {}", other.kind()))),
         }
     }

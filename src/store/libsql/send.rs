@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{Client, USUAL};
 use super::fault::{Class, Fault};
+use super::garbled;
 use super::hrana::{Batch, BatchResult, Stmt};
 use super::rows::Table;
 
@@ -81,6 +82,14 @@ pub(super) async fn ask(client: &Client, which: Ask, questions: &[Stmt]) -> Resu
 
 /// As [`ask`], with so much time for the server to find the answer.
 pub(super) async fn ask_within(client: &Client, which: Ask, questions: &[Stmt], within: Duration) -> Result<Vec<Table>, Fault> {
+    match ask_as_is(client, which, questions, within).await {
+        Err(fault) if fault.class == Class::Garbled => Box::pin(garbled::ask(client, which, questions, within)).await,
+        answer => answer,
+    }
+}
+
+/// As [`ask_within`], where no answer has text that is not UTF-8.
+pub(super) async fn ask_as_is(client: &Client, which: Ask, questions: &[Stmt], within: Duration) -> Result<Vec<Table>, Fault> {
     let batch = Batch {
         exclusive: which == Ask::Primary,
         writes: false,

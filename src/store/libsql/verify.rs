@@ -8,7 +8,7 @@ use super::read::{self, nth};
 use super::read_nodes;
 use super::schema;
 use super::send::{self, Ask};
-use super::{fault::Class, lease, list};
+use super::{fault::Class, garbled, lease, list};
 use crate::model::RunQuery;
 use crate::store::{StoreError, VerifyReport};
 
@@ -84,7 +84,7 @@ pub(super) async fn verify(client: &Client) -> Result<VerifyReport, StoreError> 
             .await
             .map_err(|fault| fault.into_error(client.place()))?;
         let table = nth(client, &tables, 0)?;
-        let found = table.rows().map(|row| row.text(0).map(str::to_owned)).collect::<Result<Vec<_>, _>>()?;
+        let found: Vec<String> = table.rows().map(|row| row.shown(0)).collect();
         let all = table.first().map_or(Ok(0), |row| row.number(1))?;
         let named = u64::try_from(found.len()).unwrap_or(u64::MAX);
         note(&mut report, what, found);
@@ -107,14 +107,19 @@ async fn values(client: &Client, report: &mut VerifyReport) -> Result<(usize, us
     let (mut runs, mut nodes) = (0_usize, 0_usize);
     let mut after = Arg::from("");
     loop {
-        let ids = Stmt::ask("runs", "SELECT run_id FROM runs WHERE run_id > ?1 ORDER BY run_id LIMIT 1000", vec![after.clone()]);
+        let behind = garbled::key("?1");
+        let ids = Stmt::ask(
+            "runs",
+            format!("SELECT run_id FROM runs WHERE run_id > {behind} ORDER BY run_id LIMIT 1000"),
+            vec![after.clone()],
+        );
         let tables = send::ask(client, Ask::Latest, &[ids]).await.map_err(|fault| fault.into_error(client.place()))?;
         let page = nth(client, &tables, 0)?;
         for row in page.rows() {
             runs = runs.saturating_add(1);
             after = row.key(0)?;
             match row.run_id(0) {
-                Err(error) => report.problems.push(error.to_string()),
+                Err(error) => report.problems.push(format!("run {:?}: {error}", row.shown(0))),
                 Ok(id) => {
                     let state = report.take(read::run(client, &id).await)?.flatten();
                     nodes = nodes.saturating_add(state.map_or(0, |state| state.node_count()));
