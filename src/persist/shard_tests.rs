@@ -222,6 +222,56 @@ async fn nothing_joins_what_is_sent_apart() {
     assert_eq!(outcomes, [(1, "applied"), (2, "applied"), (3, "applied"), (4, "not applied")]);
 }
 
+/// What becomes of these runs' entries, and how many sendings that takes, where storage does not take some of them.
+async fn outcomes(
+    persist: &Persist<Told>,
+    source: &dyn BatchSource,
+    runs: std::ops::RangeInclusive<u32>,
+    guilty: impl Fn(&str) -> bool,
+    kind: StoreErrorKind,
+) -> (Vec<(u32, &'static str)>, usize) {
+    let (tell, mut told) = unbounded_channel();
+    for number in runs.clone() {
+        submit(persist, number, &tell);
+    }
+    let mut sendings = 0;
+    while let Some(batch) = source.next() {
+        sendings += 1;
+        let fails = batch.entries.iter().flat_map(|entry| &entry.parts).any(|part| guilty(part.run.as_str()));
+        let error = || StoreError::not_applied(kind, "one of them").of_one_entry();
+        source.answer(if fails { Err(error()) } else { Ok(plain(&batch)) });
+    }
+    let mut outcomes = Vec::new();
+    for _ in runs {
+        outcomes.push(told.recv().await.unwrap());
+    }
+    (outcomes, sendings)
+}
+
+#[tokio::test]
+async fn who_fails_alone_takes_nobody_along_later() {
+    for kind in [StoreErrorKind::Input, StoreErrorKind::Corrupt] {
+        let (persist, source, ..) = open().await;
+        for run in 101..=109 {
+            let (alone, _) = outcomes(&persist, &*source, run..=run, |_| true, kind).await;
+            assert_eq!(alone, [(run, "not applied")]);
+        }
+        let (mixed, _) = outcomes(&persist, &*source, 1..=9, |run| run == "r1", kind).await;
+        assert_eq!(mixed.iter().filter(|(_, what)| *what == "applied").count(), 8, "{kind:?}: {mixed:?}");
+    }
+}
+
+#[tokio::test]
+async fn many_values_in_a_row_that_storage_does_not_take_take_nobody_along() {
+    let (persist, source, ..) = open().await;
+    let guilty = |run: &str| run != "r9";
+    let (all, _) = outcomes(&persist, &*source, 1..=9, guilty, StoreErrorKind::Input).await;
+    assert_eq!(all.last(), Some(&(9, "applied")), "{all:?}");
+    // Where storage can read nothing at all it is not asked about every entry.
+    let (all, sendings) = outcomes(&persist, &*source, 1_001..=1_200, |_| true, StoreErrorKind::Corrupt).await;
+    assert!(all.iter().all(|(_, what)| *what == "not applied") && sendings < 30, "{sendings}");
+}
+
 /// Whoever only wants to read behind what was written needs no turn to write.
 #[tokio::test]
 async fn a_barrier_that_nothing_waits_before_waits_for_no_turn() {

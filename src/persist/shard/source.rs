@@ -7,10 +7,13 @@ use std::time::Instant;
 use super::{Current, FIRST_PAUSE, News, Shard};
 use crate::model::{Batch, BatchAnswer, Outcome};
 use crate::persist::queue::{Flight, Settlement, Sink};
-use crate::store::{BatchSource, StoreError};
+use crate::store::{BatchSource, StoreError, StoreErrorKind};
 
-/// After so many batches in a row of which nothing was written, those that fail for one entry are not sent apart any more.
+/// After so many batches in a row of which nothing was written, those that fail for one entry are not sent apart any more: then it is not one. Who fails alone
+/// is no sign of that, nor is a value that storage cannot take: that is its caller's.
 const MOST_FAILURES: u32 = 4;
+/// Among the failures: some batch was sent apart since anything was written.
+const SENT_APART: u32 = 1 << 31;
 /// A batch of so many entries is not joined by what arrives while it is written: its sync is shared by enough of them, and who comes later is not to hold it
 /// up.
 const JOINED_BELOW: usize = 32;
@@ -135,7 +138,8 @@ impl<S: Sink> BatchSource for Shard<S> {
                 line.stuck = None;
                 line.queue.answered(&current.batch.entries, sinks, answer)
             }
-            Err(error) if is_of_one(&error, &current) && self.failures.load(Ordering::Relaxed) < MOST_FAILURES => {
+            Err(error) if is_of_one(&error, &current) && (is_value(&error) || self.failures_in_a_row() < MOST_FAILURES) => {
+                self.failures.fetch_or(SENT_APART, Ordering::Relaxed);
                 tracing::debug!(%error, entries = current.batch.entries.len(), "a flush failed for one of its entries; they are sent apart");
                 let flight = Flight { sinks, ..current.flight };
                 let mut line = self.line();
@@ -145,7 +149,9 @@ impl<S: Sink> BatchSource for Shard<S> {
             Err(error) if is_certain(&error, &current) => {
                 self.stats.failed_flushes.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, entries = current.batch.entries.len(), "a flush failed; nothing of it was written");
-                self.failures.fetch_add(1, Ordering::Relaxed);
+                if is_sign(&error, self.failures.load(Ordering::Relaxed)) {
+                    self.failures.fetch_add(1, Ordering::Relaxed);
+                }
                 self.unsettled.clear();
                 // What is wrong with one entry is not wrong with storage.
                 if !error.is_of_one_entry() {
@@ -172,6 +178,22 @@ impl<S: Sink> BatchSource for Shard<S> {
         drop(span);
         self.deliver(News { settled, barriers: flight.barriers, barred: None, batch: Some(batch) });
     }
+}
+
+impl<S: Sink> Shard<S> {
+    fn failures_in_a_row(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed) & !SENT_APART
+    }
+}
+
+/// Whether an entry brought a value that storage cannot take.
+fn is_value(error: &StoreError) -> bool {
+    error.is_of_one_entry() && error.kind() == StoreErrorKind::Input
+}
+
+/// Whether a failure says something of storage itself.
+fn is_sign(error: &StoreError, failures: u32) -> bool {
+    !is_value(error) && (!error.is_of_one_entry() || failures & SENT_APART != 0)
 }
 
 /// Whether a batch failed, with nothing written, for what one of several entries is: a value that storage cannot take, a row that it cannot read.
