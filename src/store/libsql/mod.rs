@@ -83,6 +83,8 @@ struct Opened {
     client: Arc<Client>,
     committer: Arc<Committer>,
     process: ProcessInfo,
+    /// None where the opening is not registered.
+    keeper: Option<openings::Keeper>,
 }
 
 impl fmt::Debug for LibsqlBackend {
@@ -133,10 +135,9 @@ impl LibsqlBackend {
         let nobody = LeaseOwner { process: process.clone(), name: "".into() };
         let committer = Arc::new(Committer::new(Arc::clone(&client), nobody));
         committer.begin().await?;
-        if !self.read_only && openings::register(&client, &process).await? {
-            drop(client.spawn(openings::keep(Arc::downgrade(&client), process.clone())));
-        }
-        Ok(Opened { client, committer, process })
+        let registered = !self.read_only && openings::register(&client, &process).await?;
+        let keeper = registered.then(|| openings::Keeper::start(&client, &process));
+        Ok(Opened { client, committer, process, keeper })
     }
 
     fn opened(&self) -> Result<&Opened, StoreError> {
@@ -332,7 +333,8 @@ impl StateBackend for LibsqlBackend {
             // Who sent before is served.
             if let Some(opened) = self.opened.get().filter(|_| !closed_before) {
                 opened.committer.settle().await;
-                if !self.read_only {
+                if let Some(keeper) = &opened.keeper {
+                    keeper.end().await;
                     openings::leave(&opened.client, &opened.process).await;
                 }
                 opened.client.stop();

@@ -8,6 +8,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
 use super::client::Client;
 use super::fault::Class;
 use super::hrana::Stmt;
@@ -83,12 +86,35 @@ pub(super) async fn register(client: &Client, process: &ProcessInfo) -> Result<b
     }
 }
 
-/// Says that the opening lives, until the client is gone. A word that is refused is not the last: whoever was registered may have runs and locks, and would
+/// What says again and again that an opening lives.
+#[derive(Debug)]
+pub(super) struct Keeper(Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>);
+
+impl Keeper {
+    pub(super) fn start(client: &Arc<Client>, process: &ProcessInfo) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let work = client.spawn(keep(Arc::downgrade(client), process.clone(), stopped));
+        Self(Mutex::new(Some((stop, work))))
+    }
+
+    /// Ends it; a word that is on its way is waited for: behind what takes the opening's row away it would put it there again.
+    pub(super) async fn end(&self) {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((stop, work)) = kept else { return };
+        drop(stop);
+        let _ended_anyhow = work.await.is_err();
+    }
+}
+
+/// Says that the opening lives, until it is told to stop or the client is gone. A word that is refused is not the last: whoever was registered may have runs and locks, and would
 /// lose them by falling silent.
-pub(super) async fn keep(client: Weak<Client>, process: ProcessInfo) {
+async fn keep(client: Weak<Client>, process: ProcessInfo, mut stopped: oneshot::Receiver<()>) {
     let mut pause = EVERY;
     loop {
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            _ = &mut stopped => return,
+            () = tokio::time::sleep(pause) => {}
+        }
         let Some(client) = client.upgrade() else { return };
         let said = send::write(&client, &[word(&process)]).await;
         pause = match said {
@@ -228,11 +254,35 @@ mod tests {
         });
         let client = Arc::new(server.client());
         let began = tokio::time::Instant::now();
+        let (_stop, until) = oneshot::channel();
         let until_the_third = async { while heard.recv().await.unwrap() < 3 {} };
         tokio::select! {
-            () = keep(Arc::downgrade(&client), ProcessInfo::current(SystemClock.now())) => unreachable!("it fell silent"),
+            () = keep(Arc::downgrade(&client), ProcessInfo::current(SystemClock.now()), until) => unreachable!("it fell silent"),
             () = until_the_third => {}
         }
         assert!(began.elapsed() < Duration::from_millis(GONE_MS), "it was taken for gone meanwhile");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_opening_that_ends_waits_for_its_word() {
+        let (said, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let (answer, answered) = std::sync::mpsc::channel::<()>();
+        let server = Fake::start(move |sql| {
+            if sql.starts_with("INSERT INTO openings") {
+                said.send(()).unwrap();
+                let _test_has_ended = answered.recv().is_err();
+            }
+            Say::Row(&[])
+        });
+        let client = Arc::new(server.client());
+        let (stop, stopped) = oneshot::channel();
+        let work = tokio::spawn(keep(Arc::downgrade(&client), ProcessInfo::current(SystemClock.now()), stopped));
+        heard.recv().await.unwrap();
+        let keeper = Keeper(Mutex::new(Some((stop, work))));
+        let mut ending = std::pin::pin!(keeper.end());
+        let at_once = std::future::poll_fn(|context| std::task::Poll::Ready(ending.as_mut().poll(context))).await;
+        assert!(at_once.is_pending(), "its word is still on its way");
+        answer.send(()).unwrap();
+        ending.await;
     }
 }
