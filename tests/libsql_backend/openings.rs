@@ -229,12 +229,21 @@ async fn tables_of_the_first_version_are_brought_forward() {
     reader.initialize().await.unwrap();
     assert!(reader.processes().await.unwrap().is_empty());
     assert_eq!(reader.known_openings(), KnownOpenings::Some, "that nobody is listed says nothing");
+    assert!(reader.verify().await.unwrap().checked.contains(&"schema version 1".to_owned()));
     let state = open(&server).await;
     assert_eq!(reader.processes().await.unwrap().len(), 1);
     assert_eq!(reader.known_openings(), KnownOpenings::All);
     assert!(server.sql("SELECT version FROM seeknal_schema").contains(r#""value":"2""#));
     state.set_node_state("r", "n", NodeUpdate::running()).await.unwrap();
     assert_eq!(state.backend().processes().await.unwrap().len(), 1);
+
+    // A backup of then, under who has it open: that is no newer one.
+    server.sql("DROP TABLE openings");
+    server.sql("UPDATE seeknal_schema SET version = 1");
+    let error = state.set_node_state("r", "n", NodeUpdate::success()).await.unwrap_err().to_string();
+    assert!(error.contains("open it anew") && !error.contains("newer"), "{error}");
+    let anew = open(&server).await;
+    anew.set_node_state("r", "n", NodeUpdate::success()).await.unwrap();
 }
 
 /// A server's answer has a limit of 10 MB.

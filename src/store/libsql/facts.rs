@@ -269,7 +269,7 @@ async fn read_rows(
     let counters = answers.rows(Of::Meta).next().ok_or_else(|| corrupt(client.place(), "table meta has no row"))?;
     let version = counters.number(0)?;
     if version != schema::VERSION {
-        return Err(schema::refuse_newer(client.place(), version));
+        return Err(schema::refuse_other(client.place(), version));
     }
     let mut heads: BTreeMap<RunId, Option<Head>> = wanted.runs.iter().map(|run| (run.clone(), None)).collect();
     let mut headers: BTreeMap<RunId, RunHeader> = BTreeMap::new();

@@ -226,3 +226,25 @@ pub(super) fn refuse_newer(place: &str, found: u64) -> StoreError {
         format!("{place} has schema version {found}, this build knows {VERSION}; use the newer seeknal, nothing was changed"),
     )
 }
+
+/// The refusal of a database whose version is another one than when it was opened.
+pub(super) fn refuse_other(place: &str, found: u64) -> StoreError {
+    if found > VERSION {
+        return refuse_newer(place, found);
+    }
+    StoreError::not_applied(
+        StoreErrorKind::Poisoned,
+        format!(
+            "{place} has schema version {found}, and had {VERSION} when it was opened: an older state was brought back; open it anew, which \
+             brings it forward, nothing was changed"
+        ),
+    )
+}
+
+/// The version that the tables have now.
+pub(super) async fn version(client: &Client) -> Result<u64, StoreError> {
+    match look(client).await? {
+        Found::Version(version) => Ok(version),
+        Found::Nothing => Err(super::fault::corrupt(client.place(), "table seeknal_schema is missing")),
+    }
+}

@@ -76,7 +76,9 @@ pub(super) async fn verify(client: &Client) -> Result<VerifyReport, StoreError> 
         Err(fault) if fault.class == Class::Refused => {}
         Err(fault) => return Err(fault.into_error(client.place())),
     }
-    report.checked.push(format!("schema version {}", schema::VERSION));
+    if let Some(version) = report.take(schema::version(client).await)? {
+        report.checked.push(format!("schema version {version}"));
+    }
     for (what, sql) in ORPHANS {
         // Counted by the server, so that a damaged database of any size is answered.
         let some = Stmt::ask("the database", format!("SELECT *, count(*) OVER () FROM ({sql}) LIMIT {NAMED}"), Vec::new());
