@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use seeknal_state::model::{Batch, Entry, LeaseKey, LeaseMutation, NodeUpdate, RunState};
+use seeknal_state::model::{Batch, Entry, LeaseKey, LeaseMutation, Mutation, NodeUpdate, RunState, Version};
 use seeknal_state::store::create_state_backend;
 
 use super::batches::{applied, at, change, commit, create, entry, load, lock, part_on, run_id, set};
@@ -73,4 +73,29 @@ async fn leases_are_renewed_while_the_answer_to_a_large_batch_is_lost() {
     let now = load(&backend, "r").await;
     assert_eq!((now.node_count(), now.version()), (400, receipt.runs[0].after), "applied once");
     backend.close().await.unwrap();
+}
+
+/// Counters are what own commits met, and a run that others moved on may be far beyond them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_is_made_where_it_was_deleted_begins_beyond_all_that_it_was() {
+    let Some(server) = Sqld::start() else { return };
+    let make = || create_state_backend("database", &server.options()).unwrap();
+    let (one, two) = (make(), make());
+    for backend in [&one, &two] {
+        backend.initialize().await.unwrap();
+    }
+    change(&one, "r", vec![create(0)]).await;
+    for rows in 0..9 {
+        change(&two, "r", vec![set("n", NodeUpdate::running().row_count(rows))]).await;
+    }
+    let tip = load(&one, "r").await;
+    let gone = part_on(Some(&tip), tip.version(), "r", vec![], vec![Mutation::Delete { keep_coverage: false }]);
+    let anew = part_on(None, Version::NONE, "r", vec![], vec![create(1)]);
+    for outcome in commit(&one, vec![entry(gone), entry(anew)]).await.outcomes {
+        applied(outcome);
+    }
+    assert!(load(&two, "r").await.version() > tip.version().next(), "its versions were given out before");
+    for backend in [one, two] {
+        backend.close().await.unwrap();
+    }
 }

@@ -37,6 +37,7 @@ use super::write::{self, Request};
 use crate::model::{
     Batch, BatchAnswer, BatchId, LeaseKey, LeaseMutation, LeaseOwner, Outcome, Refusal, RunId, RunState, Version,
 };
+use crate::store::boot_time::boot_time;
 use crate::store::decide::{Decision, OwnRuns, decide};
 use crate::store::unsettled::Unsettled;
 use crate::store::{StoreError, StoreErrorKind};
@@ -56,7 +57,7 @@ const TOLD_AT_ONCE: usize = 512;
 /// Commits between two looks for what dead openings left; the first commit of an opening looks too.
 const SWEEP_EVERY: u64 = 4096;
 
-/// Counters that are older than this are read anew: a run's beginning is told apart from an earlier run of its name by them and by tombstones, which
+/// Counters that are older than this are read anew, the time in which the machine sleeps counted: a run's beginning is told apart from an earlier run of its name by them and by tombstones, which
 /// stay for a day.
 const COUNTERS_FOR: Duration = Duration::from_secs(3600);
 
@@ -83,7 +84,7 @@ pub(super) struct Committer {
 #[derive(Debug, Default)]
 struct Memory {
     /// Commit sequence and fencing token that were given out last, as far as is known, and since when.
-    counters: Option<(u64, u64, Instant)>,
+    counters: Option<(u64, u64, Duration)>,
     /// The highest fencing token that was ever heard of.
     highest_token: u64,
     /// Batches of which a request was sent and not answered.
@@ -96,7 +97,7 @@ struct Memory {
 impl Memory {
     /// The numbers that were given out last.
     fn note(&mut self, seq: u64, token: u64) {
-        self.counters = Some((seq, token, Instant::now()));
+        self.counters = Some((seq, token, boot_time()));
         self.heard_of(token);
     }
 
@@ -320,7 +321,7 @@ impl Committer {
     fn assume(&self, batch: &Batch) -> Option<Facts> {
         let memory = self.memory();
         let (seq, token, since) = memory.counters?;
-        if since.elapsed() > COUNTERS_FOR {
+        if boot_time().saturating_sub(since) > COUNTERS_FOR {
             return None;
         }
         let wanted = |lease: &LeaseMutation| matches!(lease, LeaseMutation::Grant { key, .. } if memory.contested.contains(key));

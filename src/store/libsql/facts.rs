@@ -62,6 +62,16 @@ fn rows(own: &OwnRuns, heads: BTreeMap<RunId, Option<Head>>, leases: Vec<LeaseRo
     Facts { rows, before: Before { seq, token, versions }, read: false, known: false }
 }
 
+/// The commit sequence that a batch is decided on: where it makes a run, no version that is known is beyond it. A run that goes in the same batch may have been read
+/// after the counters, and the new one of its name begins at the next number.
+fn seq_for(batch: &Batch, heads: &BTreeMap<RunId, Option<Head>>, seq: u64) -> u64 {
+    let parts = || batch.entries.iter().flat_map(|entry| &entry.parts);
+    if !parts().any(|part| part.mutations.iter().any(Mutation::creates_run)) {
+        return seq;
+    }
+    heads.values().flatten().map(|head| head.version.0).fold(seq, u64::max)
+}
+
 /// Puts what is wanted of a run that is wholly known among the rows.
 fn fill(rows: &mut Rows, state: &RunState, wanted: &OfRun) {
     let run = state.id();
@@ -106,7 +116,8 @@ pub(super) fn assume(batch: &Batch, cache: &Cache, own: &OwnRuns, numbers: (u64,
         heads.insert(part.run.clone(), head);
     }
     let leases = assumed_leases(batch, nobody)?;
-    let mut facts = rows(own, heads, leases, numbers.0, numbers.1);
+    let seq = seq_for(batch, &heads, numbers.0);
+    let mut facts = rows(own, heads, leases, seq, numbers.1);
     let wanted = NodesWanted::of(batch, &facts.rows.heads, &facts.rows.own);
     for (run, of_run) in &wanted.0 {
         fill(&mut facts.rows, known.get(run)?, of_run);
@@ -157,7 +168,7 @@ pub(super) async fn read(client: &Client, batch: &Batch, own: &OwnRuns, process:
     }
     let whole: BTreeSet<RunId> = nodes.iter().filter(|(_, of_run)| of_run.all).map(|(run, _)| run.clone()).collect();
     let id = batch.id.to_string();
-    let of = (&*id, process);
+    let of = (batch, &*id, process);
     if let Some(facts) = read_rows(client, of, &wanted, &nodes, &whole, own).await? {
         return Ok(facts);
     }
@@ -169,10 +180,10 @@ pub(super) async fn read(client: &Client, batch: &Batch, own: &OwnRuns, process:
     })
 }
 
-/// `of`: the batch's id, and the opening that commits it. `None`: the answer is too large. Runs of `whole` are read by themselves, each as of one version.
+/// `of`: the batch, its id, and the opening that commits it. `None`: the answer is too large. Runs of `whole` are read by themselves, each as of one version.
 async fn read_rows(
     client: &Client,
-    of: (&str, &str),
+    (batch, id, process): (&Batch, &str, &str),
     wanted: &Wanted,
     nodes: &BTreeMap<RunId, OfRun>,
     whole: &BTreeSet<RunId>,
@@ -192,7 +203,7 @@ async fn read_rows(
             "meta",
             "SELECT (SELECT version FROM seeknal_schema WHERE id = 1), seq, token, \
              EXISTS (SELECT 1 FROM batches WHERE id = ?1) FROM meta WHERE id = 1",
-            vec![of.0.into()],
+            vec![id.into()],
         )],
     );
     let of_runs = |list| {
@@ -259,7 +270,7 @@ async fn read_rows(
         [Stmt::ask(
             "locks",
             concat!("SELECT ", record_columns!(), " FROM locks AS l WHERE ", others_move!("?1", "?2")),
-            vec![MIGRATION.into(), of.1.into()],
+            vec![MIGRATION.into(), process.into()],
         )],
     );
     let answers = match send::ask(client, Ask::Primary, &questions.asked).await {
@@ -307,7 +318,7 @@ async fn read_rows(
         heads.insert(run.clone(), Some(head_of(&state, state.version())));
         states.push(state);
     }
-    let (seq, token) = (counters.number(1)?, counters.number(2)?);
+    let (seq, token) = (seq_for(batch, &heads, counters.number(1)?), counters.number(2)?);
     let mut facts = rows(own, heads, leases, seq, token);
     facts.read = true;
     facts.known = counters.number(3)? == 1;
