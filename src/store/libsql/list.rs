@@ -86,7 +86,7 @@ async fn list_rows(
     }
     if let Some(key) = after {
         let place = |behind: usize| garbled::key(&format!("?{}", args.len().saturating_add(behind)));
-        filter.push_str(&format!(" AND (created_at, run_id) < ({}, {})", place(1), place(2)));
+        filter.extend([" AND (created_at, run_id) < (", &place(1), ", ", &place(2), ")"]);
         args.extend_from_slice(key);
     }
     args.push(u64::try_from(most).unwrap_or(u64::MAX).into());

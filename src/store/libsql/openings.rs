@@ -190,7 +190,9 @@ pub(super) async fn watch(client: &Client, gone: &Gone, who: &BTreeSet<String>) 
         last = now;
         // The question itself was asked so long after the first answer.
         if asked.saturating_sub(since) >= WATCHED {
-            doubted.iter().for_each(|heard| gone.note(heard));
+            for heard in doubted {
+                gone.note(heard);
+            }
             return Ok(Some(found));
         }
         if doubted.is_empty() || now.saturating_sub(began) >= PATIENCE {
