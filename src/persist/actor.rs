@@ -8,11 +8,11 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::queue::Sink;
-use super::shard::{News, Shard, Untold};
+use super::shard::{News, Pausing, Shard, Untold};
 
 pub(super) enum Msg<S: Sink> {
     Tell(News<S>, Untold<S>),
-    RetryAfter(Duration),
+    RetryAfter(Duration, Pausing<S>),
 }
 
 pub(super) struct PersistActor<S>(PhantomData<fn() -> S>);
@@ -33,17 +33,16 @@ impl<S: Sink> Actor for PersistActor<S> {
         Ok(shard)
     }
 
-    async fn handle(&self, _: ActorRef<Msg<S>>, message: Msg<S>, shard: &mut Arc<Shard<S>>) -> Result<(), ActorProcessingErr> {
+    async fn handle(&self, _: ActorRef<Msg<S>>, message: Msg<S>, _: &mut Arc<Shard<S>>) -> Result<(), ActorProcessingErr> {
         match message {
             Msg::Tell(news, untold) => {
                 news.tell();
                 drop(untold);
             }
-            Msg::RetryAfter(pause) => {
-                let shard = Arc::clone(shard);
+            Msg::RetryAfter(pause, pausing) => {
                 drop(tokio::spawn(async move {
                     tokio::time::sleep(pause).await;
-                    shard.retry();
+                    pausing.over();
                 }));
             }
         }

@@ -124,6 +124,26 @@ impl<S: Sink> Drop for Untold<S> {
     }
 }
 
+/// The pause before a batch with an unknown outcome is sent again. Dropped before it is over (the runtime has ended, and with it whoever waits it out) it
+/// tells everybody: nobody sends the batch again.
+pub(super) struct Pausing<S: Sink>(Option<Arc<Shard<S>>>);
+
+impl<S: Sink> Pausing<S> {
+    pub(super) fn over(mut self) {
+        if let Some(shard) = self.0.take() {
+            shard.retry();
+        }
+    }
+}
+
+impl<S: Sink> Drop for Pausing<S> {
+    fn drop(&mut self) {
+        if let Some(shard) = self.0.take() {
+            shard.abandon();
+        }
+    }
+}
+
 /// One line.
 pub(super) struct Shard<S: Sink> {
     me: Weak<Self>,
@@ -392,10 +412,11 @@ impl<S: Sink> Shard<S> {
         current.pause = (pause * 2).min(LONGEST_PAUSE);
         *self.current() = Some(current);
         self.line().pausing = true;
-        let told = self.actor.get().map(|actor| actor.cast(Msg::RetryAfter(pause)));
-        if !matches!(told, Some(Ok(()))) {
-            // Without its actor, and so without a runtime, nobody sends it again.
-            self.abandon();
+        // Where it comes back, as there is no actor, it is dropped here.
+        let pausing = Pausing(self.me.upgrade());
+        match self.actor.get() {
+            Some(actor) => drop(actor.cast(Msg::RetryAfter(pause, pausing))),
+            None => drop(pausing),
         }
     }
 }

@@ -379,20 +379,29 @@ async fn a_barrier_is_passed_only_when_all_before_it_is_told() {
 /// The backend's own thread lives on, and answers; but nobody would send the batch again.
 #[test]
 fn a_batch_that_nobody_knows_is_told_of_where_the_runtime_has_ended() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (persist, source, _, tell, mut told) = runtime.block_on(async {
-        let opened = open().await;
-        submit(&opened.0, 1, &opened.3);
-        submit(&opened.0, 2, &opened.3);
-        opened
-    });
-    assert_eq!(source.next().unwrap().entries.len(), 2);
-    submit(&persist, 3, &tell);
-    drop(runtime);
-    source.answer(Err(StoreError::unknown(StoreErrorKind::Unavailable, "the answer was lost")));
-    let told: Vec<_> = std::iter::from_fn(|| told.try_recv().ok()).collect();
-    assert_eq!(told, [(3, "not applied"), (1, "unknown"), (2, "unknown")]);
-    assert!(source.next().is_none());
+    for ended_in_the_pause in [false, true] {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let lost = || Err(StoreError::unknown(StoreErrorKind::Unavailable, "the answer was lost"));
+        let (persist, source, _, tell, mut told) = runtime.block_on(async {
+            let opened = open().await;
+            submit(&opened.0, 1, &opened.3);
+            submit(&opened.0, 2, &opened.3);
+            assert_eq!(opened.1.next().unwrap().entries.len(), 2);
+            if ended_in_the_pause {
+                opened.1.answer(lost());
+                assert!(opened.1.next().is_none());
+            }
+            opened
+        });
+        submit(&persist, 3, &tell);
+        drop(runtime);
+        if !ended_in_the_pause {
+            source.answer(lost());
+        }
+        let told: Vec<_> = std::iter::from_fn(|| told.try_recv().ok()).collect();
+        assert_eq!(told, [(3, "not applied"), (1, "unknown"), (2, "unknown")]);
+        assert!(source.next().is_none());
+    }
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! Batches on runs that only one opening writes to go down in one way there and back; others are noticed all the same.
 
+use std::sync::atomic::Ordering;
+
 use seeknal_state::Coordinator;
 use seeknal_state::model::{BatchAnswer, CommitSeq, Receipt};
 use seeknal_state::store::MIGRATION;
 
+use super::wire::{Odds, Wire};
 use super::*;
 
 /// More commits than it takes until nobody else is expected.
@@ -231,6 +234,61 @@ async fn a_value_that_the_server_does_not_take_leaves_nothing() {
     store.sql("ALTER TABLE node_states DROP CONSTRAINT short");
     assert_eq!(receipts(&backend.commit(batch).await.unwrap()).len(), 2);
     assert!(load(&backend, &run).await.node(&node).is_some());
+}
+
+/// A sending that nobody has answered may begin whenever it likes: what is told of the batch meanwhile stays true.
+#[tokio::test]
+async fn a_sending_that_comes_late_changes_nothing_that_was_told() {
+    let store = store!();
+    let wire = Wire::before(store.cluster.port, 1, Odds { commits: 0, others: 0 }).await;
+    let options = networks::through(store.cluster, &wire, &store.schema);
+    let backend = create_state_backend("database", &options).unwrap();
+    backend.initialize().await.unwrap();
+    change(&backend, "r", vec![create(0)]).await;
+    for refused in [true, false] {
+        alone(&backend, "r").await;
+        let tip = load(&backend, "r").await;
+        let batch = Arc::new(on(&tip, "n", 777));
+        wire.deeds.hold.store(true, Ordering::Release);
+        let error = backend.commit(Arc::clone(&batch)).await.unwrap_err();
+        assert!(error.is_unknown_outcome(), "{error}");
+        if refused {
+            store.sql("ALTER TABLE node_states ADD CONSTRAINT lucky CHECK (row_count <> 777)");
+            let error = backend.commit(Arc::clone(&batch)).await.unwrap_err();
+            assert!(error.is_never_applied() && error.to_string().contains("lucky"), "{error}");
+            store.sql("ALTER TABLE node_states DROP CONSTRAINT lucky");
+        } else {
+            assert_eq!(receipts(&backend.commit(Arc::clone(&batch)).await.unwrap())[0].runs[0].after, tip.version().next());
+        }
+        let told = load(&backend, "r").await;
+        wire.deeds.go_on.notify_one();
+        wire.deeds.arrived.notified().await;
+        assert_eq!(load(&backend, "r").await, told, "it came later, and changed something");
+        assert_eq!(told.node("n").unwrap().row_count == Some(777), !refused);
+    }
+    assert!(backend.verify().await.unwrap().is_sound());
+}
+
+/// Where one alone works, behind a network that loses, halves, delays and doubles what goes at once.
+#[tokio::test]
+async fn what_goes_at_once_through_a_lying_network_is_done_once() {
+    let store = store!();
+    let wire = Wire::before(store.cluster.port, 7, Odds { commits: 150, others: 0 }).await;
+    let options = networks::through(store.cluster, &wire, &store.schema);
+    let state = Coordinator::open(create_state_backend("database", &options).unwrap()).await.unwrap();
+    state.create_run("r", NewRun::running()).await.unwrap();
+    let mut version = load(&store.open().await, "r").await.version();
+    for rows in 0..200 {
+        let commit = state.set_node_state("r", "n", NodeUpdate::running().row_count(rows)).await.unwrap();
+        // Nobody else writes: each is done once, and told in its place.
+        assert_eq!((commit.runs[0].before, commit.runs[0].after), (version, version.next()));
+        version = version.next();
+    }
+    state.close().await.unwrap();
+    let stored = load(&store.open().await, "r").await;
+    assert_eq!((stored.version(), stored.node("n").unwrap().row_count), (version, Some(199)));
+    assert_eq!(store.sql("SELECT count(*) > 50 FROM batches WHERE get_byte(answers, 0) = 2"), "t");
+    assert!(wire.deeds.undone().is_empty(), "never: {:?}", wire.deeds.undone());
 }
 
 /// Nobody waits for a backend whose thread has ended.

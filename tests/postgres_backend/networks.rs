@@ -10,7 +10,7 @@ use super::wire::{Odds, Wire};
 use super::*;
 
 /// Through a network, which encrypts nothing so that it can read along.
-fn through(cluster: &server::Cluster, wire: &Wire, schema: &str) -> BackendOptions {
+pub(super) fn through(cluster: &server::Cluster, wire: &Wire, schema: &str) -> BackendOptions {
     let url = format!("postgres://postgres:{}@127.0.0.1:{}/tests?sslmode=disable", server::PASSWORD, wire.port);
     assert_ne!(wire.port, cluster.port);
     BackendOptions::new().database_url(url).set("database_schema", schema)

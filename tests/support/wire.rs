@@ -35,6 +35,10 @@ pub(crate) struct Deeds {
     /// Set: the next `COMMIT` is passed on, and answered as a pooler does that has lost its server; nobody is let in after that until it is unset again.
     pub(crate) lose_server: AtomicBool,
     server_lost: AtomicBool,
+    /// Set: the next commit is kept, and its client cut off; it is passed on when `go_on` says so, and then `arrived` says that the server has answered.
+    pub(crate) hold: AtomicBool,
+    pub(crate) go_on: tokio::sync::Notify,
+    pub(crate) arrived: tokio::sync::Notify,
 }
 
 impl Deeds {
@@ -149,6 +153,13 @@ impl Line {
                 deeds.server_lost.store(true, Ordering::Release);
                 self.ask(&request).await?;
                 return self.client.write_all(&lost_server()).await;
+            }
+            if is_commit && deeds.hold.swap(false, Ordering::AcqRel) {
+                self.client.shutdown().await?;
+                deeds.go_on.notified().await;
+                let answered = self.ask(&request).await.map(|_| ());
+                deeds.arrived.notify_one();
+                return answered;
             }
             let odds = if is_commit { odds.commits } else { odds.others };
             if dice.below(1000) >= odds {

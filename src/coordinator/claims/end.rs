@@ -223,19 +223,24 @@ impl End {
                     held.landed(self.as_what);
                     return Ok(committed.into());
                 }
+                // Somebody gave the run a status of his own in that moment: the work is told in a run that goes on.
+                Err(error @ Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. })) => {
+                    match self.note_open(&mut open).await {
+                        Ok(true) if changes < STATUSES => {
+                            changes += 1;
+                            continue;
+                        }
+                        Ok(true) => return Err(error),
+                        Ok(false) => error,
+                        Err(unread) => unread,
+                    }
+                }
                 Err(error) => error,
             };
             lease.kept();
             match &error {
                 Error::Store(_) if tries.are_left(&error) && self.caller.strong_count() > 0 && !lease.is_lost() => {
                     tokio::time::sleep(TELL_PAUSE).await;
-                }
-                // Somebody gave the run a status of his own in that moment: the work is told in a run that goes on.
-                Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) if self.note_open(&mut open).await? => {
-                    changes += 1;
-                    if changes >= STATUSES {
-                        return Err(error);
-                    }
                 }
                 Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) | Error::RunNotFound(_) => {
                     held.forsake(LostReason::RunEnded);

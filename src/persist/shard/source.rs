@@ -9,9 +9,11 @@ use crate::model::{Batch, BatchAnswer, Outcome};
 use crate::persist::queue::{Flight, Settlement, Sink};
 use crate::store::{BatchSource, StoreError, StoreErrorKind};
 
-/// After so many batches in a row of which nothing was written, those that fail for one entry are not sent apart any more: then it is not one. Who fails alone
-/// is no sign of that, nor is a value that storage cannot take: that is its caller's.
+/// After so many batches in a row of which nothing was written, those that fail for one entry are not sent apart any more: then it is not one. Who fails alone,
+/// without having been parted from others, is no sign of that.
 const MOST_FAILURES: u32 = 4;
+/// As many, where it is values that storage cannot take: those are their callers', and storage is well.
+const MOST_VALUES: u32 = 9;
 /// Among the failures: some batch was sent apart since anything was written.
 const SENT_APART: u32 = 1 << 31;
 /// A batch of so many entries is not joined by what arrives while it is written: its sync is shared by enough of them, and who comes later is not to hold it
@@ -138,7 +140,7 @@ impl<S: Sink> BatchSource for Shard<S> {
                 line.stuck = None;
                 line.queue.answered(&current.batch.entries, sinks, answer)
             }
-            Err(error) if is_of_one(&error, &current) && (is_value(&error) || self.failures_in_a_row() < MOST_FAILURES) => {
+            Err(error) if is_of_one(&error, &current) && self.failures_in_a_row() < most(&error) => {
                 self.failures.fetch_or(SENT_APART, Ordering::Relaxed);
                 tracing::debug!(%error, entries = current.batch.entries.len(), "a flush failed for one of its entries; they are sent apart");
                 let flight = Flight { sinks, ..current.flight };
@@ -186,14 +188,13 @@ impl<S: Sink> Shard<S> {
     }
 }
 
-/// Whether an entry brought a value that storage cannot take.
-fn is_value(error: &StoreError) -> bool {
-    error.is_of_one_entry() && error.kind() == StoreErrorKind::Input
+fn most(error: &StoreError) -> u32 {
+    if error.kind() == StoreErrorKind::Input { MOST_VALUES } else { MOST_FAILURES }
 }
 
 /// Whether a failure says something of storage itself.
 fn is_sign(error: &StoreError, failures: u32) -> bool {
-    !is_value(error) && (!error.is_of_one_entry() || failures & SENT_APART != 0)
+    !error.is_of_one_entry() || failures & SENT_APART != 0
 }
 
 /// Whether a batch failed, with nothing written, for what one of several entries is: a value that storage cannot take, a row that it cannot read.

@@ -11,7 +11,8 @@
 //! other versions than he takes them to have, or locks them first and has them moved when we come.
 //!
 //! One statement is a transaction by itself, which commits before its end is told: what a server refuses of it has not happened. But while its answer is
-//! missing it may still be on its way, and find the batch's id free: a sending again under that id proves nothing, unless it commits.
+//! missing it may still be on its way, and find the batch's id free: a sending again under that id proves nothing, unless it commits. What is certain of that one
+//! is so of both once the id is taken for good.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -50,6 +51,9 @@ fn text(filled: Filled) -> String {
         groups::text(filled, VALUES, ", sound")
     )
 }
+
+const KEEP_OUT: &str =
+    "INSERT INTO batches (id, at, answers) VALUES ($1, clock_timestamp(), '') ON CONFLICT DO NOTHING RETURNING 1";
 
 /// The statement for nodes in which these groups hold anything.
 pub(super) fn statement(filled: Filled) -> &'static str {
@@ -133,7 +137,7 @@ pub(super) async fn commit(
     params.push(Box::new(MIGRATION));
     params.push(Box::new(&*shared.process.id));
     params.extend(nodes);
-    let sql = [Sql::new("a batch at once", statement(filled), params)];
+    let sql = [Sql::new("tables batches, runs, node_states", statement(filled), params)];
     if weight(&sql) > HEAVY {
         return Ok(None);
     }
@@ -169,6 +173,18 @@ pub(super) async fn commit(
         follower.committed(changed_runs(&answer), false);
     }
     Ok(Some(answer))
+}
+
+/// Takes the id of a batch that may still be on its way: what comes later finds it taken, and changes nothing. `false`: that could not be done, or it came first.
+pub(super) async fn keep_out(shared: &Shared, id: BatchId) -> bool {
+    let Ok(mut conn) = shared.pool.get().await else { return false };
+    let key = Uuid::from_bytes(*id.as_bytes());
+    let Ok(taken) = conn.ask(Sql::new("table batches", KEEP_OUT, vec![Box::new(key)])).await else { return false };
+    shared.pool.put(conn);
+    if !taken.is_empty() {
+        shared.unanswered.forget(id);
+    }
+    !taken.is_empty()
 }
 
 /// Where the runs were left, and by how much each goes on.

@@ -188,10 +188,6 @@ async fn attempt(shared: &Shared, batch: &Batch, pace: &Pace) -> Result<BatchAns
         shared.pool.put(conn);
         return Ok(answer);
     }
-    // The batch's id is free from here on: whoever sent it before has not committed, and is not going to. Then what is certain of this transaction is so of
-    // all; but for what went down at once, and may still be on its way.
-    let of_all = !shared.unanswered.holds(batch.id);
-    let certain = |error: StoreError| if of_all && !error.is_unknown_outcome() { error.never_applied() } else { error };
     let Some(locked) = lock::lock(shared, &mut conn, id, &wanted).await? else {
         let answer = known(&mut conn, batch, id).await?;
         conn.ask(Sql::plain("ROLLBACK")).await?;
@@ -202,8 +198,20 @@ async fn attempt(shared: &Shared, batch: &Batch, pace: &Pace) -> Result<BatchAns
         }
         return Ok(answer);
     };
-    let rows = locked.map_err(certain)?;
-    apply(shared, conn, batch, id, &wanted, rows, pace).await.map_err(certain)
+    let error = match locked {
+        Ok(rows) => match apply(shared, conn, batch, id, &wanted, rows, pace).await {
+            Err(error) if !error.is_unknown_outcome() => error,
+            done => return done,
+        },
+        Err(error) => {
+            drop(conn);
+            error
+        }
+    };
+    // The batch's id was free: whoever sent it before has not committed, and is not going to. Then what is certain of this transaction is so of all; but for what
+    // went down at once, and may not have begun yet: that is kept out first.
+    let of_all = !shared.unanswered.holds(batch.id) || at_once::keep_out(shared, batch.id).await;
+    Err(if of_all { error.never_applied() } else { error })
 }
 
 /// Steps 2 to 4: the locks are taken, and the batch is not known.

@@ -188,7 +188,8 @@ pub(super) fn gave_way(place: impl fmt::Display, times: u32, error: StoreError) 
     StoreError::not_applied(StoreErrorKind::Busy, message).with_source(error)
 }
 
-/// Whether what a batch took for granted is not so: its runs were moved on, or it was sent before. Asked of the statements that find that out.
+/// Whether what a batch took for granted is not so: its runs were moved on, or it was sent before. Whatever else a server calls so is told when the batch is decided
+/// on what is stored.
 pub(super) fn is_met_by_others(error: &StoreError) -> bool {
     state_of(error).is_some_and(|state| matches!(*state, SqlState::INVALID_TEXT_REPRESENTATION | SqlState::UNIQUE_VIOLATION))
 }
