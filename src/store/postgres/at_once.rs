@@ -26,8 +26,8 @@ use super::groups::{self, Filled};
 use super::rows::{Fields, counter};
 use super::sql::weight;
 use super::{Shared, schema, write};
-use crate::model::{Batch, BatchAnswer, BatchId, CommitSeq, Outcome, RunId};
-use crate::store::decide::{self, Decision, Head, NodesWanted, Numbers, Rows, Wanted};
+use crate::model::{Batch, BatchAnswer, BatchId, CommitSeq, Outcome, RunId, Version};
+use crate::store::decide::{self, Decision, NodesWanted, Numbers, Rows, Wanted};
 use crate::store::{MIGRATION, StoreError, short_answer};
 
 /// Values of the statement before those of the nodes.
@@ -82,7 +82,6 @@ impl Unanswered {
 
 /// What was decided on known heads.
 struct Plan {
-    known: BTreeMap<RunId, Option<Head>>,
     decision: Decision,
     /// The answer as it is stored, but for the numbers.
     stored: Vec<u8>,
@@ -101,7 +100,7 @@ fn plan(shared: &Shared, batch: &Batch, wanted: &Wanted) -> Option<Plan> {
         return None;
     }
     let rows = Rows {
-        heads: known.clone(),
+        heads: known,
         headers: BTreeMap::new(),
         nodes: BTreeMap::new(),
         whole: [].into(),
@@ -115,7 +114,7 @@ fn plan(shared: &Shared, batch: &Batch, wanted: &Wanted) -> Option<Plan> {
     // Whatever is refused is refused on rows that are stored.
     let decision = decide::decide(batch, rows).ok()?;
     let stored = short_answer::write_unnumbered(&decision.answer)?;
-    Some(Plan { known, decision, stored })
+    Some(Plan { decision, stored })
 }
 
 /// Commits a batch in one way there and back, if that can be; `None`: it cannot, and nothing has happened.
@@ -126,13 +125,13 @@ pub(super) async fn commit(
     wanted: &Wanted,
     pace: &Pace,
 ) -> Result<Option<BatchAnswer>, StoreError> {
-    let Some(Plan { known, decision, stored }) = plan(shared, batch, wanted) else { return Ok(None) };
-    let Decision { mut answer, writes, .. } = decision;
+    let Some(Plan { decision, stored }) = plan(shared, batch, wanted) else { return Ok(None) };
+    let Decision { mut answer, writes, assumed, .. } = decision;
     let Some(rows) = write::nodes_alone(&writes) else { return Ok(None) };
     let (filled, nodes) = write::columns_of(&rows)?;
     let mut params: Vec<Param<'_>> =
         vec![Box::new(Uuid::from_bytes(*batch.id.as_bytes())), Box::new(stored), Box::new(counter(wanted.seqs as u64))];
-    params.extend(moves(wanted, &known));
+    params.extend(moves(wanted, &assumed));
     params.push(Box::new(schema::SCHEMA_VERSION));
     params.push(Box::new(MIGRATION));
     params.push(Box::new(&*shared.process.id));
@@ -188,11 +187,11 @@ pub(super) async fn keep_out(shared: &Shared, id: BatchId) -> bool {
 }
 
 /// Where the runs were left, and by how much each goes on.
-fn moves<'a>(wanted: &'a Wanted, known: &BTreeMap<RunId, Option<Head>>) -> [Param<'a>; 3] {
+fn moves<'a>(wanted: &'a Wanted, assumed: &BTreeMap<RunId, Option<Version>>) -> [Param<'a>; 3] {
     let (mut runs, mut versions, mut steps): (Vec<&str>, Vec<i64>, Vec<i64>) = Default::default();
     for (run, of_run) in wanted.steps.iter().flatten() {
         runs.push(run.as_str());
-        versions.push(known.get(run).and_then(Option::as_ref).map_or(0, |head| counter(head.version.0)));
+        versions.push(assumed.get(run).copied().flatten().map_or(0, |version| counter(version.0)));
         steps.push(counter(*of_run));
     }
     [Box::new(runs), Box::new(versions), Box::new(steps)]
