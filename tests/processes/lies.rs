@@ -5,7 +5,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use seeknal_state::model::{Batch, Entry, Mutation, Outcome, RunPart};
-use seeknal_state::{ChangeStream, Clock, Coordinator, Event, NewRun, NodeId, NodeUpdate, RunId, StateBackend, SystemClock};
+use seeknal_state::{
+    ChangeStream, Clock, Commit, Coordinator, Error, Event, NewRun, NodeId, NodeUpdate, RunId, StateBackend, SystemClock,
+};
+
+use tokio::task::JoinHandle;
 
 use super::support::{Following, Lie, LyingBackend};
 use super::{rows, until};
@@ -43,19 +47,23 @@ async fn whoever_is_told_follows() {
     state.close().await.unwrap();
 }
 
+/// A write that is in storage, and not told before the gate lets its answer through.
+async fn own_write_on_its_way(backend: &LyingBackend, state: &Coordinator) -> JoinHandle<Result<Commit, Error>> {
+    let run = RunId::new("r").unwrap();
+    let before = state.snapshot("r").unwrap().version();
+    backend.tell([Lie::AnswerLate]);
+    let state = state.clone();
+    let own = tokio::spawn(async move { state.set_node_state("r", "own", NodeUpdate::success()).await });
+    until("it is in storage", async || backend.inner.run_version(&run).await.unwrap() == Some(before.next())).await;
+    own
+}
+
 /// What others committed behind an own entry that is not told yet is loaded once it is: the entry itself does not meet it.
 #[tokio::test]
 async fn news_that_come_while_an_own_write_is_on_its_way_are_not_forgotten() {
     let backend = LyingBackend::new(true);
     let state = open(&backend).await;
-    let run = RunId::new("r").unwrap();
-    let before = state.snapshot("r").unwrap().version();
-    backend.tell([Lie::AnswerLate]);
-    let own = tokio::spawn({
-        let state = state.clone();
-        async move { state.set_node_state("r", "own", NodeUpdate::success()).await }
-    });
-    until("it is in storage", async || backend.inner.run_version(&run).await.unwrap() == Some(before.next())).await;
+    let own = own_write_on_its_way(&backend, &state).await;
     elsewhere(&backend, 7).await;
     let told = state.stats().follow_behind;
     backend.foreign.notify_one();
@@ -80,14 +88,7 @@ async fn older_news_come_last(deleted: bool) {
     let backend = LyingBackend::new(true);
     let state = open(&backend).await;
     state.create_run("s", NewRun::running()).await.unwrap();
-    let run = RunId::new("r").unwrap();
-    let before = state.snapshot("r").unwrap().version();
-    backend.tell([Lie::AnswerLate]);
-    let own = tokio::spawn({
-        let state = state.clone();
-        async move { state.set_node_state("r", "own", NodeUpdate::success()).await }
-    });
-    until("it is in storage", async || backend.inner.run_version(&run).await.unwrap() == Some(before.next())).await;
+    let own = own_write_on_its_way(&backend, &state).await;
     // Who reads both finds what the own write made of it, and is kept waiting with that.
     backend.late.store(true, Ordering::SeqCst);
     let waits = backend.loading.write().await;
