@@ -2,7 +2,7 @@
 //!
 //! - `place`: what URL and options say; `hosts`, `tls`, `x509`, `connection`: how to get there; `schema`: the tables; `sql`: statements; `moved`: when something came last; `rows`: values as columns.
 //! - `commit`: one batch, one transaction; `lock`: what it locks, and reads under that; `at_once`: in one way there and back, on `heads` that are known; `write`:
-//!   what it puts down; `outlive`: what stays of deleted runs.
+//!   what it puts down; `told`: how long answers are kept; `outlive`: what stays of deleted runs.
 //! - `ask`: questions, and when they are asked again; `read`, `list`: everything that is asked; `follow`: commits of others; `openings`: who has it open; `verify`.
 //!
 //! # Settings
@@ -53,6 +53,7 @@ mod rows;
 mod schema;
 mod sql;
 mod tls;
+mod told;
 mod verify;
 mod write;
 mod x509;
@@ -65,7 +66,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use chrono::{DateTime, Utc};
 use tokio::sync::OnceCell;
-use uuid::Uuid;
 
 use self::at_once::Unanswered;
 use self::connection::{Pool, Sql};
@@ -83,12 +83,6 @@ use crate::model::{
     Batch, BatchAnswer, BatchId, Clock, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId,
     RunPage, RunQuery, RunState, SystemClock, Version,
 };
-
-/// Answers of this opening that are kept at least. Whoever has seen an answer does not ask again; the rest is for those who sit between.
-const ANSWERS_KEPT: usize = 512;
-
-/// Answers that are removed together.
-const ANSWERS_AT_ONCE: usize = 256;
 
 /// The PostgreSQL backend. Nothing is connected before [`initialize`](StateBackend::initialize).
 ///
@@ -118,17 +112,6 @@ struct Shared {
 impl Shared {
     fn unsettled(&self) -> MutexGuard<'_, Unsettled> {
         self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes that the answer to a batch was told. `true`: there are many by now.
-    fn tell(&self, id: BatchId) -> bool {
-        if self.unanswered.forget(id) {
-            // A sending of it may still be on its way: its answer, which that one meets, stays until its age removes it.
-            return false;
-        }
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.push_back(id);
-        told.len() >= ANSWERS_KEPT + ANSWERS_AT_ONCE
     }
 
     fn follower(&self) -> Option<&Follower> {
@@ -273,29 +256,6 @@ async fn sweep(conn: &mut connection::Conn) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Applies a batch, unless a failed one before it is not settled.
-async fn settle(shared: &Shared, batch: &Batch) -> Result<BatchAnswer, StoreError> {
-    shared.unsettled().check(batch.id, &shared.pool.place.name)?;
-    let answer = commit::commit(shared, batch).await;
-    shared.unsettled().note(batch.id, &answer);
-    answer
-}
-
-/// Removes answers that were told, many at a time and seldom. Only room depends on it.
-async fn prune(shared: &Shared) {
-    let old: Vec<Uuid> = {
-        let mut told = shared.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.len() < ANSWERS_KEPT + ANSWERS_AT_ONCE {
-            return;
-        }
-        told.drain(..ANSWERS_AT_ONCE).map(|id| Uuid::from_bytes(*id.as_bytes())).collect()
-    };
-    let Ok(mut conn) = shared.pool.get().await else { return };
-    if conn.ask(Sql::new("table batches", "DELETE FROM batches WHERE id = ANY($1)", vec![Box::new(old)])).await.is_ok() {
-        shared.pool.put(conn);
-    }
-}
-
 impl StateBackend for PostgresBackend {
     fn name(&self) -> &'static str {
         "postgres"
@@ -330,10 +290,10 @@ impl StateBackend for PostgresBackend {
             }
             let shared = Arc::clone(&opened.shared);
             let id = batch.id;
-            let answer = opened.engine.run(async move { settle(&shared, &batch).await }, StoreError::unknown).await?;
+            let answer = opened.engine.run(async move { told::settle(&shared, &batch).await }, StoreError::unknown).await?;
             if opened.shared.tell(id) {
                 let shared = Arc::clone(&opened.shared);
-                drop(opened.engine.spawn(async move { prune(&shared).await }));
+                drop(opened.engine.spawn(async move { told::prune(&shared).await }));
             }
             Ok(answer)
         })
@@ -348,12 +308,12 @@ impl StateBackend for PostgresBackend {
                 async move {
                     let commit = |batch: Arc<Batch>| {
                         let shared = Arc::clone(&shared);
-                        async move { settle(&shared, &batch).await }
+                        async move { told::settle(&shared, &batch).await }
                     };
                     let told = |id| {
                         if shared.tell(id) {
                             let shared = Arc::clone(&shared);
-                            drop(tokio::spawn(async move { prune(&shared).await }));
+                            drop(tokio::spawn(async move { told::prune(&shared).await }));
                         }
                     };
                     pull::drain(call, commit, told).await;
