@@ -343,7 +343,9 @@ async fn a_failure_that_speaks_of_all_sendings_settles_a_batch() {
     assert_eq!(again().await.entries.len(), 2);
     source.answer(lost());
     assert_eq!(again().await.entries.len(), 2);
+    assert!(persist.fault().is_some(), "nobody knows what became of them");
     source.answer(Err(large()));
+    assert_eq!(persist.fault(), None, "that is known now");
     assert_eq!(again().await.entries.len(), 1, "they are sent apart");
     source.answer(lost());
     assert_eq!(again().await.entries.len(), 1);

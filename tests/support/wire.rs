@@ -39,6 +39,8 @@ pub(crate) struct Deeds {
     pub(crate) hold: AtomicBool,
     pub(crate) go_on: tokio::sync::Notify,
     pub(crate) arrived: tokio::sync::Notify,
+    /// How long every request takes on its way, milliseconds.
+    pub(crate) way: AtomicU64,
 }
 
 impl Deeds {
@@ -149,6 +151,7 @@ impl Line {
             if is_commit {
                 deeds.commits.fetch_add(1, Ordering::Relaxed);
             }
+            tokio::time::sleep(Duration::from_millis(deeds.way.load(Ordering::Relaxed))).await;
             if is_commit && deeds.lose_server.load(Ordering::Acquire) {
                 deeds.server_lost.store(true, Ordering::Release);
                 self.ask(&request).await?;

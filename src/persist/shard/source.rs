@@ -143,6 +143,7 @@ impl<S: Sink> BatchSource for Shard<S> {
             Err(error) if is_of_one(&error, &current) && self.failures_in_a_row() < most(&error) => {
                 self.failures.fetch_or(SENT_APART, Ordering::Relaxed);
                 tracing::debug!(%error, entries = current.batch.entries.len(), "a flush failed for one of its entries; they are sent apart");
+                self.unsettled.clear();
                 let flight = Flight { sinks, ..current.flight };
                 let mut line = self.line();
                 line.stuck = None;

@@ -28,7 +28,7 @@ use super::sql::weight;
 use super::{Shared, schema, write};
 use crate::model::{Batch, BatchAnswer, BatchId, CommitSeq, Outcome, RunId, Version};
 use crate::store::decide::{self, Decision, NodesWanted, Numbers, Rows, Wanted};
-use crate::store::{MIGRATION, StoreError, short_answer};
+use crate::store::{MIGRATION, StoreError, StoreErrorKind, short_answer};
 
 /// Values of the statement before those of the nodes.
 const VALUES: usize = 9;
@@ -52,6 +52,7 @@ fn text(filled: Filled) -> String {
     )
 }
 
+/// An answer that is empty says that there will be none.
 const KEEP_OUT: &str =
     "INSERT INTO batches (id, at, answers) VALUES ($1, clock_timestamp(), '') ON CONFLICT DO NOTHING RETURNING 1";
 
@@ -184,6 +185,12 @@ pub(super) async fn keep_out(shared: &Shared, id: BatchId) -> bool {
         shared.unanswered.forget(id);
     }
     !taken.is_empty()
+}
+
+/// What is told of a batch whose id was taken so, also to whoever did not hear whether it was.
+pub(super) fn was_kept_out(place: String) -> StoreError {
+    let message = format!("{place}: a sending of it was lost, and it was given up; nothing of it was written, try again");
+    StoreError::not_applied(StoreErrorKind::Busy, message).never_applied()
 }
 
 /// Where the runs were left, and by how much each goes on.

@@ -104,7 +104,8 @@ pub(super) async fn commit(shared: &Shared, batch: &Batch) -> Result<BatchAnswer
             shared.pool.forget_idle();
             shared.pool.forget_reached();
         }
-        if error.is_unknown_outcome() || !(elsewhere || is_passing(&error)) || began.elapsed() + pause >= total {
+        let again = (elsewhere || is_passing(&error)) && !error.is_unknown_outcome() && !pace.is_over();
+        if !again || began.elapsed() + pause >= total {
             return Err(error);
         }
         tokio::time::sleep(jittered(pause)).await;
@@ -119,6 +120,8 @@ pub(super) struct Pace {
     decided: AtomicBool,
     /// How much longer than others it may take, milliseconds: it sends much.
     more: AtomicU64,
+    /// Whether the batch's id was taken for good: it is not tried again.
+    over: AtomicBool,
 }
 
 impl Pace {
@@ -128,6 +131,10 @@ impl Pace {
 
     pub(super) fn undecided(&self) {
         self.decided.store(false, Ordering::Release);
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 
     fn total(&self) -> Duration {
@@ -188,8 +195,17 @@ async fn attempt(shared: &Shared, batch: &Batch, pace: &Pace) -> Result<BatchAns
         shared.pool.put(conn);
         return Ok(answer);
     }
-    let Some(locked) = lock::lock(shared, &mut conn, id, &wanted).await? else {
-        let answer = known(&mut conn, batch, id).await?;
+    let locked = match lock::lock(shared, &mut conn, id, &wanted).await {
+        Ok(locked) => locked,
+        // Who waits for others' locks may have to for long, and the batches behind this one with it.
+        Err(error) if error.kind() == StoreErrorKind::Busy && shared.unanswered.holds(batch.id) => {
+            drop(conn);
+            return Err(kept_out(shared, batch, error, pace).await);
+        }
+        Err(error) => return Err(error),
+    };
+    let Some(locked) = locked else {
+        let answer = known(shared, &mut conn, batch, id).await?;
         conn.ask(Sql::plain("ROLLBACK")).await?;
         shared.pool.put(conn);
         if let Some(follower) = shared.follower() {
@@ -210,8 +226,17 @@ async fn attempt(shared: &Shared, batch: &Batch, pace: &Pace) -> Result<BatchAns
     };
     // The batch's id was free: whoever sent it before has not committed, and is not going to. Then what is certain of this transaction is so of all; but for what
     // went down at once, and may not have begun yet: that is kept out first.
-    let of_all = !shared.unanswered.holds(batch.id) || at_once::keep_out(shared, batch.id).await;
-    Err(if of_all { error.never_applied() } else { error })
+    Err(if shared.unanswered.holds(batch.id) { kept_out(shared, batch, error, pace).await } else { error.never_applied() })
+}
+
+/// What is certain of one sending is so of all of them, once what is still on its way is kept out.
+async fn kept_out(shared: &Shared, batch: &Batch, error: StoreError, pace: &Pace) -> StoreError {
+    if at_once::keep_out(shared, batch.id).await {
+        pace.over.store(true, Ordering::Release);
+        error.never_applied()
+    } else {
+        error
+    }
 }
 
 /// Steps 2 to 4: the locks are taken, and the batch is not known.
@@ -282,13 +307,17 @@ pub(super) fn changed_runs(answer: &BatchAnswer) -> BTreeSet<RunId> {
 }
 
 /// The answer that a batch was given before.
-async fn known(conn: &mut Conn, batch: &Batch, id: Uuid) -> Result<BatchAnswer, StoreError> {
+async fn known(shared: &Shared, conn: &mut Conn, batch: &Batch, id: Uuid) -> Result<BatchAnswer, StoreError> {
     let found = conn.ask(Sql::new("table batches", "SELECT answers FROM batches WHERE id = $1", vec![Box::new(id)])).await?;
     let place = || format!("table batches, batch {}", batch.id);
     let stored: Option<Vec<u8>> = match found.first() {
         Some(row) => Fields::new(row, place()).get(0)?,
         None => None,
     };
+    if stored.as_ref().is_some_and(Vec::is_empty) {
+        shared.unanswered.forget(batch.id);
+        return Err(at_once::was_kept_out(place()));
+    }
     let answer = stored.and_then(|bytes| short_answer::read(batch, &bytes).or_else(|| serde_json::from_slice(&bytes).ok()));
     match answer {
         Some(answer) if answer.outcomes.len() == batch.entries.len() => Ok(answer),

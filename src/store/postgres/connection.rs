@@ -31,6 +31,10 @@ use crate::store::{StoreError, StoreErrorKind};
 /// How long a statement may take on the server, milliseconds. A commit as a whole has as long.
 pub(super) const STATEMENT_MS: u64 = 10_000;
 
+/// How long one of its locks may let it wait, milliseconds: the server's word that it did so in vain is certain, and comes before the commit as a whole is
+/// given up.
+const LOCK_MS: u64 = 8_000;
+
 /// How long a connection on which an answer is waited for may be quiet. The server's own limits end statements, not silence on the way.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
 
@@ -152,7 +156,7 @@ impl Conn {
         // Names of statements hold for the connection; so do plans, which must not be made for a table that is still empty.
         let mut settings = format!(
             "SET search_path = \"{}\"; SET TimeZone = 'UTC'; SET client_min_messages = warning; \
-             SET statement_timeout = {STATEMENT_MS}; SET lock_timeout = 0; \
+             SET statement_timeout = {STATEMENT_MS}; SET lock_timeout = {LOCK_MS}; \
              SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}; \
              SET default_transaction_isolation = 'read committed'; \
              SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; ",
