@@ -6,7 +6,8 @@
 //! made are right, and are written under the version that the entry has here; else its mutations are applied to the rows as they are now.
 
 use std::borrow::Cow;
-use std::collections::btree_map::{BTreeMap, Entry as Place};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Place;
 
 use chrono::{DateTime, Utc};
 use rusqlite::Connection;
@@ -51,7 +52,7 @@ pub(super) struct Session<'c> {
     memory: &'c Memory,
     deaths: &'c Deaths<'c>,
     now: DateTime<Utc>,
-    cells: BTreeMap<RunId, Cell>,
+    cells: HashMap<RunId, Box<Cell>>,
     /// Which batch of this transaction is being decided, by its number.
     batch: usize,
     seq: u64,
@@ -73,7 +74,7 @@ impl<'c> Session<'c> {
             Some(counters) => counters,
             None => read::counters(conn)?,
         };
-        Ok(Self { conn, memory, deaths, now, cells: BTreeMap::new(), batch: 0, seq, token, counted: (seq, token), rows: 0 })
+        Ok(Self { conn, memory, deaths, now, cells: HashMap::new(), batch: 0, seq, token, counted: (seq, token), rows: 0 })
     }
 
     /// The commit sequence that was there at the beginning.
@@ -108,7 +109,9 @@ impl<'c> Session<'c> {
     /// Writes what was accepted since it was called last, and notes it for others.
     pub(super) fn write(&mut self, noting: Noting) -> Result<(), StoreError> {
         let mut statements = Statements::new(self.conn, noting);
-        for (run, cell) in self.cells.iter_mut().filter(|(_, cell)| cell.changed) {
+        let mut changed: Vec<(&RunId, &mut Box<Cell>)> = self.cells.iter_mut().filter(|(_, cell)| cell.changed).collect();
+        changed.sort_unstable_by_key(|(run, _)| *run);
+        for (run, cell) in changed {
             self.rows = self.rows.saturating_add(cell.nodes.len()).saturating_add(1);
             write::run(&mut statements, run, cell)?;
         }
@@ -246,12 +249,9 @@ impl<'c> Session<'c> {
         match self.cells.entry(run.clone()) {
             Place::Occupied(known) => Ok(known.into_mut()),
             Place::Vacant(place) => {
-                let head = match self.memory.head(run) {
-                    Some(head) => head.clone(),
-                    None => head(self.conn, run)?,
-                };
-                let own = self.memory.own(run);
-                Ok(place.insert(Cell::new(head, own)))
+                let (known, own) = self.memory.run(run);
+                let head = known.cloned().map_or_else(|| head(self.conn, run), Ok)?;
+                Ok(place.insert(Box::new(Cell::new(head, own))))
             }
         }
     }

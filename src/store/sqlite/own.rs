@@ -38,8 +38,19 @@ pub(super) struct Memory {
     data_version: Option<i64>,
     /// Commit sequence and fencing token, as good as the heads.
     counters: Option<(u64, u64)>,
-    heads: HashMap<RunId, Option<Head>>,
-    own: HashMap<RunId, OwnVersions>,
+    runs: HashMap<RunId, Known>,
+    /// How often all heads were forgotten.
+    doubts: u64,
+}
+
+/// What is remembered of a run.
+#[derive(Debug)]
+struct Known {
+    /// Its head, as it was after so many doubts; `None`: there is no such run.
+    head: Option<Head>,
+    after: u64,
+    /// The versions of it that this process committed.
+    own: OwnVersions,
 }
 
 impl Memory {
@@ -53,7 +64,7 @@ impl Memory {
 
     /// Nobody knows what is stored: forgets everything about rows. What was committed by this process stays known.
     pub(super) fn doubt(&mut self) {
-        self.heads.clear();
+        self.doubts = self.doubts.saturating_add(1);
         self.counters = None;
         self.data_version = None;
     }
@@ -63,32 +74,20 @@ impl Memory {
         self.counters
     }
 
-    /// The head of a run, if it is remembered; the inner `None` says that there is no such run.
-    pub(super) fn head(&self, run: &RunId) -> Option<&Option<Head>> {
-        self.heads.get(run)
-    }
-
-    /// The versions of a run that this process committed.
-    pub(super) fn own(&self, run: &RunId) -> OwnVersions {
-        self.own.get(run).cloned().unwrap_or_default()
+    /// The head of a run, if it is remembered (the inner `None` says that there is no such run), and the versions of it that this process committed.
+    pub(super) fn run(&self, run: &RunId) -> (Option<&Option<Head>>, OwnVersions) {
+        let Some(known) = self.runs.get(run) else { return (None, OwnVersions::default()) };
+        ((known.after == self.doubts).then_some(&known.head), known.own.clone())
     }
 
     /// A transaction was committed.
     pub(super) fn settle(&mut self, settled: Settled) {
         self.counters = Some(settled.counters);
-        if self.heads.len() > REMEMBERED {
-            self.heads.clear();
-        }
-        if self.own.len() > REMEMBERED {
-            self.own.clear();
+        if self.runs.len() > REMEMBERED {
+            self.runs.clear();
         }
         for (run, head, own) in settled.runs {
-            if own == OwnVersions::default() {
-                self.own.remove(&run);
-            } else {
-                self.own.insert(run.clone(), own);
-            }
-            self.heads.insert(run, head);
+            self.runs.insert(run, Known { head, after: self.doubts, own });
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Puts rows down: one write for every row that a transaction changed, in the order of their keys.
 
+use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{CachedStatement, Connection, ToSql, params};
 
 use super::cell::{Cell, PendingNode};
@@ -29,7 +30,7 @@ pub(super) struct Statements<'c> {
     /// What is noted for other processes.
     noting: Noting,
     put_version: Option<CachedStatement<'c>>,
-    update_node: Option<CachedStatement<'c>>,
+    update_node: Option<UpdateNode<'c>>,
 }
 
 impl<'c> Statements<'c> {
@@ -38,22 +39,44 @@ impl<'c> Statements<'c> {
     }
 
     fn put_version(&mut self) -> rusqlite::Result<&mut CachedStatement<'c>> {
-        prepared(self.conn, &mut self.put_version, PUT_VERSION)
+        match &mut self.put_version {
+            Some(statement) => Ok(statement),
+            place => Ok(place.insert(self.conn.prepare_cached(PUT_VERSION)?)),
+        }
     }
 
-    fn update_node(&mut self) -> rusqlite::Result<&mut CachedStatement<'c>> {
-        prepared(self.conn, &mut self.update_node, UPDATE_NODE)
+    fn update_node(&mut self) -> rusqlite::Result<&mut UpdateNode<'c>> {
+        match &mut self.update_node {
+            Some(update) => Ok(update),
+            place => Ok(place.insert(UpdateNode { statement: self.conn.prepare_cached(UPDATE_NODE)?, nulls: 0 })),
+        }
     }
 }
 
-fn prepared<'s, 'c>(
-    conn: &'c Connection,
-    place: &'s mut Option<CachedStatement<'c>>,
-    sql: &str,
-) -> rusqlite::Result<&'s mut CachedStatement<'c>> {
-    match place {
-        Some(statement) => Ok(statement),
-        None => Ok(place.insert(conn.prepare_cached(sql)?)),
+/// The update of a node's row. Of most nodes most columns are NULL: what is bound so is not bound again for the next one.
+struct UpdateNode<'c> {
+    statement: CachedStatement<'c>,
+    /// Which parameters are bound to NULL, a bit each.
+    nulls: u32,
+}
+
+impl UpdateNode<'_> {
+    /// Answers how many rows there were.
+    fn execute(&mut self, values: &[&dyn ToSql]) -> rusqlite::Result<usize> {
+        let mut bit = 1;
+        for (index, value) in values.iter().enumerate() {
+            let value = value.to_sql()?;
+            let null = matches!(value, ToSqlOutput::Borrowed(ValueRef::Null) | ToSqlOutput::Owned(Value::Null));
+            if !null {
+                self.nulls &= !bit;
+                self.statement.raw_bind_parameter(index + 1, value)?;
+            } else if self.nulls & bit == 0 {
+                self.statement.raw_bind_parameter(index + 1, value)?;
+                self.nulls |= bit;
+            }
+            bit <<= 1;
+        }
+        self.statement.raw_execute()
     }
 }
 
