@@ -79,7 +79,7 @@ pub enum Durability {
 ///   granted to such a call is held.
 /// - Where the outcome of a flush is not known (a lost connection, a crashed server) the same batch is sent again until it is; after 30 s its callers are told
 ///   that nobody knows, and other writes of that line are refused meanwhile. So a write, a [`flush`](Self::flush) and [`close`](Self::close) may take that long.
-///   The built-in servers' requests have limits of 10 s each.
+///   A request to one of the built-in servers is given up when nothing moves for 10 s; long lists, large writes and whole checks have more (see README).
 /// - A backend of one's own that neither answers nor fails holds what it was sent, and `close`, without a limit. Put a timeout around the call where that
 ///   matters: dropping a future is safe. Claims that `close` gives back hold it for 30 s at most, if all
 ///   other writes were answered by then.

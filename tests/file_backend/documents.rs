@@ -319,3 +319,19 @@ async fn tokens_never_go_back_where_the_lock_is_gone_and_the_document_is_not_our
         }
     }
 }
+
+/// Whoever looks at the document with other tools waits for no pause of those who write.
+#[tokio::test]
+async fn a_writer_that_never_rests_shows_its_work_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    let mut rows = 0;
+    wait_for(async || {
+        rows += 1;
+        set(&backend, "run_1", "node", NodeUpdate::running().row_count(rows), 1).await;
+        std::fs::read_to_string(document(folder.path())).is_ok_and(|text| text.contains("\"row_count\""))
+    })
+    .await;
+    assert_eq!(all(&backend).await[0].node("node").unwrap().row_count, Some(rows));
+}

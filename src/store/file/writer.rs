@@ -60,7 +60,9 @@ const CHECKPOINT_FLOOR: u64 = 8 << 20;
 const CHECKPOINT_FACTOR: u64 = 2;
 /// How long nothing must have been written before an idle checkpoint.
 const IDLE: Duration = Duration::from_millis(500);
-/// Idle checkpoints take at most one part in so many of the time.
+/// How long a write waits for the document where others follow it without such a pause: whoever looks at it is to see what is true.
+const BEHIND: Duration = Duration::from_secs(5);
+/// Checkpoints that nothing but the time asks for take at most one part in so many of it.
 const IDLE_SHARE: u32 = 20;
 /// How often the writer looks up when nothing happens: for leases to note, checkpoints to begin, a document that was replaced.
 const TICK: Duration = Duration::from_millis(100);
@@ -110,6 +112,8 @@ pub(super) struct Writer {
     /// What was noted last.
     lease_note: Vec<u8>,
     last_write: Instant,
+    /// The first write that no document has, and none is being written with.
+    first_write: Option<Instant>,
     last_look: Instant,
     last_checkpoint: Option<(Instant, Duration)>,
     retry: Option<(Instant, Duration)>,
@@ -208,6 +212,7 @@ impl Writer {
             lease_due: now,
             lease_note: Vec::new(),
             last_write: now,
+            first_write: None,
             last_look: now,
             last_checkpoint: None,
             retry: None,

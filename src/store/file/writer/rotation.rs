@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::{
-    CHECKPOINT_FACTOR, CHECKPOINT_FLOOR, FIRST_RETRY, IDLE, IDLE_SHARE, Known, LONGEST_RETRY, LOOK, Reply, Writer, answer,
-    new_generation,
+    BEHIND, CHECKPOINT_FACTOR, CHECKPOINT_FLOOR, FIRST_RETRY, IDLE, IDLE_SHARE, Known, LONGEST_RETRY, LOOK, Reply, Writer,
+    answer, new_generation,
 };
 use crate::store::file::checkpoint::{self, Job, Task};
 use crate::store::file::journal::{self, Header, Journal};
@@ -44,6 +44,7 @@ impl Writer {
 
     /// Rotates to the next journal and begins to write the document that it continues. A document that failed before is tried again.
     pub(super) fn begin_checkpoint(&mut self) -> Result<(), StoreError> {
+        self.first_write = None;
         if self.broken || self.document.generation.is_none() {
             let ledger = self.ledger.clone();
             self.write_document_now(&ledger)?;
@@ -214,6 +215,7 @@ impl Writer {
             return true;
         }
         let rested = self.last_checkpoint.is_none_or(|(at, took)| now.duration_since(at) >= took * IDLE_SHARE);
-        rested && now.duration_since(self.last_write) >= IDLE
+        let behind = self.first_write.is_some_and(|at| now.duration_since(at) >= BEHIND);
+        rested && (behind || now.duration_since(self.last_write) >= IDLE)
     }
 }
