@@ -291,7 +291,7 @@ pub async fn through(state: &Coordinator, plan: &Plan) -> Result<Cleaned, Projec
     let mut pace = Pace::new();
     let mut left = plan.delete.as_slice();
     while !left.is_empty() {
-        let (some, rest) = pace.next(left);
+        let (some, rest) = pace.next(&**state.backend(), left).await;
         left = rest;
         let began = Instant::now();
         // Together, so that they share a flush.
@@ -315,7 +315,7 @@ pub async fn through(state: &Coordinator, plan: &Plan) -> Result<Cleaned, Projec
             }
         }
         let took = began.elapsed();
-        pace.took(some, took);
+        pace.took(took);
         if !left.is_empty() {
             leave_a_turn(state.backend().is_shared(), took).await;
         }
@@ -354,6 +354,8 @@ impl Cleaned {
 /// when it was looked at, or is locked, stays; so does one that cannot be read, and it is named ([`Cleaned::failed`]). Beside a coordinator of this
 /// process: [`through`].
 ///
+/// One run goes in one transaction, however large it is: beside one of many nodes with many intervals and partitions those who write wait longer than that.
+///
 /// What becomes free of `state.db` is used again by what is written later; the file does not become smaller. `VACUUM`, while nobody has it open, makes it so.
 ///
 /// # Errors
@@ -366,7 +368,7 @@ pub async fn execute(backend: &Arc<dyn StateBackend>, plan: &Plan) -> Result<Cle
     let mut pace = Pace::new();
     let mut left = plan.delete.as_slice();
     while !left.is_empty() {
-        let (some, rest) = pace.next(left);
+        let (some, rest) = pace.next(&**backend, left).await;
         left = rest;
         let began = Instant::now();
         let mut done = delete(&**backend, some, &mut cleaned).await;
@@ -375,7 +377,7 @@ pub async fn execute(backend: &Arc<dyn StateBackend>, plan: &Plan) -> Result<Cle
         }
         done.map_err(|error| partly(error, &cleaned))?;
         let took = began.elapsed();
-        pace.took(some, took);
+        pace.took(took);
         if !left.is_empty() {
             leave_a_turn(backend.is_shared(), took).await;
         }

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::cleanup::Doomed;
+use crate::model::RunId;
+use crate::store::StateBackend;
 
 /// Runs deleted in one batch at most.
 const BATCH: usize = 50;
@@ -16,40 +18,57 @@ const GROWTH: u64 = 4;
 /// Others are left a turn as long as they had to wait, and at most this.
 const LONGEST_TURN: Duration = Duration::from_secs(1);
 
-/// How much goes at once. What a run takes is known by its nodes alone, and not what each of them completed, or how fast the storage is: so it begins with one
-/// run, and goes by how long the last batch took.
+/// Intervals, and partitions, of a run that are counted at most: beyond that it goes by itself in any case.
+const COUNTED: u32 = 100_000;
+
+/// How much goes at once. What a run takes is known by its nodes and, where the storage tells it cheaply, by what they completed, and not by how fast the
+/// storage is: so it begins with one run, and goes by how long the last batch took.
 #[derive(Debug)]
 pub(super) struct Pace {
     weight: u64,
+    /// What goes now weighs this much.
+    going: u64,
+    /// The run that did not fit any more, and its weight.
+    weighed: Option<(RunId, u64)>,
 }
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Self { weight: 1 }
+        Self { weight: 1, going: 0, weighed: None }
     }
 
     /// The runs that go next, one at least, and those that are left.
-    pub(super) fn next<'p>(&self, left: &'p [Doomed]) -> (&'p [Doomed], &'p [Doomed]) {
-        let mut weight = 0_u64;
-        let fits = |doomed: &&Doomed| {
-            weight = weight.saturating_add(weight_of(doomed));
-            weight <= self.weight
-        };
-        let runs = left.iter().take(BATCH).take_while(fits).count().max(1);
+    pub(super) async fn next<'p>(&mut self, backend: &dyn StateBackend, left: &'p [Doomed]) -> (&'p [Doomed], &'p [Doomed]) {
+        let mut runs = 0;
+        self.going = 0;
+        for doomed in left.iter().take(BATCH) {
+            let weight = match self.weighed.take() {
+                Some((run, weight)) if run == doomed.run_id => weight,
+                _ => weight_of(backend, doomed).await,
+            };
+            let together = self.going.saturating_add(weight);
+            if runs > 0 && together > self.weight {
+                self.weighed = Some((doomed.run_id.clone(), weight));
+                break;
+            }
+            self.going = together;
+            runs += 1;
+        }
         left.split_at_checked(runs).unwrap_or((left, &[]))
     }
 
     /// What went took so long.
-    pub(super) fn took(&mut self, gone: &[Doomed], took: Duration) {
-        let weight: u64 = gone.iter().map(weight_of).sum();
-        let fits = u128::from(weight) * TARGET.as_micros() / took.as_micros().max(1);
-        let most = weight.max(self.weight).saturating_mul(GROWTH);
+    pub(super) fn took(&mut self, took: Duration) {
+        let fits = u128::from(self.going) * TARGET.as_micros() / took.as_micros().max(1);
+        let most = self.going.max(self.weight).saturating_mul(GROWTH);
         self.weight = u64::try_from(fits).unwrap_or(u64::MAX).clamp(LIGHT, most.max(LIGHT));
     }
 }
 
-fn weight_of(doomed: &Doomed) -> u64 {
-    doomed.nodes.saturating_add(1)
+async fn weight_of(backend: &dyn StateBackend, doomed: &Doomed) -> u64 {
+    // What fails here fails where it is deleted, and is told there.
+    let completed = backend.count_completed(&doomed.run_id, COUNTED).await.ok().flatten().unwrap_or(0);
+    doomed.nodes.saturating_add(completed).saturating_add(1)
 }
 
 /// Between two batches those who write beside this have their turn.
@@ -66,34 +85,42 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::model::{RunId, RunStatus, Version};
+    use crate::model::{RunStatus, Version};
+    use crate::store::MemoryBackend;
 
-    #[test]
-    fn a_batch_is_as_large_as_the_last_one_was_fast() {
+    #[tokio::test]
+    async fn a_batch_is_as_large_as_the_last_one_was_fast() {
         let doomed = |nodes| Doomed {
-            run_id: RunId::new("r").unwrap(),
+            run_id: RunId::new(format!("of {nodes}")).unwrap(),
             status: RunStatus::Success,
             ended_at: DateTime::UNIX_EPOCH,
             version: Version(1),
             nodes,
         };
+        let backend = MemoryBackend::new();
         let (small, large) = (vec![doomed(9); 200], vec![doomed(8_000); 3]);
         let mut pace = Pace::new();
         let mut runs = Vec::new();
         for _ in 0..5 {
-            let (some, rest) = pace.next(&small);
+            let (some, rest) = pace.next(&backend, &small).await;
             assert_eq!(some.len() + rest.len(), 200);
             runs.push(some.len());
-            pace.took(some, Duration::from_millis(1));
+            pace.took(Duration::from_millis(1));
         }
         assert_eq!(runs, [1, 6, 25, 50, 50]);
-        assert_eq!(pace.next(&large).0.len(), 2, "as many as fit");
-        pace.took(&small[..50], Duration::from_secs(1));
-        assert_eq!(pace.next(&small).0.len(), 6, "ten times as long as it should, but never less than what is light");
-        pace.took(&large[..1], Duration::from_secs(20));
-        assert_eq!(pace.next(&[doomed(20), doomed(80)]).0.len(), 1);
-        pace.took(&small[..1], Duration::MAX);
-        assert_eq!(pace.next(&small).0.len(), 6);
-        assert!(pace.next(&[]).0.is_empty());
+        assert_eq!(pace.next(&backend, &large).await.0.len(), 2, "as many as fit");
+        pace.going = 500;
+        pace.took(Duration::from_secs(1));
+        assert_eq!(
+            pace.next(&backend, &small).await.0.len(),
+            6,
+            "ten times as long as it should, but never less than what is light"
+        );
+        pace.going = 8_001;
+        pace.took(Duration::from_secs(20));
+        assert_eq!(pace.next(&backend, &[doomed(20), doomed(80)]).await.0.len(), 1);
+        pace.took(Duration::MAX);
+        assert_eq!(pace.next(&backend, &small).await.0.len(), 6);
+        assert!(pace.next(&backend, &[]).await.0.is_empty());
     }
 }

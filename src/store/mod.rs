@@ -286,6 +286,12 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
         1
     }
 
+    /// How many completed intervals and partitions a run has, of each counted up to `most`: what deleting it takes is more than its nodes tell. `None` (the
+    /// default) where that is not told cheaply.
+    fn count_completed<'a>(&'a self, _run: &'a RunId, _most: u32) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        Box::pin(async { Ok(None) })
+    }
+
     /// Whether other processes may write to the same storage while this one has it open.
     fn is_shared(&self) -> bool {
         false

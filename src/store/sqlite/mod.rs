@@ -453,6 +453,11 @@ impl StateBackend for SqliteBackend {
         self.ask(move |conn| read::last_success(conn, &node))
     }
 
+    fn count_completed<'a>(&'a self, run: &'a RunId, most: u32) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        let run = run.clone();
+        self.ask(move |conn| read::count_completed(conn, &run, most).map(Some))
+    }
+
     fn coverage<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<NodeCoverage, StoreError>> {
         let node = node.clone();
         self.ask(move |conn| read::coverage(conn, &node))

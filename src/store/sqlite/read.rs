@@ -71,6 +71,16 @@ pub(super) fn has_coverage(conn: &Connection, run: &RunId) -> Result<bool, Store
         .map_err(|error| sql_error(At::table("completed_intervals").run(run), error))
 }
 
+/// How many intervals and partitions a run has, of each counted up to so many.
+pub(super) fn count_completed(conn: &Connection, run: &RunId, most: u32) -> Result<u64, StoreError> {
+    let place = At::table("completed_intervals").run(run);
+    let sql = "SELECT (SELECT count(*) FROM (SELECT 1 FROM completed_intervals WHERE run_id = ?1 LIMIT ?2)) \
+               + (SELECT count(*) FROM (SELECT 1 FROM partitions WHERE run_id = ?1 LIMIT ?2))";
+    conn.prepare_cached(sql)
+        .and_then(|mut statement| statement.query_row(params![run.as_str(), most], |row| Ok(Fields::new(row, place).number(0))))
+        .map_err(|error| sql_error(place, error))?
+}
+
 /// Reads the intervals and partitions of a node into it.
 pub(super) fn fill(conn: &Connection, run: &RunId, node: &NodeId, state: &mut NodeState) -> Result<(), StoreError> {
     let intervals = islands(
