@@ -27,6 +27,7 @@ mod kills;
 mod leases;
 mod openings;
 mod oracle;
+mod outliving;
 #[path = "../support/power.rs"]
 mod power;
 mod restored;
