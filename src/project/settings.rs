@@ -103,6 +103,9 @@ impl fmt::Display for Secret {
 /// | `seeknal_state` | `idle_run_seconds` | a run without work leaves memory after this, seconds, 1 to 86,400; 60 |
 /// | `seeknal_state` | `options` | texts for a server or a registered backend; none |
 ///
+/// `SEEKNAL_DATABASE_SCHEMA`, `SEEKNAL_DATABASE_CA_FILE` and `SEEKNAL_DATABASE_TOKEN` override the options `database_schema`, `database_ca_file` and
+/// `database_token` of the file.
+///
 /// Options of the built-in backends are checked by name and value; a registered backend has its own.
 ///
 /// An unknown key under `seeknal_state` is an error, and so is one at the top level that is nearly one of ours; all other keys of the file belong to
@@ -126,7 +129,7 @@ pub struct Settings {
     pub lease_ttl: Option<Sourced<Duration>>,
     /// After how long without work a run leaves memory; `None` leaves it to the coordinator (60 s).
     pub idle_run: Option<Sourced<Duration>>,
-    /// Options for a server or a registered backend.
+    /// Options for a server or a registered backend that the file names, each as the environment says it where that does.
     pub options: BTreeMap<String, String>,
     /// Where each of them stands.
     option_sources: BTreeMap<String, Source>,
@@ -203,12 +206,12 @@ impl Settings {
             option_sources: BTreeMap::new(),
         };
         if let Some(ours) = &parsed.ours {
-            settings.read_ours(&reader, ours)?;
+            settings.read_ours(&reader, ours, environment)?;
         }
         Ok(settings)
     }
 
-    fn read_ours(&mut self, reader: &Reader, ours: &Found) -> Result<(), ProjectError> {
+    fn read_ours(&mut self, reader: &Reader, ours: &Found, environment: Lookup<'_>) -> Result<(), ProjectError> {
         let Value::Map(members) = &ours.value else {
             return Err(reader.wrong("seeknal_state", ours, "a mapping of our settings"));
         };
@@ -245,6 +248,12 @@ impl Settings {
                         if is_built_in(&self.backend.value) && self.backend_in_file.as_deref().is_none_or(is_built_in) {
                             reader.check_option(&full, &name, &text)?;
                         }
+                        // What only the environment says the backend asks itself: a registered one may take no such option.
+                        let text = match BackendOption::of(&name).and_then(|option| option.variable) {
+                            Some(name) => variable(environment, name)?
+                                .map_or(text, |value| Sourced { value, source: Source::Environment(name) }),
+                            None => text,
+                        };
                         self.options.insert(name.clone(), text.value);
                         self.option_sources.insert(name, text.source);
                     }
@@ -273,7 +282,11 @@ impl Settings {
     /// The same without the remote database. Where the environment names a built-in backend instead of a registered one, that one's options are not for it.
     pub(super) fn local_options(&self, read_only: bool) -> BackendOptions {
         let options = BackendOptions::new().base_path(&self.target.value).read_only(read_only);
-        self.options.iter().fold(options, |options, (key, value)| options.set(key, value)).for_backend(&self.backend.value)
+        let add = |options: BackendOptions, (key, value): (&String, &String)| match self.option_sources.get(key) {
+            Some(Source::Environment(variable)) => options.set_by_variable(key, value, variable),
+            _ => options.set(key, value),
+        };
+        self.options.iter().fold(options, add).for_backend(&self.backend.value)
     }
 
     /// Makes the project's backend; nothing is opened yet.

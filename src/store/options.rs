@@ -8,6 +8,12 @@ pub(crate) struct BackendOption {
     pub(crate) name: &'static str,
     /// What it takes, for people.
     pub(crate) wanted: &'static str,
+    /// The variable of the environment that says the same.
+    #[cfg_attr(
+        not(any(feature = "postgres", feature = "libsql", feature = "project")),
+        expect(dead_code, reason = "servers and projects ask for it")
+    )]
+    pub(crate) variable: Option<&'static str>,
     /// Whether a value can be meant; the backend itself may know more.
     fits: fn(&str) -> bool,
 }
@@ -51,16 +57,37 @@ fn is_number(text: &str, range: std::ops::RangeInclusive<u64>) -> bool {
 
 /// All of them, of all backends: a project keeps those of the one that it does not use now.
 const OPTIONS: &[BackendOption] = &[
-    BackendOption { name: "database_ca_file", wanted: "the path of a PEM file", fits: |_| true },
-    BackendOption { name: "database_flush_shards", wanted: "a number from 1 to 64", fits: |text| is_number(text, 1..=64) },
+    BackendOption {
+        name: "database_ca_file",
+        wanted: "the path of a PEM file",
+        variable: Some("SEEKNAL_DATABASE_CA_FILE"),
+        fits: |_| true,
+    },
+    BackendOption {
+        name: "database_flush_shards",
+        wanted: "a number from 1 to 64",
+        variable: None,
+        fits: |text| is_number(text, 1..=64),
+    },
     BackendOption {
         name: "database_poll_ms",
         wanted: "a number of milliseconds from 10 to 60000",
+        variable: None,
         fits: |text| is_number(text, 10..=60_000),
     },
-    BackendOption { name: "database_schema", wanted: "the schema's name", fits: |_| true },
-    BackendOption { name: "database_token", wanted: "the token", fits: |_| true },
-    BackendOption { name: "sqlite_allow_network_fs", wanted: "true or false", fits: |text| ["true", "false"].contains(&text) },
+    BackendOption {
+        name: "database_schema",
+        wanted: "the schema's name",
+        variable: Some("SEEKNAL_DATABASE_SCHEMA"),
+        fits: |_| true,
+    },
+    BackendOption { name: "database_token", wanted: "the token", variable: Some("SEEKNAL_DATABASE_TOKEN"), fits: |_| true },
+    BackendOption {
+        name: "sqlite_allow_network_fs",
+        wanted: "true or false",
+        variable: None,
+        fits: |text| ["true", "false"].contains(&text),
+    },
 ];
 
 /// The backends that come with the crate.

@@ -29,6 +29,17 @@ pub struct BackendOptions {
     database_url: Option<String>,
     read_only: bool,
     extra: BTreeMap<String, String>,
+    /// The variable of the environment that said an option's value, where one did: errors name it.
+    variables: BTreeMap<String, &'static str>,
+}
+
+/// A text that was set, and what says it: an option, or a variable of the environment.
+#[cfg(any(feature = "postgres", feature = "libsql"))]
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Setting {
+    pub(super) text: String,
+    /// The name of the option or the variable.
+    pub(super) place: &'static str,
 }
 
 impl BackendOptions {
@@ -62,15 +73,27 @@ impl BackendOptions {
     }
 
     /// Sets an option of a server, or of a custom backend. Those of the built-in backends are `database_ca_file`, `database_flush_shards`,
-    /// `database_poll_ms`, `database_schema`, `database_token` and `sqlite_allow_network_fs`; each takes all of them, and uses its own.
+    /// `database_poll_ms`, `database_schema`, `database_token` and `sqlite_allow_network_fs`; each takes all of them, and uses its own. A file of authorities, a
+    /// schema or a token that is set here stands before its variable of the environment; one that is blank counts as not set.
     pub fn set(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.extra.insert(key.into(), value.into());
+        let key = key.into();
+        self.variables.remove(&key);
+        self.extra.insert(key, value.into());
+        self
+    }
+
+    /// As [`set`](Self::set), for a value that a variable of the environment said.
+    #[cfg(feature = "project")]
+    pub(crate) fn set_by_variable(mut self, key: &str, value: &str, variable: &'static str) -> Self {
+        self = self.set(key, value);
+        self.variables.insert(key.to_owned(), variable);
         self
     }
 
     /// Takes an option out: a custom backend that makes a built-in one takes out those of its own.
     pub fn unset(mut self, key: &str) -> Self {
         self.extra.remove(key);
+        self.variables.remove(key);
         self
     }
 
@@ -86,6 +109,31 @@ impl BackendOptions {
     /// An option that was set.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.extra.get(key).map(String::as_str)
+    }
+
+    /// What an option says, else its variable of the environment. Blank counts as not set, in both.
+    #[cfg(any(feature = "postgres", feature = "libsql"))]
+    pub(super) fn setting(&self, option: &'static str) -> Result<Option<Setting>, StoreError> {
+        self.setting_in(option, |name| std::env::var_os(name))
+    }
+
+    #[cfg(any(feature = "postgres", feature = "libsql"))]
+    fn setting_in(
+        &self,
+        option: &'static str,
+        environment: impl Fn(&str) -> Option<std::ffi::OsString>,
+    ) -> Result<Option<Setting>, StoreError> {
+        let said = |text: &str, place| {
+            let text = text.trim();
+            (!text.is_empty()).then(|| Setting { text: text.to_owned(), place })
+        };
+        let given = self.get(option).and_then(|text| said(text, self.variables.get(option).copied().unwrap_or(option)));
+        let variable = options::BackendOption::of(option).and_then(|option| option.variable);
+        let (None, Some(variable)) = (&given, variable) else { return Ok(given) };
+        match environment(variable).map(std::ffi::OsString::into_string).transpose() {
+            Ok(text) => Ok(text.and_then(|text| said(&text, variable))),
+            Err(_) => Err(StoreError::not_applied(StoreErrorKind::Input, format!("{variable} is not UTF-8 text"))),
+        }
     }
 
     /// The folder that holds the state.
@@ -117,6 +165,7 @@ impl fmt::Debug for BackendOptions {
             .field("database_url", &self.database_url.as_ref().map(|_| "(not shown)"))
             .field("read_only", &self.read_only)
             .field("extra", &self.extra.keys())
+            .field("variables", &self.variables)
             .finish()
     }
 }
@@ -256,4 +305,27 @@ fn database(options: &BackendOptions) -> Result<Arc<dyn StateBackend>, StoreErro
     return Ok(Arc::new(super::sqlite::SqliteBackend::new(options)));
     #[cfg(not(feature = "sqlite"))]
     Err(StoreError::not_applied(StoreErrorKind::Unsupported, "the database backend needs the feature `sqlite`"))
+}
+
+#[cfg(all(test, any(feature = "postgres", feature = "libsql")))]
+mod tests {
+    use super::*;
+
+    /// What code says wins over the environment; what is blank says nothing.
+    #[test]
+    fn an_option_stands_before_its_variable_and_blank_is_not_set() {
+        let says = |options: BackendOptions, variable: Option<&str>| {
+            let environment = |name: &str| (name == "SEEKNAL_DATABASE_TOKEN").then(|| variable.map(Into::into)).flatten();
+            options.setting_in("database_token", environment).unwrap().map(|found| (found.text, found.place))
+        };
+        let option = |text: &str| BackendOptions::new().set("database_token", text);
+        assert_eq!(says(option("a"), Some("b")), Some(("a".to_owned(), "database_token")));
+        for blank in ["", " "] {
+            assert_eq!(says(option(blank), Some("b")), Some(("b".to_owned(), "SEEKNAL_DATABASE_TOKEN")));
+            assert_eq!(says(option("a"), Some(blank)), Some(("a".to_owned(), "database_token")));
+            assert_eq!(says(option(blank), Some(blank)), None);
+        }
+        assert_eq!(says(BackendOptions::new(), Some(" b ")), Some(("b".to_owned(), "SEEKNAL_DATABASE_TOKEN")));
+        assert_eq!(says(BackendOptions::new(), None), None);
+    }
 }

@@ -27,11 +27,21 @@ mod unreachable;
 use std::path::Path;
 use std::process::Command;
 
+/// All variables that it reads.
+const VARIABLES: [&str; 6] = [
+    "SEEKNAL_STATE_BACKEND",
+    "SEEKNAL_DATABASE_URL",
+    "SEEKNAL_DATABASE_SCHEMA",
+    "SEEKNAL_DATABASE_CA_FILE",
+    "SEEKNAL_DATABASE_TOKEN",
+    "SEEKNAL_DATABASE_PASSWORD",
+];
+
 /// The command in a project, whatever the environment says.
 fn seeknal(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_seeknal"));
     command.current_dir(dir);
-    for variable in ["SEEKNAL_STATE_BACKEND", "SEEKNAL_DATABASE_URL", "SEEKNAL_DATABASE_TOKEN"] {
+    for variable in VARIABLES {
         command.env_remove(variable);
     }
     command

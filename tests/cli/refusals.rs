@@ -86,6 +86,46 @@ async fn the_preview_names_where_the_state_would_go() {
     );
 }
 
+/// The environment wins over the file, for what stands among its options too.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_schema_of_the_environment_is_the_one_that_is_worked_on() {
+    let dir = project("file").await;
+    let text = "database_url: postgres://127.0.0.1:1/d\nseeknal_state:\n  options: {database_schema: production}\n";
+    fs::write(dir.path().join("seeknal_project.yml"), text).unwrap();
+    for (variable, schema) in [(None, "production"), (Some(" "), "production"), (Some("staging"), "staging")] {
+        let mut command = seeknal(dir.path());
+        command.args(PREVIEW.split_whitespace()).envs(variable.map(|schema| ("SEEKNAL_DATABASE_SCHEMA", schema)));
+        let (_, _, err) = told(&mut command);
+        assert!(err.contains(&format!("postgres://127.0.0.1:1/d (schema {schema})")), "{variable:?}: {err}");
+    }
+}
+
+/// Two tokens are refused, and the places that have them are named; what is empty has none. A variable and the file are no two: the variable wins.
+#[test]
+fn two_tokens_are_refused_where_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let option = "the option `database_token`";
+    for (url, options, variable, named) in [
+        ("libsql://t0ken-a@h.invalid", "{database_token: t0ken-b}", None, Some(option)),
+        ("libsql://h.invalid?authToken=t0ken-a", "{database_token: t0ken-b}", Some(" "), Some(option)),
+        ("libsql://t0ken-a@h.invalid", "{database_token: t0ken-b}", Some("t0ken-c"), Some("SEEKNAL_DATABASE_TOKEN")),
+        ("libsql://t0ken-a@h.invalid", "{database_token: \"\"}", Some("t0ken-c"), Some("SEEKNAL_DATABASE_TOKEN")),
+        ("libsql://t0ken-a@h.invalid", "{}", Some("t0ken-c"), Some("SEEKNAL_DATABASE_TOKEN")),
+        ("libsql://t0ken-a@h.invalid", "{database_token: \"\"}", None, None),
+        ("libsql://h.invalid", "{database_token: t0ken-b}", Some("t0ken-c"), None),
+    ] {
+        let text = format!("state_backend: database\ndatabase_url: {url}\nseeknal_state:\n  options: {options}\n");
+        fs::write(dir.path().join("seeknal_project.yml"), text).unwrap();
+        let mut command = seeknal(dir.path());
+        command.args(["state", "runs"]).envs(variable.map(|token| ("SEEKNAL_DATABASE_TOKEN", token)));
+        let (code, out, err) = told(&mut command);
+        assert_eq!((code, out.as_str()), (1, ""), "{err}");
+        assert!(!err.contains("t0ken-"), "{err}");
+        assert_eq!(err.contains("two tokens"), named.is_some(), "{url}, {options}, {variable:?}: {err}");
+        assert!(named.is_none_or(|named| err.contains(named)), "{url}, {options}, {variable:?}: {err}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_newer_or_another_program_wrote_is_neither_copied_nor_called_damaged() {
     // Two numbers in the header of a database: `user_version` and `application_id`.

@@ -71,7 +71,6 @@ async fn every_case_holds_with_a_token_through_tls() {
         let front = Tls::before(server.port(), folder.path()).await;
         let options = BackendOptions::new()
             .database_url(format!("libsql://{token}@localhost:{}", front.port))
-            .set("database_token", "")
             .set("database_ca_file", folder.path().join("ca.pem").to_string_lossy());
         Some(Guarded { _server: server, _front: front, options })
     })

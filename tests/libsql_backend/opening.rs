@@ -15,7 +15,7 @@ pub(super) fn backend(options: &BackendOptions) -> Arc<dyn StateBackend> {
 }
 
 pub(super) fn options(url: &str) -> BackendOptions {
-    BackendOptions::new().database_url(url).set("database_token", "")
+    BackendOptions::new().database_url(url)
 }
 
 /// Nothing that anybody may see has a token in it.
@@ -63,7 +63,9 @@ async fn a_right_token_opens_and_the_others_say_what_is_wrong() {
     for (token, says) in [(expired.as_str(), "expired"), (foreign.as_str(), "401"), ("nonsense-nonsense", "401"), ("", "401")] {
         let error = refused(&options(&format!("{plain}?tls=0")).set("database_token", token), token).await;
         assert_eq!(error.kind(), StoreErrorKind::Input, "{error}");
-        assert!(error.to_string().contains(says) && error.to_string().contains("SEEKNAL_DATABASE_TOKEN"), "{error}");
+        for told in [says, "database_url", "SEEKNAL_DATABASE_TOKEN", "the option database_token"] {
+            assert!(error.to_string().contains(told), "{error}");
+        }
     }
 }
 

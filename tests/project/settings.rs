@@ -72,6 +72,36 @@ fn our_own_keys() {
     assert_eq!(of, [Some("eu"), Some("3"), Some("true")]);
 }
 
+/// Of the options, too: what the file says for production is not what is worked on where a variable says otherwise.
+#[test]
+fn variables_win_over_the_options_of_the_file() {
+    let of = [
+        ("database_schema", "SEEKNAL_DATABASE_SCHEMA"),
+        ("database_ca_file", "SEEKNAL_DATABASE_CA_FILE"),
+        ("database_token", "SEEKNAL_DATABASE_TOKEN"),
+    ];
+    register("takes_ours");
+    for backend in ["database", "takes_ours"] {
+        for (option, variable) in of {
+            let dir = project(&format!("state_backend: {backend}\nseeknal_state:\n  options:\n    {option}: of_the_file\n"));
+            let says = |text: &'static str| {
+                let lookup = move |name: &str| (name == variable).then(|| text.into());
+                Settings::load(dir.path(), &lookup).unwrap().backend_options(false).get(option).map(str::to_owned)
+            };
+            assert_eq!(says("of_the_variable").as_deref(), Some("of_the_variable"), "{option}");
+            for empty in ["", " "] {
+                assert_eq!(says(empty).as_deref(), Some("of_the_file"), "{option}: an empty variable is not set");
+            }
+            let settings = Settings::load(dir.path(), &none).unwrap();
+            assert_eq!(settings.backend_options(false).get(option), Some("of_the_file"), "{option}");
+            // What the file does not name is no option of a registered backend either.
+            let dir = project(&format!("state_backend: {backend}\n"));
+            let settings = Settings::load(dir.path(), &|name| (name == variable).then(|| "x".into())).unwrap();
+            assert_eq!(settings.backend_options(false).get(option), None, "{option}");
+        }
+    }
+}
+
 #[test]
 fn what_belongs_to_seeknal_is_left_alone() {
     let dir = project(
@@ -184,6 +214,8 @@ fn an_error_about_the_database_names_its_source() {
     let text = "state_backend: database\ndatabase_url: postgres://h/d\nseeknal_state:\n  options:\n    database_schema: Team-A\n";
     let error = of(text, &none);
     assert!(error.starts_with("/seeknal_project.yml:5: database_schema: "), "{error}");
+    let error = of(text, &|name| (name == "SEEKNAL_DATABASE_SCHEMA").then(|| "Team-B".into()));
+    assert!(error.starts_with("SEEKNAL_DATABASE_SCHEMA: a schema's name"), "{error}");
     let error = of("state_backend: database\ndatabase_url: postgres://u@h/d;password=S3kr3t\n", &none);
     assert!(error.starts_with("/seeknal_project.yml:2: ") && !error.contains("S3kr3t"), "{error}");
 }

@@ -51,8 +51,7 @@ impl Place {
     }
 
     pub(crate) fn options(&self) -> BackendOptions {
-        // An empty token is none: what the environment says does not count here.
-        let mut options = BackendOptions::new().set("database_token", "");
+        let mut options = BackendOptions::new();
         if let Some(folder) = &self.folder {
             options = options.base_path(folder);
         }

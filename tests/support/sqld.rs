@@ -149,7 +149,7 @@ impl Sqld {
     /// Options for this server.
     pub(crate) fn options(&self) -> BackendOptions {
         // An empty token is none: what the environment says does not count here.
-        BackendOptions::new().database_url(self.url()).set("database_token", "")
+        BackendOptions::new().database_url(self.url())
     }
 
     /// A token of a server that wants tokens: its claims as JSON.

@@ -105,9 +105,10 @@ impl Fault {
                 StoreErrorKind::Input,
                 "check the name in database_url and the server's certificate; a private authority is named by database_ca_file",
             ),
-            Class::NoAccess => {
-                (StoreErrorKind::Input, "give a valid token in database_url or SEEKNAL_DATABASE_TOKEN; it may have expired")
-            }
+            Class::NoAccess => (
+                StoreErrorKind::Input,
+                "give a valid token in database_url, SEEKNAL_DATABASE_TOKEN or the option database_token; it may have expired",
+            ),
             Class::ReadOnly => (StoreErrorKind::ReadOnly, "use a token that may write"),
             Class::Lost | Class::AtCommit => (StoreErrorKind::Unavailable, "the connection or the server failed in the middle"),
             Class::Busy => (

@@ -46,7 +46,7 @@ use tokio::sync::OnceCell;
 
 use self::client::Client;
 use self::commit::Committer;
-use self::url::{TOKEN_VARIABLE, Target};
+use self::url::{TOKEN_OPTION, Target};
 use super::{
     BackendOptions, BoxFuture, ForeignCommits, KnownOpenings, LeaseStore, OpenProcess, OpenReport, StateBackend, StoreError,
     StoreErrorKind, VerifyReport, one_moment,
@@ -56,17 +56,18 @@ use crate::model::{
     RunId, RunPage, RunQuery, RunState, SystemClock, Version,
 };
 
-/// Where the authorities of an encrypted server are looked for when no option names them.
-const CA_VARIABLE: &str = "SEEKNAL_DATABASE_CA_FILE";
+/// The option that names the authorities of an encrypted server.
+const CA_OPTION: &str = "database_ca_file";
 
 /// How often the server is asked whether others have committed.
 const POLL: Duration = Duration::from_millis(50);
 
 /// The libSQL backend. Nothing is connected before [`initialize`](StateBackend::initialize).
 ///
-/// Options beside `database_url`: `database_token` (instead of the environment variable `SEEKNAL_DATABASE_TOKEN`), `database_ca_file` (a PEM file of
-/// authorities that may vouch for the server, instead of the public ones; or `SEEKNAL_DATABASE_CA_FILE`), `database_poll_ms` (how often the server is asked for commits of others while
-/// somebody follows; 50 by default, 10 to 60,000).
+/// Options beside `database_url`: `database_token` (instead of the environment variable `SEEKNAL_DATABASE_TOKEN`; either is refused beside a token in the
+/// URL), `database_ca_file` (a PEM file of authorities that may vouch for the server, instead of the public ones; or `SEEKNAL_DATABASE_CA_FILE`),
+/// `database_poll_ms` (how often the server is asked for commits of others while somebody follows; 50 by default, 10 to 60,000). A token or a file that is
+/// blank counts as not set.
 pub struct LibsqlBackend {
     target: Target,
     read_only: bool,
@@ -104,11 +105,13 @@ impl LibsqlBackend {
     pub fn new(options: &BackendOptions) -> Result<Self, StoreError> {
         let input = |why: &str| StoreError::not_applied(StoreErrorKind::Input, why);
         let url = options.url().ok_or_else(|| input("database_url is missing; write libsql://TOKEN@HOST"))?;
-        let environment = std::env::var(TOKEN_VARIABLE).ok();
-        let token = options.get("database_token").or(environment.as_deref());
-        let mut target = Target::parse(url, token, options.get("database_ca_file"))?;
+        let token = options.setting(TOKEN_OPTION)?;
+        let ca_file = options.setting(CA_OPTION)?;
+        let mut target =
+            Target::parse(url, token, ca_file.as_ref().filter(|file| file.place == CA_OPTION).map(|file| &*file.text))?;
+        // A variable is there for other servers too: where nothing is encrypted it is no contradiction.
         if target.tls && target.ca_file.is_none() {
-            target.ca_file = std::env::var_os(CA_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
+            target.ca_file = ca_file.map(|file| PathBuf::from(file.text));
         }
         let poll = match options.get("database_poll_ms") {
             None => POLL,

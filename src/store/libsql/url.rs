@@ -4,10 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::store::registry::Setting;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Where the token is looked for when the URL has none.
-pub(super) const TOKEN_VARIABLE: &str = "SEEKNAL_DATABASE_TOKEN";
+/// The option that has the token when the URL has none.
+pub(super) const TOKEN_OPTION: &str = "database_token";
 
 /// The longest name of a host, by the rules of DNS.
 const MAX_HOST: usize = 253;
@@ -45,8 +46,8 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Reads a URL. `token` is what the environment or the options say; one of both places may have it, not both.
-    pub(super) fn parse(url: &str, token: Option<&str>, ca_file: Option<&str>) -> Result<Self, StoreError> {
+    /// Reads a URL. `token` is what the options or the environment say; the URL or they may have it, not both.
+    pub(super) fn parse(url: &str, token: Option<Setting>, ca_file: Option<&str>) -> Result<Self, StoreError> {
         let (scheme, rest) =
             url.trim().split_once("://").ok_or_else(|| refuse("it has no scheme; write libsql://HOST, or http://HOST:PORT"))?;
         let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, query)| (rest, query));
@@ -71,10 +72,13 @@ impl Target {
             Some(_) => return Err(refuse("it has a path; name the server only, libsql://HOST[:PORT]")),
         };
         let (host, port) = host_and_port(authority)?;
+        let beside = token.as_ref().map_or_else(String::new, |token| {
+            if token.place == TOKEN_OPTION { format!("in the option `{TOKEN_OPTION}`") } else { format!("in {}", token.place) }
+        });
         let given: Vec<(&str, Secret)> = [
             ("before the host", user),
             ("in `authToken`", query.token),
-            (TOKEN_VARIABLE, token.map(str::trim).filter(|token| !token.is_empty()).map(|token| Secret(Arc::from(token)))),
+            (&*beside, token.map(|token| Secret(Arc::from(token.text)))),
         ]
         .into_iter()
         .filter_map(|(place, token)| Some((place, token?)))
@@ -215,10 +219,15 @@ fn decode(text: &str) -> Result<String, StoreError> {
 mod tests {
     use super::*;
 
+    const VARIABLE: &str = "SEEKNAL_DATABASE_TOKEN";
     const TOKEN: &str = "eyJhbGciOiJFZERTQSJ9.eyJhIjoicncifQ.c2VjcmV0LXNlY3JldC1zZWNyZXQ";
 
     fn parse(url: &str) -> Result<Target, StoreError> {
         Target::parse(url, None, None)
+    }
+
+    fn beside(token: &str, place: &'static str) -> Setting {
+        Setting { text: token.to_owned(), place }
     }
 
     fn shape(target: &Target) -> (bool, &str, u16, Option<&str>) {
@@ -235,7 +244,7 @@ mod tests {
         assert_eq!(shape(&with("HTTP://127.0.0.1".into())), (false, "127.0.0.1", 80, None));
         assert_eq!(shape(&with("https://[::1]:8443/?tls=1".into())), (true, "::1", 8443, None));
         assert_eq!(shape(&with("libsql://a%2Bb@h".into())), (true, "h", 443, Some("a+b")));
-        let environment = Target::parse("libsql://h", Some(TOKEN), Some("/ca.pem")).unwrap();
+        let environment = Target::parse("libsql://h", Some(beside(TOKEN, VARIABLE)), Some("/ca.pem")).unwrap();
         assert_eq!(shape(&environment), (true, "h", 443, Some(TOKEN)));
         assert_eq!(environment.ca_file.as_deref(), Some(std::path::Path::new("/ca.pem")));
         assert_eq!(with("https://[::1]:8443".into()).location(), "libsql://[::1]:8443");
@@ -278,8 +287,11 @@ mod tests {
             }
             assert_eq!(error.kind(), StoreErrorKind::Input);
         }
-        let two = Target::parse(&format!("libsql://{TOKEN}@h"), Some("x"), None).unwrap_err();
-        assert!(two.to_string().contains(TOKEN_VARIABLE), "{two}");
+        for (place, says) in [(VARIABLE, "and in SEEKNAL_DATABASE_TOKEN;"), (TOKEN_OPTION, "and in the option `database_token`;")]
+        {
+            let two = Target::parse(&format!("libsql://{TOKEN}@h"), Some(beside("x", place)), None).unwrap_err();
+            assert!(two.to_string().contains(says), "{two}");
+        }
         assert!(Target::parse("http://h", None, Some("/ca.pem")).unwrap_err().to_string().contains("database_ca_file"));
     }
 

@@ -15,6 +15,8 @@
 //! | `database_schema` | `SEEKNAL_DATABASE_SCHEMA` | the schema that holds the tables; `seeknal_state`. It is made if the role may |
 //! | `database_flush_shards` | | batches that are sent at once, 1 to 64; 2. Each has a connection |
 //!
+//! An option stands before its variable; one that is blank counts as not set.
+//!
 //! | `sslmode` | |
 //! |---|---|
 //! | `disable` | no TLS |

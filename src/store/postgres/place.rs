@@ -67,20 +67,13 @@ fn refuse(why: impl fmt::Display) -> StoreError {
     StoreError::not_applied(StoreErrorKind::Input, format!("database_url: {why}"))
 }
 
-/// A setting from the options, else from the environment, and the name of where it stands. Empty counts as not set.
-fn setting(
-    options: &BackendOptions,
-    option: &'static str,
-    variable: &'static str,
-) -> Result<Option<(String, &'static str)>, StoreError> {
-    if let Some(value) = options.get(option).filter(|value| !value.is_empty()) {
-        return Ok(Some((value.to_owned(), option)));
-    }
-    match std::env::var(variable) {
-        Ok(value) => Ok(Some((value, variable)).filter(|(value, _)| !value.is_empty())),
+/// The password of the environment, as it stands there: blanks may belong to it.
+fn password() -> Result<Option<String>, StoreError> {
+    match std::env::var("SEEKNAL_DATABASE_PASSWORD") {
+        Ok(password) => Ok(Some(password).filter(|password| !password.is_empty())),
         Err(std::env::VarError::NotPresent) => Ok(None),
         Err(std::env::VarError::NotUnicode(_)) => {
-            Err(StoreError::not_applied(StoreErrorKind::Input, format!("{variable} is not UTF-8")))
+            Err(StoreError::not_applied(StoreErrorKind::Input, "SEEKNAL_DATABASE_PASSWORD is not UTF-8 text"))
         }
     }
 }
@@ -138,7 +131,7 @@ impl Place {
                  postgres://user@host:5432/database?sslmode=verify-full and percent-encode special characters",
             )
         })?;
-        let mut ca_file = setting(options, "database_ca_file", "SEEKNAL_DATABASE_CA_FILE")?.map(|(path, _)| PathBuf::from(path));
+        let mut ca_file = options.setting("database_ca_file")?.map(|file| PathBuf::from(file.text));
         let mut mode = None;
         for (key, value) in ours {
             if key == "sslrootcert" {
@@ -183,15 +176,16 @@ impl Place {
             config.keepalives_idle(KEEPALIVES_IDLE).keepalives_interval(KEEPALIVES_INTERVAL).keepalives_retries(3);
         }
         if config.get_password().is_none()
-            && let Some((password, _)) = setting(options, "", "SEEKNAL_DATABASE_PASSWORD")?
+            && let Some(password) = password()?
         {
             config.password(password);
         }
         if config.get_application_name().is_none() {
             config.application_name("seeknal-state");
         }
-        let (schema, from) = setting(options, "database_schema", "SEEKNAL_DATABASE_SCHEMA")?
-            .unwrap_or_else(|| (SCHEMA.to_owned(), "database_schema"));
+        let (schema, from) = options
+            .setting("database_schema")?
+            .map_or_else(|| (SCHEMA.to_owned(), "database_schema"), |schema| (schema.text, schema.place));
         check_schema(&schema, from)?;
         let flush_shards = match options.get("database_flush_shards") {
             None => FLUSH_SHARDS,
