@@ -41,7 +41,11 @@ pub(super) async fn run(settings: &Settings, options: &EndArgs, out: &mut Output
         return out.line(format!("Run {run_id} has ended already: it is {status}. Nothing was changed."));
     }
     let of = worker.as_ref().map(|worker| format!(" (worked on by {worker})")).unwrap_or_default();
-    out.line(one_line(&format!("Run {run_id} was {was}{of} and is {status} now.")))?;
+    out.line(one_line(&if was == status {
+        format!("Run {run_id}{of} had ended before: it is {status}, and stays so.")
+    } else {
+        format!("Run {run_id} was {was}{of} and is {status} now.")
+    }))?;
     if nodes.is_empty() {
         return Ok(());
     }
@@ -60,7 +64,7 @@ async fn write(backend: &dyn StateBackend, options: &EndArgs, out: &mut Output) 
     let closed = backend.close().await;
     let plan = done?;
     if !plan.is_done() {
-        out.is_done("the run was ended");
+        out.is_done(if plan.was == plan.status { "nodes of the run were ended" } else { "the run was ended" });
     }
     closed?;
     Ok(plan)

@@ -48,8 +48,6 @@ pub struct Plan {
     /// Who worked on it, as far as anybody said so.
     pub worker: Option<ProcessInfo>,
     #[serde(skip)]
-    end: EndAs,
-    #[serde(skip)]
     state: RunState,
 }
 
@@ -72,8 +70,8 @@ fn me(backend: &dyn StateBackend) -> ProcessInfo {
     backend.process().unwrap_or_else(|| ProcessInfo::current(SystemClock.now()))
 }
 
-/// Looks whether a run may be ended. `force` allows it also where nobody knows whether its process lives (another host's, of which the storage has not heard; a run
-/// that never said who works on it, on a database), never where it is known to live. Only reads.
+/// Looks whether a run may be ended. `force` allows it also where nobody knows whether its process lives (another host's, of which the storage has not heard;
+/// that of a run which never said who works on it, on every backend), never where it is known to live. Only reads.
 ///
 /// # Errors
 /// [`ProjectErrorKind::NotFound`] if there is no such run; [`ProjectErrorKind::Conflict`] if its process lives, or may live, if it or a node of it is locked, and
@@ -103,7 +101,7 @@ pub(crate) async fn look(backend: &dyn StateBackend, run: &RunId, end: EndAs) ->
         return Err(conflict(run, format_args!("has ended already: it is {was}")));
     }
     let worker = state.header().worker.clone();
-    Ok(Plan { run_id: run.clone(), was, status, nodes, worker, end, state })
+    Ok(Plan { run_id: run.clone(), was, status, nodes, worker, state })
 }
 
 async fn refuse_used(backend: &dyn StateBackend, plan: &Plan, force: bool) -> Result<(), ProjectError> {
@@ -114,12 +112,24 @@ async fn refuse_used(backend: &dyn StateBackend, plan: &Plan, force: bool) -> Re
     if let Some(open) = processes.iter().find(|open| lives(open)) {
         return Err(conflict(run, format_args!("is worked on by {}, which lives: stop it first", open.process)));
     }
-    if !force && !gone::is_gone(backend, &me(backend), worker, &processes) {
-        let why = worker.map_or_else(
-            || "does not say who works on it".to_owned(),
-            |worker| format!("is worked on by {worker}, of which it cannot be known from here whether it lives"),
-        );
-        return Err(conflict(run, format_args!("{why}: make sure that nobody does, then add --force")));
+    // Also where one process writes at a time: who names no worker may be a program that takes no lock of ours.
+    let is_gone = worker.is_some() && gone::is_gone(backend, &me(backend), worker, &processes);
+    if !force && !is_gone {
+        let why = match worker {
+            Some(worker) => format!(
+                "is worked on by {worker}, of which it cannot be known from here whether it lives: make sure that nobody does"
+            ),
+            None if backend.is_shared() => {
+                "does not say who works on it: make sure that nobody does (`seeknal state locks` shows who \
+                 has the state open)"
+                    .to_owned()
+            }
+            None => format!(
+                "does not say who works on it, and a Seeknal process that writes {} takes no lock: make sure that none runs",
+                backend.location()
+            ),
+        };
+        return Err(conflict(run, format_args!("{why}, then add --force")));
     }
     let leases = backend.list_leases().await?;
     if let Some(lease) = leases.iter().find(|lease| lease.key.run == *run) {
@@ -144,8 +154,9 @@ pub async fn execute(backend: &dyn StateBackend, plan: &Plan, now: DateTime<Utc>
     if plan.is_done() {
         return Ok(());
     }
-    let word = plan.end.status();
-    let error = format!("ended as {word} by `seeknal state end`: nobody worked on it any more");
+    // A run that has an end already is not ended once more.
+    let word = if plan.was == plan.status { String::new() } else { format!(" as {}", plan.status) };
+    let error = format!("ended{word} by `seeknal state end`: nobody worked on it any more");
     let mut mutations: Vec<Mutation> = plan
         .nodes
         .iter()

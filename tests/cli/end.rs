@@ -101,20 +101,23 @@ async fn a_run_that_somebody_else_has_locked_is_not_ended() {
     assert_eq!(run(dir.path(), "state end r").0, 0);
 }
 
-/// Nobody said who works on it, so nobody knows that he does not.
+/// Nobody said who works on it, so nobody knows that he does not: on the file it may be a program that takes no lock of ours.
 #[tokio::test(flavor = "multi_thread")]
 async fn where_nobody_knows_it_has_to_be_said_twice() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("seeknal_project.yml"), "state_backend: database\n").unwrap();
-    let backend = open("database", &dir.path().join("target")).await;
-    let at = time::parse("2024-01-10T12:00:00Z").unwrap();
-    put(&backend, "r", vec![Mutation::Create { run: NewRun::running(), at }]).await;
-    backend.close().await.unwrap();
-    assert_eq!(json(dir.path(), "state runs")[0]["abandoned"], false);
-    let (code, _, err) = run(dir.path(), "state end r");
-    assert!(code == 4 && err.contains("--force"), "{code} {err}");
-    assert_eq!(json(dir.path(), "state end r --force")["changed"], true);
-    assert_eq!(json(dir.path(), "state show r")["status"], "failed");
+    for (name, check) in [("file", "target/run_state.json"), ("database", "`seeknal state locks`")] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("seeknal_project.yml"), format!("state_backend: {name}\n")).unwrap();
+        let backend = open(name, &dir.path().join("target")).await;
+        let at = time::parse("2024-01-10T12:00:00Z").unwrap();
+        put(&backend, "r", vec![Mutation::Create { run: NewRun::running(), at }]).await;
+        backend.close().await.unwrap();
+        assert_eq!(json(dir.path(), "state runs")[0]["abandoned"], false);
+        let (code, _, err) = run(dir.path(), "state end r");
+        assert!(code == 4 && err.contains("--force") && err.contains(check), "{name}: {code} {err}");
+        assert_eq!(json(dir.path(), "state show r")["status"], "running", "{name}");
+        assert_eq!(json(dir.path(), "state end r --force")["changed"], true);
+        assert_eq!(json(dir.path(), "state show r")["status"], "failed");
+    }
 }
 
 /// Between the look and the deed somebody takes the run over, or locks it.
@@ -151,10 +154,18 @@ fn nodes_of_a_run_that_has_an_end_are_ended_too() {
         "nodes": {"a": {"status": "running", "last_run": "2024-01-10T12:00:00"}, "b": {"status": "failed"}}}"#;
     fs::write(dir.path().join("target/run_state.json"), foreign).unwrap();
     assert_eq!(json(dir.path(), "state cleanup --days 30 --dry-run")["nodes_running"][0], "old");
-    let ended = json(dir.path(), "state end old");
-    assert_eq!((&ended["was"], &ended["nodes"]), (&"failed".into(), &serde_json::json!(["a"])), "{ended}");
+    let (code, _, err) = run(dir.path(), "state end old");
+    assert!(code == 4 && err.contains("--force"), "{code} {err}");
+    let (code, out, err) = run(dir.path(), "state end old --as cancelled --force");
+    assert!(code == 0 && out.contains("Run old had ended before: it is failed, and stays so"), "{code} {out}{err}");
+    assert!(out.contains("1 node that still ran failed: a") && !out.contains("failed now"), "{out}");
     let shown = json(dir.path(), "state show old");
     assert_eq!((&shown["status"], &shown["nodes"]["a"]["status"]), (&"failed".into(), &"failed".into()), "{shown}");
+    let error = shown["nodes"]["a"]["error"].as_str().unwrap();
+    assert!(error.contains("`seeknal state end`") && !error.contains("cancelled"), "{error}");
+    fs::write(dir.path().join("target/run_state.json"), foreign).unwrap();
+    let ended = json(dir.path(), "state end old --force");
+    assert_eq!((&ended["was"], &ended["nodes"]), (&"failed".into(), &serde_json::json!(["a"])), "{ended}");
     assert_eq!(json(dir.path(), "state cleanup --days 0 --dry-run")["delete"][0]["run_id"], "old");
 }
 
@@ -172,7 +183,7 @@ async fn a_pending_run_is_ended_on_the_file_where_nobody_else_writes() {
     )
     .await;
     backend.close().await.unwrap();
-    assert_eq!(json(dir.path(), "state end waits --as cancelled")["was"], "pending");
+    assert_eq!(json(dir.path(), "state end waits --as cancelled --force")["was"], "pending");
     let document: serde_json::Value =
         serde_json::from_slice(&fs::read(dir.path().join("target/run_state.json")).unwrap()).unwrap();
     assert!(document.to_string().contains("cancelled"), "{document}");
