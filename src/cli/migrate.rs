@@ -56,6 +56,9 @@ pub(super) async fn run(settings: &Settings, options: &MigrateArgs, out: &mut Ou
         },
         None => to.into(),
     };
+    if let Some(why) = what.of_one_place(settings)? {
+        return Err(CliError::Usage(why));
+    }
     if options.no_dry_run { execute(settings, what, out).await } else { preview(settings, what, options, out).await }
 }
 

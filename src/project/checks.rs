@@ -62,12 +62,16 @@ pub(super) fn refuse_no_file(backup: &Path) -> Result<(), ProjectError> {
 /// Refuses a move from a place to itself.
 pub(super) fn refuse_same(source: Option<&dyn StateBackend>, target: Option<&dyn StateBackend>) -> Result<(), ProjectError> {
     match (source, target) {
-        (Some(source), Some(target)) if source.location() == target.location() => Err(ProjectError::input(format!(
-            "{} is both where the state is and where it would go; say where it comes from (`--from`)",
-            source.location()
-        ))),
+        (Some(source), Some(target)) if source.location() == target.location() => {
+            Err(ProjectError::input(one_place(&source.location())))
+        }
         _ => Ok(()),
     }
+}
+
+/// What is wrong with a move from a place to itself.
+pub(super) fn one_place(place: &str) -> String {
+    format!("{place} is both where the state is and where it would go; say where it comes from (`--from`)")
 }
 
 /// A database cannot be locked as a whole: refuse to leave it while somebody works on it.

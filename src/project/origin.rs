@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::checks::one_place;
 use super::{ProjectError, ProjectErrorKind, Secret, Settings, there};
 use crate::model::RunQuery;
 use crate::store::{OpenReport, StateBackend, create_state_backend};
@@ -177,6 +178,12 @@ impl Move {
     /// A move between two places.
     pub fn new(from: impl Into<Origin>, to: Home) -> Self {
         Self { from: from.into(), to, is_guessed: false }
+    }
+
+    /// What is wrong with it where both places are the same one, which can be seen before anything is opened.
+    pub(crate) fn of_one_place(&self, settings: &Settings) -> Result<Option<String>, ProjectError> {
+        let (from, to) = (self.from.place(settings)?, Origin::from(self.to).place(settings)?);
+        Ok((from == to).then(|| one_place(&from)))
     }
 
     /// Refuses a guess where it may well be wrong: where the settings name a server, the state may have lain in the file, and may have been moved from there into

@@ -187,7 +187,12 @@ async fn a_damaged_file_beside_a_database_is_repaired() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_meant_is_wrong_usage() {
-    let dir = project("file").await;
+    for backend in ["file", "database"] {
+        wrong_usage(&project(backend).await);
+    }
+}
+
+fn wrong_usage(dir: &tempfile::TempDir) {
     let before = tree(dir.path());
     for arguments in [
         "state cleanup --days 99999999",
@@ -195,6 +200,8 @@ async fn what_cannot_be_meant_is_wrong_usage() {
         "migrate-state --backend database --from bogus",
         "migrate-state --backend file --from file",
         "migrate-state --backend database --from database",
+        "migrate-state --backend database --from sqlite",
+        "migrate-state --backend database --from sqlite --no-dry-run",
         "migrate-state --backend elsewhere",
     ] {
         let (code, out, err) = run(dir.path(), arguments);
