@@ -9,18 +9,61 @@ use crate::model::{Clock, RunId, RunStatus, SystemClock};
 use crate::project::Secret;
 use crate::project::end::EndAs;
 
-const CODES: &str = "\
-Exit codes:
-  0  done
-  1  error
-  2  wrong usage
-  3  not found
-  4  locked by somebody else, or a conflict; nothing was changed
-  5  what is stored is damaged, foreign, or newer than this program
-  6  something was done, then something failed
-
+/// What stands under the arguments of a command: the codes that it can end with, and what sets it up.
+macro_rules! after_help {
+    ($($code:literal)+) => {
+        concat!(
+            "Exit codes:\n  0  done\n  1  error\n  2  wrong usage\n",
+            $("  ", $code, "\n",)+
+            "
 Settings: seeknal_project.yml (state_backend, database_url, seeknal_state), searched upwards from
---project-path; SEEKNAL_STATE_BACKEND and SEEKNAL_DATABASE_URL override it.";
+--project-path. Variables of the environment win over it: SEEKNAL_STATE_BACKEND,
+SEEKNAL_DATABASE_URL, SEEKNAL_DATABASE_SCHEMA, SEEKNAL_DATABASE_CA_FILE, SEEKNAL_DATABASE_TOKEN.
+SEEKNAL_DATABASE_PASSWORD counts where the URL has no password."
+        )
+    };
+}
+
+const CODES: &str = after_help! {
+    "3  not found"
+    "4  locked by somebody else, or a conflict; nothing was changed"
+    "5  what is stored is damaged, foreign, or newer than this program"
+    "6  something was done, then something failed"
+};
+const READ: &str = after_help! {
+    "3  not found: the project's folder, or the server's database"
+    "4  somebody else keeps the state locked"
+    "5  what is stored is damaged, foreign, or newer than this program"
+};
+const SHOW: &str = after_help! {
+    "3  not found: the run, the project's folder, or the server's database"
+    "4  somebody else keeps the state locked"
+    "5  what is stored is damaged, foreign, or newer than this program"
+};
+const UNLOCK: &str = after_help! {
+    "3  not found: the lock, the project's folder, or the server's database"
+    "4  somebody else keeps the state locked; nothing was changed"
+    "5  what is stored is damaged, foreign, or newer than this program"
+    "6  the lock was taken away, then something failed"
+};
+const END: &str = after_help! {
+    "3  not found: the run, the project's folder, or the server's database"
+    "4  its process lives or may live, it is locked or has another end; nothing was changed"
+    "5  what is stored is damaged, foreign, or newer than this program"
+    "6  the run was ended, then something failed"
+};
+const VERIFY: &str = after_help! {
+    "3  not found: the project's folder, or the server's database"
+    "4  somebody else keeps the state locked; nothing was changed"
+    "5  there are problems, or what is stored is foreign, or newer than this program"
+    "6  something was repaired, then something failed"
+};
+const CLEANUP: &str = after_help! {
+    "3  not found: the project's folder, or the server's database"
+    "4  somebody else keeps the state locked; nothing was changed"
+    "5  what is stored is damaged, foreign, or newer than this program; nothing was changed"
+    "6  runs were deleted, then something failed"
+};
 
 /// The state of data pipelines: what ran, what failed, who holds which lock.
 #[derive(Debug, Parser)]
@@ -87,32 +130,39 @@ pub(super) enum Target {
 #[derive(Debug, Subcommand)]
 pub(super) enum StateCommand {
     /// List runs, newest first
+    #[command(after_help = READ)]
     Runs(RunsArgs),
     /// Show a run and all its nodes
+    #[command(after_help = SHOW)]
     Show {
         /// The run's id
         run: RunId,
     },
     /// List the locks that are held, and the processes that have the state open
+    #[command(after_help = READ)]
     Locks,
     /// Take a lock away from its holder, by the token that `state locks` shows (database only: a file's locks end with their process)
+    #[command(after_help = UNLOCK)]
     Unlock {
         /// The lock's token
         #[arg(value_parser = token)]
         token: u64,
     },
     /// End a run whose process is gone, and its nodes that still run
+    #[command(after_help = END)]
     End(EndArgs),
     /// Check what is stored from end to end
+    #[command(after_help = VERIFY)]
     Verify {
         /// Repair what can be repaired; a copy of the damaged files is kept
         #[arg(long)]
         repair: bool,
-        /// If the document cannot be read, bring back the previous one, which is older
+        /// With --repair: if the document cannot be read, bring back the previous one, which is older
         #[arg(long, requires = "repair")]
         use_previous: bool,
     },
     /// Delete runs that ended long ago; what their nodes completed stays known
+    #[command(after_help = CLEANUP)]
     Cleanup(CleanupArgs),
 }
 

@@ -282,11 +282,21 @@ async fn a_reader_that_leaves_is_no_error() {
 #[test]
 fn help_tells_the_exit_codes_and_bad_settings_their_line() {
     let dir = tempfile::tempdir().unwrap();
-    for arguments in ["--help", "state --help", "migrate-state --help"] {
+    let commands =
+        ["runs", "show", "locks", "unlock", "end", "verify", "cleanup"].map(|command| format!("state {command} --help"));
+    for arguments in ["--help", "state --help", "migrate-state --help"].into_iter().chain(commands.iter().map(String::as_str)) {
         let (code, out, _) = run(dir.path(), arguments);
         assert_eq!(code, 0);
-        assert!(out.contains("Exit codes:"), "{out}");
+        for told in ["Exit codes:", "  2  wrong usage", "seeknal_project.yml"].into_iter().chain(crate::VARIABLES) {
+            assert!(out.contains(told), "{arguments} does not tell {told}: {out}");
+        }
+        // Who only reads has nothing done when something fails.
+        let only_reads = ["runs", "show", "locks"].iter().any(|command| arguments.contains(command));
+        assert_eq!(out.contains("\n  6  "), !only_reads, "{arguments}: {out}");
     }
+    let (_, out, _) = run(dir.path(), "state verify --help");
+    let previous = out.split("--use-previous").nth(1).and_then(|rest| rest.split("\n  -").next());
+    assert!(previous.is_some_and(|previous| previous.contains("--repair")), "{out}");
     fs::write(dir.path().join("seeknal_project.yml"), "name: x\nstate_backend: fiel\n").unwrap();
     let (code, _, err) = run(dir.path(), "state runs");
     assert_eq!(code, 1);
