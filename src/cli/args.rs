@@ -17,9 +17,9 @@ macro_rules! after_help {
             $("  ", $code, "\n",)+
             "
 Settings: seeknal_project.yml (state_backend, database_url, seeknal_state), searched upwards from
---project-path. Variables of the environment win over it: SEEKNAL_STATE_BACKEND,
-SEEKNAL_DATABASE_URL, SEEKNAL_DATABASE_SCHEMA, SEEKNAL_DATABASE_CA_FILE, SEEKNAL_DATABASE_TOKEN.
-SEEKNAL_DATABASE_PASSWORD counts where the URL has no password."
+--project-path. Variables of the environment win over its keys and options:
+SEEKNAL_STATE_BACKEND, SEEKNAL_DATABASE_URL, SEEKNAL_DATABASE_SCHEMA, SEEKNAL_DATABASE_CA_FILE,
+SEEKNAL_DATABASE_TOKEN. SEEKNAL_DATABASE_PASSWORD counts where the URL has no password."
         )
     };
 }

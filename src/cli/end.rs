@@ -7,7 +7,7 @@ use super::exit::CliError;
 use super::output::{Output, counted, look_first, no_state, one_line};
 use crate::model::{Clock, NodeId, SystemClock};
 use crate::project::end::{self, Plan};
-use crate::project::{ProjectErrorKind, Settings};
+use crate::project::{ProjectError, ProjectErrorKind, Settings};
 use crate::store::StateBackend;
 
 /// What is printed. Every field is always there.
@@ -63,9 +63,12 @@ async fn write(backend: &dyn StateBackend, options: &EndArgs, out: &mut Output) 
     .await;
     let closed = backend.close().await;
     let plan = done?;
-    if !plan.is_done() {
-        out.is_done(if plan.was == plan.status { "nodes of the run were ended" } else { "the run was ended" });
+    if plan.is_done() {
+        closed?;
+        return Ok(plan);
     }
-    closed?;
+    let what = if plan.was == plan.status { "nodes of the run were ended" } else { "the run was ended" };
+    out.is_done(what);
+    closed.map_err(|error| ProjectError::from(error).after(what))?;
     Ok(plan)
 }

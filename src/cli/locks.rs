@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::exit::CliError;
 use super::output::{Output, look_first, no_state, one_line, open_for_reading, table, tell_no_state};
 use crate::model::{Batch, Entry, FencingToken, LeaseMutation, LeaseRecord, NodeId, Outcome, ProcessInfo, Refusal, RunId, time};
-use crate::project::{ProjectErrorKind, Settings};
+use crate::project::{ProjectError, ProjectErrorKind, Settings};
 use crate::store::{LeaseStore, OpenProcess, StateBackend};
 
 /// What is printed. Every field is always there.
@@ -136,7 +136,7 @@ pub(super) async fn unlock(settings: &Settings, token: u64, out: &mut Output) ->
     let closed = backend.close().await;
     let lease = done?;
     out.is_done("the lock was taken away");
-    closed?;
+    closed.map_err(|error| ProjectError::from(error).after("the lock was taken away"))?;
     if out.is_json() {
         return out.json(&Unlocked { token: FencingToken(token), lease: lease.as_ref().map(Lease::of) });
     }

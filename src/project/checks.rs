@@ -132,5 +132,28 @@ pub(super) fn overrides(settings: &Settings, to: Home) -> Vec<String> {
     if let Some(Source::Environment(name)) = settings.database_url.as_ref().map(|url| &url.source) {
         warnings.push(format!("the database is the one that the environment variable {name} names; it must stay set"));
     }
+    if to == Home::Database
+        && settings.database_url.as_ref().is_some_and(|url| url.value.expose().starts_with("postgres"))
+        && let Some((schema, name)) = schema_of_environment(settings)
+    {
+        warnings.push(format!(
+            "the schema {schema} is the one that the environment variable {name} names; it must stay set, or stand in the settings \
+             (seeknal_state: options: database_schema: {schema})"
+        ));
+    }
     warnings
+}
+
+/// The schema on a server, and the variable that says it, where one does.
+fn schema_of_environment(settings: &Settings) -> Option<(String, &'static str)> {
+    #[cfg(any(feature = "postgres", feature = "libsql"))]
+    {
+        let setting = settings.backend_options(true).setting("database_schema").ok().flatten()?;
+        setting.place.starts_with("SEEKNAL_").then_some((setting.text, setting.place))
+    }
+    #[cfg(not(any(feature = "postgres", feature = "libsql")))]
+    {
+        let _no_server = settings;
+        None
+    }
 }

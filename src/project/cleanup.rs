@@ -293,7 +293,7 @@ pub async fn through(state: &Coordinator, plan: &Plan) -> Result<Cleaned, Projec
     while !left.is_empty() {
         let (some, rest) = pace.next(&**state.backend(), left).await;
         left = rest;
-        let began = Instant::now();
+        let (began, before) = (Instant::now(), cleaned.deleted);
         // Together, so that they share a flush.
         let deletions: Vec<_> = some.iter().map(|doomed| tokio::spawn(deletion_through(state, doomed).commit())).collect();
         let mut failed = None;
@@ -315,7 +315,7 @@ pub async fn through(state: &Coordinator, plan: &Plan) -> Result<Cleaned, Projec
             }
         }
         let took = began.elapsed();
-        pace.took(took);
+        pace.took(took, cleaned.deleted - before == some.len() as u64);
         if !left.is_empty() {
             leave_a_turn(state.backend().is_shared(), took).await;
         }
@@ -370,14 +370,14 @@ pub async fn execute(backend: &Arc<dyn StateBackend>, plan: &Plan) -> Result<Cle
     while !left.is_empty() {
         let (some, rest) = pace.next(&**backend, left).await;
         left = rest;
-        let began = Instant::now();
+        let (began, before) = (Instant::now(), cleaned.deleted);
         let mut done = delete(&**backend, some, &mut cleaned).await;
         if done.as_ref().is_err_and(ProjectError::is_of_one_entry) {
             done = delete_apart(&**backend, some, &mut cleaned).await;
         }
         done.map_err(|error| partly(error, &cleaned))?;
         let took = began.elapsed();
-        pace.took(took);
+        pace.took(took, cleaned.deleted - before == some.len() as u64);
         if !left.is_empty() {
             leave_a_turn(backend.is_shared(), took).await;
         }

@@ -90,8 +90,13 @@ impl Origin {
         match self {
             Self::Home(home) => settings.named_backend(home.name(), read_only),
             Self::Sqlite => Ok(create_state_backend("database", &local())?),
-            Self::Url(url) => create_state_backend("database", &local().database_url(url.expose()))
-                .map_err(|error| ProjectError::from(error).at("the place to move from")),
+            Self::Url(url) => {
+                let other =
+                    settings.database_url.as_ref().is_some_and(|named| server(named.value.expose()) != server(url.expose()));
+                let options = if other { local().without_token() } else { local() };
+                create_state_backend("database", &options.database_url(url.expose()))
+                    .map_err(|error| ProjectError::from(error).at("the place to move from"))
+            }
         }
     }
 
@@ -225,4 +230,11 @@ impl From<Home> for Move {
     fn from(to: Home) -> Self {
         Self { is_guessed: true, ..Self::new(to.other(), to) }
     }
+}
+
+/// Host and port of a URL, for telling one server from another.
+fn server(url: &str) -> String {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_ascii_lowercase()
 }

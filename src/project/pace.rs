@@ -18,7 +18,7 @@ const GROWTH: u64 = 4;
 /// Others are left a turn as long as they had to wait, and at most this.
 const LONGEST_TURN: Duration = Duration::from_secs(1);
 
-/// Intervals, and partitions, of a run that are counted at most: beyond that it goes by itself in any case.
+/// Intervals, and partitions, of a run that are counted at most: one that has so many is heavy.
 const COUNTED: u32 = 100_000;
 
 /// How much goes at once. What a run takes is known by its nodes and, where the storage tells it cheaply, by what they completed, and not by how fast the
@@ -57,10 +57,10 @@ impl Pace {
         left.split_at_checked(runs).unwrap_or((left, &[]))
     }
 
-    /// What went took so long.
-    pub(super) fn took(&mut self, took: Duration) {
+    /// What went took so long. Where not `all` of it went, what stayed took no time: that is no sign that more would fit.
+    pub(super) fn took(&mut self, took: Duration, all: bool) {
         let fits = u128::from(self.going) * TARGET.as_micros() / took.as_micros().max(1);
-        let most = self.going.max(self.weight).saturating_mul(GROWTH);
+        let most = if all { self.going.max(self.weight).saturating_mul(GROWTH) } else { self.weight };
         self.weight = u64::try_from(fits).unwrap_or(u64::MAX).clamp(LIGHT, most.max(LIGHT));
     }
 }
@@ -105,21 +105,22 @@ mod tests {
             let (some, rest) = pace.next(&backend, &small).await;
             assert_eq!(some.len() + rest.len(), 200);
             runs.push(some.len());
-            pace.took(Duration::from_millis(1));
+            pace.took(Duration::from_millis(1), true);
         }
         assert_eq!(runs, [1, 6, 25, 50, 50]);
         assert_eq!(pace.next(&backend, &large).await.0.len(), 2, "as many as fit");
         pace.going = 500;
-        pace.took(Duration::from_secs(1));
+        pace.took(Duration::from_secs(1), true);
         assert_eq!(
             pace.next(&backend, &small).await.0.len(),
             6,
             "ten times as long as it should, but never less than what is light"
         );
         pace.going = 8_001;
-        pace.took(Duration::from_secs(20));
+        pace.took(Duration::from_secs(20), true);
         assert_eq!(pace.next(&backend, &[doomed(20), doomed(80)]).await.0.len(), 1);
-        pace.took(Duration::MAX);
+        pace.took(Duration::MAX, true);
+        pace.took(Duration::from_millis(1), false);
         assert_eq!(pace.next(&backend, &small).await.0.len(), 6);
         assert!(pace.next(&backend, &[]).await.0.is_empty());
     }

@@ -31,15 +31,17 @@ pub struct BackendOptions {
     extra: BTreeMap<String, String>,
     /// The variable of the environment that said an option's value, where one did: errors name it.
     variables: BTreeMap<String, &'static str>,
+    /// Whether the environment's token is for another server than this one.
+    foreign: bool,
 }
 
 /// A text that was set, and what says it: an option, or a variable of the environment.
 #[cfg(any(feature = "postgres", feature = "libsql"))]
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Setting {
-    pub(super) text: String,
+pub(crate) struct Setting {
+    pub(crate) text: String,
     /// The name of the option or the variable.
-    pub(super) place: &'static str,
+    pub(crate) place: &'static str,
 }
 
 impl BackendOptions {
@@ -90,6 +92,13 @@ impl BackendOptions {
         self
     }
 
+    /// For another server than the one that the settings are for: its token is not to be told there.
+    #[cfg(feature = "project")]
+    pub(crate) fn without_token(mut self) -> Self {
+        self.foreign = true;
+        self.unset("database_token")
+    }
+
     /// Takes an option out: a custom backend that makes a built-in one takes out those of its own.
     pub fn unset(mut self, key: &str) -> Self {
         self.extra.remove(key);
@@ -113,8 +122,9 @@ impl BackendOptions {
 
     /// What an option says, else its variable of the environment. Blank counts as not set, in both.
     #[cfg(any(feature = "postgres", feature = "libsql"))]
-    pub(super) fn setting(&self, option: &'static str) -> Result<Option<Setting>, StoreError> {
-        self.setting_in(option, |name| std::env::var_os(name))
+    pub(crate) fn setting(&self, option: &'static str) -> Result<Option<Setting>, StoreError> {
+        let foreign = self.foreign && option == "database_token";
+        self.setting_in(option, |name| if foreign { None } else { std::env::var_os(name) })
     }
 
     #[cfg(any(feature = "postgres", feature = "libsql"))]
@@ -166,6 +176,7 @@ impl fmt::Debug for BackendOptions {
             .field("read_only", &self.read_only)
             .field("extra", &self.extra.keys())
             .field("variables", &self.variables)
+            .field("foreign", &self.foreign)
             .finish()
     }
 }

@@ -4,6 +4,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
@@ -124,6 +126,41 @@ fn two_tokens_are_refused_where_they_are() {
         assert_eq!(err.contains("two tokens"), named.is_some(), "{url}, {options}, {variable:?}: {err}");
         assert!(named.is_none_or(|named| err.contains(named)), "{url}, {options}, {variable:?}: {err}");
     }
+}
+
+/// The token is the one of the server that the settings name, and of no other.
+#[test]
+fn a_token_goes_to_its_own_server_only() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    let heard = std::thread::spawn(move || {
+        let mut heard = Vec::new();
+        for stream in listener.incoming() {
+            let (mut stream, mut head) = (stream.unwrap(), Vec::new());
+            let mut piece = [0; 4096];
+            while !head.ends_with(b"END") && !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                match stream.read(&mut piece).unwrap() {
+                    0 => break,
+                    read => head.extend_from_slice(&piece[..read]),
+                }
+            }
+            if head.ends_with(b"END") {
+                break;
+            }
+            heard.push(String::from_utf8(head).unwrap());
+        }
+        heard
+    });
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("seeknal_project.yml"), "database_url: http://127.0.0.1:1\n").unwrap();
+    for to in ["database", "file"] {
+        let mut command = seeknal(dir.path());
+        command.args(["migrate-state", "--backend", to, "--from", &format!("http://{at}")]);
+        assert_ne!(told(command.env("SEEKNAL_DATABASE_TOKEN", "t0ken-new")).0, 0);
+    }
+    TcpStream::connect(at).unwrap().write_all(b"END").unwrap();
+    let heard = heard.join().unwrap();
+    assert!(!heard.is_empty() && heard.iter().all(|head| !head.contains("t0ken")), "{heard:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -137,11 +137,6 @@ impl Journal {
         Ok(journal)
     }
 
-    /// How long the file is.
-    pub(super) fn space(&self) -> u64 {
-        self.space
-    }
-
     /// Goes on with a journal that was read to `end`, under the name that it has now.
     pub(super) fn resume(path: &Path, stored: &Stored, header: Header, end: usize, frames: u64) -> Result<Self, StoreError> {
         let fail = |error| StoreError::io(path.display(), error);

@@ -86,10 +86,13 @@ impl Target {
         if let [(one, _), (other, _), ..] = given.as_slice() {
             return Err(refuse(format!("it is given two tokens, {one} and {other}; keep one of them")));
         }
-        let token = given.into_iter().next().map(|(_, token)| token);
-        if token.as_ref().is_some_and(|token| !token.reveal().bytes().all(|byte| byte.is_ascii_graphic())) {
-            return Err(refuse("its token holds characters that no token has; copy it again, in one line"));
+        let given = given.into_iter().next();
+        if let Some((place, token)) = &given
+            && !token.reveal().bytes().all(|byte| byte.is_ascii_graphic())
+        {
+            return Err(refuse(format!("the token {place} holds characters that no token has; copy it again, in one line")));
         }
+        let token = given.map(|(_, token)| token);
         let ca_file = ca_file.filter(|path| !path.is_empty()).map(PathBuf::from);
         if ca_file.is_some() && !tls {
             return Err(refuse("database_ca_file is set, but the connection is not encrypted; use libsql:// or https://"));

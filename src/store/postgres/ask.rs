@@ -10,7 +10,7 @@ use super::error::{gave_way, is_canceled, is_of_recovery};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// For a transaction with long answers: the server counts the time in which it gets rid of them for the statement's.
-const MUCH: &str = "SELECT set_config('statement_timeout', '120000', true)";
+const MUCH: &str = "SELECT set_config('statement_timeout', '120000', true), set_config('lock_timeout', '0', true)";
 
 /// How long the server may be quiet over what it has to think about for so long.
 const MUCH_QUIET: Duration = Duration::from_secs(125);
@@ -20,7 +20,7 @@ const MUCH_QUIET: Duration = Duration::from_secs(125);
 const WORD: Duration = Duration::from_secs(12);
 
 /// For a transaction that goes through whole tables: other plans than by key, and ten minutes for each statement.
-const THROUGH: &str = "SELECT set_config('statement_timeout', '600000', true), set_config('enable_seqscan', 'on', true), \
+const THROUGH: &str = "SELECT set_config('statement_timeout', '600000', true), set_config('lock_timeout', '0', true), set_config('enable_seqscan', 'on', true), \
                        set_config('enable_hashjoin', 'on', true), set_config('enable_mergejoin', 'on', true)";
 
 /// How long the server may be quiet then: a little longer than it may take.

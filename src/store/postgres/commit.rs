@@ -199,7 +199,10 @@ async fn attempt(shared: &Shared, batch: &Batch, pace: &Pace) -> Result<BatchAns
         Ok(locked) => locked,
         // Who waits for others' locks may have to for long, and the batches behind this one with it.
         Err(error) if error.kind() == StoreErrorKind::Busy && shared.unanswered.holds(batch.id) => {
-            drop(conn);
+            if conn.ask(Sql::plain("ROLLBACK")).await.is_ok() {
+                // It goes on at once, on the same connection.
+                shared.pool.put(conn);
+            }
             return Err(kept_out(shared, batch, error, pace).await);
         }
         Err(error) => return Err(error),

@@ -45,9 +45,12 @@ fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
         SqlState::OUT_OF_MEMORY | SqlState::TOO_MANY_CONNECTIONS | SqlState::CONFIGURATION_LIMIT_EXCEEDED => {
             (K::Busy, "the server has no room for this now; raise its limits or try again")
         }
+        SqlState::LOCK_NOT_AVAILABLE => (
+            K::Busy,
+            "somebody holds a lock there for long (in pg_locks; another worker perhaps, see `seeknal state locks`); try again",
+        ),
         SqlState::T_R_SERIALIZATION_FAILURE
         | SqlState::T_R_DEADLOCK_DETECTED
-        | SqlState::LOCK_NOT_AVAILABLE
         | SqlState::QUERY_CANCELED
         | SqlState::UNIQUE_VIOLATION => {
             (K::Busy, "others write to the same rows; see who with `seeknal state locks`, and try again")
@@ -171,9 +174,9 @@ pub(super) fn is_of_standby(error: &StoreError) -> bool {
     state_of(error) == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
 }
 
-/// Whether the server ended a statement because it took too long, or because an operator said so.
+/// Whether the server ended a statement because it took too long, or waited too long for a lock, or because an operator said so.
 pub(super) fn is_canceled(error: &StoreError) -> bool {
-    state_of(error) == Some(&SqlState::QUERY_CANCELED)
+    state_of(error).is_some_and(|state| matches!(*state, SqlState::QUERY_CANCELED | SqlState::LOCK_NOT_AVAILABLE))
 }
 
 /// Whether a question had to give way: what only reads comes into no conflict but with what a standby follows.

@@ -13,6 +13,9 @@ use crate::store::file::recover::Pending;
 use crate::store::file::spare::SpareJob;
 use crate::store::{StoreError, StoreErrorKind};
 
+/// Space for the next journal comes in steps of this.
+const SPACE: u64 = 1 << 20;
+
 impl Writer {
     /// Whether something was written that the document does not have.
     pub(super) fn is_dirty(&self) -> bool {
@@ -44,7 +47,6 @@ impl Writer {
 
     /// Rotates to the next journal and begins to write the document that it continues. A document that failed before is tried again.
     pub(super) fn begin_checkpoint(&mut self) -> Result<(), StoreError> {
-        self.first_write = None;
         if self.broken || self.document.generation.is_none() {
             let ledger = self.ledger.clone();
             self.write_document_now(&ledger)?;
@@ -82,7 +84,7 @@ impl Writer {
         let follows = journal.header().generation.clone();
         let generation = new_generation();
         let header = Header::new(&generation, Some(&follows), self.ledger.seq().0, self.tail);
-        let space = journal.space();
+        let used = journal.used();
         let made = match self.spare.take_if(|spare| spare.is_ready()).and_then(SpareJob::take) {
             Some(spare) => {
                 Journal::create_from(spare.path(), &self.paths.next, header, |file| self.paths.settle(&self.paths.next, file))
@@ -94,7 +96,8 @@ impl Writer {
             let _passed_over = paths::remove(&self.paths.next);
         })?;
         self.journal = Some(next);
-        self.last_space = space;
+        self.first_write = None;
+        self.last_space = used.next_multiple_of(SPACE);
         self.tail = self.ledger.seq().0;
         if !self.lease_note.is_empty() {
             // They are noted in the new one too.
@@ -126,7 +129,10 @@ impl Writer {
                 self.last_checkpoint = Some((Instant::now(), done.took));
                 self.answer_waiting();
                 let document = self.document.identity.map_or(0, |identity| identity.size());
-                self.spare = SpareJob::spawn(self.paths.temporary(), self.last_space, document);
+                // One that is still in the making is good for the one after: whoever drops it waits for its end.
+                if self.spare.as_ref().is_none_or(SpareJob::is_ready) {
+                    self.spare = SpareJob::spawn(self.paths.temporary(), self.last_space, document);
+                }
             }
             Err(failed) => {
                 self.document_failed(&failed.error, failed.placed);
@@ -215,7 +221,7 @@ impl Writer {
             return true;
         }
         let rested = self.last_checkpoint.is_none_or(|(at, took)| now.duration_since(at) >= took * IDLE_SHARE);
-        let behind = self.first_write.is_some_and(|at| now.duration_since(at) >= BEHIND);
+        let behind = self.is_dirty() && self.first_write.is_some_and(|at| now.duration_since(at) >= BEHIND);
         rested && (behind || now.duration_since(self.last_write) >= IDLE)
     }
 }
