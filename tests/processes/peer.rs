@@ -12,7 +12,9 @@ use super::support::Place;
 const PLACE: &str = "SEEKNAL_TEST_PEER";
 /// Marks the answers among what the test harness prints.
 const MARK: &str = ">> ";
-/// For a broken build only.
+/// What it says between the pieces of a long order: it works.
+const WORKS: &str = "works";
+/// From one word of it to the next; for a broken build only.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process that has the database open.
@@ -54,7 +56,12 @@ impl Peer {
     }
 
     pub(crate) fn answer(&mut self) -> String {
-        self.answers.recv_timeout(PATIENCE).expect("the peer says nothing")
+        loop {
+            let answer = self.answers.recv_timeout(PATIENCE).expect("the peer says nothing");
+            if answer != WORKS {
+                return answer;
+            }
+        }
     }
 
     pub(crate) fn ask(&mut self, order: &str) -> String {
@@ -90,15 +97,18 @@ fn acts_as_a_peer() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let backend = create_state_backend("database", &place.options()).unwrap();
     let state = runtime.block_on(Coordinator::open(backend)).unwrap();
-    let answer = |text: &str| println!("{MARK}{text}");
-    answer("open");
+    say("open");
     let mut lease = None;
     for order in std::io::stdin().lines() {
         let order = order.unwrap();
         let words: Vec<&str> = order.split(' ').collect();
-        answer(&runtime.block_on(obey(&state, &mut lease, &words)));
+        say(&runtime.block_on(obey(&state, &mut lease, &words)));
     }
     runtime.block_on(state.close()).unwrap();
+}
+
+fn say(text: &str) {
+    println!("{MARK}{text}");
 }
 
 async fn obey(state: &Coordinator, held: &mut Option<Lease>, words: &[&str]) -> String {
@@ -133,6 +143,7 @@ async fn obey(state: &Coordinator, held: &mut Option<Lease>, words: &[&str]) -> 
         ["write", run, node, count] => {
             for row in 1..=number(count) {
                 state.set_node_state(*run, *node, NodeUpdate::running().row_count(row)).await.unwrap();
+                say(WORKS);
             }
             "written".to_owned()
         }
@@ -171,6 +182,7 @@ async fn obey(state: &Coordinator, held: &mut Option<Lease>, words: &[&str]) -> 
                     Err(Error::Conflict(_)) => conflicts += 1,
                     Err(error) => return format!("{error:?}"),
                 }
+                say(WORKS);
             }
             format!("raised, {conflicts} conflicts")
         }
