@@ -97,11 +97,11 @@ fn a_blocked_runtime_loses_no_lease() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (locks, lease) = runtime.block_on(async {
         let locks = open(&rows).await;
-        let lease = get(&locks, LockOptions::new().ttl(ms(1_500))).await;
+        let lease = get(&locks, LockOptions::new().ttl(ms(5_000))).await;
         (locks, lease)
     });
     let asked = rows.shared.renewals_asked.load(Ordering::SeqCst);
-    runtime.block_on(runtime.spawn(async { std::thread::sleep(ms(3_200)) })).unwrap();
+    runtime.block_on(runtime.spawn(async { std::thread::sleep(ms(11_000)) })).unwrap();
     assert!(rows.shared.renewals_asked.load(Ordering::SeqCst) > asked);
     assert_eq!(rows.held().len(), 1);
     assert!(!lease.is_lost());
@@ -129,12 +129,15 @@ async fn a_silent_storage_costs_the_lease_and_a_late_answer_does_not_bring_it_ba
 async fn renewals_that_fail_are_tried_again_as_long_as_there_is_trust() {
     let rows = Rows::new();
     let locks = open(&rows).await;
-    let lease = get(&locks, LockOptions::new().ttl(ms(1_200))).await;
+    let lease = get(&locks, LockOptions::new().ttl(ms(10_000))).await;
     rows.shared.renewals_fail.store(true, Ordering::SeqCst);
-    tokio::time::sleep(ms(600)).await;
+    until("it could not be renewed", || rows.shared.renewals_failed.load(Ordering::SeqCst) >= 2).await;
+    let before = lease.remaining();
     rows.shared.renewals_fail.store(false, Ordering::SeqCst);
-    until("it was renewed", || rows.shared.renewals_asked.load(Ordering::SeqCst) >= 2).await;
+    until("it was renewed", || lease.remaining() > before).await;
     assert!(!lease.is_lost());
+    lease.release().await.unwrap();
+    let lease = get(&locks, LockOptions::new().ttl(ms(5_000))).await;
     rows.shared.renewals_fail.store(true, Ordering::SeqCst);
     assert_eq!(lost(&lease).await, LostReason::Storage);
 }
@@ -225,10 +228,15 @@ async fn a_release_during_a_renewal_stays_a_release() {
 async fn by_hand_a_lease_is_renewed_or_expires() {
     let rows = Rows::new();
     let locks = open(&rows).await;
-    let lease = get(&locks, LockOptions::new().ttl(ms(1_000)).keep_alive(false)).await;
-    tokio::time::sleep(ms(600)).await;
+    let lease = get(&locks, LockOptions::new().ttl(ms(10_000)).keep_alive(false)).await;
+    let granted = lease.remaining();
+    until("its time passes", || lease.remaining() + ms(600) < granted).await;
+    let before = lease.remaining();
     lease.renew().await.unwrap();
-    assert!(lease.remaining() > ms(500), "{:?}", lease.remaining());
+    let renewed = lease.remaining();
+    assert!(renewed > before, "{before:?}, then {renewed:?}");
+    lease.release().await.unwrap();
+    let lease = get(&locks, LockOptions::new().ttl(ms(1_000)).keep_alive(false)).await;
     assert_eq!(lost(&lease).await, LostReason::Expired);
     until("the row is given back", || rows.held().is_empty()).await;
     assert_eq!(rows.shared.renewals_asked.load(Ordering::SeqCst), 1, "nobody kept it alive");

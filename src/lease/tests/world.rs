@@ -115,6 +115,7 @@ pub(super) struct Shared {
     pub(super) lose_answer: AtomicBool,
     /// Renewals fail.
     pub(super) renewals_fail: AtomicBool,
+    pub(super) renewals_failed: AtomicUsize,
     /// How many of the next listings panic.
     pub(super) listings_panic: AtomicUsize,
 }
@@ -135,6 +136,7 @@ impl Rows {
             renewals_asked: AtomicUsize::new(0),
             lose_answer: AtomicBool::new(false),
             renewals_fail: AtomicBool::new(false),
+            renewals_failed: AtomicUsize::new(0),
             listings_panic: AtomicUsize::new(0),
         };
         Self { shared: Arc::new(shared), process: ProcessInfo::current(SystemClock.now()) }
@@ -209,6 +211,7 @@ impl StateBackend for Rows {
                 open(&self.shared.grants).await;
             }
             if renew && self.shared.renewals_fail.load(Ordering::SeqCst) {
+                self.shared.renewals_failed.fetch_add(1, Ordering::SeqCst);
                 return Err(StoreError::not_applied(StoreErrorKind::Busy, "the database is busy"));
             }
             let decide = |entry: &Entry| {
