@@ -146,21 +146,22 @@ async fn a_waiter_is_woken_by_what_becomes_ready(store: Store) {
     let state = store.open().await;
     begin(&state, &[("a", &[]), ("b", &["a"])]).await;
     let first = claim(&state, "a").await;
-    let waiting = {
+    let mut waiting = {
         let state = state.clone();
         tokio::spawn(async move { state.claim_next(RUN, worker("w").wait(Duration::from_secs(60))).await.unwrap() })
     };
-    until("it waits", || async { state.snapshot(RUN).is_some() }).await;
+    assert!(tokio::time::timeout(Duration::from_millis(10), &mut waiting).await.is_err(), "it has to wait");
     first.complete(NodeUpdate::success()).await.unwrap();
     let began = Instant::now();
     let second = waiting.await.unwrap().claimed().unwrap();
     assert_eq!(second.node_id().as_str(), "b");
     assert!(began.elapsed() < Duration::from_secs(10));
     // What is added later is found too.
-    let waiting = {
+    let mut waiting = {
         let state = state.clone();
         tokio::spawn(async move { state.claim_next(RUN, worker("w").wait(Duration::from_secs(60))).await.unwrap() })
     };
+    assert!(tokio::time::timeout(Duration::from_millis(10), &mut waiting).await.is_err(), "nothing is ready");
     state.set_node_state(RUN, "new", NodeUpdate::pending()).await.unwrap();
     assert_eq!(waiting.await.unwrap().claimed().unwrap().node_id().as_str(), "new");
     drop(second);

@@ -4,12 +4,13 @@
 
 use std::time::{Duration, Instant};
 
+use crate::stalls::Witness;
 use crate::support::Store;
 use seeknal_state::{Claim, ClaimFilter, Coordinator, NewRun, NodeStatus, NodeUpdate, OnDelete};
 use tokio::task::{JoinHandle, JoinSet};
 
 const RUN: &str = "run_1";
-/// Who sleeps until the next look sleeps for a second.
+/// Who sleeps until the next look sleeps for a second. A machine that keeps everybody waiting proves nothing: see [`Witness`].
 const MISSED: Duration = Duration::from_millis(700);
 
 fn wait_for(state: &Coordinator, run: &str) -> JoinHandle<Claim> {
@@ -27,11 +28,13 @@ async fn a_node_that_is_given_back_is_handed_to_who_waits(store: Store) {
     state.create_run(RUN, NewRun::running()).await.unwrap();
     state.set_node_state(RUN, "n", NodeUpdate::pending()).await.unwrap();
     let mut claim = state.claim_node(RUN, "n", "first", Duration::from_secs(30)).await.unwrap().unwrap();
+    let witness = Witness::watch(store.folder.path());
     let mut late = Vec::new();
     for round in 0..if store.is_local() { 24 } else { 6 } {
         let mut waiter = wait_for(&state, RUN);
         // Until it stands in front of the board, or nearly.
         assert!(tokio::time::timeout(Duration::from_millis(10), &mut waiter).await.is_err(), "the node is not free");
+        witness.forget();
         let began = Instant::now();
         match round % 3 {
             0 => drop(claim.retry("again").await.unwrap()),
@@ -39,7 +42,7 @@ async fn a_node_that_is_given_back_is_handed_to_who_waits(store: Store) {
             _ => drop(claim),
         }
         claim = waiter.await.unwrap();
-        if began.elapsed() > MISSED {
+        if witness.saw_a_wait_of(MISSED, began) {
             late.push((round, began.elapsed()));
         }
     }
@@ -51,7 +54,9 @@ async fn a_node_that_is_given_back_is_handed_to_who_waits(store: Store) {
 /// Who begins to wait in the very moment in which a node is made.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_who_waits_misses_nothing() {
-    let state = Store::of("memory").open().await;
+    let store = Store::of("memory");
+    let state = store.open().await;
+    let witness = Witness::watch(store.folder.path());
     let began = Instant::now();
     for round in 0..1_500_u32 {
         let run = format!("r{round}");
@@ -67,10 +72,11 @@ async fn the_first_who_waits_misses_nothing() {
                 state.claim_next(&run, filter).await.unwrap().claimed().unwrap().complete(NodeUpdate::success()).await.unwrap()
             })
         };
+        witness.forget();
         state.set_node_state(&run, "ready", NodeUpdate::pending()).await.unwrap();
         let made = Instant::now();
         waiter.await.unwrap();
-        assert!(made.elapsed() < MISSED, "round {round}: {:?}", made.elapsed());
+        assert!(!witness.saw_a_wait_of(MISSED, made), "round {round}: {:?}", made.elapsed());
         state.delete_run(&run, OnDelete::DropCoverage).await.unwrap();
         if began.elapsed() > Duration::from_secs(2) {
             break;
@@ -83,7 +89,8 @@ async fn the_first_who_waits_misses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_with_whatever_idea_of_done_is_woken() {
     const KINDS: usize = 20;
-    let state = Store::of("memory").open().await;
+    let store = Store::of("memory");
+    let state = store.open().await;
     state.create_run(RUN, NewRun::running()).await.unwrap();
     state.set_node_state(RUN, "busy", NodeUpdate::running()).await.unwrap();
     let mut waiters = Vec::new();
@@ -97,6 +104,7 @@ async fn who_waits_with_whatever_idea_of_done_is_woken() {
         assert!(tokio::time::timeout(Duration::from_millis(2), &mut waiter).await.is_err(), "nothing is ready");
         waiters.push(waiter);
     }
+    let witness = Witness::watch(store.folder.path());
     let began = Instant::now();
     let mut tx = state.transaction();
     for kind in 0..KINDS {
@@ -105,7 +113,7 @@ async fn who_waits_with_whatever_idea_of_done_is_woken() {
     tx.commit().await.unwrap();
     for (kind, waiter) in waiters.into_iter().enumerate() {
         drop(waiter.await.unwrap().complete(NodeUpdate::success()).await.unwrap());
-        assert!(began.elapsed() < MISSED, "kind {kind}: {:?}", began.elapsed());
+        assert!(!witness.saw_a_wait_of(MISSED, began), "kind {kind}: {:?}", began.elapsed());
     }
     state.close().await.unwrap();
 }
@@ -115,6 +123,7 @@ async fn who_waits_with_whatever_idea_of_done_is_woken() {
 async fn a_node_that_is_left_to_others_is_handed_to_who_waits() {
     let store = Store::of("database");
     let (busy, idle) = (store.open().await, store.open().await);
+    let witness = Witness::watch(store.folder.path());
     let mut late = Vec::new();
     // One of two processes comes first for half of the nodes.
     for round in 0..8 {
@@ -131,8 +140,9 @@ async fn a_node_that_is_left_to_others_is_handed_to_who_waits() {
         for number in 0..2 {
             idle.set_node_state(&run, format!("n{round}-{number}"), NodeUpdate::pending()).await.unwrap();
             let made = Instant::now();
+            witness.forget();
             let claim = waiters.join_next().await.unwrap().unwrap().unwrap();
-            if made.elapsed() > MISSED {
+            if witness.saw_a_wait_of(MISSED, made) {
                 late.push((round, number, made.elapsed()));
             }
             claim.complete(NodeUpdate::success()).await.unwrap();

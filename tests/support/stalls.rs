@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+/// Whoever was kept waiting for this part of a time may have missed it: a renewal has half of a TTL, and passes through some threads.
+const PART: u32 = 8;
+
 /// A thread of its own that writes and syncs a few bytes all the time, as whoever renews leases does now and then: it notes for how long it was kept waiting.
-struct Witness(Arc<Mutex<Noted>>);
+pub(crate) struct Witness(Arc<Mutex<Noted>>);
 
 struct Noted {
     last: Instant,
@@ -18,7 +21,7 @@ struct Noted {
 }
 
 impl Witness {
-    fn watch(folder: &Path) -> Self {
+    pub(crate) fn watch(folder: &Path) -> Self {
         let noted = Arc::new(Mutex::new(Noted { last: Instant::now(), longest: Duration::ZERO, ended: false }));
         let (folder, of_thread) = (TempDir::new_in(folder).unwrap(), Arc::clone(&noted));
         std::thread::spawn(move || {
@@ -39,6 +42,16 @@ impl Witness {
         Self(noted)
     }
 
+    /// Whether something took longer than this since `began`, though the machine kept nobody waiting for a good part of it meanwhile.
+    pub(crate) fn saw_a_wait_of(&self, longest: Duration, began: Instant) -> bool {
+        began.elapsed() > longest && self.longest() < longest / PART
+    }
+
+    /// What was before says nothing about what comes.
+    pub(crate) fn forget(&self) {
+        self.0.lock().unwrap().longest = Duration::ZERO;
+    }
+
     /// Also if it is being kept waiting now.
     fn longest(&self) -> Duration {
         let noted = self.0.lock().unwrap();
@@ -55,8 +68,6 @@ impl Drop for Witness {
 /// Tries a case with a lease of this TTL, which says what went wrong. That counts, unless the machine kept others waiting for a good part of the TTL
 /// meanwhile: then the case says nothing, and is tried with one that is three times as long, twice at most.
 pub(crate) async fn unless_it_stalls(folder: &Path, ttl: Duration, case: impl AsyncFn(Duration) -> Result<(), String>) {
-    /// A renewal has half of the TTL, and passes through some threads.
-    const PART: u32 = 8;
     for ttl in [ttl, ttl * 3, ttl * 9] {
         let witness = Witness::watch(folder);
         let Err(why) = case(ttl).await else { return };
