@@ -170,7 +170,7 @@ async fn numbers_go_on_over_a_restored_backup() {
     assert!(again.seq > receipt.seq && again.runs[0].after > receipt.runs[0].after);
 }
 
-/// Holds a lock of a second and writes under it, until every sync takes longer than that.
+/// Holds a lock of five seconds and writes under it, until a sync takes longer than that.
 #[tokio::test]
 #[ignore = "it is run by another test, with a disk that becomes slow"]
 async fn child_whose_disk_becomes_slow() {
@@ -178,7 +178,7 @@ async fn child_whose_disk_becomes_slow() {
     let backend = create_state_backend("database", &BackendOptions::new().base_path(std::env::var_os("STATE_FOLDER").unwrap()));
     let state = Coordinator::open(backend.unwrap()).await.unwrap();
     state.create_run("r", NewRun::running()).await.unwrap();
-    let options = LockOptions::new().ttl(Duration::from_secs(1));
+    let options = LockOptions::new().ttl(Duration::from_secs(5));
     let lease = state.acquire(LeaseKey::run(run_id("r")), options, Duration::ZERO).await.unwrap().unwrap();
     let fenced = state.with_lease(&lease);
     let mut written = 0_u64;
@@ -202,7 +202,7 @@ async fn child_whose_disk_becomes_slow() {
     state.close().await.unwrap();
 }
 
-/// A sync that takes two seconds outlasts a lease of one: its holder is told so, in time, and why.
+/// A sync that takes eight seconds outlasts a lease of five: its holder is told so, in time, and why.
 #[test]
 fn a_disk_that_becomes_slow_costs_the_lease_and_says_so() {
     if !super::trace::can_trace() {
@@ -210,7 +210,7 @@ fn a_disk_that_becomes_slow_costs_the_lease_and_says_so() {
     }
     let folder = tempfile::tempdir().unwrap();
     let child = super::trace::Child::test("leases::child_whose_disk_becomes_slow").env("STATE_FOLDER", folder.path());
-    child.inject(super::trace::SYNCS, "delay_enter=2000000:when=30+").run().passed("a slow disk");
+    child.inject(super::trace::SYNCS, "delay_enter=8000000:when=30..31").run().passed("a slow disk");
 }
 
 /// The boot id cannot be read: run by the next test.
