@@ -165,7 +165,8 @@ async fn a_lease_that_is_granted_while_its_run_goes_is_not_lost() {
             (two, token)
         });
         // It has to wait for the deletion, which waits for us.
-        let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        let waits = "SELECT count(*) FROM pg_locks AS w WHERE locktype = 'advisory' AND NOT granted AND EXISTS \
+                     (SELECT FROM pg_locks AS d WHERE d.relation = 'coverage'::regclass AND NOT d.granted AND d.pid = ANY(pg_blocking_pids(w.pid)))";
         until("the grant waits, or is answered", async || granting.is_finished() || store.sql(waits) == "1").await;
         release(holder);
         applied(deletion.await.unwrap());

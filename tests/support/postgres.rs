@@ -96,7 +96,6 @@ impl Cluster {
     pub(crate) fn start() -> Option<Self> {
         let bin = binaries()?;
         let folder = tempfile::Builder::new().prefix("seeknal-pg-").tempdir().unwrap().keep();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         certificates(&folder);
         std::fs::write(folder.join("password"), PASSWORD).unwrap();
         if is_root() {
@@ -109,15 +108,13 @@ impl Cluster {
             .arg("-D")
             .arg(&data));
         let settings = format!(
-            "\nlisten_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{folder}'\nmax_connections = 400\nssl = on\n\
+            "\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{folder}'\nmax_connections = 400\nssl = on\n\
              ssl_cert_file = '{folder}/server.crt'\nssl_key_file = '{folder}/server.key'\nrecovery_init_sync_method = syncfs\n",
             folder = folder.display()
         );
         let mut file = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).unwrap();
         file.write_all(settings.as_bytes()).unwrap();
-        let keeper = keep(&bin, &folder);
-        let cluster = Self { folder, bin, port, keeper };
-        cluster.await_ready();
+        let cluster = Self::on_a_free_port(bin, folder);
         cluster.sql("CREATE DATABASE tests");
         cluster.sql(&format!("CREATE ROLE reader LOGIN PASSWORD '{PASSWORD}'"));
         Some(cluster)
@@ -126,7 +123,6 @@ impl Cluster {
     /// A standby that follows this one.
     pub(crate) fn standby(&self) -> Self {
         let folder = tempfile::Builder::new().prefix("seeknal-pg-").tempdir().unwrap().keep();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         if is_root() {
             run(Command::new("chown").arg("postgres:postgres").arg(&folder));
         }
@@ -136,11 +132,24 @@ impl Cluster {
             .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.port.to_string()])
             .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"])
             .arg(&data));
-        let mut file = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).unwrap();
-        writeln!(file, "port = {port}").unwrap();
-        let standby = Self { keeper: keep(&self.bin, &folder), bin: self.bin.clone(), folder, port };
-        standby.await_ready();
-        standby
+        Self::on_a_free_port(self.bin.clone(), folder)
+    }
+
+    /// Starts what lies in a folder. Between choosing a port and using it somebody else may take it.
+    fn on_a_free_port(bin: PathBuf, folder: PathBuf) -> Self {
+        for _ in 0..10 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let mut settings = std::fs::OpenOptions::new().append(true).open(folder.join("data/postgresql.conf")).unwrap();
+            // The last one counts.
+            writeln!(settings, "port = {port}").unwrap();
+            let _old = std::fs::remove_file(folder.join("log"));
+            let mut cluster = Self { keeper: keep(&bin, &folder), bin: bin.clone(), folder: folder.clone(), port };
+            if cluster.comes_up() {
+                return cluster;
+            }
+            cluster.leave();
+        }
+        panic!("no server came up in {}", folder.display());
     }
 
     /// Cuts a standby off from its primary: of what that one commits from now on it knows nothing.
@@ -154,17 +163,25 @@ impl Cluster {
         }
     }
 
-    fn await_ready(&self) {
+    /// Waits until it answers; `false`: it has ended, because somebody else has its port, who may answer instead.
+    fn comes_up(&self) -> bool {
+        let says_so = || {
+            let pid = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap_or_default();
+            pid.lines().nth(7).is_some_and(|status| ["ready", "standby"].contains(&status.trim()))
+        };
+        let log = || std::fs::read_to_string(self.folder.join("log")).unwrap_or_default();
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
+            if log().contains("could not create any TCP/IP sockets") {
+                return false;
+            }
             let ready = Command::new(self.bin.join("pg_isready"))
                 .args(["-q", "-h", "127.0.0.1", "-p", &self.port.to_string()])
                 .status()
                 .unwrap();
-            if ready.success() {
-                return;
+            if ready.success() && says_so() {
+                return true;
             }
-            let log = || std::fs::read_to_string(self.folder.join("log")).unwrap_or_default();
             assert!(Instant::now() < deadline, "PostgreSQL did not start:\n{}", log());
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -255,14 +272,19 @@ impl Cluster {
     pub(crate) fn kill(&mut self) {
         let pid = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap();
         run(Command::new("kill").args(["-9", pid.lines().next().unwrap()]));
-        writeln!(self.keeper.stdin.take().unwrap(), "stay").unwrap();
-        self.keeper.wait().unwrap();
+        self.leave();
         // The shared memory of the dead must be free before a new one starts.
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.is_anybody_left() {
             assert!(Instant::now() < deadline, "processes of the killed server stay");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Waits for the end of the server, and lets its folder stay.
+    fn leave(&mut self) {
+        writeln!(self.keeper.stdin.take().unwrap(), "stay").unwrap();
+        self.keeper.wait().unwrap();
     }
 
     /// Whether a process works in the folder of the data.
@@ -277,7 +299,7 @@ impl Cluster {
     /// Starts it again after [`kill`](Self::kill); it recovers.
     pub(crate) fn start_again(&mut self) {
         self.keeper = keep(&self.bin, &self.folder);
-        self.await_ready();
+        assert!(self.comes_up(), "somebody else has its port");
     }
 }
 
