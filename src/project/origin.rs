@@ -185,6 +185,7 @@ impl Move {
         Self { from: from.into(), to, is_guessed: false }
     }
 
+    #[cfg(feature = "cli")]
     /// What is wrong with it where both places are the same one, which can be seen before anything is opened.
     pub(crate) fn of_one_place(&self, settings: &Settings) -> Result<Option<String>, ProjectError> {
         let (from, to) = (self.from.place(settings)?, Origin::from(self.to).place(settings)?);
