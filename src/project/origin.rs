@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+#[cfg(feature = "cli")]
 use super::checks::one_place;
 use super::{ProjectError, ProjectErrorKind, Secret, Settings, there};
 use crate::model::RunQuery;
@@ -185,8 +186,8 @@ impl Move {
         Self { from: from.into(), to, is_guessed: false }
     }
 
-    #[cfg(feature = "cli")]
     /// What is wrong with it where both places are the same one, which can be seen before anything is opened.
+    #[cfg(feature = "cli")]
     pub(crate) fn of_one_place(&self, settings: &Settings) -> Result<Option<String>, ProjectError> {
         let (from, to) = (self.from.place(settings)?, Origin::from(self.to).place(settings)?);
         Ok((from == to).then(|| one_place(&from)))
