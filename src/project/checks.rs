@@ -156,3 +156,26 @@ fn schema_of_environment(settings: &Settings) -> Option<(String, &'static str)> 
 fn schema_of_environment(_: &Settings) -> Option<(String, &'static str)> {
     None
 }
+
+#[cfg(all(test, feature = "postgres"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schema_that_only_a_variable_names_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "database_url: postgres://h/d\nseeknal_state:\n  options: {database_schema: production}\n";
+        std::fs::write(dir.path().join("seeknal_project.yml"), text).unwrap();
+        for (staging, told) in [(None, false), (Some("staging"), true)] {
+            let environment = |name: &str| staging.filter(|_| name == "SEEKNAL_DATABASE_SCHEMA").map(Into::into);
+            let settings = Settings::load(dir.path(), &environment).unwrap();
+            for (to, told) in [(Home::Database, told), (Home::File, false)] {
+                let warnings = overrides(&settings, to);
+                assert_eq!(!warnings.is_empty(), told, "{warnings:?}");
+                assert!(
+                    warnings.iter().all(|warning| warning.contains("staging") && warning.contains("SEEKNAL_DATABASE_SCHEMA"))
+                );
+            }
+        }
+    }
+}

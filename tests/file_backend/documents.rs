@@ -335,3 +335,24 @@ async fn a_writer_that_never_rests_shows_its_work_all_the_same() {
     .await;
     assert_eq!(all(&backend).await[0].node("node").unwrap().row_count, Some(rows));
 }
+
+/// Space for the journal is made ahead by how much the last one was used, not by how much the longest one ever was.
+#[tokio::test]
+async fn a_journal_becomes_short_again_behind_a_burst() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path()).await;
+    create(&backend, "run_1", 0).await;
+    for rows in 0..8 {
+        set(&backend, "run_1", "node", NodeUpdate::running().row_count(rows).metadata("large", "x".repeat(1 << 20)), 1).await;
+    }
+    let length = || std::fs::metadata(folder.path().join("run_state.json.journal")).unwrap().len();
+    assert!(length() > 8 << 20);
+    let mut lengths = Vec::new();
+    wait_for(async || {
+        set(&backend, "run_1", "node", NodeUpdate::running().metadata("large", lengths.len()), 1).await;
+        backend.checkpoint().await.unwrap();
+        lengths.push(length());
+        lengths.iter().rev().take_while(|length| **length < 4 << 20).count() > 20
+    })
+    .await;
+}

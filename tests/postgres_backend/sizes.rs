@@ -104,6 +104,21 @@ async fn a_question_whose_transaction_took_too_long_is_asked_again() {
     assert_eq!(backend.newest_versions(10).await.unwrap().len(), 1);
 }
 
+/// As `VACUUM FULL` or a change of the table keeps it: who lists runs has the patience that a commit has not.
+#[tokio::test]
+async fn a_list_waits_for_a_table_that_somebody_keeps() {
+    let store = store!();
+    let backend = store.open().await;
+    change(&backend, "r", vec![create(0)]).await;
+    let mut keeper =
+        store.cluster.session(&store.schema, "BEGIN; LOCK TABLE runs IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(9); COMMIT;");
+    let kept = "SELECT count(*) FROM pg_locks WHERE relation = 'runs'::regclass AND mode = 'AccessExclusiveLock' AND granted";
+    until("the table is kept", async || store.sql(kept) == "1").await;
+    assert_eq!(backend.list_runs(&RunQuery::default()).await.unwrap().runs.len(), 1);
+    keeper.kill().unwrap();
+    keeper.wait().unwrap();
+}
+
 #[tokio::test]
 async fn names_of_nodes_are_read_without_all_rows_of_them() {
     let store = store!();
