@@ -17,6 +17,7 @@ mod stored;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 pub(super) use self::frame::{
     HEADER_LEN, Header, Kind, begin_frame, finish_frame, frame_at, frame_behind, is_cut_off, last_written, lines,
@@ -40,6 +41,8 @@ pub(super) struct Journal {
     space: u64,
     /// How many data frames this opening and those before it put in.
     frames: u64,
+    /// When this opening put its first one in.
+    since: Option<Instant>,
     /// How far a provisional frame reaches that lies at the end; `end` or less if there is none.
     provisional: u64,
     /// A document finds no room: it takes no more space ahead than it needs.
@@ -99,6 +102,7 @@ impl Journal {
             end: HEADER_LEN as u64,
             space: 0,
             frames: 0,
+            since: None,
             provisional: 0,
             is_frugal: false,
         };
@@ -127,6 +131,7 @@ impl Journal {
             end: HEADER_LEN as u64,
             space,
             frames: 0,
+            since: None,
             provisional: 0,
             is_frugal: false,
         };
@@ -142,8 +147,17 @@ impl Journal {
         let fail = |error| StoreError::io(path.display(), error);
         let file = plain::open_with(OpenOptions::new().read(true).write(true), path).map_err(fail)?;
         let space = file.metadata().map_err(fail)?.len();
-        let journal =
-            Self { path: path.to_owned(), file, header, end: end as u64, space, frames, provisional: 0, is_frugal: false };
+        let journal = Self {
+            path: path.to_owned(),
+            file,
+            header,
+            end: end as u64,
+            space,
+            frames,
+            since: None,
+            provisional: 0,
+            is_frugal: false,
+        };
         // What was read may be in memory alone: after a sync that failed, a system takes pages for written that are not. What is acknowledged behind it rests
         // on it, so it is written once more, as it is.
         journal.file.write_all_at(stored.bytes.get(..end).unwrap_or_default(), 0).map_err(fail)?;
@@ -167,6 +181,11 @@ impl Journal {
 
     pub(super) fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// Since when this opening's first frame is in it: what no document has, unless one is being written.
+    pub(super) fn since(&self) -> Option<Instant> {
+        self.since
     }
 
     /// How many data frames are in it.
@@ -254,6 +273,7 @@ impl Journal {
         let written = self.end.saturating_add(bytes.len() as u64);
         self.end += data as u64;
         self.frames += 1;
+        self.since.get_or_insert_with(Instant::now);
         self.provisional = if provisional { written } else { 0 };
         Ok(())
     }

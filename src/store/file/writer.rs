@@ -112,8 +112,6 @@ pub(super) struct Writer {
     /// What was noted last.
     lease_note: Vec<u8>,
     last_write: Instant,
-    /// The first write that no document has, and none is being written with.
-    first_write: Option<Instant>,
     last_look: Instant,
     last_checkpoint: Option<(Instant, Duration)>,
     retry: Option<(Instant, Duration)>,
@@ -212,7 +210,6 @@ impl Writer {
             lease_due: now,
             lease_note: Vec::new(),
             last_write: now,
-            first_write: None,
             last_look: now,
             last_checkpoint: None,
             retry: None,

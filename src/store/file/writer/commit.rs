@@ -77,7 +77,6 @@ impl Writer {
             self.shared.leases.free(&freed);
             self.shared.ledger.store(Arc::new(self.ledger.clone()));
             self.last_write = Instant::now();
-            self.first_write.get_or_insert(self.last_write);
         }
         if self.buffer.capacity() > KEPT_BUFFER {
             self.buffer = Vec::new();

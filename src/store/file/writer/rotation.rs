@@ -96,7 +96,6 @@ impl Writer {
             let _passed_over = paths::remove(&self.paths.next);
         })?;
         self.journal = Some(next);
-        self.first_write = None;
         self.last_space = used.next_multiple_of(SPACE);
         self.tail = self.ledger.seq().0;
         if !self.lease_note.is_empty() {
@@ -221,7 +220,8 @@ impl Writer {
             return true;
         }
         let rested = self.last_checkpoint.is_none_or(|(at, took)| now.duration_since(at) >= took * IDLE_SHARE);
-        let behind = self.is_dirty() && self.first_write.is_some_and(|at| now.duration_since(at) >= BEHIND);
+        let since = self.journal.as_ref().and_then(Journal::since);
+        let behind = since.is_some_and(|at| now.duration_since(at) >= BEHIND);
         rested && (behind || now.duration_since(self.last_write) >= IDLE)
     }
 }
