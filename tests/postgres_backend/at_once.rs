@@ -19,6 +19,22 @@ fn ways(store: &Store, last: usize) -> String {
     ))
 }
 
+/// An opening behind a network that does nothing by itself.
+async fn behind_a_wire(store: &Store) -> (Wire, Backend) {
+    let wire = Wire::before(store.cluster.port, 1, Odds { commits: 0, others: 0 }).await;
+    let options = networks::through(store.cluster, &wire, &store.schema);
+    let backend = create_state_backend("database", &options).unwrap();
+    backend.initialize().await.unwrap();
+    (wire, backend)
+}
+
+/// Sends a batch that is kept on its way, and is not answered.
+async fn lost(backend: &Backend, wire: &Wire, batch: &Arc<Batch>) {
+    wire.deeds.hold.store(true, Ordering::Release);
+    let error = backend.commit(Arc::clone(batch)).await.unwrap_err();
+    assert!(error.is_unknown_outcome(), "{error}");
+}
+
 async fn alone(backend: &Backend, run: &str) {
     for rows in 0..ALONE {
         change(backend, run, vec![set("n", NodeUpdate::running().row_count(rows))]).await;
@@ -240,18 +256,13 @@ async fn a_value_that_the_server_does_not_take_leaves_nothing() {
 #[tokio::test]
 async fn a_sending_that_comes_late_changes_nothing_that_was_told() {
     let store = store!();
-    let wire = Wire::before(store.cluster.port, 1, Odds { commits: 0, others: 0 }).await;
-    let options = networks::through(store.cluster, &wire, &store.schema);
-    let backend = create_state_backend("database", &options).unwrap();
-    backend.initialize().await.unwrap();
+    let (wire, backend) = behind_a_wire(&store).await;
     change(&backend, "r", vec![create(0)]).await;
     for refused in [true, false] {
         alone(&backend, "r").await;
         let tip = load(&backend, "r").await;
         let batch = Arc::new(on(&tip, "n", 777));
-        wire.deeds.hold.store(true, Ordering::Release);
-        let error = backend.commit(Arc::clone(&batch)).await.unwrap_err();
-        assert!(error.is_unknown_outcome(), "{error}");
+        lost(&backend, &wire, &batch).await;
         if refused {
             store.sql("ALTER TABLE node_states ADD CONSTRAINT lucky CHECK (row_count <> 777)");
             let error = backend.commit(Arc::clone(&batch)).await.unwrap_err();
@@ -278,10 +289,7 @@ async fn a_sending_that_comes_late_changes_nothing_that_was_told() {
 #[tokio::test]
 async fn a_run_that_somebody_holds_is_busy_and_no_more() {
     let store = store!();
-    let wire = Wire::before(store.cluster.port, 1, Odds { commits: 0, others: 0 }).await;
-    let options = networks::through(store.cluster, &wire, &store.schema);
-    let backend = create_state_backend("database", &options).unwrap();
-    backend.initialize().await.unwrap();
+    let (wire, backend) = behind_a_wire(&store).await;
     for run in ["alone", "shared"] {
         change(&backend, run, vec![create(0)]).await;
     }
@@ -309,16 +317,11 @@ async fn a_run_that_somebody_holds_is_busy_and_no_more() {
 #[tokio::test]
 async fn what_is_kept_out_is_not_tried_again() {
     let store = store!();
-    let wire = Wire::before(store.cluster.port, 1, Odds { commits: 0, others: 0 }).await;
-    let options = networks::through(store.cluster, &wire, &store.schema);
-    let backend = create_state_backend("database", &options).unwrap();
-    backend.initialize().await.unwrap();
+    let (wire, backend) = behind_a_wire(&store).await;
     change(&backend, "r", vec![create(0)]).await;
     alone(&backend, "r").await;
     let batch = Arc::new(on(&load(&backend, "r").await, "n", 777));
-    wire.deeds.hold.store(true, Ordering::Release);
-    let error = backend.commit(Arc::clone(&batch)).await.unwrap_err();
-    assert!(error.is_unknown_outcome(), "{error}");
+    lost(&backend, &wire, &batch).await;
     store.sql(
         "CREATE FUNCTION meets() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'it meets others' USING ERRCODE = '40001'; END $$; \
          CREATE TRIGGER meets BEFORE UPDATE ON node_states FOR EACH ROW WHEN (NEW.row_count = 777) EXECUTE FUNCTION meets()",
