@@ -56,7 +56,7 @@ const VERIFY: &str = after_help! {
     "3  not found: the project's folder, or the server's database"
     "4  somebody else keeps the state locked; nothing was changed"
     "5  there are problems, or what is stored is foreign, or newer than this program"
-    "6  something was repaired, then something failed"
+    "6  something was repaired, and the answer could not be written"
 };
 const CLEANUP: &str = after_help! {
     "3  not found: the project's folder, or the server's database"
