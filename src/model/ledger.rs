@@ -1,7 +1,7 @@
 //! A whole store as one pure value: every run, the order of runs, coverage, last successes, and the rules by which entries are
 //! accepted or refused. The memory and file backends are this ledger with a place to rest; for database backends it is the oracle.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -9,90 +9,14 @@ use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 use serde::{Deserialize, Serialize};
 
 use super::apply::{apply_all, apply_logged};
-use super::batch::{BatchAnswer, Entry, Fence, Outcome, Receipt, Refusal, RunPart, RunReceipt};
+use super::batch::{BatchAnswer, Entry, Outcome, Receipt, Refusal, RunPart, RunReceipt};
 use super::coverage::{LastSuccess, NodeCoverage, Retained, outliving};
+use super::fences::{FenceCheck, Freed};
 use super::guard::{Guard, NoRun, check_guards, first_violated};
 use super::id::{InputError, NodeId, RunId};
-use super::lease::{FencingToken, LeaseKey, LeaseMutation};
 use super::mutation::Mutation;
 use super::query::{RunPage, RunQuery, RunSummary};
 use super::run::{CommitSeq, RunState, Version};
-
-/// Who knows the leases, asked while an entry is decided.
-pub trait FenceCheck {
-    /// Whether the lease is held under this token, and not expired.
-    fn holds(&self, fence: &Fence) -> bool;
-
-    /// Who holds a lease on the run or one of its nodes.
-    fn holder(&self, run: &RunId) -> Option<String>;
-
-    /// As [`holder`](Self::holder), but for the leases that were freed a moment ago. The default knows them by their runs only.
-    fn holder_besides(&self, run: &RunId, freed: &Freed) -> Option<String> {
-        if freed.runs.contains(run) { None } else { self.holder(run) }
-    }
-}
-
-/// The leases that entries have freed which were accepted and cannot be seen yet: those of runs that ended or were deleted, and those that their holders gave
-/// back. Nothing that is decided after them is done under one of these.
-#[derive(Debug, Clone, Default)]
-pub struct Freed {
-    runs: HashSet<RunId>,
-    returned: HashMap<FencingToken, LeaseKey>,
-}
-
-impl Freed {
-    /// Whether it is nothing.
-    pub fn is_empty(&self) -> bool {
-        self.runs.is_empty() && self.returned.is_empty()
-    }
-
-    /// The runs whose leases are void, all of them.
-    pub fn runs(&self) -> impl Iterator<Item = &RunId> {
-        self.runs.iter()
-    }
-
-    /// The leases that were given back.
-    pub fn returned(&self) -> impl Iterator<Item = (&LeaseKey, FencingToken)> {
-        self.returned.iter().map(|(token, key)| (key, *token))
-    }
-
-    /// Whether the lease under this token was given back.
-    pub fn is_returned(&self, token: FencingToken) -> bool {
-        self.returned.contains_key(&token)
-    }
-
-    fn take_in(&mut self, entry: &Entry) {
-        for part in entry.parts.iter().filter(|part| part.mutations.iter().any(Mutation::frees_locks)) {
-            self.runs.insert(part.run.clone());
-        }
-        self.returned.extend(entry.leases.iter().filter_map(LeaseMutation::returned).map(|(key, token)| (token, key.clone())));
-    }
-
-    fn holds(&self, fence: &Fence, fences: &dyn FenceCheck) -> bool {
-        !self.runs.contains(&fence.key.run) && !self.is_returned(fence.token) && fences.holds(fence)
-    }
-
-    fn holder(&self, run: &RunId, fences: &dyn FenceCheck) -> Option<String> {
-        if self.runs.contains(run) {
-            return None;
-        }
-        if self.returned.is_empty() { fences.holder(run) } else { fences.holder_besides(run, self) }
-    }
-}
-
-/// No lease is held: for replay, where everything was decided before.
-#[derive(Debug, Clone, Copy)]
-pub struct NoFences;
-
-impl FenceCheck for NoFences {
-    fn holds(&self, _: &Fence) -> bool {
-        false
-    }
-
-    fn holder(&self, _: &RunId) -> Option<String> {
-        None
-    }
-}
 
 /// What an accepted entry did to one run, as a log keeps it to do it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,6 +10,7 @@ mod clock;
 mod coverage;
 #[cfg(feature = "sqlite")]
 mod fallen;
+mod fences;
 mod guard;
 mod id;
 mod ids;
@@ -45,6 +46,7 @@ pub(crate) use coverage::outliving;
 pub use coverage::{LastSuccess, NodeCoverage, Retained};
 #[cfg(feature = "sqlite")]
 pub(crate) use fallen::Fallen;
+pub use fences::{FenceCheck, Freed, NoFences};
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
 pub(crate) use guard::GuardedRun;
 pub use guard::{Guard, StatusSet, check_guards};
@@ -53,7 +55,7 @@ pub use id::{InputError, IntoNodeId, IntoRunId, MAX_ID_BYTES, NodeId, PartitionK
 pub use interval::{Interval, IntervalSet, IntoInterval};
 pub use json::RawJson;
 pub use lease::{FencingToken, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord};
-pub use ledger::{FenceCheck, Freed, Ledger, LoggedPart, NoFences};
+pub use ledger::{Ledger, LoggedPart};
 pub use list::List;
 pub use metadata::Metadata;
 pub use mutation::{Mutation, RunImport};
