@@ -188,3 +188,29 @@ async fn a_reader_that_holds_the_wal_up_is_told_once() {
     assert_eq!(held_up(), 1);
     state.close().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_reader_made_of_the_wal_is_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path()).await;
+    let reader = Reader::new(dir.path());
+    reader.begin();
+    let mut number = 0;
+    while wal_length(dir.path()) < 80 << 20 {
+        write(&state, number, 512).await;
+        number += 1;
+    }
+    reader.end();
+
+    // By those who write on, without being asked; how soon depends on the clock.
+    let began = std::time::Instant::now();
+    while wal_length(dir.path()) > 40 << 20 && began.elapsed() < LONGEST {
+        write(&state, number, 1).await;
+        number += 1;
+    }
+    assert!(wal_length(dir.path()) <= 40 << 20, "{} MiB after {number} commits", wal_length(dir.path()) >> 20);
+    let node = state.get_node_state("run_1", "node").await.unwrap().unwrap();
+    let text = node.metadata.get("text").unwrap().to_string();
+    assert_eq!(text.len(), (1 << 10) + 2, "the last one that was written");
+    state.close().await.unwrap();
+}

@@ -121,6 +121,10 @@ impl CoordinatorBuilder {
     }
 
     /// How many events a subscriber may lag behind before it misses the oldest ones: 1 to 1,048,576, for which room is taken at once. Default 4,096.
+    ///
+    /// Every event that waits keeps its run in memory as it was then, beyond [`max_resident_runs`](Self::max_resident_runs): about 0.8 KB a node where every
+    /// event is of another run, little more than what changed where they are of one. Who may stop reading for long, beside many large runs, takes a
+    /// smaller backlog.
     pub fn event_backlog(mut self, events: usize) -> Self {
         self.limits.event_backlog = events;
         self
@@ -228,7 +232,7 @@ fn message_of(panic: &(dyn Any + Send)) -> &str {
 
 /// How far ahead of this clock a run may have been created by another one that is right where it is: that far apart are the local times on earth, and some
 /// programs write theirs without a zone. What lies further ahead is a mistake, behind which nobody goes.
-const FURTHEST_ZONE: TimeDelta = TimeDelta::hours(26);
+pub(super) const FURTHEST_ZONE: TimeDelta = TimeDelta::hours(26);
 
 /// How long a backend may take to say which run is its newest.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
+use super::builder::FURTHEST_ZONE;
 use super::{ChangeStream, Coordinator, Engine};
 use crate::error::Error;
 use crate::model::{
@@ -456,15 +457,15 @@ impl Engine {
     }
 
     /// What the clock says, and the stamp of a new run: later than that of every run that this coordinator found when it was opened, or made since, so
-    /// that these order as they were made.
+    /// that these order as they were made. A stamp that lies further ahead than any zone is of a moment in which the clock was wrong: behind it nobody goes.
     pub(super) fn next_creation_stamp(&self) -> (DateTime<Utc>, DateTime<Utc>) {
         use std::sync::atomic::Ordering;
         let now = crate::model::time::micros(self.context.clock.now());
-        let previous = self
-            .last_creation
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(now.max(last.saturating_add(1))))
-            .unwrap_or(now);
-        let stamp = now.max(previous.saturating_add(1));
+        let furthest = now.saturating_add(FURTHEST_ZONE.num_microseconds().unwrap_or(0));
+        let next = |last: i64| if last > furthest { now } else { now.max(last.saturating_add(1)) };
+        let previous =
+            self.last_creation.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(next(last))).unwrap_or(now);
+        let stamp = next(previous);
         (crate::model::time::nearest(now), crate::model::time::nearest(stamp))
     }
 }

@@ -129,6 +129,26 @@ async fn a_clock_stays_in_the_hand_of_who_turns_it() {
     state.close().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_moment_of_a_wrong_clock_stamps_the_run_of_that_moment_alone() {
+    let right = DateTime::UNIX_EPOCH + chrono::TimeDelta::days(20_000);
+    let clock = Arc::new(Turned(Mutex::new(right)));
+    let state = Coordinator::builder().clock(Arc::clone(&clock)).open(Arc::new(MemoryBackend::new())).await.unwrap();
+    let set = |at| *clock.0.lock().unwrap() = at;
+    state.create_run("before", NewRun::running()).await.unwrap();
+    set(right + chrono::TimeDelta::days(365));
+    state.create_run("astray", NewRun::running()).await.unwrap();
+    set(right + chrono::TimeDelta::seconds(1));
+    for run in ["after", "last"] {
+        state.create_run(run, NewRun::running()).await.unwrap();
+    }
+    let page = state.list_runs(&RunQuery::default()).await.unwrap();
+    let ids: Vec<_> = page.runs.iter().map(|run| run.run_id.as_str()).collect();
+    assert_eq!(ids, ["astray", "last", "after", "before"]);
+    assert!(page.runs.iter().skip(1).all(|run| run.header.created_at <= right + chrono::TimeDelta::seconds(2)), "{page:?}");
+    state.close().await.unwrap();
+}
+
 #[test]
 fn without_a_runtime_or_its_timers_it_is_refused_in_words() {
     let refused = |opened: Result<Coordinator, Error>| {

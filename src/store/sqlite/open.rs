@@ -290,7 +290,7 @@ fn configure(conn: &Connection, writes: bool) -> rusqlite::Result<()> {
         conn.pragma_update(None, "fullfsync", true)?;
         conn.pragma_update(None, "checkpoint_fullfsync", true)?;
         conn.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_| Ok(()))?;
-        // The WAL keeps its length: overwriting is faster to sync than growing.
+        // The WAL keeps its length: overwriting is faster to sync than growing. What is far beyond the usual is given back by hand.
         conn.pragma_update_and_check(None, "journal_size_limit", -1, |_| Ok(()))?;
     }
     Ok(())

@@ -248,7 +248,16 @@ impl Writer {
 
     /// Brings the WAL into the database as far as readers allow.
     fn checkpoint(&mut self) -> Result<(), StoreError> {
-        self.wal.checkpoint(&mut self.conn, &self.at.name)
+        if self.wal.checkpoint(&mut self.conn, &self.at.path, &self.at.name)? {
+            self.grow_wal();
+        }
+        Ok(())
+    }
+
+    fn grow_wal(&self) {
+        // Only speed depends on it.
+        let _slower = open::grow_wal(&self.conn, &self.at.path).is_err();
+        self.leave_transaction();
     }
 
     /// Begins a transaction, when nobody else is in one any more.
@@ -302,9 +311,7 @@ impl Writer {
         }
         // Right after the commit that it is due after, and not again where the next ones fail: on a disk without space it would take the last of it.
         if self.commits == GROW_AFTER && !std::mem::replace(&mut self.grown, true) {
-            // Only speed depends on it.
-            let _slower = open::grow_wal(&self.conn, &self.at.path).is_err();
-            self.leave_transaction();
+            self.grow_wal();
         }
     }
 

@@ -19,6 +19,10 @@ use crate::store::StoreError;
 /// and did not is told.
 const HELD_UP: i64 = 32 * 1024;
 
+/// A file of this length, in such logs, gives its space back once readers allow: it became so long while one of them stayed, and else would stay so until
+/// everybody has closed the database.
+const TOO_LONG: i64 = 2;
+
 /// How long the writer waits for readers at most, so that the log can begin anew.
 const WAIT: Duration = Duration::from_millis(50);
 
@@ -32,6 +36,8 @@ pub(super) struct Wal {
     told: bool,
     /// When the writer waited last for readers.
     waited: Option<Instant>,
+    /// When the writer saw last that the file is too long.
+    seen: Option<Instant>,
     /// Its length when it was longest, in bytes.
     longest: u64,
 }
@@ -53,29 +59,48 @@ fn checkpoint(conn: &Connection, sql: &str) -> rusqlite::Result<Log> {
     })
 }
 
+/// How long the file is.
+fn length(db: &Path) -> u64 {
+    std::fs::metadata(beside(db, "-wal")).map_or(0, |meta| meta.len())
+}
+
+fn bytes(pages: i64) -> u64 {
+    u64::try_from(pages.saturating_mul(PAGE_SIZE)).unwrap_or(u64::MAX)
+}
+
 impl Wal {
-    /// Whether it is longer than it ever was and should be, and so to be emptied: wide rows fill it sooner than their number says.
+    /// Whether it is to be emptied: it is longer than it ever was and should be (wide rows fill it sooner than their number says), or is too long still.
     pub(super) fn has_grown(&mut self, db: &Path) -> bool {
-        let length = std::fs::metadata(beside(db, "-wal")).map_or(0, |meta| meta.len());
-        let usual = u64::try_from(HELD_UP * PAGE_SIZE).unwrap_or(u64::MAX);
-        let grown = length > self.longest.max(usual);
+        let length = length(db);
+        let grown = length > self.longest.max(bytes(HELD_UP));
         self.longest = self.longest.max(length);
-        grown
+        let is_too_long = length >= bytes(HELD_UP * TOO_LONG) && self.seen.is_none_or(|at| at.elapsed() >= AGAIN);
+        if is_too_long {
+            self.seen = Some(Instant::now());
+        }
+        grown || is_too_long
     }
 
-    /// Brings the log into the database as far as readers allow, and says so when they hold it up for too long.
-    pub(super) fn checkpoint(&mut self, conn: &mut Connection, place: &str) -> Result<(), StoreError> {
+    /// Brings the log into the database as far as readers allow, and says so when they hold it up for too long. Answers whether the file has given back its
+    /// space.
+    pub(super) fn checkpoint(&mut self, conn: &mut Connection, db: &Path, place: &str) -> Result<bool, StoreError> {
         let fail = |error| sql_error(place, error);
         let mut log = checkpoint(conn, "PRAGMA wal_checkpoint(PASSIVE)").map_err(fail)?;
         if log.pages < 0 {
             // Somebody else is at it.
-            return Ok(());
+            return Ok(false);
         }
-        if log.pages >= HELD_UP && log.left < HELD_UP && self.waited.is_none_or(|at| at.elapsed() >= AGAIN) {
+        let is_too_long = length(db) >= bytes(HELD_UP * TOO_LONG);
+        let mut is_short = false;
+        if (log.pages >= HELD_UP || is_too_long) && log.left < HELD_UP && self.waited.is_none_or(|at| at.elapsed() >= AGAIN) {
             self.waited = Some(Instant::now());
-            if begin_anew(conn).map_err(fail)? {
+            if begin_anew(conn, is_too_long).map_err(fail)? {
                 log = Log { pages: 0, left: 0, held: false };
+                is_short = is_too_long;
             }
+        }
+        if is_short {
+            self.longest = 0;
         }
         let stays = log.left >= HELD_UP;
         let held_up = stays || log.pages >= 2 * HELD_UP;
@@ -98,14 +123,14 @@ impl Wal {
             }
         }
         self.told = held_up;
-        Ok(())
+        Ok(is_short)
     }
 }
 
-/// Lets the log begin anew with the next commit, if readers end in time.
-fn begin_anew(conn: &mut Connection) -> rusqlite::Result<bool> {
+/// Lets the log begin anew with the next commit, if readers end in time; `short`: in a file without length.
+fn begin_anew(conn: &mut Connection, short: bool) -> rusqlite::Result<bool> {
     conn.busy_timeout(WAIT)?;
-    let begun = checkpoint(conn, "PRAGMA wal_checkpoint(RESTART)");
+    let begun = checkpoint(conn, if short { "PRAGMA wal_checkpoint(TRUNCATE)" } else { "PRAGMA wal_checkpoint(RESTART)" });
     conn.busy_handler(Some(turn::wait))?;
     begun.map(|log| !log.held)
 }
