@@ -146,14 +146,14 @@ pub(super) fn overrides(settings: &Settings, to: Home) -> Vec<String> {
 
 /// The schema on a server, and the variable that says it, where one does.
 #[cfg(any(feature = "postgres", feature = "libsql"))]
-fn schema_of_environment(settings: &Settings) -> Option<(String, &'static str)> {
+pub(super) fn schema_of_environment(settings: &Settings) -> Option<(String, &'static str)> {
     let setting = settings.backend_options(true).setting("database_schema").ok().flatten()?;
     setting.place.starts_with("SEEKNAL_").then_some((setting.text, setting.place))
 }
 
 /// No server is known here.
 #[cfg(not(any(feature = "postgres", feature = "libsql")))]
-fn schema_of_environment(_: &Settings) -> Option<(String, &'static str)> {
+pub(super) fn schema_of_environment(_: &Settings) -> Option<(String, &'static str)> {
     None
 }
 

@@ -74,6 +74,16 @@ pub struct Settings {
     pub options: BTreeMap<String, String>,
     /// Where each of them stands.
     option_sources: BTreeMap<String, Source>,
+    /// What the file alone says, for whoever looks later whether it says something else.
+    pub(super) in_file: InFile,
+}
+
+/// Which place the settings file alone names, beside the backend.
+#[derive(Debug, Clone)]
+pub(super) struct InFile {
+    pub(super) url: Option<Secret>,
+    pub(super) target: PathBuf,
+    pub(super) schema: Option<String>,
 }
 
 impl fmt::Debug for Settings {
@@ -128,14 +138,17 @@ impl Settings {
         };
         check_backend(&backend)?;
         let url_in_file = parsed.database_url.as_ref().map(|found| reader.text("database_url", found)).transpose()?;
+        let url_alone = url_in_file.as_ref().map(|url| Secret::new(url.value.clone()));
         let database_url = match variable(environment, ENV_URL)? {
             Some(url) => Some(Sourced { value: url, source: Source::Environment(ENV_URL) }),
             None => url_in_file,
         }
         .map(|url| Sourced { value: Secret::new(url.value), source: url.source });
 
+        let target = under(&project, Path::new("target"));
         let mut settings = Self {
-            target: Sourced { value: under(&project, Path::new("target")), source: Source::Default },
+            in_file: InFile { url: url_alone, target: target.clone(), schema: None },
+            target: Sourced { value: target, source: Source::Default },
             project,
             file,
             backend,
@@ -174,6 +187,7 @@ impl Settings {
                         return Err(reader.at(line, format!("{full} names a folder; a URL belongs into database_url")));
                     }
                     self.target = Sourced { value: under(&self.project, Path::new(&text.value)), source: text.source };
+                    self.in_file.target.clone_from(&self.target.value);
                 }
                 "lease_ttl_ms" => {
                     let number = reader.number(&full, &found, 100..=3_600_000)?;
@@ -188,6 +202,9 @@ impl Settings {
                         // Those of a registered backend are its own, also where the environment names another one for now.
                         if is_built_in(&self.backend.value) && self.backend_in_file.as_deref().is_none_or(is_built_in) {
                             reader.check_option(&full, &name, &text)?;
+                        }
+                        if name == "database_schema" {
+                            self.in_file.schema = Some(text.value.trim().to_owned()).filter(|schema| !schema.is_empty());
                         }
                         // What only the environment says the backend asks itself: a registered one may take no such option.
                         let text = match BackendOption::of(&name).and_then(|option| option.variable) {

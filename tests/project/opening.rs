@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use crate::projects::{go_on, now, project, settings};
 use seeknal_state::project::relocate::{self, Home};
+#[cfg(feature = "libsql")]
+use seeknal_state::project::relocate::{Move, Origin};
 use seeknal_state::project::{self, ProjectErrorKind, Settings};
 
 /// What is written where the state was nobody reads any more.
@@ -28,6 +30,26 @@ async fn settings_from_before_a_move_open_nothing_that_was_left() {
         let by_environment = Settings::load(dir.path(), &named).unwrap();
         project::open_with(&by_environment).await.unwrap().close().await.unwrap();
     }
+}
+
+/// A move into the place that the settings name already switches nothing: they were changed before it.
+#[cfg(feature = "libsql")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_from_before_another_server_was_named_open_nothing_that_was_left() {
+    let Some(server) = crate::support::sqld::Sqld::start() else { return };
+    let dir = project("database").await;
+    let before = settings(dir.path());
+    let file = dir.path().join("seeknal_project.yml");
+    fs::write(&file, format!("state_backend: database\ndatabase_url: {}?authToken=s3cret\n", server.url())).unwrap();
+    let what = || Move::new(Origin::parse("sqlite").unwrap(), Home::Database);
+    relocate::execute(&settings(dir.path()), what(), now(), go_on).await.unwrap();
+    let error = project::open_with(&before).await.expect_err("what is written there nobody reads");
+    assert_eq!(error.kind(), ProjectErrorKind::Conflict, "{error}");
+    assert!(error.to_string().contains(&server.url()) && !error.to_string().contains("s3cret"), "{error}");
+    // The same server in other words, with another token.
+    let named = settings(dir.path());
+    fs::write(&file, format!("state_backend: database\ndatabase_url: http://LOCALHOST:{}\n", server.port())).unwrap();
+    project::open_with(&named).await.unwrap().close().await.unwrap();
 }
 
 /// What says the same in other words is no move.
