@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
@@ -15,7 +15,7 @@ use super::{ProjectError, ProjectErrorKind};
 use crate::model::{
     Batch, Clock, Entry, FencingToken, LeaseKey, LeaseMutation, LeaseOwner, Outcome, ProcessInfo, Refusal, RunId, SystemClock,
 };
-use crate::store::{LeaseStore, MIGRATION, StateBackend, StoreError};
+use crate::store::{LeaseStore, MIGRATION, StateBackend, StoreError, boot_time};
 
 /// How long others are kept out after the mover died.
 const TTL: Duration = Duration::from_secs(30);
@@ -30,8 +30,9 @@ pub(super) struct Exclusive {
     key: LeaseKey,
     token: FencingToken,
     lost: Arc<AtomicBool>,
-    /// Until when it is certain that others are kept out: counted from the start of the last attempt that went well.
-    trusted_until: Arc<Mutex<Instant>>,
+    /// Until when it is certain that others are kept out: counted from the start of the last attempt that went well. It goes on while the
+    /// machine sleeps, as the lease does.
+    trusted_until: Arc<Mutex<Duration>>,
     renewing: JoinHandle<()>,
 }
 
@@ -51,7 +52,7 @@ impl Exclusive {
             at,
             ttl_ms: millis(TTL),
         };
-        let began = Instant::now();
+        let began = boot_time();
         let token = match change(backend, grant).await? {
             Ok(Some(token)) => token,
             Ok(None) => {
@@ -78,11 +79,11 @@ impl Exclusive {
     /// An error if others may have come in.
     pub(super) fn still_held(&self) -> Result<(), ProjectError> {
         let trusted_until = *self.trusted_until.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.lost.load(Ordering::Acquire) && Instant::now() < trusted_until {
+        if !self.lost.load(Ordering::Acquire) && boot_time() < trusted_until {
             return Ok(());
         }
         let message = format!(
-            "{}: the lock that keeps others out was lost in the middle of the move; the settings were not switched, start again",
+            "{}: the lock that keeps others out was lost in the middle of the move; start again",
             self.backend.location()
         );
         Err(ProjectError::new(ProjectErrorKind::Conflict, message))
@@ -110,13 +111,13 @@ async fn renew(
     key: LeaseKey,
     token: FencingToken,
     lost: Arc<AtomicBool>,
-    trusted_until: Arc<Mutex<Instant>>,
+    trusted_until: Arc<Mutex<Duration>>,
 ) {
     let mut failures = 0;
     loop {
         tokio::time::sleep(TTL / 6).await;
         let renewal = LeaseMutation::Renew { key: key.clone(), token, at: SystemClock.now(), ttl_ms: millis(TTL) };
-        let began = Instant::now();
+        let began = boot_time();
         match change(&backend, renewal).await {
             Ok(Ok(_)) => {
                 failures = 0;
@@ -135,7 +136,8 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn change(
+/// Makes one change of a lease.
+pub(super) async fn change(
     backend: &Arc<dyn StateBackend>,
     lease: LeaseMutation,
 ) -> Result<Result<Option<FencingToken>, Refusal>, ProjectError> {
@@ -161,7 +163,7 @@ mod tests {
         let lock = Exclusive::take(&backend).await.unwrap().unwrap();
         lock.still_held().unwrap();
         // A process that was stopped for longer than it lasts: nothing told it yet that it is lost.
-        let over = Instant::now();
+        let over = boot_time();
         *lock.trusted_until.lock().unwrap() = over;
         let error = lock.still_held().unwrap_err();
         assert_eq!(error.kind(), ProjectErrorKind::Conflict, "{error}");
