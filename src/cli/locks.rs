@@ -6,6 +6,7 @@ use super::exit::CliError;
 use super::output::{Output, look_first, no_state, one_line, open_for_reading, table, tell_no_state};
 use crate::model::{Batch, Entry, FencingToken, LeaseMutation, LeaseRecord, NodeId, Outcome, ProcessInfo, Refusal, RunId, time};
 use crate::project::{ProjectError, ProjectErrorKind, Settings};
+use crate::store::moving::is_unfinished;
 use crate::store::{LeaseStore, OpenProcess, StateBackend};
 
 /// What is printed. Every field is always there.
@@ -131,7 +132,10 @@ pub(super) async fn unlock(settings: &Settings, token: u64, out: &mut Output) ->
         looked.close().await?;
         return Err(not_found(LISTED.to_owned()));
     }
-    let backend = looked.write(settings).await?;
+    // A move that was cut off keeps everybody out until it ends, or is given up here.
+    let is_part =
+        leases.is_ok_and(|leases| leases.iter().any(|lease| lease.token == FencingToken(token) && is_unfinished(lease)));
+    let backend = if is_part { looked.write_part(settings).await? } else { looked.write(settings).await? };
     let done = force(&*backend, FencingToken(token), not_found).await;
     let closed = backend.close().await;
     let lease = done?;
@@ -141,6 +145,10 @@ pub(super) async fn unlock(settings: &Settings, token: u64, out: &mut Output) ->
         return out.json(&Unlocked { token: FencingToken(token), lease: lease.as_ref().map(Lease::of) });
     }
     match lease {
+        Some(mark) if is_unfinished(&mark) => out.line(format!(
+            "The move that was cut off is given up ({}): what is here is the state from now on, and what was not moved is not in it.",
+            mark.purpose.as_deref().unwrap_or_default()
+        )),
         Some(lease) => out.line(format!(
             "The lock on {} was taken away from {}; what it still writes under token {token} is refused.",
             lease.key, lease.owner
@@ -162,7 +170,12 @@ async fn force(
         return Err(not_found("the locks of this backend end with the process that holds them, and none is running".to_owned()));
     }
     let known = backend.list_leases().await?.into_iter().find(|lease| lease.token == token);
-    let entry = Entry { leases: vec![LeaseMutation::Force { token }], ..Entry::default() };
+    let lease = match &known {
+        // It stands whatever the clocks say: nobody holds it.
+        Some(mark) if is_unfinished(mark) => LeaseMutation::Release { key: mark.key.clone(), token },
+        _ => LeaseMutation::Force { token },
+    };
+    let entry = Entry { leases: vec![lease], ..Entry::default() };
     let outcomes = crate::project::migrate::commit(backend, Batch::new(vec![entry])).await?;
     match outcomes.into_iter().next() {
         Some(Outcome::Refused(Refusal::LeaseGone { .. })) => Err(not_found(LISTED.to_owned())),

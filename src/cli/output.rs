@@ -15,7 +15,7 @@ use crate::project::Settings;
 pub(super) use crate::project::shown::counted;
 use crate::project::shown::steers;
 use crate::store::StateBackend;
-use crate::store::moving::refuse_moving;
+use crate::store::moving::{refuse_mover, refuse_moving};
 
 /// Where a command's result goes.
 pub(super) struct Output {
@@ -219,14 +219,15 @@ pub(super) async fn open_for_reading(settings: &Settings) -> Result<Option<Arc<d
 pub(super) async fn open_for_writing(settings: &Settings) -> Result<Option<Arc<dyn StateBackend>>, CliError> {
     let Some((reader, _told_again)) = settings.open_existing().await? else { return Ok(None) };
     reader.close().await?;
-    open_found(settings).await.map(Some)
+    open_found(settings, false).await.map(Some)
 }
 
-/// Opens for writing a state that was found to be there.
-async fn open_found(settings: &Settings) -> Result<Arc<dyn StateBackend>, CliError> {
+/// Opens for writing a state that was found to be there; `is_part`: also one into which a move was cut off.
+async fn open_found(settings: &Settings, is_part: bool) -> Result<Arc<dyn StateBackend>, CliError> {
     let (backend, report) = settings.open_backend(false).await?;
     // In this order: a move switches the settings before it lets others in.
-    let refused = match refuse_moving(&*backend).await {
+    let moving = if is_part { refuse_mover(&*backend).await } else { refuse_moving(&*backend).await };
+    let refused = match moving {
         Ok(()) => settings.refuse_left(),
         Err(moving) => Err(moving.into()),
     };
@@ -264,7 +265,13 @@ impl Looked {
     /// There is: opens for writing, and tells the notices of that.
     pub(super) async fn write(self, settings: &Settings) -> Result<Arc<dyn StateBackend>, CliError> {
         self.reader.close().await?;
-        open_found(settings).await
+        open_found(settings, false).await
+    }
+
+    /// The same for who gives up a move that was cut off.
+    pub(super) async fn write_part(self, settings: &Settings) -> Result<Arc<dyn StateBackend>, CliError> {
+        self.reader.close().await?;
+        open_found(settings, true).await
     }
 }
 

@@ -135,7 +135,7 @@ fn append(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 /// A name of a place that is the same from every working folder: of a path the whole one, of anything else what it is.
-fn stable(location: &str) -> String {
+pub(super) fn stable(location: &str) -> String {
     let path = Path::new(location);
     let name = path.file_name().and_then(|name| Some(folder_of(path).canonicalize().ok()?.join(name).to_str()?.to_owned()));
     name.unwrap_or_else(|| location.to_owned())

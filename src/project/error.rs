@@ -89,6 +89,11 @@ impl ProjectError {
         self.source.as_ref().is_some_and(|error| error.is_of_one_entry() && !error.is_unknown_outcome())
     }
 
+    /// Whether it is known what was written, and nobody only stopped to look: an unknown outcome may still become a known one.
+    pub(super) fn is_certain(&self) -> bool {
+        self.kind != ProjectErrorKind::Stopped && !self.source.as_ref().is_some_and(StoreError::is_unknown_outcome)
+    }
+
     /// Whether there simply is no state yet. What the system or a driver did not find (a database, a file of certificates) is another matter: the state
     /// was not reached, and may well be there.
     pub fn is_no_state(&self) -> bool {

@@ -129,8 +129,7 @@ async fn copy_some(
 /// Only reads: may be dropped at any time.
 pub async fn verify(source: &dyn StateBackend, target: &dyn StateBackend) -> Result<Counts, ProjectError> {
     let wrong = |what: String| {
-        let message =
-            format!("after the copy {what}; the settings were not switched. If somebody wrote meanwhile, stop it and try again");
+        let message = format!("after the copy {what}. If somebody wrote meanwhile, stop it and try again");
         ProjectError::new(ProjectErrorKind::Integrity, message)
     };
     let (mut here, mut there) = (Counts::default(), Counts::default());

@@ -3,6 +3,7 @@
 //! Each job is a plan, which only reads, and its execution.
 
 mod again;
+mod backup;
 mod checks;
 pub mod cleanup;
 mod copied;
@@ -21,6 +22,7 @@ mod settings_file;
 pub(crate) mod shown;
 mod switch;
 mod there;
+mod unfinished;
 mod verify;
 
 use std::path::Path;

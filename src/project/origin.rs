@@ -7,7 +7,7 @@ use serde::Serialize;
 
 #[cfg(feature = "cli")]
 use super::checks::one_place;
-use super::{ProjectError, ProjectErrorKind, Secret, Settings, there};
+use super::{ProjectError, ProjectErrorKind, Secret, Settings, there, unfinished};
 use crate::model::RunQuery;
 use crate::store::{OpenReport, StateBackend, create_state_backend};
 
@@ -126,6 +126,7 @@ impl Origin {
         match backend.initialize().await.map_err(ProjectError::from) {
             Ok(report) => {
                 notices.extend(report.notices);
+                notices.extend(unfinished::notice(&*backend).await);
                 Ok(Some(backend))
             }
             Err(error) if error.is_no_state() => Ok(None),

@@ -1,16 +1,17 @@
 //! Moving a project's state from one backend to another: lock, backup, copy, proof, and as the very last step the switch of its settings.
 //!
-//! Until the settings are switched the old backend is what the project uses, whole and unchanged; afterwards it is the new one. So it may be killed at any
-//! point and started again.
+//! Until the settings are switched the old backend is what the project uses, whole and unchanged; afterwards it is the new one. Where they name the new one already
+//! it is marked as long as it is not whole, and nobody else writes there. So it may be killed at any point and started again.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::again::Told;
+use super::backup::{BACKUP, back_up};
 use super::checks::{
     overrides, refuse_busy, refuse_lost, refuse_no_file, refuse_same, refuse_source, unless_empty, without_missed,
 };
@@ -20,6 +21,7 @@ use super::files::with_suffix;
 use super::migrate::{self, Fate, Moved, Plan, go_on};
 pub use super::origin::{Home, Move, Origin};
 use super::shown::{counted, lossy, lossy_option, shell};
+use super::unfinished::{self, Unfinished};
 use super::{ProjectError, ProjectErrorKind, Settings, Switch, files};
 use crate::model::RunSummary;
 use crate::store::StateBackend;
@@ -30,8 +32,6 @@ pub(super) const DOCUMENT: &str = "run_state.json";
 /// What the file with the numbers that were given out is called beyond that.
 pub(super) const NUMBERS: &str = ".lock";
 const DATABASE: &str = "state.db";
-/// What a backup's name ends with.
-const BACKUP: &str = ".bak";
 
 /// A point that a move has reached; everything before it is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub enum Step {
     BackedUp,
     /// The target is open.
     TargetOpen,
+    /// The target says that a move into it has not ended: nobody else opens it for writing. Told of a database, if anything moves there.
+    Marked,
     /// One more batch is in the target.
     BatchCopied,
     /// Everything is in the target.
@@ -115,7 +117,20 @@ pub struct Report {
     pub notices: Vec<String>,
     /// What was written so far, for an error that comes later.
     #[serde(skip)]
-    done: Vec<String>,
+    pub(super) done: Vec<String>,
+}
+
+impl Report {
+    /// What the settings say where a move that wrote something did not end.
+    fn unsettled(&self) -> String {
+        if self.switched {
+            return "; the settings were not switched".to_owned();
+        }
+        format!(
+            "; the settings name {} already, where a part may be missing: run the move again before anybody works there",
+            self.to
+        )
+    }
 }
 
 /// Says what a move would do. Opens for reading, makes and changes nothing.
@@ -216,10 +231,10 @@ pub async fn preview(
 /// # Errors
 /// [`ProjectErrorKind::NotFound`] if there is no state to move, and the settings do not name the target already;
 /// [`ProjectErrorKind::Conflict`] if another process writes the file or works on the database that is left, locks are held there, the target
-/// has a run with other content, the settings were switched since they were read, or nobody said whether `state.db` or the file moves to the server that the
+/// has a run with other content, the settings were switched since they were read, a move into the source or from another place into the target was cut off, or nobody said whether `state.db` or the file moves to the server that the
 /// settings name; [`ProjectErrorKind::Integrity`] if [`verify`](super::verify()) finds problems in the source; whatever reading and writing meet; and
 /// [`ProjectErrorKind::Partial`] instead of any of them, with what was done, once something was written (a backup, a part of the copy). The settings are not
-/// switched then, and the old backend is as it was.
+/// switched then, and the old backend is as it was. A database that was only filled in part stays marked: until the move is run again it opens for reading only.
 ///
 /// # Cancel safety
 /// Dropping it is like a crash: the settings name the old backend, or the move is done. Start again to go on.
@@ -247,7 +262,8 @@ pub async fn execute(
     };
     let (mut open, mut locks) = (Vec::new(), Vec::new());
     let moved = move_state(settings, &what, now, &mut observe, &mut report, &mut open, &mut locks).await;
-    let moved = moved.and_then(|()| locks.iter().try_for_each(Exclusive::still_held));
+    let held = || locks.iter().try_for_each(Exclusive::still_held).map_err(|error| error.and(report.unsettled()));
+    let moved = moved.and_then(|()| held());
     let switched = match moved {
         Ok(()) => forget_and_switch(settings, &switch, &mut report).and_then(|()| go_on(observe(Step::Switched))),
         Err(error) => Err(error),
@@ -310,6 +326,7 @@ async fn move_state(
         let copied = notes(&seen.location(), &target.location())?;
         plan = migrate::plan_after(&*seen, Some(&**target), copied.as_ref(), |_, _| ()).await?;
         has_nothing_else = plan.only_in_target == 0 && migrate::outlives_nothing_else(&*seen, &**target).await?;
+        unfinished::of_this_move(&**target, &seen.location()).await?;
         target.close().await?;
         told.refuse_conflicts(&plan)?;
         is_there_already = plan.moves.is_empty();
@@ -317,6 +334,7 @@ async fn move_state(
         // So is what cannot be read.
         plan = migrate::plan(&*seen, None, |_, _| ()).await?;
     }
+    unfinished::refuse_part(&*seen).await?;
     refuse_source(settings, what, &*seen, &plan, !report.switched).await?;
     seen.close().await?;
     let source = from.open_writable(settings, &mut report.notices).await?;
@@ -393,13 +411,24 @@ async fn move_state(
     };
     let plan = migrate::plan_after(&*source, Some(&*target), copied.as_ref(), see).await?;
     told.refuse_conflicts(&plan)?;
-    if let Some(copied) = &copied {
-        migrate::remove_stale(&*source, &*target, copied).await?;
+    let mut mark = Unfinished::left(&target, &report.from).await?;
+    if mark.is_none() && !plan.moves.is_empty() {
+        mark = Unfinished::set(&target, what, &report.from).await?;
     }
-    // Whoever fences something of his own by tokens refuses lower ones.
-    target.raise_tokens(source.highest_token().await?).await?;
+    if mark.is_some() {
+        go_on(observe(Step::Marked))?;
+    }
     report.notices.extend(told.notices(&plan, there.is_some()));
-    let moved = migrate::copy_noting(&*source, &*target, copied.as_mut(), || observe(Step::BatchCopied)).await?;
+    let filled = fill(&*source, &*target, copied.as_mut(), || observe(Step::BatchCopied)).await;
+    let moved = match filled {
+        Ok(moved) => moved,
+        Err(error) => {
+            if let Some(mark) = mark.filter(|mark| mark.is_new && error.is_certain()) {
+                unmark_unchanged(&mark, &*source, &*target, copied.as_ref(), &plan).await;
+            }
+            return Err(if error.kind() == ProjectErrorKind::Partial { error.and(report.unsettled()) } else { error });
+        }
+    };
     if !moved.is_empty() {
         let were = if moved.runs == 1 { "was" } else { "were" };
         report.done.push(format!("{} {were} copied to {}", counted(moved.runs, "run"), target.location()));
@@ -410,7 +439,8 @@ async fn move_state(
     let reader = to.open_reader(settings).await?;
     let verified = migrate::verify(&*source, &*reader).await;
     reader.close().await?;
-    report.moved = Some(Moved::new(moved, plan.equal_runs, verified?));
+    let verified = verified.map_err(|error| error.and(report.unsettled()))?;
+    report.moved = Some(Moved::new(moved, plan.equal_runs, verified));
     if *from != file {
         refuse_busy(&*source).await?;
     }
@@ -418,12 +448,46 @@ async fn move_state(
         return Err(ProjectError::new(
             ProjectErrorKind::Conflict,
             format!(
-                "{}: somebody wrote there in the middle of the move, unseen; the settings were not switched. Stop who works there and start again",
-                source.location()
+                "{}: somebody wrote there in the middle of the move, unseen. Stop who works there and start again{}",
+                source.location(),
+                report.unsettled()
             ),
         ));
     }
+    if let Some(mark) = mark {
+        locks.iter().try_for_each(Exclusive::still_held).map_err(|error| error.and(report.unsettled()))?;
+        mark.take_away().await.map_err(|error| error.and(report.unsettled()))?;
+    }
     go_on(observe(Step::Verified))
+}
+
+/// Brings to the target what it lacks.
+async fn fill(
+    source: &dyn StateBackend,
+    target: &dyn StateBackend,
+    copied: Option<&mut Copied>,
+    after_batch: impl FnMut() -> ControlFlow<()> + Send,
+) -> Result<migrate::Counts, ProjectError> {
+    if let Some(copied) = &copied {
+        migrate::remove_stale(source, target, copied).await?;
+    }
+    // Whoever fences something of his own by tokens refuses lower ones.
+    target.raise_tokens(source.highest_token().await?).await?;
+    migrate::copy_noting(source, target, copied, after_batch).await
+}
+
+/// After a failure that changed nothing in the target its mark says too much. Where that cannot be seen it stays.
+async fn unmark_unchanged(
+    mark: &Unfinished,
+    source: &dyn StateBackend,
+    target: &dyn StateBackend,
+    copied: Option<&Copied>,
+    plan: &Plan,
+) {
+    let now = migrate::plan_after(source, Some(target), copied, |_, _| ()).await;
+    if now.is_ok_and(|now| now == *plan) {
+        let _stays_and_says_how_to_go_on = mark.take_away().await.is_err();
+    }
 }
 
 /// The move's notes are gone for good before the settings are switched: with the switch what was copied is the state in use, which follows no original.
@@ -464,41 +528,4 @@ fn no_state(report: &Report, to: Home) -> ProjectError {
             report.settings_file.display()
         ),
     )
-}
-
-/// Backs the document up under its fixed name; an older backup with other content is put aside first.
-fn back_up(
-    document: &Path,
-    now: DateTime<Utc>,
-    observe: &mut impl FnMut(Step) -> ControlFlow<()>,
-    report: &mut Report,
-) -> Result<(), ProjectError> {
-    let backup = with_suffix(document, BACKUP);
-    // A second name of the document is no copy: what is written to the one is written to the other.
-    if files::is_same_file(document, &backup) || !files::same_content(document, &backup)? {
-        if backup.symlink_metadata().is_ok() {
-            let aside = free_name(&backup, now);
-            std::fs::rename(&backup, &aside).map_err(|error| ProjectError::io(&backup, error))?;
-            files::sync_folder(files::folder_of(&backup))?;
-            report.done.push(format!("an older backup is now {}", aside.display()));
-            report.older_backup = Some(aside);
-            go_on(observe(Step::OldBackupAside))?;
-        }
-        files::copy(document, &backup)?;
-        report.done.push(format!("the document was backed up as {}", backup.display()));
-    }
-    report.backup = Some(backup);
-    Ok(())
-}
-
-/// `.bak.<UTC>`, numbered if that second has one already.
-fn free_name(backup: &Path, now: DateTime<Utc>) -> PathBuf {
-    let stamped = with_suffix(backup, &format!(".{}", now.format("%Y%m%dT%H%M%SZ")));
-    let mut name = stamped.clone();
-    let mut number = 1u32;
-    while name.symlink_metadata().is_ok() {
-        number = number.saturating_add(1);
-        name = with_suffix(&stamped, &format!(".{number}"));
-    }
-    name
 }

@@ -22,6 +22,7 @@ mod support;
 mod told;
 #[path = "../support/trace.rs"]
 mod trace;
+mod unfinished;
 mod unreachable;
 
 use std::path::Path;

@@ -13,3 +13,4 @@ mod relocate;
 mod settings;
 #[path = "../support/mod.rs"]
 mod support;
+mod unfinished;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Settings, Source};
 use crate::model::{Clock, SystemClock};
-use crate::project::{ProjectError, neighbour, there};
+use crate::project::{ProjectError, neighbour, there, unfinished};
 use crate::store::{BackendOptions, OpenReport, StateBackend, create_state_backend};
 
 impl Settings {
@@ -103,7 +103,10 @@ impl Settings {
         }
         let backend = self.named_backend(name, true)?;
         match backend.initialize().await.map_err(ProjectError::from) {
-            Ok(report) => Ok(Some((backend, report))),
+            Ok(mut report) => {
+                unfinished::notice(&*backend).await.into_iter().for_each(|told| report.notice(told));
+                Ok(Some((backend, report)))
+            }
             Err(error) if error.is_no_state() => Ok(None),
             Err(error) => Err(error),
         }

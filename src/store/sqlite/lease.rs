@@ -12,6 +12,7 @@ use super::rows::{Fields, Number, Stamp, counter};
 use crate::model::{
     Fence, FencingToken, LeaseGrant, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord, NodeId, ProcessInfo, Refusal, RunId,
 };
+use crate::store::moving::UNFINISHED;
 use crate::store::{StoreError, StoreErrorKind};
 
 const PLACE: &str = "table locks";
@@ -70,14 +71,14 @@ pub(super) fn list(conn: &Connection, deaths: &Deaths<'_>) -> Result<Vec<LeaseRe
     Ok(held)
 }
 
-/// The same with those of openings that are proven dead.
+/// The same with those of openings that are proven dead. A move that was cut off by the end of the machine has not ended, and its lock stands.
 pub(super) fn running(conn: &Connection) -> Result<Vec<LeaseRecord>, StoreError> {
     let sql = concat!(
         "SELECT ",
         record_columns!(),
-        " FROM locks WHERE expires_boot_ms > seeknal_boot_ms() AND (boot_id = ?1 OR ?1 = '') ORDER BY token"
+        " FROM locks WHERE expires_boot_ms > seeknal_boot_ms() AND (boot_id = ?1 OR ?1 = '') OR run_id = ?2 ORDER BY token"
     );
-    query_records(conn, sql, &[&of_leases()])
+    query_records(conn, sql, &[&of_leases(), &UNFINISHED])
 }
 
 /// Whether a lease is held under this token, and not over.
