@@ -243,6 +243,18 @@ fn what_is_no_interval_is_refused() {
 }
 
 #[test]
+fn a_slip_of_the_pen_is_no_year_of_long_ago() {
+    // Each of them once was read as a date: the first as one of the year 24, which marked two thousand years complete.
+    for slip in
+        ["24-01-01", "224-1-5", " 2024-01-01", "+2024-01-01", "2024- 1- 1", "2024-1-1", "2024-01-01T7:05", "2024-01-01T07:5:00"]
+    {
+        let error = (slip, "2024-02-01").into_interval().unwrap_err().to_string();
+        assert!(error.contains("interval start") && error.contains("2024-01-31T12:00:00Z"), "{slip}: {error}");
+        assert!(("2024-02-01", slip).into_interval().is_err(), "{slip}");
+    }
+}
+
+#[test]
 fn bounds_are_cut_to_whole_microseconds() {
     let nanos = |nanos| stamp(0) + chrono::Duration::nanoseconds(nanos);
     assert_eq!(Interval::new(nanos(999), nanos(5_001)).unwrap(), span(0, 5));
