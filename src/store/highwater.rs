@@ -52,6 +52,17 @@ pub(super) struct HighWater {
     /// The folder of the holder's journal, where that is another one than this file's: a symbolic link in it leads to the state here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) through: Option<String>,
+    /// Who mends the state under this lock, and works on no run; of meaning only while it is locked. The holder is gone then, and stays noted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mender: Option<ProcessInfo>,
+}
+
+#[cfg(feature = "file")]
+impl HighWater {
+    /// Who has the lock, where somebody has it.
+    pub(super) fn who(&self) -> Option<&ProcessInfo> {
+        self.mender.as_ref().or(self.holder.as_ref())
+    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -267,14 +278,24 @@ impl HighWaterFile {
         )))
     }
 
+    /// Notes who mends, or that nobody does any more, and leaves the rest as it is.
+    #[cfg(feature = "file")]
+    pub(super) fn note_mender(&mut self, mender: Option<&ProcessInfo>) -> Result<(), StoreError> {
+        let value = self.read()?;
+        self.write(&HighWater { mender: mender.cloned(), ..value })
+    }
+
     /// Writes it in place and syncs.
     pub(super) fn write(&mut self, value: &HighWater) -> Result<(), StoreError> {
         let fail = |error| StoreError::io(self.path.display(), error);
         let text = |value: &HighWater| serde_json::to_string(value).map_err(|error| fail(error.into()));
         let mut line = text(value)?;
+        // A longer one would stay behind the next line. They are not needed but for what is told: of who is at it, and after a crash.
+        if line.len() >= LENGTH && value.mender.is_some() {
+            line = text(&HighWater { mender: None, ..value.clone() })?;
+        }
         if line.len() >= LENGTH && value.through.is_some() {
-            // A longer one would stay behind the next line. It is not needed but for what is told after a crash.
-            line = text(&HighWater { through: None, ..value.clone() })?;
+            line = text(&HighWater { through: None, mender: None, ..value.clone() })?;
         }
         while line.len() + 1 < LENGTH {
             line.push(' ');

@@ -9,6 +9,7 @@ mod folder;
 mod foreign;
 mod killed;
 mod meanwhile;
+mod mending;
 mod moves;
 mod owners;
 mod pipes;

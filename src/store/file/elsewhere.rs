@@ -89,7 +89,7 @@ pub(super) fn unseen(paths: &Paths, here: &Seen) -> Result<Option<Unseen>, Store
     if writes_here {
         return Ok(None);
     }
-    let who = seen.value.holder.as_ref().map_or_else(|| "another process".to_owned(), ToString::to_string);
+    let who = seen.value.who().map_or_else(|| "another process".to_owned(), ToString::to_string);
     Ok(Some(Unseen::Live(format!(
         "{} is open for writing by {who}, by another path that leads to it: what is not in the document yet is seen there alone",
         paths.document.display()

@@ -58,7 +58,8 @@ impl Lock {
     /// Takes the lock and writes down who has it.
     pub(super) fn acquire(paths: &Paths, process: &ProcessInfo) -> Result<Self, StoreError> {
         let mut lock = Self::acquire_unnamed(paths)?;
-        let value = HighWater { holder: Some(process.clone()), through: elsewhere::folder(paths), ..lock.value.clone() };
+        let through = elsewhere::folder(paths);
+        let value = HighWater { holder: Some(process.clone()), through, mender: None, ..lock.value.clone() };
         lock.put(value)?;
         for journal in std::mem::take(&mut lock.spent) {
             // In later documents nothing would tell any more that it is done with. Where it cannot be removed its name stays to be told.
@@ -67,11 +68,20 @@ impl Lock {
         Ok(lock)
     }
 
+    /// Takes the lock to mend what lies under it, and writes down who does, beside who had it last.
+    pub(super) fn acquire_to_mend(paths: &Paths, process: &ProcessInfo) -> Result<Self, StoreError> {
+        let mut lock = Self::acquire_unnamed(paths)?;
+        lock.value.mender = Some(process.clone());
+        let mut files = std::iter::once(&mut lock.file).chain(&mut lock.behind_link);
+        files.try_for_each(|file| file.note_mender(Some(process)))?;
+        Ok(lock)
+    }
+
     /// Takes the lock and changes nothing. Fails if a writer that came by another path left records there.
-    pub(super) fn acquire_unnamed(paths: &Paths) -> Result<Self, StoreError> {
+    fn acquire_unnamed(paths: &Paths) -> Result<Self, StoreError> {
         let mut file = HighWaterFile::open(&paths.lock, &paths.document)?;
         if !try_lock(&file)? {
-            return Err(busy(&paths.document, file.read().ok().and_then(|value| value.holder).as_ref()));
+            return Err(busy(&paths.document, &file.read().unwrap_or_default()));
         }
         let place = LockFile(file.inode()?);
         place.check(paths)?;
@@ -82,7 +92,7 @@ impl Lock {
         if let Some(path) = paths.lock_behind_link() {
             let mut other = HighWaterFile::open(&path, &paths.document)?;
             if !try_lock(&other)? {
-                return Err(busy(&paths.document, other.read().ok().and_then(|value| value.holder).as_ref()));
+                return Err(busy(&paths.document, &other.read().unwrap_or_default()));
             }
             let known = other.read()?;
             (value.token, value.seq) = (value.token.max(known.token), value.seq.max(known.seq));
@@ -110,7 +120,7 @@ impl Lock {
             }
             let mut file = HighWaterFile::open(&path, &paths.document)?;
             if !try_lock(&file)? {
-                return Err(busy(&paths.document, file.read().ok().and_then(|value| value.holder).as_ref()));
+                return Err(busy(&paths.document, &file.read().unwrap_or_default()));
             }
             done.extend(file.mend(&Paths::aside(&path, "damaged", now), now)?);
             file.unlock()?;
@@ -205,16 +215,19 @@ impl Lock {
 
     /// Writes what was really used, takes the holder's name out, and gives the lock back.
     pub(super) fn release(mut self, seq: u64) -> Result<(), StoreError> {
-        let written = self.put(HighWater { seq, holder: None, through: None, ..self.value.clone() });
+        let written = self.put(HighWater { seq, holder: None, through: None, mender: None, ..self.value.clone() });
         self.behind_link.map_or(Ok(()), |other| other.unlock())?;
         self.file.unlock()?;
         written
     }
 
-    /// Gives the lock back, and leaves what the file says: also who had it last and did not give it back.
-    pub(super) fn leave(self) -> Result<(), StoreError> {
+    /// Takes the mender's name out and gives the lock back. The rest of what the file says is left: also who had it last and did not give it back.
+    pub(super) fn leave(mut self) -> Result<(), StoreError> {
+        let mut files = std::iter::once(&mut self.file).chain(&mut self.behind_link);
+        let written = files.try_for_each(|file| file.note_mender(None));
         self.behind_link.map_or(Ok(()), |other| other.unlock())?;
-        self.file.unlock()
+        self.file.unlock()?;
+        written
     }
 
     fn put(&mut self, value: HighWater) -> Result<(), StoreError> {
@@ -257,6 +270,13 @@ pub(super) struct Seen {
     pub(super) value: HighWater,
 }
 
+impl Seen {
+    /// Whether a writer lives: who mends holds the lock too, and has no leases.
+    pub(super) fn is_written(&self) -> bool {
+        self.held && self.value.mender.is_none()
+    }
+}
+
 /// Looks whether a writer lives, changing nothing.
 pub(super) fn look(path: &Path) -> Result<Seen, StoreError> {
     // A writer that starts just now tries again.
@@ -275,8 +295,15 @@ fn taken_away(lock: &Path) -> StoreError {
     )
 }
 
-/// Another process writes: who, and where to look.
-pub(super) fn busy(document: &Path, holder: Option<&ProcessInfo>) -> StoreError {
+/// Another process writes, or mends: who, and where to look. By what the lock's file says.
+pub(super) fn busy(document: &Path, value: &HighWater) -> StoreError {
+    if let Some(mender) = &value.mender {
+        let document = document.display();
+        let message =
+            format!("{document} is being repaired by {mender} (`seeknal state verify --repair`); wait until that has ended");
+        return StoreError::not_applied(StoreErrorKind::Busy, message);
+    }
+    let holder = value.holder.as_ref();
     let who = holder.map_or_else(|| "another process".to_owned(), ToString::to_string);
     let here = ProcessInfo::current(DateTime::UNIX_EPOCH);
     let (who, mend) = if holder.is_some_and(|holder| (holder.pid, &holder.host) == (here.pid, &here.host)) {

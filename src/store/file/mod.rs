@@ -169,7 +169,7 @@ impl FileBackend {
     /// Why nothing is written here: this opening may only read, and perhaps somebody else writes.
     fn refuse_writing(&self, reader: &Reader) -> StoreError {
         match reader.lock() {
-            Ok(seen) if seen.held => lock::busy(&self.paths.document, seen.value.holder.as_ref()),
+            Ok(seen) if seen.held => lock::busy(&self.paths.document, &seen.value),
             _ => StoreError::not_applied(
                 StoreErrorKind::ReadOnly,
                 format!("{} was opened for reading only; open it for writing", self.paths.document.display()),
@@ -396,8 +396,8 @@ impl StateBackend for FileBackend {
                 let reader = Arc::clone(reader);
                 blocking(move || {
                     let seen = reader.lock()?;
-                    let holder = if seen.held { seen.value.holder } else { None };
-                    Ok(holder.map(|process| OpenProcess::new(process, Some(true))).into_iter().collect())
+                    let who = seen.value.who().filter(|_| seen.held).cloned();
+                    Ok(who.map(|process| OpenProcess::new(process, Some(true))).into_iter().collect())
                 })
             }
             Access::Write { .. } => {

@@ -94,8 +94,8 @@ impl Reader {
 
     /// The leases that a live writer noted; none without one.
     pub(super) fn leases(&self) -> Result<Vec<LeaseRecord>, StoreError> {
-        let held = lock::look(&self.paths.lock)?.held;
-        Ok(if held { self.view()?.leases.at(SystemClock.now()) } else { Vec::new() })
+        let is_written = lock::look(&self.paths.lock)?.is_written();
+        Ok(if is_written { self.view()?.leases.at(SystemClock.now()) } else { Vec::new() })
     }
 
     /// What can be seen of the lock.

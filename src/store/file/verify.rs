@@ -13,6 +13,7 @@ use super::mend;
 use super::paths::{self, Paths};
 use super::reader::read_settled;
 use super::recover::{self, Files};
+use crate::model::ProcessInfo;
 use crate::store::access::Access;
 use crate::store::{StoreError, StoreErrorKind, VerifyReport};
 
@@ -124,7 +125,7 @@ pub fn repair(base: &Path, now: DateTime<Utc>, use_previous: bool) -> Result<Vec
         ));
     }
     let mut done = Lock::mend(&paths, now)?;
-    let repaired = Lock::acquire_unnamed(&paths).and_then(|mut lock| {
+    let repaired = Lock::acquire_to_mend(&paths, &ProcessInfo::current(now)).and_then(|mut lock| {
         let repaired = repair_locked(&paths, &mut lock, now, use_previous, &mut done);
         let released = lock.leave();
         repaired.and(released)
