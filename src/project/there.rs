@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use super::Source;
 use super::files::with_suffix;
 use super::{ProjectError, ProjectErrorKind, Settings};
+use crate::store::folder::NOWHERE;
 use crate::store::{StoreError, StoreErrorKind};
 
 const DOCUMENT: &str = "run_state.json";
@@ -38,9 +39,7 @@ fn is_there(path: &Path) -> Result<bool, ProjectError> {
     match std::fs::metadata(path) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() != ErrorKind::NotFound => Err(ProjectError::io(path, error)),
-        Err(_) if is_named(path)? => {
-            Err(refuse(path, "it is a symbolic link that leads nowhere; mend the link (is a disk not mounted?), or remove it"))
-        }
+        Err(_) if is_named(path)? => Err(refuse(path, NOWHERE)),
         Err(_) => Ok(false),
     }
 }

@@ -269,3 +269,22 @@ async fn an_empty_journal_elsewhere_does_not_speak_for_the_one_that_is_gone() {
     assert!(next > last, "{next:?} was used up to {last:?}");
     backend.close().await.unwrap();
 }
+
+/// What a link leads to may lie on a disk that is not mounted: a folder made in its place would be the beginning of another state.
+#[tokio::test]
+async fn nothing_is_made_where_a_link_leads_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let (away, target, folder) = (dir.path().join("not-mounted"), dir.path().join("target"), dir.path().join("folder"));
+    std::fs::create_dir(&target).unwrap();
+    std::os::unix::fs::symlink(away.join("run_state.json"), document(&target)).unwrap();
+    std::os::unix::fs::symlink(&away, &folder).unwrap();
+    for (base, link) in [(&target, &document(&target)), (&folder, &folder), (&folder.join("deeper"), &folder)] {
+        for options in [options(base), options(base).read_only(true)] {
+            let error = FileBackend::new(&options).initialize().await.unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{}: it is a symbolic link that leads nowhere", link.display())), "{error}");
+        }
+        assert!(!away.exists() && std::fs::read_dir(&target).unwrap().count() == 1, "{}", base.display());
+    }
+    std::fs::create_dir(&away).unwrap();
+    open(&target).await.close().await.unwrap();
+}

@@ -572,3 +572,23 @@ fn a_database_is_made_for_whom_the_umask_lets() {
     let told = Child::test("files::child_that_makes_a_database").env("STATE_FOLDER", dir.path()).run();
     told.passed("child");
 }
+
+/// What a link leads to may lie on a disk that is not mounted: a folder made in its place would be the beginning of another state.
+#[tokio::test]
+async fn nothing_is_made_where_a_link_leads_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let (away, path, folder) = (dir.path().join("not-mounted"), db(dir.path()), dir.path().join("target"));
+    std::os::unix::fs::symlink(away.join("state.db"), &path).unwrap();
+    std::os::unix::fs::symlink(&away, &folder).unwrap();
+    let before = bytes_of(dir.path());
+    for (path, link) in [(&path, &path), (&db(&folder), &folder), (&db(&folder.join("deeper")), &folder)] {
+        let reader = create_state_backend("database", &BackendOptions::new().db_path(path).read_only(true)).unwrap();
+        for backend in [make(path), reader] {
+            let error = backend.initialize().await.unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{}: it is a symbolic link that leads nowhere", link.display())), "{error}");
+        }
+        assert!(!away.exists() && bytes_of(dir.path()) == before, "{}", path.display());
+    }
+    std::fs::create_dir(&away).unwrap();
+    open(&path).await.close().await.unwrap();
+}

@@ -50,6 +50,7 @@ pub use self::verify::repair;
 use self::paths::Paths;
 use self::reader::Reader;
 use self::writer::{Op, Opened, Reply, Shared, Writer};
+use super::folder;
 use super::pull::Call;
 use super::{
     BackendOptions, BatchSource, BoxFuture, ForeignCommits, LeaseBook, LeaseStore, OpenProcess, OpenReport, StateBackend,
@@ -231,8 +232,9 @@ impl StateBackend for FileBackend {
     fn initialize(&self) -> BoxFuture<'_, Result<OpenReport, StoreError>> {
         match &self.access {
             Access::Read(reader) => {
-                let reader = Arc::clone(reader);
+                let (reader, document) = (Arc::clone(reader), self.paths.document.clone());
                 blocking(move || {
+                    folder::refuse_nowhere(&document)?;
                     let view = reader.view()?;
                     let mut report = OpenReport::new();
                     for notice in &view.notices {
@@ -263,7 +265,8 @@ impl StateBackend for FileBackend {
                     .name("seeknal-file-writer".to_owned())
                     .spawn(move || {
                         let _until_ended = until_ended;
-                        match Writer::open(paths, &named, own, leases) {
+                        let opened = folder::refuse_nowhere(&paths.document);
+                        match opened.and_then(|()| Writer::open(paths, &named, own, leases)) {
                             Ok(Opened { writer, report, shared }) => {
                                 // A caller who went away leaves nobody who could use it: the writer closes at once. One who goes away
                                 // before taking the answer drops it, and that closes the writer.

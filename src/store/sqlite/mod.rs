@@ -207,7 +207,7 @@ impl SqliteBackend {
     }
 
     fn at(path: &Path, read_only: bool, network: bool) -> Self {
-        let (at, foreign) = (Arc::new(Place::new(&place::real(path))), Arc::<Foreign>::default());
+        let (at, foreign) = (Arc::new(Place::new(path)), Arc::<Foreign>::default());
         let follower = Follower::new(Arc::clone(&at), Arc::clone(&foreign));
         let shared = Shared { at, readers: Mutex::new(Some(Vec::new())), turns: Arc::new(Semaphore::new(READERS)) };
         Self {
@@ -223,6 +223,8 @@ impl SqliteBackend {
 
     async fn open(&self) -> Result<Opened, StoreError> {
         let process = ProcessInfo::current(SystemClock.now());
+        let at = Arc::clone(&self.shared.at);
+        self.readers.ask(move || at.refuse_nowhere()).await?;
         if !self.network {
             let at = Arc::clone(&self.shared.at);
             self.readers.ask(move || network::refuse(&at.path)).await?;

@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use super::open::beside;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{StoreError, StoreErrorKind, folder};
 
 /// The path of a database. Which file it names is noted when it is opened, and asked again before each use.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) path: PathBuf,
+    /// How it was named, which may be a link to it.
+    given: PathBuf,
     /// The path for messages.
     pub(super) name: String,
     opened: OnceLock<Option<(u64, u64)>>,
@@ -18,8 +20,15 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), name: path.display().to_string(), opened: OnceLock::new(), beside: RwLock::default() }
+    pub(super) fn new(given: &Path) -> Self {
+        let path = real(given);
+        let name = path.display().to_string();
+        Self { path, given: given.to_owned(), name, opened: OnceLock::new(), beside: RwLock::default() }
+    }
+
+    /// Refuses a link that leads nowhere.
+    pub(super) fn refuse_nowhere(&self) -> Result<(), StoreError> {
+        folder::refuse_nowhere(&self.given)
     }
 
     /// Notes which file the path names now.
@@ -84,18 +93,9 @@ impl Place {
     }
 }
 
-/// How many links lead from one to the next at most; the system itself follows no more.
-const MOST_LINKS: usize = 40;
-
-/// Where a database really lies: where its symbolic link leads, if it is one, also to a file that is not there yet. SQLite keeps what belongs to it there, and
-/// whatever is made, looked for or locked beside it must be beside that.
+/// Where a database really lies. SQLite keeps what belongs to it there, and whatever is made, looked for or locked beside it must be beside that.
 pub(super) fn real(db: &Path) -> PathBuf {
-    let mut place = db.to_owned();
-    for _ in 0..MOST_LINKS {
-        let Ok(target) = std::fs::read_link(&place) else { break };
-        place = place.parent().map_or_else(|| target.clone(), |folder| folder.join(&target));
-    }
-    place
+    folder::real(db)
 }
 
 /// Which file a path names now; never opens it.
