@@ -191,9 +191,15 @@ fn keep_database(database: &Path, now: DateTime<Utc>) -> Result<String, ProjectE
     } else {
         String::new()
     };
+    #[cfg(feature = "sqlite")]
+    let marks = format!("; echo '{}'", crate::store::sqlite::marks(database));
+    #[cfg(not(feature = "sqlite"))]
+    let marks = "";
     let (from, kept) = (database.display(), aside.display());
+    // Some builds of the tool have no `.recover`. A dump ends without its commit where it met damage, and never has the marks.
     Ok(format!(
         "{from}: it is left as it is, and a copy is kept as {kept}. Restore a backup; or read out what can be read with SQLite's own tool \
-         (`sqlite3 {kept} .recover | sqlite3 recovered.db`), look at it, and put it in its place{back}"
+         (`sqlite3 {kept} .recover | sqlite3 recovered.db`, or where it has no `.recover` `(sqlite3 {kept} .dump | sed 's/^ROLLBACK;.*/COMMIT;/'{marks}) | \
+         sqlite3 recovered.db`), look at it, and put it in its place{back}"
     ))
 }

@@ -156,3 +156,64 @@ async fn counters_that_make_no_sense_are_told_with_their_mend_to_every_opening()
         backend.close().await.unwrap();
     }
 }
+
+/// What a dump makes anew has no marks, and what it is missing is told as SQL: nothing else tells an operator.
+#[tokio::test]
+async fn a_database_that_a_dump_made_anew_is_told_how_to_get_its_marks_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0)]).await;
+    backend.close().await.unwrap();
+    // What a dump leaves out, and what is found where somebody put a part of it back.
+    for lost in ["PRAGMA application_id = 0; PRAGMA user_version = 0", "PRAGMA application_id = 0", "PRAGMA user_version = 0"] {
+        raw(&path).execute_batch(lost).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let mut mend = String::new();
+        for backend in
+            [make(&path), create_state_backend("database", &BackendOptions::new().db_path(&path).read_only(true)).unwrap()]
+        {
+            let error = backend.initialize().await.unwrap_err();
+            assert_eq!(error.kind(), StoreErrorKind::Foreign, "{lost}: {error}");
+            assert!(error.to_string().len() < 600 && !error.to_string().contains(".foreign"), "{error}");
+            mend = error.to_string().split('"').find(|part| part.starts_with("PRAGMA")).unwrap().to_owned();
+        }
+        assert_eq!(mend, "PRAGMA application_id=1397444172; PRAGMA user_version=3", "{lost}");
+        assert!(std::fs::read(&path).unwrap() == before, "{lost}");
+        raw(&path).execute_batch(&mend).unwrap();
+        let backend = open(&path).await;
+        assert!(load(&backend, "r").await.version() > Version::NONE);
+        assert!(backend.verify().await.unwrap().is_sound());
+        backend.close().await.unwrap();
+    }
+    // Tables that are nearly ours are not: nobody is told to mark somebody else's, or a newer version's.
+    for other in [
+        "CREATE TABLE theirs (x); PRAGMA application_id = 0; PRAGMA user_version = 0",
+        "DROP TABLE theirs; ALTER TABLE runs ADD COLUMN newer",
+        "ALTER TABLE runs DROP COLUMN newer; UPDATE meta SET seq = 'x'",
+        "DELETE FROM meta",
+    ] {
+        raw(&path).execute_batch(other).unwrap();
+        let error = make(&path).initialize().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Foreign, "{other}: {error}");
+        assert!(!error.to_string().contains("PRAGMA") && error.to_string().contains(".foreign"), "{other}: {error}");
+    }
+    raw(&path).pragma_update(None, "application_id", 1_397_444_172).unwrap();
+    let error = make(&path).initialize().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Foreign, "{error}");
+    assert!(error.to_string().contains("schema version 0") && !error.to_string().contains("PRAGMA"), "{error}");
+}
+
+/// Each by the version that made it: its steps are taken then.
+#[tokio::test]
+async fn a_dump_of_an_older_version_gets_its_own_marks() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let fixture = include_str!("../fixtures/state_v1.sql");
+    raw(&path).execute_batch(fixture).unwrap();
+    raw(&path).execute_batch("PRAGMA application_id = 0; PRAGMA user_version = 0").unwrap();
+    let error = make(&path).initialize().await.unwrap_err().to_string();
+    assert!(error.contains("PRAGMA application_id=1397444172; PRAGMA user_version=1"), "{error}");
+    raw(&path).execute_batch("PRAGMA application_id=1397444172; PRAGMA user_version=1").unwrap();
+    open(&path).await.close().await.unwrap();
+}

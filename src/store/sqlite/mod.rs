@@ -91,6 +91,13 @@ pub(crate) fn copy(db: &Path, to: &Path) -> Result<(), StoreError> {
     ))
 }
 
+/// What a dump of a database leaves out, as SQL: the marks by which it is known for ours.
+#[cfg(feature = "project")]
+pub(crate) fn marks(db: &Path) -> String {
+    let version = open::open_immutable(&place::real(db)).and_then(|conn| schema::schema_version(&conn));
+    schema::marks(version.ok().filter(|version| *version > 0).unwrap_or(schema::SCHEMA_VERSION))
+}
+
 /// Whether SQLite itself finds damage in a database: pages, indexes, what is no database. A value that makes no sense to us is none.
 #[cfg(feature = "project")]
 pub(crate) fn is_damaged(db: &Path) -> Result<bool, StoreError> {

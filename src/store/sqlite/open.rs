@@ -185,18 +185,50 @@ pub(super) fn check(db: &Path) -> Result<Found, StoreError> {
         let version = schema::schema_version(&conn)?;
         let mut statement = conn.prepare("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') ORDER BY name")?;
         let tables = statement.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
-        Ok((application, version, tables))
+        Ok((application, version, tables, unmarked(&conn, application, version)))
     });
     let pending = |suffix| Ok::<_, StoreError>(length(&beside(db, suffix))?.unwrap_or(0) > 0);
     match looked {
-        Ok((APPLICATION_ID, version, _)) => schema::refuse_newer(version, &place).map(|()| Found::Ours),
-        Ok((0, 0, tables)) if tables.is_empty() && !pending("-wal")? => Ok(Found::Nothing),
-        Ok((application, _, tables)) => Err(foreign(db, application, &tables)),
+        Ok((_, _, _, Some(version))) => Err(refuse_unmarked(db, version)),
+        Ok((APPLICATION_ID, 0, tables, None)) if !tables.is_empty() => Err(unversioned(db)),
+        Ok((APPLICATION_ID, version, _, None)) => schema::refuse_newer(version, &place).map(|()| Found::Ours),
+        Ok((0, 0, tables, None)) if tables.is_empty() && !pending("-wal")? => Ok(Found::Nothing),
+        Ok((application, _, tables, None)) => Err(foreign(db, application, &tables)),
         // In the middle of another process's checkpoint, or after a crash in one, the main file alone is not whole. With what waits beside it it
         // may be: that is looked at under locks.
         Err(error) if is_damage(&error) && (pending("-wal")? || pending("-journal")?) => Ok(Found::Ours),
         Err(error) => Err(sql_error(&place, error)),
     }
+}
+
+/// The version that made the tables of a database that has lost a mark of ours.
+fn unmarked(conn: &Connection, application: i32, version: i32) -> Option<i32> {
+    let is_lost = application == 0 || (application == APPLICATION_ID && version == 0);
+    // What does not read (a view of somebody else's, say) is none of ours.
+    if is_lost { schema::made_by(conn).unwrap_or(None) } else { None }
+}
+
+fn refuse_unmarked(db: &Path, version: i32) -> StoreError {
+    let (place, marks) = (db.display(), schema::marks(version));
+    StoreError::not_applied(
+        StoreErrorKind::Foreign,
+        format!(
+            "{place}: its tables are ours, as schema version {version} has them, but it is not marked so, as a database that was read in from a dump is \
+             not; nothing was changed. To mark it: sqlite3 {place} \"{marks}\""
+        ),
+    )
+}
+
+fn unversioned(db: &Path) -> StoreError {
+    StoreError::not_applied(
+        StoreErrorKind::Foreign,
+        format!(
+            "{}: it has schema version 0, which no database with tables has, and they are not as a version of ours made them; nothing was changed. Bring a \
+             backup of it back, before which this frees the path: {}",
+            db.display(),
+            away(db, "foreign")
+        ),
+    )
 }
 
 /// Refuses to begin anew beside what waits for a database that is not here: SQLite would replay it into the new one, which it does not belong to.
@@ -235,6 +267,10 @@ pub(super) fn recheck(conn: &Connection, place: &str) -> Result<(), StoreError> 
     if application != APPLICATION_ID {
         return Err(foreign(Path::new(place), application, &[]));
     }
+    if version == 0 {
+        return Err(unmarked(conn, application, version)
+            .map_or_else(|| unversioned(Path::new(place)), |version| refuse_unmarked(Path::new(place), version)));
+    }
     schema::refuse_newer(version, place)?;
     keep(false)
 }
@@ -256,7 +292,7 @@ fn foreign(db: &Path, application: i32, tables: &[String]) -> StoreError {
 }
 
 /// Opens the main file as it lies, by SQLite and without locks: no file beside it is read, made or removed.
-fn open_immutable(db: &Path) -> rusqlite::Result<Connection> {
+pub(super) fn open_immutable(db: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
     Connection::open_with_flags(uri(db), flags)
 }

@@ -179,6 +179,34 @@ pub(super) fn application_id(conn: &Connection) -> rusqlite::Result<i32> {
     conn.pragma_query_value(None, "application_id", |row| row.get(0))
 }
 
+/// What marks a database as one of ours, of this version, as SQL.
+pub(super) fn marks(version: i32) -> String {
+    format!("PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={version}")
+}
+
+/// The version that made the tables, where the marks do not tell: what a dump makes anew has none. `None` unless they are ours column by column, no more and no
+/// fewer, with what `meta` holds.
+pub(super) fn made_by(conn: &Connection) -> rusqlite::Result<Option<i32>> {
+    let found = columns(conn)?;
+    let blank = Connection::open_in_memory()?;
+    for (version, step) in (1..).zip(STEPS) {
+        blank.execute_batch(step)?;
+        if columns(&blank)? == found {
+            let counters = "SELECT count(*) = 1 AND sum(typeof(seq) = 'integer' AND typeof(token) = 'integer') = 1 FROM meta";
+            return Ok(conn.query_row(counters, [], |row| row.get::<_, bool>(0))?.then_some(version));
+        }
+    }
+    Ok(None)
+}
+
+fn columns(conn: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
+    let mut statement = conn.prepare(
+        "SELECT here.name, of_it.name FROM sqlite_schema AS here, pragma_table_info(here.name) AS of_it \
+         WHERE here.type IN ('table', 'view') AND substr(here.name, 1, 7) <> 'sqlite_' ORDER BY here.name, of_it.cid",
+    )?;
+    statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
 /// Makes the tables of an empty database, or brings those of an older version of ours forward, in one transaction.
 pub(super) fn migrate(conn: &mut Connection, place: &str) -> Result<(), StoreError> {
     if schema_version(conn).map_err(|error| sql_error(place, error))? == SCHEMA_VERSION {
