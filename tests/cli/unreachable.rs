@@ -86,6 +86,24 @@ async fn a_folder_that_may_not_be_looked_into_is_no_empty_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_may_not_be_read_is_told_by_its_name() {
+    let scratch = tempfile::tempdir().unwrap();
+    let words = as_nobody(scratch.path());
+    for (backend, name) in [("file", "run_state.json"), ("database", "state.db")] {
+        let dir = of(backend).await;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let state = dir.path().join("target").join(name);
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o000)).unwrap();
+        all_fail(
+            &words,
+            dir.path(),
+            backend,
+            &format!("target/{name}: Permission denied (os error 13); check the permissions of the file"),
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_the_folders_place_is_told() {
     for backend in ["file", "database"] {
         let dir = of(backend).await;

@@ -197,8 +197,19 @@ pub(super) fn check(db: &Path) -> Result<Found, StoreError> {
         // In the middle of another process's checkpoint, or after a crash in one, the main file alone is not whole. With what waits beside it it
         // may be: that is looked at under locks.
         Err(error) if is_damage(&error) && (pending("-wal")? || pending("-journal")?) => Ok(Found::Ours),
-        Err(error) => Err(sql_error(&place, error)),
+        Err(error) => Err(refuse_unreadable(db).err().unwrap_or_else(|| sql_error(&place, error))),
     }
+}
+
+/// Names a file that may not be read: SQLite only says that it cannot open it.
+#[cfg(unix)]
+fn refuse_unreadable(db: &Path) -> Result<(), StoreError> {
+    rustix::fs::access(db, rustix::fs::Access::READ_OK).map_err(|error| StoreError::io(db.display(), error.into()))
+}
+
+#[cfg(not(unix))]
+fn refuse_unreadable(_: &Path) -> Result<(), StoreError> {
+    Ok(())
 }
 
 /// The version that made the tables of a database that has lost a mark of ours.
