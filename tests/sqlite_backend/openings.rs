@@ -412,6 +412,7 @@ async fn a_busy_database_is_told_and_nothing_is_half_done() {
     let error = backend.commit(Arc::clone(&batch)).await.unwrap_err();
     assert_eq!((error.kind(), error.is_unknown_outcome()), (StoreErrorKind::Busy, false));
     assert!(error.to_string().contains("seeknal state locks"), "{error}");
+    assert!(error.to_string().contains("`fuser`"), "what is no program of ours is in no list of ours: {error}");
     assert_eq!(load(&backend, "r").await, tip, "reading goes on");
     foreign.execute_batch("ROLLBACK").unwrap();
     applied(backend.commit(batch).await.unwrap().outcomes.remove(0));

@@ -16,9 +16,11 @@ const ALTERED: (StoreErrorKind, &str) = (
 fn classify(error: &Error) -> (StoreErrorKind, &'static str) {
     match error {
         Error::SqliteFailure(failure, _) => match failure.code {
-            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
-                (StoreErrorKind::Busy, "another process is writing; see who with `seeknal state locks`, and try again")
-            }
+            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => (
+                StoreErrorKind::Busy,
+                "another process is writing; see who with `seeknal state locks`, or with `fuser` on the file where that names nobody (another program has \
+                     it open: a `sqlite3`, say), and try again",
+            ),
             ErrorCode::DiskFull => (StoreErrorKind::Full, "free some space; nothing is lost"),
             ErrorCode::ReadOnly | ErrorCode::PermissionDenied => {
                 (StoreErrorKind::ReadOnly, "check the permissions of the file and its folder")
