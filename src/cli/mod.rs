@@ -80,6 +80,9 @@ async fn run(cli: &Cli, out: &mut Output) -> Result<(), CliError> {
     if let (Command::State { .. }, Some(unused)) = (&cli.command, settings.unused_url()) {
         output::note(&unused);
     }
+    if let (Command::State { .. }, Some(nothing)) = (&cli.command, settings.keeps_nothing()) {
+        output::note(&nothing);
+    }
     match &cli.command {
         Command::MigrateState(options) => migrate::run(&settings, options, out).await,
         Command::State { command } => match command {

@@ -253,7 +253,11 @@ fn check_backend(backend: &Sourced<String>) -> Result<(), ProjectError> {
         // The two of the guide may be missing from this build; making one says which feature it needs.
         return Ok(());
     }
-    let hint = did_you_mean(name, names.iter().map(String::as_str).chain(["file", "database"]));
+    // What keeps a database is found out by its URL.
+    let is_database =
+        ["sqlite", "sqlite3", "postgres", "postgresql", "libsql"].iter().any(|kind| name.eq_ignore_ascii_case(kind));
+    let meant = if is_database { "database" } else { name };
+    let hint = did_you_mean(meant, names.iter().map(String::as_str).chain(["file", "database"]));
     Err(ProjectError::input(format!(
         "{}: unknown state backend{}{hint}; known are: {}",
         backend.source,

@@ -284,8 +284,14 @@ pub(super) fn read_yaml<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, (
         let line = error.location().map_or(1, |location| location.line());
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default();
-        let message =
-            if message.starts_with("multiple YAML documents") { "it holds more than one YAML document" } else { message };
+        let message = match message {
+            _ if message.starts_with("multiple YAML documents") => "it holds more than one YAML document",
+            // Of the parser's own developers.
+            _ if message.starts_with("cannot deserialize null into string") => {
+                "a key or a text is missing where a colon or a comma stands"
+            }
+            _ => message,
+        };
         (line, message.replace(['\n', '\r'], " "))
     })
 }

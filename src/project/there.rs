@@ -8,6 +8,8 @@ use std::path::PathBuf;
 #[cfg(feature = "cli")]
 use super::Source;
 use super::files::with_suffix;
+#[cfg(feature = "cli")]
+use super::shown::shell;
 use super::{ProjectError, ProjectErrorKind, Settings};
 use crate::store::folder::NOWHERE;
 use crate::store::{StoreError, StoreErrorKind};
@@ -143,14 +145,46 @@ impl Settings {
         let is_file = || file_state(&self.target.value).unwrap_or(false);
         let is_database = || std::fs::metadata(&database).is_ok_and(|found| found.len() > 0);
         let (place, mend) = match (self.backend.value.as_str(), &self.database_url) {
-            ("file", _) if is_database() => (&database, "state_backend: database?"),
-            ("database", None) if is_file() => (&document, "state_backend: file?"),
+            ("file" | "memory", _) if is_database() => (&database, "state_backend: database?"),
+            ("database", None) | ("memory", _) if is_file() => (&document, "state_backend: file?"),
             ("database", Some(_)) if is_database() => (&database, "`seeknal migrate-state --backend database --from sqlite`?"),
             ("database", Some(_)) if is_file() => (&document, "`seeknal migrate-state --backend database`?"),
-            ("file", _) => return copies(&document).or_else(|| of_single_runs(&self.target.value)),
+            ("file", _) => {
+                return self.is_in_target(DOCUMENT).or_else(|| copies(&document)).or_else(|| of_single_runs(&self.target.value));
+            }
+            ("database", None) => return self.is_in_target(DATABASE),
             _ => return None,
         };
         Some(format!("{} is there: {mend}", place.display()))
+    }
+}
+
+#[cfg(feature = "cli")]
+impl Settings {
+    /// Where the folder that was given as the project's is the state's own: what to give instead.
+    fn is_in_target(&self, name: &str) -> Option<String> {
+        let folder = std::fs::canonicalize(&self.project).ok()?;
+        let found = folder.join(name);
+        if !std::fs::metadata(&found).is_ok_and(|found| found.is_file() && found.len() > 0) {
+            return None;
+        }
+        let project = folder.parent().filter(|_| self.file.is_none() && folder.file_name() == self.target.value.file_name());
+        Some(match project {
+            Some(project) => format!("{} is there: --project-path {}?", found.display(), shell(project)),
+            None => format!("{} is there: seeknal_state.target_path: .?", found.display()),
+        })
+    }
+
+    /// That the settings name a backend in memory: whatever looks at it finds nothing.
+    pub(crate) fn keeps_nothing(&self) -> Option<String> {
+        if self.backend.value != "memory" {
+            return None;
+        }
+        let hint = self.elsewhere().map(|hint| format!(" {hint}")).unwrap_or_default();
+        Some(format!(
+            "{} says state_backend: memory, which keeps nothing beyond the process that works with it: there is nothing to look at here.{hint}",
+            self.backend.source
+        ))
     }
 }
 

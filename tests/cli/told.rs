@@ -218,3 +218,71 @@ async fn what_a_cleanup_keeps_is_counted_by_reason() {
     assert!(out.contains("kept old: ") && out.contains("`seeknal state end old`"), "{out}");
     assert!(out.contains("Kept 3 runs: 1 running or pending, 1 with nodes that run, 1 not old enough"), "{out}");
 }
+
+/// The state's folder, or the file itself, in the place of the project's.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stands_in_the_states_folder_is_told_that_it_is_no_project() {
+    for (backend, name) in [("file", "run_state.json"), ("database", "state.db")] {
+        let dir = project(backend).await;
+        let _none = fs::remove_file(dir.path().join("seeknal_project.yml"));
+        let target = dir.path().join("target");
+        let here = fs::canonicalize(dir.path()).unwrap();
+        let file = target.join(name);
+        for (folder, given) in [(target.as_path(), "."), (dir.path(), "target"), (dir.path(), file.to_str().unwrap())] {
+            let mut command = seeknal(folder);
+            command.args(["--project-path", given, "state", "runs"]).env("SEEKNAL_STATE_BACKEND", backend);
+            let (code, out, err) = told(&mut command);
+            let hint = format!("{name} is there: --project-path {}?", here.display());
+            assert!(code == 0 && out.contains("There is no state yet") && out.contains(&hint), "{given}: {out}{err}");
+        }
+        // A folder of another name.
+        let other = dir.path().join("elsewhere");
+        fs::rename(&target, &other).unwrap();
+        let mut command = seeknal(&other);
+        let (_, out, _) = told(command.args(["state", "runs"]).env("SEEKNAL_STATE_BACKEND", backend));
+        assert!(out.contains(&format!("{name} is there: seeknal_state.target_path: .?")), "{out}");
+    }
+}
+
+/// Nobody finds a state there again, and his real one is beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_in_memory_is_told_to_keep_nothing() {
+    for (backend, name) in [("file", "run_state.json"), ("database", "state.db")] {
+        let dir = project(backend).await;
+        fs::write(dir.path().join("seeknal_project.yml"), "state_backend: memory\n").unwrap();
+        for arguments in ["state runs", "state cleanup --days 30", "state verify", "state runs -o json"] {
+            let (code, _, err) = run(dir.path(), arguments);
+            let hint = format!("{name} is there: state_backend: {backend}?");
+            assert!(code == 0 && err.contains("keeps nothing") && err.contains(&hint), "{arguments}: {code} {err}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_make_no_sense_are_told_in_an_operators_words() {
+    let dir = project("file").await;
+    let file = dir.path().join("seeknal_project.yml");
+    for name in ["sqlite", "SQLite3", "postgres", "postgresql", "libsql"] {
+        fs::write(&file, format!("state_backend: {name}\n")).unwrap();
+        let (code, _, err) = run(dir.path(), "state runs");
+        assert!(code == 1 && err.contains("did you mean \"database\"?"), "{name}: {code} {err}");
+    }
+    fs::write(&file, ": : :\n").unwrap();
+    let (code, _, err) = run(dir.path(), "state runs");
+    assert!(
+        code == 1 && err.contains("seeknal_project.yml:1") && !err.contains("Option<") && err.contains("key"),
+        "{code} {err}"
+    );
+}
+
+/// What is not there is not told as checked.
+#[test]
+fn a_check_names_the_files_that_are_there() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("target/state")).unwrap();
+    let bare = dir.path().join("target/state/execution_state.json");
+    fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/old-runner/state/execution_state.json"), &bare).unwrap();
+    let (code, out, err) = run(dir.path(), "state verify");
+    assert!(code == 0 && !out.contains(".lock") && !out.contains("run_state.json"), "{out}{err}");
+    assert!(out.contains("target/state/execution_state.json: 1 run(s)"), "{out}");
+}

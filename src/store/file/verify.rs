@@ -15,6 +15,7 @@ use super::reader::read_settled;
 use super::recover::{self, Files};
 use crate::model::ProcessInfo;
 use crate::store::access::Access;
+use crate::store::highwater::HighWater;
 use crate::store::{StoreError, StoreErrorKind, VerifyReport};
 
 /// Checks document, journals, numbers and leftovers; changes nothing.
@@ -29,12 +30,16 @@ pub(super) fn verify(paths: &Paths) -> Result<VerifyReport, StoreError> {
         Ok((state, seen)) => {
             held = seen.held;
             known = state.told_seq.map(|seq| state.active.as_ref().map_or(seq, |active| active.tail.max(seq)));
-            report.checked.push(format!("{}: token {}, sequence {}", paths.lock.display(), seen.value.token, seen.value.seq));
+            if paths.lock.exists() {
+                let HighWater { token, seq, .. } = seen.value;
+                report.checked.push(format!("{}: token {token}, sequence {seq}", paths.lock.display()));
+            }
             let runs = state.ledger.run_count();
             let nodes: usize = state.ledger.runs().map(crate::model::RunState::node_count).sum();
             report.checked.push(format!(
                 "{}: {runs} run(s), {nodes} node state(s), {} record(s) in the journal",
-                paths.document.display(),
+                // The oldest runner's map stands for a document that is not there.
+                if paths.document.exists() || !paths.bare.exists() { &paths.document } else { &paths.bare }.display(),
                 state.replayed
             ));
             check_versions(&state.ledger, &mut report);
