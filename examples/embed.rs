@@ -15,8 +15,13 @@ use seeknal_state::{BackendOptions, Coordinator, Error, NewRun, NodeUpdate, RunI
 #[tokio::main]
 async fn main() -> ExitCode {
     let argument = std::env::args_os().nth(1);
-    if argument.as_ref().is_some_and(|argument| argument.to_string_lossy().starts_with('-')) {
-        eprintln!("usage: embed [PROJECT]    the folder of a project; without one, a folder for trying things out");
+    if let Some(option) = argument.as_ref().map(|argument| argument.to_string_lossy()).filter(|text| text.starts_with('-')) {
+        let usage = "usage: embed [PROJECT]    the folder of a project; without one, a folder for trying things out";
+        if option == "-h" || option == "--help" {
+            println!("{usage}");
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("{usage}");
         return ExitCode::from(2);
     }
     let project = argument.map_or_else(|| std::env::temp_dir().join("seeknal-embed"), PathBuf::from);

@@ -56,6 +56,42 @@ fn embed_names_the_place_of_trouble() {
     assert_eq!(fs::read(folder.path().join("target/run_state.json")).unwrap(), damaged);
 }
 
+/// The state of the project's own, and made-up nodes in another place: that is told.
+#[test]
+fn parallel_executors_names_a_state_that_it_does_not_use() {
+    for (used, other, name) in [("database", "file", "run_state.json"), ("file", "database", "state.db")] {
+        let folder = tempfile::tempdir().unwrap();
+        let project = folder.path().to_str().unwrap();
+        let job = |backend| ["--project-path", project, "--backend", backend, "--runs", "1", "--nodes", "3", "--executors", "1"];
+        succeed("parallel_executors", &job(other), &[]);
+        let hint = format!("target/{name} is there, and is not used: --backend {other}?");
+        succeed("parallel_executors", &job(used), &[&hint]);
+        // Somebody works with both.
+        let (_, text) = run("parallel_executors", &job(used));
+        assert!(!text.contains("is not used"), "{text}");
+    }
+}
+
+#[test]
+fn parallel_executors_makes_nothing_where_a_link_leads_nowhere() {
+    for backend in ["file", "database"] {
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("not-mounted", folder.path().join("target")).unwrap();
+        let (output, text) =
+            run("parallel_executors", &["--project-path", folder.path().to_str().unwrap(), "--backend", backend, "--runs", "1"]);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("target: it is a symbolic link that leads nowhere; mend the link"), "{text}");
+    }
+}
+
+#[test]
+fn help_that_is_asked_for_is_no_failure() {
+    for name in ["embed", "custom_backend"] {
+        assert!(run(name, &["--help"]).0.status.success(), "{name}");
+        assert_eq!(run(name, &["--unknown"]).0.status.code(), Some(2), "{name}");
+    }
+}
+
 #[test]
 fn transactions_shows_every_outcome() {
     let lines = [

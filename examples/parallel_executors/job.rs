@@ -1,7 +1,7 @@
 //! The job from end to end: open, take over, begin, work, close, read back, compare.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Days, Utc};
@@ -21,13 +21,25 @@ use crate::dag::Dag;
 use crate::executor::{Floor, Hostage, Tally};
 use crate::marks::{MADE_BY, Mark, Plan};
 use crate::report::{Resumed, Sentence, Story, Summary};
-use crate::{Failure, Options, report};
+use crate::{Backend, Failure, Options, report};
+
+/// Where a state is begun: that another one lies in the same folder, whose nodes were probably meant.
+fn unused(options: &Options, target: &Path) -> Option<String> {
+    let (mine, other, backend) = match options.backend {
+        _ if options.database_url.is_some() => return None,
+        Backend::File => ("run_state.json", "state.db", "database"),
+        Backend::Database => ("state.db", "run_state.json", "file"),
+    };
+    let other = target.join(other);
+    let is_begun = !target.join(mine).exists() && other.is_file();
+    is_begun.then(|| format!("{} is there, and is not used: --backend {backend}?", other.display()))
+}
 
 /// Does the whole job; `false` if what is on disk is not what the executors were told.
 pub(crate) async fn run(options: &Options) -> Result<bool, Failure> {
     let project = project(options)?;
     let target = super::options::target(&project)?;
-    std::fs::create_dir_all(&target)?;
+    let unused = unused(options, &target);
     let open = || async {
         let mut at = BackendOptions::new().base_path(&target);
         if let Some(url) = &options.database_url {
@@ -37,7 +49,8 @@ pub(crate) async fn run(options: &Options) -> Result<bool, Failure> {
         Ok::<_, Failure>(Coordinator::open(backend).await?)
     };
     let state = open().await?;
-    report::opened(&project, options.backend(), &state.backend().location(), &state.open_report().notices)?;
+    let notices: Vec<String> = state.open_report().notices.iter().cloned().chain(unused).collect();
+    report::opened(&project, options.backend(), &state.backend().location(), &notices)?;
 
     let before = Stored::read(&state).await?;
     let abandoned: Vec<RunId> = state.abandoned_runs().await?.into_iter().map(|run| run.summary.run_id).collect();
