@@ -55,6 +55,10 @@ impl LeaseStoreDoor for Doors {
         self.resident(run).is_some_and(|handle| handle.cell().has_unsettled())
     }
 
+    fn is_there(&self, run: &RunId) -> bool {
+        self.resident(run).is_some_and(|handle| handle.cell().snapshot().is_some())
+    }
+
     fn flush_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
             if let Some(handle) = self.resident(run) {

@@ -132,8 +132,9 @@ impl Coordinator {
         Ok(self.engine().leases.list().await?)
     }
 
-    /// Takes a lease away from its holder, by its token (a stale list frees nothing else). The holder learns of it; its fenced writes are refused
-    /// from now on. Answers with the lease as it was.
+    /// Takes a lease away from its holder, by its token (a stale list frees nothing else). Its fenced writes are refused from now on. The holder learns of it
+    /// ([`Lease::lost`](crate::Lease::lost)): at once in this process, within about a second of hearing that others committed in another one (where it cannot follow them, at
+    /// its next renewal: a third of the TTL after the last one, and not at all without renewals before the TTL is over). Answers with the lease as it was.
     ///
     /// # Errors
     /// [`Error::Lease`] (`NotFound`) if no lease is held under this token; [`Error::Store`] if storage failed.

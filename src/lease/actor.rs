@@ -95,6 +95,11 @@ pub(super) enum Message {
     Foreign,
     /// The leases that are held, as the storage has them, for those who wait for other processes.
     Looked(Result<Vec<LeaseRecord>, StoreError>),
+    /// Why leases may be gone that a look did not find.
+    Doubted {
+        tokens: Vec<FencingToken>,
+        why: LostReason,
+    },
     List(Reply<Vec<LeaseRecord>>),
     Close(Option<oneshot::Sender<()>>),
     /// A deadline has come.
@@ -147,6 +152,7 @@ impl Actor for LockManager {
             Message::FreeRun(run) => state.free_run(&run),
             Message::Foreign => state.foreign(),
             Message::Looked(found) => state.looked(found),
+            Message::Doubted { tokens, why } => state.doubted(&tokens, why),
             Message::List(reply) => state.list(reply),
             Message::Close(reply) => state.close(reply),
             Message::Tick => state.tick(),

@@ -12,11 +12,13 @@ use crate::store::{StoreError, StoreErrorKind};
 pub enum LostReason {
     /// Its time was up, and nobody renewed it: it was not kept alive, or the process stood still.
     Expired,
-    /// Somebody took it away: `force_unlock` here or in another process (a jump of a database server's clock looks the same).
+    /// Somebody took it away: `force_unlock` here or in another process (a jump of a database server's clock looks the same, and so does the end of its run in
+    /// another process where it is noticed by a renewal only, or where storage does not say within a second what became of the run).
     Forced,
     /// The storage did not answer a renewal in time.
     Storage,
-    /// Its run ended or was deleted.
+    /// Its run ended or was deleted, here or in another process (of a run that was not in memory here when the lease was granted, a deletion elsewhere is
+    /// [`Forced`](Self::Forced)).
     RunEnded,
     /// The state was closed.
     Closed,

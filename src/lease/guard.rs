@@ -107,8 +107,7 @@ impl Lease {
     }
 
     /// Releases the lease and waits until it is free: what its run has not yet made durable is flushed before. That its run has ended, which frees its
-    /// locks, is no loss, if it ended through this coordinator; if another process ended it, the lock was taken away
-    /// ([`LostReason::Forced`]).
+    /// locks, is no loss; if another process ended it, as far as that is known ([`LostReason::RunEnded`]).
     ///
     /// # Errors
     /// [`LeaseError::Lost`] if it was lost before in another way; [`LeaseError::Store`] if the flush or the release failed. The lease is gone in any case.

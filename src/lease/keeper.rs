@@ -30,6 +30,8 @@ const MOST_WAITING: usize = 256;
 enum Command {
     Keep(Arc<Grant>),
     Forget(FencingToken),
+    /// It may be gone, and why: its next renewal is due now.
+    Doubt(FencingToken, LostReason),
 }
 
 /// What the thread has not taken in yet.
@@ -117,6 +119,11 @@ impl Keeper {
         self.inbox.put(Command::Keep(grant), due);
     }
 
+    /// Asks storage now whether a lease is still held, by a renewal; `why`: what it is lost by, if it is.
+    pub(super) fn doubt(&self, token: FencingToken, why: LostReason) {
+        self.inbox.put(Command::Doubt(token, why), Duration::ZERO);
+    }
+
     /// Renews a lease no more.
     pub(super) fn forget(&self, token: FencingToken) {
         self.inbox.put(Command::Forget(token), Duration::MAX);
@@ -140,6 +147,8 @@ struct Kept {
     due: Option<Duration>,
     /// When to look whether its trust has ended.
     end: Duration,
+    /// Somebody doubts since then that it is held: what it is lost by, if it is.
+    doubt: Option<(LostReason, Duration)>,
 }
 
 /// A batch of renewals under way.
@@ -172,6 +181,7 @@ impl Rounds {
                 match command {
                     Command::Keep(grant) => self.keep(grant),
                     Command::Forget(token) => drop(self.forget(token)),
+                    Command::Doubt(token, why) => self.doubt(token, why),
                 }
             }
             self.give_up_overdue();
@@ -213,7 +223,19 @@ impl Rounds {
         let due = first_due(&grant, end).max(now);
         self.due.insert((due, token));
         self.ends.insert((end, token));
-        self.kept.insert(token, Kept { grant, due: Some(due), end });
+        self.kept.insert(token, Kept { grant, due: Some(due), end, doubt: None });
+    }
+
+    fn doubt(&mut self, token: FencingToken, why: LostReason) {
+        let now = self.context.time.now();
+        let Some(kept) = self.kept.get_mut(&token) else { return };
+        kept.doubt = Some((why, now));
+        // A renewal that is under way may have been decided before it was gone: the next one follows it.
+        if let Some(due) = kept.due.filter(|due| *due > now) {
+            self.due.remove(&(due, token));
+            self.due.insert((now, token));
+            kept.due = Some(now);
+        }
     }
 
     fn forget(&mut self, token: FencingToken) -> Option<Arc<Grant>> {
@@ -298,7 +320,12 @@ impl Rounds {
                     if grant.trust.extend(until).is_ok() {
                         grant.trust.set_renewing(false);
                     }
-                    flight.start.saturating_add(grant.ttl / 3)
+                    if let Some((_, since)) = kept.doubt.filter(|(_, since)| *since >= flight.start) {
+                        since
+                    } else {
+                        kept.doubt = None;
+                        flight.start.saturating_add(grant.ttl / 3)
+                    }
                 }
                 Some(Outcome::Refused(Refusal::LeaseGone { .. })) if grant.returning.load(Ordering::Acquire) => {
                     // Its holder gave it back, and the manager is about to learn of it.
@@ -306,7 +333,7 @@ impl Rounds {
                     continue;
                 }
                 Some(Outcome::Refused(Refusal::LeaseGone { .. })) => {
-                    grant.trust.lose(LostReason::Forced);
+                    grant.trust.lose(kept.doubt.map_or(LostReason::Forced, |(why, _)| why));
                     Duration::ZERO
                 }
                 Some(Outcome::Refused(_)) | None => {

@@ -64,6 +64,8 @@ impl Pending {
 struct Holding {
     grant: Arc<Grant>,
     record: LeaseRecord,
+    /// Whether its run was there when it was granted, as far as that is known here: one can lock a name that is none yet.
+    in_run: bool,
 }
 
 /// A lease that is given back; those who asked for it are answered when its place is free.
@@ -251,7 +253,8 @@ impl Manager {
         {
             keeper.keep(Arc::clone(&grant));
         }
-        self.held.insert(ticket, Holding { grant: Arc::clone(&grant), record });
+        let in_run = rows && self.context.door.is_there(&key.run);
+        self.held.insert(ticket, Holding { grant: Arc::clone(&grant), record, in_run });
         pending.answer(Ok(Some(self.lease(&grant))));
         for other in sharing {
             let lease = self.lease(&grant);

@@ -48,6 +48,9 @@ pub(crate) trait LeaseStoreDoor: Send + Sync + 'static {
     /// Whether writes of this run were accepted that are not settled yet.
     fn has_unsettled(&self, run: &RunId) -> bool;
 
+    /// Whether the run is known to be there.
+    fn is_there(&self, run: &RunId) -> bool;
+
     /// Waits until everything that was accepted for the run so far is settled.
     fn flush_run<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), StoreError>>;
 

@@ -7,11 +7,13 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use ractor::{ActorRef, MessagingErr};
 
-use crate::model::{Clock, Entry, FencingToken, LeaseKey, LeaseMutation, LeaseOwner, ProcessInfo, Receipt, Refusal, SystemClock};
+use crate::model::{
+    Clock, Entry, FencingToken, LeaseKey, LeaseMutation, LeaseOwner, ProcessInfo, Receipt, Refusal, RunId, SystemClock,
+};
 use crate::store::{StateBackend, StoreError, StoreErrorKind};
 
 use super::actor::{Message, Reply};
-use super::error::LeaseError;
+use super::error::{LeaseError, LostReason};
 use super::table::Ticket;
 use super::trust::LeaseTime;
 use super::{DoorError, LeaseStoreDoor};
@@ -19,6 +21,8 @@ use super::{DoorError, LeaseStoreDoor};
 /// How often a release is tried again while the storage is busy; after that the lease ends by its expiry.
 const RELEASE_TRIES: u32 = 5;
 const RELEASE_PAUSE: Duration = Duration::from_millis(200);
+/// How long it is asked why a lease is gone.
+const ASKED_WITHIN: Duration = Duration::from_secs(1);
 
 /// What everybody in this room works with.
 pub(super) struct Context {
@@ -148,6 +152,28 @@ pub(super) fn look(context: &Arc<Context>, manager: &ActorRef<Message>) {
     let asked = tokio::spawn(async move { context.backend.list_leases().await });
     tokio::spawn(async move {
         let _manager_gone = manager.send_message(Message::Looked(answered(asked.await)));
+    });
+}
+
+/// Finds out why leases on a run, which seem to be gone, may be: for the words alone, so that it does not take long.
+pub(super) fn ask_why(
+    context: &Arc<Context>,
+    manager: &ActorRef<Message>,
+    run: RunId,
+    was_there: bool,
+    tokens: Vec<FencingToken>,
+) {
+    let (context, manager) = (Arc::clone(context), manager.clone());
+    let asked = tokio::spawn(async move { context.backend.load_run(&run).await });
+    tokio::spawn(async move {
+        let found = tokio::time::timeout(ASKED_WITHIN, asked).await.map(answered);
+        let ended = match found {
+            Ok(Ok(Some(run))) => run.header().status.is_ended(),
+            Ok(Ok(None)) => was_there,
+            Ok(Err(_)) | Err(_) => false,
+        };
+        let why = if ended { LostReason::RunEnded } else { LostReason::Forced };
+        let _manager_gone = manager.send_message(Message::Doubted { tokens, why });
     });
 }
 

@@ -1,9 +1,12 @@
 //! Locks between processes: woken by a release, taken over from the dead at once, never from who is only stopped.
 
+use std::future::Future;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use seeknal_state::{Clock, Coordinator, LeaseKey, LockOptions, NewRun, RunId, SystemClock};
+use seeknal_state::{
+    Clock, Coordinator, LeaseKey, LockOptions, LostReason, NewRun, NodeId, NodeUpdate, OnDelete, RunId, RunUpdate, SystemClock,
+};
 
 use super::peer::Peer;
 use super::support::Store;
@@ -13,6 +16,7 @@ on_every_database!(
     a_waiter_is_woken_by_a_release_in_another_process,
     a_stopped_process_is_not_dead_and_its_late_write_is_refused,
     the_lock_of_a_killed_process_is_free_when_its_time_is_over,
+    a_holder_hears_at_once_what_another_process_did_to_its_lock,
 );
 
 const NOW: Duration = Duration::ZERO;
@@ -81,6 +85,54 @@ async fn the_lock_of_a_killed_process_is_taken_over_at_once() {
     here.close().await.unwrap();
 }
 
+/// Not when it would be renewed: that is in twenty minutes.
+async fn a_holder_hears_at_once_what_another_process_did_to_its_lock(store: Store) {
+    const TTL: Duration = Duration::from_secs(3_600);
+    let (here, there) = (store.open().await, store.open().await);
+    let lost = async |what: &str, lost: &mut (dyn Future<Output = LostReason> + Unpin)| {
+        tokio::time::timeout(LONG, lost).await.unwrap_or_else(|_| panic!("never told: {what}"))
+    };
+    for run in ["forced", "ended", "deleted"] {
+        let mut tx = here.transaction();
+        tx.create_run(run, NewRun::running());
+        tx.set_node_state(run, "claimed", NodeUpdate::pending());
+        tx.set_node_state(run, "kept", NodeUpdate::pending());
+        tx.commit().await.unwrap();
+    }
+    for keep_alive in [true, false] {
+        let options = LockOptions::new().ttl(TTL).keep_alive(keep_alive);
+        let lock = here.acquire(LeaseKey::run(RunId::new("forced").unwrap()), options, LONG).await.unwrap().unwrap();
+        there.force_unlock(lock.token()).await.unwrap();
+        assert_eq!(lost("forced", &mut Box::pin(lock.lost())).await, LostReason::Forced);
+    }
+    for run in ["forced", "ended", "deleted"] {
+        let claim = here.claim_node(run, "claimed", "w", TTL).await.unwrap().unwrap();
+        let options = LockOptions::new().ttl(TTL).keep_alive(false);
+        let key = LeaseKey::node(RunId::new(run).unwrap(), NodeId::new("lock").unwrap());
+        let lock = here.acquire(key, options, LONG).await.unwrap().unwrap();
+        let kept = here.acquire_node_lock("kept", run, NOW).await.unwrap().unwrap();
+        let why = match run {
+            "forced" => {
+                for token in [claim.token(), lock.token()] {
+                    there.force_unlock(token).await.unwrap();
+                }
+                LostReason::Forced
+            }
+            "ended" => {
+                there.update_run(run, RunUpdate::failed()).await.unwrap();
+                LostReason::RunEnded
+            }
+            _ => {
+                there.delete_run(run, OnDelete::KeepCoverage).await.unwrap();
+                LostReason::RunEnded
+            }
+        };
+        assert_eq!(lost(run, &mut Box::pin(claim.lost())).await, why, "{run}");
+        assert_eq!(lost(run, &mut Box::pin(lock.lost())).await, why, "{run}");
+        assert!(!kept.is_lost(), "{run}: another run's");
+    }
+}
+
 /// Whether or not anybody can know that it is dead.
 async fn the_lock_of_a_killed_process_is_free_when_its_time_is_over(store: Store) {
     const TTL: Duration = Duration::from_secs(2);
@@ -99,7 +151,7 @@ async fn the_lock_of_a_killed_process_is_free_when_its_time_is_over(store: Store
     assert!(waited < TTL + Duration::from_secs(10), "{waited:?}");
     assert!(store.is_local() || is_over, "nothing proves its death elsewhere, and it was taken over after {waited:?}");
     assert!(lease.token().0 > token, "with a higher token");
-    here.with_lease(&lease).set_node_state("r", "n", seeknal_state::NodeUpdate::success()).await.unwrap();
+    here.with_lease(&lease).set_node_state("r", "n", NodeUpdate::success()).await.unwrap();
     lease.release().await.unwrap();
     here.close().await.unwrap();
 }

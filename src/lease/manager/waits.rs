@@ -2,19 +2,26 @@
 //!
 //! Looking is one question for all who wait here, and reads only; asking is a transaction. A look is due when the backend's pause is over, and at
 //! once when other processes committed.
+//!
+//! Who holds a lease learns by the same look that another process took it away: once a second at most where others commit, however many leases are held here.
+//! One that is not found is asked for by a renewal, which storage decides.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::lease::error::LostReason;
 use crate::lease::rows;
 use crate::lease::table::Ticket;
-use crate::model::LeaseRecord;
+use crate::model::{FencingToken, LeaseRecord, RunId};
 use crate::store::StoreError;
 
-use super::{Manager, Store};
+use super::{Holding, Manager, Store};
 
 /// Between two looks at least, however often others commit.
 const BREATH: Duration = Duration::from_millis(5);
+/// Between two looks for what is held here at least.
+const HELD: Duration = Duration::from_secs(1);
 
 /// Who waits for other processes.
 #[derive(Debug, Default)]
@@ -28,12 +35,18 @@ pub(super) struct Waits {
     stale: bool,
     /// When the last look began.
     looked: Duration,
+    /// When to look for what is held here.
+    held_due: Option<Duration>,
+    /// When that was done last.
+    held_looked: Option<Duration>,
+    /// What is held here, for the look that is under way.
+    held: Vec<FencingToken>,
 }
 
 impl Waits {
     pub(super) fn next(&self) -> Option<Duration> {
         // While a look is under way its answer is the next thing to happen.
-        self.again.first().map(|(at, _)| *at).filter(|_| !self.under_way)
+        self.again.first().map(|(at, _)| *at).into_iter().chain(self.held_due).min().filter(|_| !self.under_way)
     }
 }
 
@@ -61,18 +74,28 @@ impl Manager {
             waits.again.remove(&(at, ticket));
             waits.due.push(ticket);
         }
-        if !waits.under_way && !waits.due.is_empty() {
+        if !waits.under_way && waits.held_due.is_some_and(|at| at <= now) {
+            (waits.held_due, waits.held_looked) = (None, Some(now));
+            // Those that are granted from now on are no news to anybody.
+            waits.held.extend(self.held.values().map(|held| held.grant.token));
+        }
+        let is_asked = !waits.due.is_empty() || !waits.held.is_empty();
+        if is_asked && !waits.under_way {
             (waits.under_way, waits.stale, waits.looked) = (true, false, now);
             rows::look(&self.context, &self.myself);
         }
     }
 
-    /// Other processes committed: everybody looks now.
+    /// Other processes committed: everybody looks now, and what is held here may be gone.
     pub(in crate::lease) fn foreign(&mut self) {
         let now = self.now();
         let Store::Rows { waits, .. } = &mut self.store else { return };
         waits.stale = true;
         let soonest = now.max(waits.looked.saturating_add(BREATH));
+        if !self.held.is_empty() {
+            let soonest = waits.held_looked.map_or(now, |looked| now.max(looked.saturating_add(HELD)));
+            waits.held_due = waits.held_due.or(Some(soonest));
+        }
         waits.again = std::mem::take(&mut waits.again).into_iter().map(|(at, ticket)| (at.min(soonest), ticket)).collect();
         self.catch_up();
     }
@@ -81,6 +104,11 @@ impl Manager {
     pub(in crate::lease) fn looked(&mut self, found: Result<Vec<LeaseRecord>, StoreError>) {
         let Store::Rows { waits, .. } = &mut self.store else { return };
         waits.under_way = false;
+        let held = std::mem::take(&mut waits.held);
+        if let Ok(found) = &found {
+            self.doubt(held, found);
+        }
+        let Store::Rows { waits, .. } = &mut self.store else { return };
         for ticket in std::mem::take(&mut waits.due) {
             let Some(pending) = self.pending.get(&ticket).filter(|pending| !pending.in_flight) else { continue };
             let holder = found.as_ref().ok().and_then(|found| found.iter().find(|lease| lease.key.excludes(&pending.key)));
@@ -91,6 +119,37 @@ impl Manager {
             }
         }
         self.catch_up();
+    }
+}
+
+impl Manager {
+    /// Leases of this process that are not among those that are held, as storage has them.
+    fn doubt(&mut self, held: Vec<FencingToken>, found: &[LeaseRecord]) {
+        let found: HashSet<FencingToken> = found.iter().map(|lease| lease.token).collect();
+        let mut doubted: HashMap<(RunId, bool), Vec<FencingToken>> = HashMap::new();
+        for token in held.into_iter().filter(|token| !found.contains(token)) {
+            let Some(Holding { grant, in_run, .. }) = self.table.holder(token).and_then(|holder| self.held.get(&holder)) else {
+                continue;
+            };
+            if !grant.returning.load(Ordering::Acquire) {
+                doubted.entry((grant.key.run.clone(), *in_run)).or_default().push(token);
+            }
+        }
+        for ((run, was_there), tokens) in doubted {
+            rows::ask_why(&self.context, &self.myself, run, was_there, tokens);
+        }
+    }
+
+    /// Why leases may be gone, for who asks storage whether they are.
+    pub(in crate::lease) fn doubted(&mut self, tokens: &[FencingToken], why: LostReason) {
+        for token in tokens {
+            let Some(held) = self.table.holder(*token).and_then(|holder| self.held.get(&holder)) else { continue };
+            match &self.store {
+                Store::Rows { keeper, .. } if held.grant.keep_alive => keeper.doubt(*token, why),
+                // Nobody but its holder renews it.
+                _ => self.lost(*token, why),
+            }
+        }
     }
 }
 

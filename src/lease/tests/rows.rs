@@ -153,6 +153,32 @@ async fn a_lease_forced_in_another_process_is_noticed() {
     assert!(here.acquire(whole("r"), brief(), LONG).await.unwrap().is_some(), "and its place here is free");
 }
 
+/// However many others commit, and however many leases are held here.
+#[tokio::test]
+async fn what_others_commit_costs_holders_a_look_a_second_and_no_renewals() {
+    let rows = Rows::new();
+    let (here, there) = (open(&rows).await, open(&rows.another()).await);
+    let options = || LockOptions::new().ttl(ms(3_600_000));
+    let mut held = Vec::new();
+    for index in 0..50 {
+        held.push(here.acquire(node("r", &format!("n{index}")), options(), LONG).await.unwrap().unwrap());
+    }
+    let (asked, began) = (|| rows.shared.listings_asked.load(Ordering::SeqCst), Instant::now());
+    for _ in 0..200 {
+        here.foreign_commits();
+        tokio::time::sleep(ms(5)).await;
+    }
+    until("it is looked at", || asked() > 0).await;
+    let most = began.elapsed().as_secs() + 1;
+    assert!(asked() as u64 <= most, "{} looks, of {most}", asked());
+    assert_eq!(rows.shared.renewals_asked.load(Ordering::SeqCst), 0, "none is missed");
+    there.force_unlock(held[7].token()).await.unwrap();
+    here.foreign_commits();
+    assert_eq!(lost(&held[7]).await, LostReason::Forced);
+    assert_eq!(rows.shared.renewals_asked.load(Ordering::SeqCst), 1, "the one that is missed is asked for");
+    assert_eq!(held.iter().filter(|lease| lease.is_lost()).count(), 1);
+}
+
 #[tokio::test]
 async fn a_lease_that_was_taken_away_is_free_at_once() {
     let rows = Rows::new();

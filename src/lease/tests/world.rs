@@ -77,6 +77,10 @@ impl LeaseStoreDoor for Door {
         self.deferred.load(Ordering::SeqCst)
     }
 
+    fn is_there(&self, _: &RunId) -> bool {
+        false
+    }
+
     fn flush_run<'a>(&'a self, _: &'a RunId) -> BoxFuture<'a, Result<(), StoreError>> {
         self.flushes.fetch_add(1, Ordering::SeqCst);
         Box::pin(async {
@@ -118,6 +122,7 @@ pub(super) struct Shared {
     pub(super) renewals_failed: AtomicUsize,
     /// How many of the next listings panic.
     pub(super) listings_panic: AtomicUsize,
+    pub(super) listings_asked: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -138,6 +143,7 @@ impl Rows {
             renewals_fail: AtomicBool::new(false),
             renewals_failed: AtomicUsize::new(0),
             listings_panic: AtomicUsize::new(0),
+            listings_asked: AtomicUsize::new(0),
         };
         Self { shared: Arc::new(shared), process: ProcessInfo::current(SystemClock.now()) }
     }
@@ -243,6 +249,7 @@ impl StateBackend for Rows {
 
     fn list_leases(&self) -> BoxFuture<'_, Result<Vec<LeaseRecord>, StoreError>> {
         Box::pin(async {
+            self.shared.listings_asked.fetch_add(1, Ordering::SeqCst);
             let left = self.shared.listings_panic.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
             assert!(left.is_err(), "the storage's own fault");
             Ok(self.held())
