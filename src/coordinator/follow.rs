@@ -250,6 +250,7 @@ impl Follower {
             engine.leases.foreign_commits();
         }
         self.compare(&engine, &news).await?;
+        engine.step_back();
         engine.following.heard(started, at);
         let rest = (started.elapsed() * REST).clamp(SHORTEST_REST, LONGEST_REST);
         drop(engine);

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::{Commit, Coordinator, Transaction};
 use crate::error::Error;
 use crate::model::{
-    IntoRunId, LeaseMutation, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot,
+    FencingToken, IntoRunId, LeaseMutation, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot,
 };
 use crate::store::{OpenProcess, gone};
 
@@ -41,7 +41,8 @@ impl Coordinator {
     /// The running runs whose process is gone, newest first. A process counts as gone if the storage says so: it admits one process at a time, or it knows
     /// who has it open ([`StateBackend::processes`](crate::StateBackend::processes), [`known_openings`](crate::StateBackend::known_openings)). SQLite knows it of
     /// this host; the servers know it of all hosts, and take for gone whom they have not heard of for 30 s (PostgreSQL)
-    /// or a minute (libSQL). That a server was away is no sign of that: who was silent for so long is watched, on libSQL for 16 s before he is taken for gone.
+    /// or a minute (libSQL). Whoever lives and holds a lock or a claim on a run works on it, this process too; and who claims from a run whose process is gone takes its place, until nothing is left in
+    /// the run for him (see [`claim_next`](Self::claim_next)). That a server was away is no sign of that: who was silent for so long is watched, on libSQL for 16 s before he is taken for gone.
     ///
     /// # Errors
     /// [`Error::Store`] if storage failed.
@@ -50,19 +51,33 @@ impl Coordinator {
     /// Reads only.
     pub async fn abandoned_runs(&self) -> Result<Vec<AbandonedRun>, Error> {
         let running = self.running_runs().await?;
-        // Behind the runs: who works on one of them has the storage open before.
-        let workers: HashSet<&str> =
-            running.iter().filter_map(|run| run.header.worker.as_ref()).map(|worker| &*worker.id).collect();
-        let processes = gone::processes(&*self.engine().backend, |process| workers.contains(&*process.id)).await?;
-        let mut found: Vec<RunSummary> =
-            running.into_iter().filter(|run| self.is_gone(run.header.worker.as_ref(), &processes)).collect();
+        if running.is_empty() {
+            return Ok(Vec::new());
+        }
+        let engine = self.engine();
+        // Behind the runs, the openings last: who works on one of them has the storage open before.
+        let leases = self.list_locks().await?;
+        let workers: HashSet<&str> = running
+            .iter()
+            .flat_map(|run| run.header.worker.iter().chain(gone::holders(&leases, &run.run_id)))
+            .map(|worker| &*worker.id)
+            .collect();
+        let processes = gone::processes(&*engine.backend, |process| workers.contains(&*process.id)).await?;
+        let is_left = |run: &RunSummary| {
+            gone::is_left(&*engine.backend, &engine.process, &run.run_id, run.header.worker.as_ref(), &leases, &processes)
+        };
+        let mut found: Vec<RunSummary> = running.into_iter().filter(is_left).collect();
         if !found.is_empty() {
-            // In between its process may have ended a run in order, and itself after it.
+            // In between its process may have ended a run in order, and itself after it; or somebody came who works on it.
             let worker_of = |run: &RunSummary| run.header.worker.as_ref().map(|worker| worker.id.clone());
             let now: HashMap<RunId, RunSummary> =
                 self.running_runs().await?.into_iter().map(|run| (run.run_id.clone(), run)).collect();
+            let known: HashSet<FencingToken> = leases.iter().map(|lease| lease.token).collect();
+            let new: HashSet<RunId> =
+                self.list_locks().await?.into_iter().filter(|l| !known.contains(&l.token)).map(|lease| lease.key.run).collect();
             found = found
                 .into_iter()
+                .filter(|run| !new.contains(&run.run_id))
                 .filter_map(|run| now.get(&run.run_id).filter(|still| worker_of(still) == worker_of(&run)).cloned())
                 .collect();
         }
@@ -82,12 +97,13 @@ impl Coordinator {
         }
     }
 
-    fn is_gone(&self, worker: Option<&ProcessInfo>, processes: &[OpenProcess]) -> bool {
-        gone::is_gone(&*self.engine().backend, &self.engine().process, worker, processes)
+    fn is_gone(&self, worker: &ProcessInfo, processes: &[OpenProcess]) -> bool {
+        gone::is_gone(&*self.engine().backend, &self.engine().process, Some(worker), processes)
     }
 
-    /// Takes over a run whose process is gone: from now on this process is its worker, and the locks that the dead process held on the run and
-    /// its nodes are free, both in one commit. Its nodes stay as they are: what was running was not finished, and is the caller's to start again.
+    /// Takes over a run whose process is gone: from now on this process is its worker, and the locks that dead processes held on the run and
+    /// its nodes are free, both in one commit. A run to which this process came by a claim only is its own from now on, and is not given back when the work is done.
+    /// Whoever knows better than storage takes a run by [`update_run`](Self::update_run) with [`RunUpdate::running`], whoever works on it. Its nodes stay as they are: what was running was not finished, and is the caller's to start again.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -110,7 +126,7 @@ impl Coordinator {
     /// ```
     ///
     /// # Errors
-    /// [`Error::RunInUse`] if its process lives (or cannot be known to be gone), [`Error::RunNotFound`], [`Error::Conflict`] if the run is not running any
+    /// [`Error::RunInUse`] if its process lives (or cannot be known to be gone), or another one does that holds a lock or a claim on it; [`Error::RunNotFound`], [`Error::Conflict`] if the run is not running any
     /// more or another one was faster.
     ///
     /// # Cancel safety
@@ -124,18 +140,20 @@ impl Coordinator {
         if snapshot.header().status == RunStatus::Running
             && worker.as_ref().is_none_or(|worker| worker.id != self.engine().process.id)
         {
-            let matters = |process: &ProcessInfo| worker.as_ref().is_some_and(|worker| worker.id == process.id);
+            // Where leases live in a process they died with it. This one's own are in nobody's way.
+            let leases = if self.engine().leases.keeps_rows() { self.list_locks().await? } else { Vec::new() };
+            let others = || gone::holders(&leases, &run).filter(|holder| holder.id != self.engine().process.id);
+            let users = || worker.iter().chain(others());
+            let matters = |process: &ProcessInfo| users().any(|user| user.id == process.id);
             let processes = gone::processes(&*self.engine().backend, matters).await?;
-            if !self.is_gone(worker.as_ref(), &processes)
-                && let Some(worker) = worker
-            {
+            let user = users().find(|user| !self.is_gone(user, &processes)).cloned();
+            if let Some(worker) = user {
                 return Err(Error::RunInUse { run, worker });
             }
-            let locks = match worker {
-                Some(dead) if self.engine().leases.keeps_rows() => self.locks_of(&run, &dead).await?,
-                // Where leases live in a process they died with it.
-                _ => Vec::new(),
-            };
+            // One that is over by then is none to be missed.
+            let locks =
+                leases.iter().filter(|lease| others().any(|dead| lease.key.run == run && lease.owner.process.id == dead.id));
+            let locks = locks.map(|lease| LeaseMutation::Release { key: lease.key.clone(), token: lease.token }).collect();
             let mut tx: Transaction = self.transaction();
             tx.expect_version(&run, snapshot.version());
             tx.update_run(&run, RunUpdate::running());
@@ -144,7 +162,10 @@ impl Coordinator {
             commit = Some(tx.commit().await?);
             // Who waits here for one of them looks again.
             self.engine().leases.foreign_commits();
-        } else if snapshot.header().status != RunStatus::Running {
+        } else if snapshot.header().status == RunStatus::Running {
+            // Also where it only stands in for somebody: from now on it is its own.
+            self.engine().stand_ins.taken(&run);
+        } else {
             // It does not run, as far as is seen here. If somebody made it run since, that one is not robbed of it.
             let mut tx: Transaction = self.transaction();
             tx.expect_version(&run, snapshot.version());
@@ -154,12 +175,5 @@ impl Coordinator {
         }
         let snapshot = self.get_run(&run).await?.ok_or(Error::RunNotFound(run))?;
         Ok(Resumed { snapshot, commit })
-    }
-
-    async fn locks_of(&self, run: &RunId, dead: &ProcessInfo) -> Result<Vec<LeaseMutation>, Error> {
-        let leases = self.list_locks().await?.into_iter();
-        let theirs = leases.filter(|lease| lease.key.run == *run && lease.owner.process.id == dead.id);
-        // One that is over by then is none to be missed.
-        Ok(theirs.map(|lease| LeaseMutation::Release { key: lease.key, token: lease.token }).collect())
     }
 }

@@ -187,7 +187,7 @@ pub async fn execute(backend: &dyn StateBackend, plan: &Plan, now: DateTime<Utc>
     }
 }
 
-/// Those of some runs that run, and whose process is known to be gone. Of a run that never said who works on it nothing is known: a foreign program may. Nor
+/// Those of some runs that run, and whose process is known to be gone, and everybody who holds a lease on them. Of a run that never said who works on it nothing is known: a foreign program may. Nor
 /// where it cannot be read who has the state open: then none is named.
 ///
 /// # Cancel safety
@@ -197,13 +197,18 @@ pub async fn abandoned(backend: &dyn StateBackend, runs: &[RunSummary]) -> BTree
     if working().next().is_none() {
         return BTreeSet::new();
     }
-    let workers: BTreeSet<&str> = working().filter_map(|run| run.header.worker.as_ref()).map(|worker| &*worker.id).collect();
+    // The openings last: who works on one of them has the storage open before.
+    let Ok(leases) = backend.list_leases().await else { return BTreeSet::new() };
+    let workers: BTreeSet<&str> = working()
+        .flat_map(|run| run.header.worker.iter().chain(gone::holders(&leases, &run.run_id)))
+        .map(|worker| &*worker.id)
+        .collect();
     let Ok(processes) = gone::processes(backend, |process| workers.contains(&*process.id)).await else {
         return BTreeSet::new();
     };
     let me = me(backend);
-    let gone: Vec<&RunSummary> =
-        working().filter(|run| gone::is_gone(backend, &me, run.header.worker.as_ref(), &processes)).collect();
+    let is_left = |run: &&RunSummary| gone::is_left(backend, &me, &run.run_id, run.header.worker.as_ref(), &leases, &processes);
+    let gone: Vec<&RunSummary> = working().filter(is_left).collect();
     let ids: Vec<RunId> = gone.iter().map(|run| run.run_id.clone()).collect();
     // In between its process may have ended it in order, and itself after that.
     let Ok(versions) = backend.run_versions(&ids).await else { return BTreeSet::new() };

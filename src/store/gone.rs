@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{KnownOpenings, LeaseStore, OpenProcess, StateBackend, StoreError};
-use crate::model::ProcessInfo;
+use crate::model::{LeaseRecord, ProcessInfo, RunId};
 
 /// Who has the storage open, for who goes on where one of them is gone: where that is not known of one that `matters`, it is found out if time tells.
 pub(crate) async fn processes(
@@ -19,7 +19,25 @@ pub(crate) async fn processes(
     if doubted.is_empty() { Ok(found) } else { backend.watch_processes(doubted).await }
 }
 
-/// Whether the storage says that nobody works on a run any more. `me` is this process; `processes` must have been asked for after the run was read: who works
+/// Those of `leases` that are on a run: who holds one works on the run, whoever its worker is.
+pub(crate) fn holders<'a>(leases: &'a [LeaseRecord], run: &'a RunId) -> impl Iterator<Item = &'a ProcessInfo> {
+    leases.iter().filter(move |lease| lease.key.run == *run).map(|lease| &lease.owner.process)
+}
+
+/// Whether the storage says that nobody works on a run any more: its worker is gone, and so is whoever holds a lease on it. `leases` must have been asked for
+/// before `processes` were.
+pub(crate) fn is_left(
+    backend: &dyn StateBackend,
+    me: &ProcessInfo,
+    run: &RunId,
+    worker: Option<&ProcessInfo>,
+    leases: &[LeaseRecord],
+    processes: &[OpenProcess],
+) -> bool {
+    is_gone(backend, me, worker, processes) && holders(leases, run).all(|holder| is_gone(backend, me, Some(holder), processes))
+}
+
+/// Whether the storage says that a run's worker is gone. `me` is this process; `processes` must have been asked for after the run was read: who works
 /// on one has the storage open before.
 pub(crate) fn is_gone(
     backend: &dyn StateBackend,

@@ -101,6 +101,45 @@ async fn a_run_that_somebody_else_has_locked_is_not_ended() {
     assert_eq!(run(dir.path(), "state end r").0, 0);
 }
 
+/// Who claims from a run works on it, also between two claims, when the process that planned it is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_worked_on_by_claims_is_not_ended() {
+    let dir = left("database").await;
+    let worker = open_project(dir.path()).await.unwrap();
+    for node in ["one", "two"] {
+        worker.set_node_state("r", node, NodeUpdate::pending()).await.unwrap();
+    }
+    assert_eq!(json(dir.path(), "state runs")[0]["abandoned"], true, "nobody works on it yet");
+    let refused = |flag: &str| {
+        let (code, _, err) = run(dir.path(), &format!("state end r{flag}"));
+        assert!(code == 4 && err.contains(&format!("pid {}", std::process::id())), "{code} {err}");
+        assert_eq!(json(dir.path(), "state runs")[0]["abandoned"], false);
+        assert_eq!(json(dir.path(), "state show r")["abandoned"], false);
+    };
+    let claim = worker.claim_node("r", "one", "w", Duration::from_secs(60)).await.unwrap().unwrap();
+    refused("");
+    claim.complete(NodeUpdate::success()).await.unwrap();
+    refused("");
+    refused(" --force");
+    assert_runs(dir.path());
+    worker.close().await.unwrap();
+    assert_eq!(json(dir.path(), "state runs")[0]["abandoned"], true);
+    assert_eq!(run(dir.path(), "state end r").0, 0);
+}
+
+/// Who locked it works on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_somebody_has_locked_is_not_called_abandoned() {
+    let dir = left("database").await;
+    let other = open_project(dir.path()).await.unwrap();
+    let lease = other.acquire_node_lock("r", "runs", Duration::from_secs(5)).await.unwrap().unwrap();
+    assert_eq!(json(dir.path(), "state runs")[0]["abandoned"], false);
+    assert_eq!(json(dir.path(), "state show r")["abandoned"], false);
+    lease.release().await.unwrap();
+    assert_eq!(json(dir.path(), "state runs")[0]["abandoned"], true);
+    other.close().await.unwrap();
+}
+
 /// Nobody said who works on it, so nobody knows that he does not: on the file it may be a program that takes no lock of ours.
 #[tokio::test(flavor = "multi_thread")]
 async fn where_nobody_knows_it_has_to_be_said_twice() {

@@ -19,6 +19,7 @@ mod following;
 mod lies;
 mod locks;
 mod peer;
+mod planned;
 mod remade;
 mod writing;
 

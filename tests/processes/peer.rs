@@ -5,7 +5,9 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use seeknal_state::{Coordinator, Error, Lease, LeaseKey, LockOptions, NodeUpdate, RunId, Version, create_state_backend};
+use seeknal_state::{
+    ClaimFilter, Coordinator, Error, Lease, LeaseKey, LockOptions, NewRun, NodeUpdate, RunId, Version, create_state_backend,
+};
 
 use super::support::Place;
 
@@ -151,6 +153,26 @@ async fn obey(state: &Coordinator, held: &mut Option<Lease>, words: &[&str]) -> 
         ["row", run, node, row] => {
             state.set_node_state(*run, *node, NodeUpdate::running().row_count(number(row))).await.unwrap();
             "written".to_owned()
+        }
+        // Makes a run with so many nodes that wait for workers.
+        ["plan", run, count] => {
+            let mut tx = state.transaction();
+            tx.create_run(*run, NewRun::running());
+            for node in 0..number(count) {
+                tx.set_node_state(*run, format!("n{node}"), NodeUpdate::pending());
+            }
+            tx.commit().await.unwrap();
+            "planned".to_owned()
+        }
+        // Claims so many nodes, one after another, with a pause between them.
+        ["work", run, count] => {
+            for _ in 0..number(count) {
+                let next = state.claim_next(*run, ClaimFilter::new().wait(PATIENCE)).await.unwrap();
+                next.claimed().unwrap().complete(NodeUpdate::success()).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                say(WORKS);
+            }
+            "worked".to_owned()
         }
         // Writes a node if the run is at this version.
         ["guarded", run, node, version, row] => {
