@@ -15,15 +15,16 @@
 
 mod follow;
 mod raise;
+mod told;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::{self, Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
-use tokio::time::Instant;
 
 use self::follow::{Follow, OnTheWay};
+use self::told::Told;
 use super::answer::{Before, Kept};
 use super::cache::Cache;
 use super::client::Client;
@@ -34,9 +35,7 @@ use super::read::{self, nth};
 use super::rows::Table;
 use super::send::{self, Ask, PATIENCE, pause};
 use super::write::{self, Request};
-use crate::model::{
-    Batch, BatchAnswer, BatchId, LeaseKey, LeaseMutation, LeaseOwner, Outcome, Refusal, RunId, RunState, Version,
-};
+use crate::model::{Batch, BatchAnswer, LeaseKey, LeaseMutation, LeaseOwner, Outcome, Refusal, RunId, RunState, Version};
 use crate::store::boot_time::boot_time;
 use crate::store::decide::{Decision, OwnRuns, decide};
 use crate::store::unsettled::Unsettled;
@@ -47,15 +46,6 @@ const ROUNDS: u32 = 16;
 
 /// How often a request is sent whose answer was lost, before the caller is told that the outcome is unknown.
 const SENT: u32 = 2;
-
-/// How long answers stay that were told: longer than any copy of a request may still be on its way.
-const TOLD_FOR: Duration = Duration::from_secs(120);
-
-/// Told answers that are removed together.
-const TOLD_AT_ONCE: usize = 512;
-
-/// Commits between two looks for what dead openings left; the first commit of an opening looks too.
-const SWEEP_EVERY: u64 = 4096;
 
 /// Counters that are older than this are read anew, the time in which the machine sleeps counted: a run's beginning is told apart from an earlier run of its name by them and by tombstones, which
 /// stay for a day.
@@ -89,8 +79,7 @@ struct Memory {
     highest_token: u64,
     /// Batches of which a request was sent and not answered.
     unsettled: Unsettled,
-    told: VecDeque<(BatchId, Instant)>,
-    commits: u64,
+    told: Told,
     contested: HashSet<LeaseKey>,
 }
 
@@ -185,6 +174,11 @@ impl Committer {
         drop((self.turn.lock().await, self.turn_of_leases.lock().await));
     }
 
+    /// What is still to be removed when no commit comes any more.
+    pub(super) fn last(&self) -> Option<Stmt> {
+        self.memory().told.last()
+    }
+
     /// Commits a batch.
     pub(super) async fn commit(&self, batch: &Batch) -> Result<BatchAnswer, StoreError> {
         let of_leases = batch.entries.iter().all(|entry| entry.parts.is_empty());
@@ -196,10 +190,10 @@ impl Committer {
         memory.unsettled.note(batch.id, &answer);
         match &answer {
             Ok(answer) => {
-                memory.told.push_back((batch.id, Instant::now()));
+                memory.told.note(batch.id);
                 Self::contested(&mut memory, batch, answer);
             }
-            Err(error) if error.is_never_applied() => memory.told.push_back((batch.id, Instant::now())),
+            Err(error) if error.is_never_applied() => memory.told.note(batch.id),
             Err(_) => {}
         }
         answer
@@ -334,15 +328,7 @@ impl Committer {
     fn request(&self, batch: &Batch, decision: &Decision, before: &Before) -> Result<Request, StoreError> {
         let failed = |error: serde_json::Error| corrupt(self.client.place(), format_args!("a value cannot be written: {error}"));
         let mut request = write::request(batch, decision, before, &self.nobody.process.id).map_err(failed)?;
-        let mut memory = self.memory();
-        let over = memory.told.iter().take_while(|(_, at)| at.elapsed() > TOLD_FOR).count();
-        let mut told = Vec::new();
-        if over >= TOLD_AT_ONCE {
-            // Taken out of the list although the transaction may still fail: then their age removes them.
-            told.extend(memory.told.drain(..over).map(|(id, _)| id.to_string()));
-        }
-        memory.commits = memory.commits.wrapping_add(1);
-        write::sweep(&mut request, &told, memory.commits % SWEEP_EVERY == 1).map_err(failed)?;
+        self.memory().told.sweep(&mut request).map_err(failed)?;
         Ok(request)
     }
 
@@ -350,6 +336,7 @@ impl Committer {
         let steps = Steps { exclusive: true, writes: true, statements: &request.statements, replication_index: None };
         let failed = match send::once(&self.client, &steps).await {
             Ok(mut result) => {
+                self.memory().told.swept(request, &result);
                 let row = Table::new(result.take(Steps::step_of(0)), "batches");
                 return match there(&row) {
                     Ok(there) => Sent::Applied(there),

@@ -259,6 +259,8 @@ pub(super) struct StmtResult {
     #[serde(default)]
     pub(super) cols: Vec<Column>,
     pub(super) rows: Vec<Row>,
+    #[serde(default)]
+    affected_row_count: u64,
 }
 
 /// A column of an answer.
@@ -306,6 +308,11 @@ impl BatchResult {
         for error in self.step_errors.iter_mut().flatten() {
             error.message = super::fault::hide(&error.message, secret);
         }
+    }
+
+    /// How many rows a step changed.
+    pub(super) fn affected(&self, step: usize) -> u64 {
+        self.step_results.get(step).and_then(Option::as_ref).map_or(0, |result| result.affected_row_count)
     }
 
     /// What a step answered.

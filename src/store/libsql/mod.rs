@@ -338,7 +338,7 @@ impl StateBackend for LibsqlBackend {
                 opened.committer.settle().await;
                 if let Some(keeper) = &opened.keeper {
                     keeper.end().await;
-                    openings::leave(&opened.client, &opened.process).await;
+                    openings::leave(&opened.client, &opened.process, opened.committer.last()).await;
                 }
                 opened.client.stop();
             }

@@ -125,11 +125,12 @@ async fn keep(client: Weak<Client>, process: ProcessInfo, mut stopped: oneshot::
     }
 }
 
-/// Takes the opening's row away.
-pub(super) async fn leave(client: &Arc<Client>, process: &ProcessInfo) {
-    let row = Stmt::exec("DELETE FROM openings WHERE process = ?1", vec![(&*process.id).into()]);
+/// Takes the opening's row away, and what else there is to remove with it.
+pub(super) async fn leave(client: &Arc<Client>, process: &ProcessInfo, beside: Option<Stmt>) {
+    let mut statements = vec![Stmt::exec("DELETE FROM openings WHERE process = ?1", vec![(&*process.id).into()])];
+    statements.extend(beside);
     // Who cannot say so is taken for gone after a while.
-    let _unsaid = send::write(client, &[row]).await.is_err();
+    let _unsaid = send::write(client, &statements).await.is_err();
 }
 
 /// An opening, and when it was heard of last.

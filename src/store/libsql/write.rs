@@ -41,6 +41,8 @@ pub(super) use failing;
 pub(super) struct Request {
     pub(super) statements: Vec<Stmt>,
     checks: BTreeSet<usize>,
+    /// Those that remove a few of many rows: how many they were is looked at.
+    pub(super) sweeps: BTreeSet<usize>,
 }
 
 impl Request {
@@ -188,7 +190,7 @@ pub(super) fn forswear(batch: &Batch) -> Stmt {
     )
 }
 
-/// The statements of a decided batch. `process` is the opening that commits it. `told` are batches of this opening whose rows are of no more use.
+/// The statements of a decided batch. `process` is the opening that commits it.
 pub(super) fn request(batch: &Batch, decision: &Decision, before: &Before, process: &str) -> Result<Request, Error> {
     let mut request = Request::default();
     let kept = serde_json::to_string(&Kept::of(&decision.answer, before))?;
@@ -223,26 +225,6 @@ pub(super) fn request(batch: &Batch, decision: &Decision, before: &Before, proce
         ));
     }
     Ok(request)
-}
-
-/// Statements that remove answers which nobody will ask for any more: those of `told`, and now and then what dead openings left.
-pub(super) fn sweep(request: &mut Request, told: &[String], old: bool) -> Result<(), Error> {
-    if !told.is_empty() {
-        request.statements.push(Stmt::exec(
-            "DELETE FROM batches WHERE id IN (SELECT value FROM json_each(?1))",
-            vec![serde_json::to_string(told)?.into()],
-        ));
-    }
-    if old {
-        for sql in [
-            "DELETE FROM batches WHERE id IN (SELECT id FROM (SELECT id, at FROM batches ORDER BY id LIMIT 512) WHERE at < unixepoch() - 86400)",
-            "DELETE FROM tombstones WHERE run_id IN (SELECT run_id FROM tombstones WHERE deleted_at < unixepoch() - 86400 LIMIT 512)",
-            concat!("DELETE FROM locks WHERE expires_ms < ", now_ms!(), " - 86400000"),
-        ] {
-            request.statements.push(Stmt::exec(sql, Vec::new()));
-        }
-    }
-    Ok(())
 }
 
 fn check_rows(request: &mut Request, checks: &Checks, before: &Before) -> Result<(), Error> {

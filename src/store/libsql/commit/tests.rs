@@ -3,6 +3,7 @@
 use super::*;
 use crate::model::{Clock, Entry, Mutation, NewRun, ProcessInfo, RunPart, SystemClock, time};
 use crate::store::libsql::fake::{Fake, Say};
+use crate::store::libsql::hrana::{Arg, BatchResult};
 
 fn creation() -> Batch {
     let mutations = vec![Mutation::Create { run: NewRun::running(), at: time::from_micros(0).unwrap() }];
@@ -77,4 +78,41 @@ async fn a_busy_server_says_nothing_of_a_sending_whose_answer_was_lost() {
     let (unknown, forsworn) = tokio::join!(end(lost_once(), || Say::Error("SQLITE_BUSY")), end(lost_once(), || Say::Row(&[1])));
     assert!(unknown.is_unknown_outcome(), "{unknown}");
     assert!(forsworn.is_retryable() && forsworn.is_never_applied(), "{forsworn}");
+}
+
+/// What is removed of the answers to `told` batches when an opening closes so long after the last of them.
+async fn removed_at_last(told: usize, later: Duration) -> Option<usize> {
+    let server = Fake::start(|_| Say::Row(&[]));
+    let process = ProcessInfo::current(SystemClock.now());
+    let committer = Committer::new(Arc::new(server.client()), LeaseOwner { process, name: "".into() });
+    (0..told).for_each(|_| committer.memory().told.note(creation().id));
+    tokio::time::advance(later).await;
+    let ids = match committer.last()?.args.into_iter().next() {
+        Some(Arg::Text(ids)) => serde_json::from_str::<Vec<String>>(&ids).unwrap(),
+        other => panic!("{other:?}"),
+    };
+    Some(ids.len())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closing_removes_what_no_copy_can_come_for_any_more() {
+    let long = Duration::from_secs(121);
+    assert_eq!(removed_at_last(0, long).await, None);
+    assert_eq!(removed_at_last(511, Duration::from_secs(119)).await, None, "a copy may be on its way");
+    assert_eq!(removed_at_last(511, long).await, Some(511));
+    assert!(removed_at_last(80_000, long).await.unwrap() < 10_000, "who closes waits for it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_looks_for_what_others_left_every_hour() {
+    let mut told = told::Told::default();
+    let mut looks = async |after: u64| {
+        tokio::time::advance(Duration::from_secs(after)).await;
+        let mut request = Request::default();
+        told.sweep(&mut request).unwrap();
+        told.swept(&request, &BatchResult::default());
+        !request.statements.is_empty()
+    };
+    assert!(looks(0).await && !looks(60).await && !looks(3_500).await);
+    assert!(looks(60).await && !looks(60).await);
 }
