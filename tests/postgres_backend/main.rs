@@ -35,6 +35,7 @@ mod doors;
 mod exactly;
 mod faults;
 mod leases;
+mod leftovers;
 mod networks;
 mod oracle;
 mod others;

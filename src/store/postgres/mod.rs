@@ -2,7 +2,7 @@
 //!
 //! - `place`: what URL and options say; `hosts`, `tls`, `x509`, `connection`: how to get there; `schema`: the tables; `sql`: statements; `moved`: when something came last; `rows`: values as columns.
 //! - `commit`: one batch, one transaction; `lock`: what it locks, and reads under that; `at_once`: in one way there and back, on `heads` that are known; `write`:
-//!   what it puts down; `told`: how long answers are kept; `outlive`: what stays of deleted runs.
+//!   what it puts down; `told`: how long answers are kept, and what others left; `outlive`: what stays of deleted runs.
 //! - `ask`: questions, and when they are asked again; `read`, `list`: everything that is asked; `follow`: commits of others; `openings`: who has it open; `verify`.
 //!
 //! # Settings
@@ -60,7 +60,7 @@ mod verify;
 mod write;
 mod x509;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,6 +74,7 @@ use self::connection::{Pool, Sql};
 use self::follow::{Follower, Listening};
 use self::openings::Lock;
 use self::place::Place;
+use self::told::Told;
 use super::engine::Engine;
 use super::pull::{self, Call};
 use super::unsettled::Unsettled;
@@ -82,8 +83,8 @@ use super::{
     StoreError, StoreErrorKind, VerifyReport, Wake,
 };
 use crate::model::{
-    Batch, BatchAnswer, BatchId, Clock, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId,
-    RunPage, RunQuery, RunState, SystemClock, Version,
+    Batch, BatchAnswer, Clock, LastSuccess, LeaseRecord, NodeCoverage, NodeId, NodeState, ProcessInfo, Retained, RunId, RunPage,
+    RunQuery, RunState, SystemClock, Version,
 };
 
 /// The PostgreSQL backend. Nothing is connected before [`initialize`](StateBackend::initialize).
@@ -105,8 +106,7 @@ struct Shared {
     pool: Arc<Pool>,
     process: ProcessInfo,
     follower: Arc<Follower>,
-    /// Batches of this opening whose answers are stored and were told, oldest first.
-    told: Mutex<VecDeque<BatchId>>,
+    told: Mutex<Told>,
     unanswered: Unanswered,
     unsettled: Mutex<Unsettled>,
 }
@@ -227,7 +227,7 @@ async fn open(shared: Arc<Shared>) -> Result<OpenReport, StoreError> {
     let lock = Lock::new(&place.schema);
     if !place.read_only {
         openings::register(&mut conn, process, lock).await?;
-        sweep(&mut conn).await?;
+        told::sweep(&shared, &mut conn).await?;
     }
     if !place.read_only {
         commit::warm_up(&mut conn).await?;
@@ -245,17 +245,6 @@ async fn open(shared: Arc<Shared>) -> Result<OpenReport, StoreError> {
     let listening = Listening::start(pool, lock, process).await?;
     tokio::spawn(Arc::clone(&shared.follower).work(Arc::clone(pool), lock, listening));
     Ok(report)
-}
-
-/// Removes what nobody will ask for any more: answers of openings that are gone, and tombstones.
-async fn sweep(conn: &mut connection::Conn) -> Result<(), StoreError> {
-    for (place, sql) in [
-        ("table batches", "DELETE FROM batches WHERE at < clock_timestamp() - interval '1 day'"),
-        ("table tombstones", "DELETE FROM tombstones WHERE deleted_at < clock_timestamp() - interval '1 day'"),
-    ] {
-        conn.ask(Sql::new(place, sql, Vec::new())).await?;
-    }
-    Ok(())
 }
 
 impl StateBackend for PostgresBackend {
