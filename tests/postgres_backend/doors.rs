@@ -56,6 +56,72 @@ async fn a_host_that_is_not_there_fails_in_time() {
 }
 
 #[tokio::test]
+async fn of_several_hosts_each_says_why_it_is_not_used() {
+    let (_kept, nobody) = nobody();
+    let url = format!("postgres://u:{}@nosuch.invalid,127.0.0.1:{nobody}/db", server::PASSWORD);
+    let error = refusal_of(&BackendOptions::new().database_url(url)).await;
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
+    let error = error.to_string();
+    let told = [
+        "nosuch.invalid:5432: no address for the host's name".to_owned(),
+        format!("; 127.0.0.1:{nobody}: error connecting to server: Connection refused"),
+    ];
+    assert!(told.iter().all(|told| error.contains(told)), "{error}");
+}
+
+/// A server that takes nobody in while it starts, as often as it is asked.
+async fn starting(server: u16, times: usize) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        for time in 0.. {
+            let (mut client, _) = listener.accept().await.unwrap();
+            if time < times {
+                refuse_as_starting(&mut client).await;
+                continue;
+            }
+            tokio::spawn(async move {
+                let mut server = tokio::net::TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                let _ended = tokio::io::copy_bidirectional(&mut client, &mut server).await.is_err();
+            });
+        }
+    });
+    port
+}
+
+async fn refuse_as_starting(client: &mut tokio::net::TcpStream) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let said = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0";
+    let mut word = b"E".to_vec();
+    word.extend(u32::try_from(said.len() + 4).unwrap().to_be_bytes());
+    word.extend(said);
+    let _asked = client.read(&mut [0; 4096]).await.unwrap();
+    client.write_all(&word).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_opening_waits_for_a_server_that_is_starting() {
+    let store = store!();
+    let (_kept, nobody) = nobody();
+    for beside in [None, Some(nobody)] {
+        let port = starting(store.cluster.port, 3).await;
+        let hosts: Vec<u16> = [port].into_iter().chain(beside).collect();
+        let backend = opened(&store.options().database_url(server::url_of_hosts("postgres", &hosts))).await;
+        change(&backend, &format!("of {} hosts", hosts.len()), vec![create(0)]).await;
+        backend.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_goes_on_starting_is_not_waited_for_for_ever() {
+    let port = starting(0, usize::MAX).await;
+    let url = format!("postgres://u:{}@127.0.0.1:{port}/db?sslmode=disable", server::PASSWORD);
+    let error = refusal_of(&BackendOptions::new().database_url(url)).await;
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("is starting up (SQLSTATE 57P03)"), "{error}");
+}
+
+#[tokio::test]
 async fn certificates_are_checked_where_it_is_asked_for() {
     let store = store!();
     let open = async |host: &str, query: &str, ca: Option<std::path::PathBuf>| {

@@ -1,24 +1,22 @@
-//! Connections: how they are made, what is set on each, how statements go down many at a time, and a store of idle ones. How questions are asked over them
-//! stands in `ask`.
+//! Connections: what is set on each, how statements go down many at a time, and a store of idle ones. How a server is reached stands in `reach`, how questions
+//! are asked in `ask`.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
-use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Connection, Error, Notification, Row, SimpleQueryMessage, Socket, Statement};
 
-use super::error::{is_refused, is_without_primary, sql_error};
+use super::error::{is_refused, sql_error};
 use super::heads::KnownHeads;
-use super::hosts;
 use super::moved::Moved;
 use super::place::Place;
 use super::schema;
@@ -84,53 +82,12 @@ fn set_where_known((name, value): (&str, &str)) -> String {
 }
 
 /// A connection's other half: whoever made it drives it.
-type Driver = Connection<Socket, TlsStream>;
+pub(super) type Driver = Connection<Socket, TlsStream>;
 
 impl Conn {
-    /// Tries the hosts, and the addresses of each, until one of them can be used.
-    async fn open(pool: &Pool, attrs: TargetSessionAttrs) -> Result<(Self, Driver), StoreError> {
-        let place = &pool.place;
-        let unavailable = |why: String| {
-            StoreError::not_applied(
-                StoreErrorKind::Unavailable,
-                format!("{}: {why}; check the server and the network", place.name),
-            )
-        };
-        let limit = place.config.get_connect_timeout().copied().unwrap_or_default();
-        let last = pool.reached();
-        let mut failed = None;
-        for at in hosts::order(&place.config, place.targets.len(), last.map(|(at, _)| at)) {
-            let Some(target) = place.targets.get(at) else { continue };
-            let before = last.filter(|(last, _)| *last == at).and_then(|(_, address)| address);
-            let addresses = match hosts::addresses(target, limit, before).await {
-                Ok(addresses) => addresses,
-                Err(why) => {
-                    failed = Some(unavailable(why));
-                    continue;
-                }
-            };
-            for address in addresses {
-                let config = hosts::single(&place.config, attrs, target, address);
-                match tokio::time::timeout(limit, config.connect(pool.tls.clone())).await {
-                    Ok(Ok((client, driver))) => {
-                        pool.keep_reached(at, address);
-                        return Ok((
-                            Self {
-                                client,
-                                statements: HashMap::new(),
-                                place: Arc::clone(place),
-                                driver: None,
-                                moved: Arc::new(Moved::new()),
-                            },
-                            driver,
-                        ));
-                    }
-                    Ok(Err(error)) => failed = Some(sql_error(&place.name, error)),
-                    Err(_) => failed = Some(unavailable(format!("no connection within {} s", limit.as_secs()))),
-                }
-            }
-        }
-        Err(failed.unwrap_or_else(|| unavailable("no host could be reached".to_owned())))
+    /// A connection that was just made.
+    pub(super) fn over(client: Client, place: &Arc<Place>) -> Self {
+        Self { client, statements: HashMap::new(), place: Arc::clone(place), driver: None, moved: Arc::new(Moved::new()) }
     }
 
     /// What comes in time, or an error and the end of the connection.
@@ -296,7 +253,7 @@ async fn in_order<T>(mut futures: Vec<Sent<'_, T>>) -> Vec<T> {
 /// The connections of one opening.
 pub(super) struct Pool {
     pub(super) place: Arc<Place>,
-    tls: MakeTls,
+    pub(super) tls: MakeTls,
     /// None at all once it is closed.
     idle: Mutex<Option<Vec<Conn>>>,
     pub(super) readers: Semaphore,
@@ -308,6 +265,8 @@ pub(super) struct Pool {
     reached: Mutex<Option<(usize, Option<IpAddr>)>>,
     /// Whether one of several hosts could be written to before.
     pub(super) found_primary: AtomicBool,
+    /// Whether one of those that were tried last, in vain, said that it is starting.
+    pub(super) is_starting: AtomicBool,
     /// Which copy of the database it counts in; none before that is known, and where nothing is written.
     origin: tokio::sync::Mutex<Option<String>>,
 }
@@ -324,6 +283,7 @@ impl Pool {
             heads: KnownHeads::default(),
             reached: Mutex::default(),
             found_primary: AtomicBool::new(false),
+            is_starting: AtomicBool::new(false),
             origin: tokio::sync::Mutex::default(),
         })
     }
@@ -357,30 +317,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Reaches a server: of several the one that can be written to. Who only reads takes another one where there was never such a one, as for a role that may
-    /// write nowhere.
-    async fn reach(&self) -> Result<(Conn, Driver), StoreError> {
-        let place = &self.place;
-        let made = Conn::open(self, place.config.get_target_session_attrs()).await;
-        match made {
-            Ok(made) => {
-                self.found_primary.store(true, Ordering::Release);
-                Ok(made)
-            }
-            Err(error) if !place.moves || !is_without_primary(&error) => Err(error),
-            Err(_) if self.found_primary.load(Ordering::Acquire) => Err(StoreError::not_applied(
-                StoreErrorKind::Unavailable,
-                format!(
-                    "{}: none of the hosts that answer can be written to now; see whether one becomes the primary",
-                    place.name
-                ),
-            )),
-            Err(_) if place.read_only => Conn::open(self, TargetSessionAttrs::Any).await,
-            Err(error) => Err(error),
-        }
-    }
-
-    fn reached(&self) -> Option<(usize, Option<IpAddr>)> {
+    pub(super) fn reached(&self) -> Option<(usize, Option<IpAddr>)> {
         *self.reached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -389,7 +326,7 @@ impl Pool {
         *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn keep_reached(&self, at: usize, address: Option<IpAddr>) {
+    pub(super) fn keep_reached(&self, at: usize, address: Option<IpAddr>) {
         *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, address));
     }
 

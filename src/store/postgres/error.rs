@@ -110,7 +110,7 @@ fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// The error in words. The driver prints "db error" and keeps the rest for those who ask.
-fn words(error: &Error) -> String {
+pub(super) fn words(error: &Error) -> String {
     if let Some(db) = error.as_db_error() {
         return format!("{} (SQLSTATE {})", db.message(), db.code().code());
     }
@@ -129,8 +129,14 @@ fn words(error: &Error) -> String {
 
 /// A fault of PostgreSQL at a place; nothing has happened.
 pub(super) fn sql_error(place: impl fmt::Display, error: Error) -> StoreError {
+    let words = format!("{place}: {}", words(&error));
+    sql_error_as(&words, error)
+}
+
+/// The same, in other words.
+pub(super) fn sql_error_as(words: &str, error: Error) -> StoreError {
     let (kind, mend) = classify(&error);
-    let fault = StoreError::not_applied(kind, format!("{place}: {}; {mend}", words(&error)));
+    let fault = StoreError::not_applied(kind, format!("{words}; {mend}"));
     if error.code().is_some_and(is_of_value) { fault.of_one_entry() } else { fault }.with_source(error)
 }
 

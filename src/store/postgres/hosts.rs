@@ -18,6 +18,20 @@ pub(super) struct Target {
     port: u16,
 }
 
+impl Target {
+    /// What people call it; with the address where it has several.
+    pub(super) fn name(&self, address: Option<IpAddr>) -> String {
+        let name = match &self.host {
+            Host::Tcp(name) if name.contains(':') => format!("[{name}]"),
+            Host::Tcp(name) => name.clone(),
+            #[cfg(unix)]
+            Host::Unix(path) => path.display().to_string(),
+        };
+        let address = address.map(|address| format!(" ({address})")).unwrap_or_default();
+        format!("{name}:{}{address}", self.port)
+    }
+}
+
 /// All hosts of a URL, in its order. The error says what does not fit.
 pub(super) fn targets(config: &Config) -> Result<Vec<Target>, &'static str> {
     let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());

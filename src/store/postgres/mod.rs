@@ -1,6 +1,6 @@
 //! PostgreSQL: any number of processes on any number of machines, leases as rows on the server's clock, several batches in flight.
 //!
-//! - `place`: what URL and options say; `hosts`, `tls`, `x509`, `connection`: how to get there; `schema`: the tables; `sql`: statements; `moved`: when something came last; `rows`: values as columns.
+//! - `place`: what URL and options say; `hosts`, `reach`, `tls`, `x509`, `connection`: how to get there; `schema`: the tables; `sql`: statements; `moved`: when something came last; `rows`: values as columns.
 //! - `commit`: one batch, one transaction; `lock`: what it locks, and reads under that; `at_once`: in one way there and back, on `heads` that are known; `write`:
 //!   what it puts down; `told`: how long answers are kept, and what others left; `outlive`: what stays of deleted runs.
 //! - `ask`: questions, and when they are asked again; `read`, `list`: everything that is asked; `follow`: commits of others; `openings`: who has it open; `verify`.
@@ -50,6 +50,7 @@ mod moved;
 mod openings;
 mod outlive;
 mod place;
+mod reach;
 mod read;
 mod rows;
 mod schema;
@@ -185,7 +186,7 @@ async fn open(shared: Arc<Shared>) -> Result<OpenReport, StoreError> {
     let Shared { pool, process, .. } = &*shared;
     let place = &pool.place;
     let mut report = OpenReport::new();
-    let mut conn = pool.connect().await?;
+    let mut conn = pool.connect_first().await?;
     let encoding = conn.show("server_encoding").await?;
     if encoding != "UTF8" {
         return Err(StoreError::not_applied(
