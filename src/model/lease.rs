@@ -91,7 +91,7 @@ pub struct LeaseRecord {
     pub purpose: Option<Arc<str>>,
     /// When it was granted (wall clock, for people).
     pub since: DateTime<Utc>,
-    /// When it expires unless it is renewed (wall clock, for people: expiry itself is decided on monotonic time).
+    /// When it expires unless it is renewed (wall clock, on servers theirs; for people: expiry itself is decided on monotonic time, or by the server).
     pub until: DateTime<Utc>,
     /// How long a renewal lasts, in milliseconds.
     pub ttl_ms: u64,

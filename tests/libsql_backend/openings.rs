@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use seeknal_state::model::{Batch, Entry, FencingToken};
+use seeknal_state::model::{Batch, Clock, Entry, FencingToken, LeaseKey, LeaseMutation, SystemClock};
 use seeknal_state::store::KnownOpenings;
 use seeknal_state::{
     Coordinator, NewRun, NodeId, NodeState, NodeUpdate, RunId, RunQuery, RunUpdate, Snapshot, StateBackend, Version,
@@ -11,6 +11,7 @@ use seeknal_state::{
 };
 use tokio::task::JoinSet;
 
+use super::batches::{applied, at, commit, lock, run_id};
 use super::sqld::Sqld;
 
 async fn open(server: &Sqld) -> Coordinator {
@@ -99,6 +100,29 @@ async fn a_lease_is_held_by_one_opening_at_a_time() {
     held.release().await.unwrap();
     let next = b.acquire_lock("run", Duration::from_secs(10)).await.unwrap().unwrap();
     assert!(next.token() > token);
+}
+
+/// Whoever asks with SQL whether a lock is held need not know how the holder's clock goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn until_is_by_the_servers_clock() {
+    let Some(server) = Sqld::start() else { return };
+    let backend = create_state_backend("database", &server.options()).unwrap();
+    backend.initialize().await.unwrap();
+    let key = LeaseKey { run: run_id("a name"), node: None };
+    // By a clock that stands at 1970.
+    let token = lock(&backend, &key, "ann", 60_000).await.unwrap();
+    let shown = || {
+        let shown = "until = strftime('%Y-%m-%dT%H:%M:%f000Z', expires_ms / 1000.0, 'unixepoch') \
+                     AND unixepoch(until) - unixepoch() BETWEEN 30 AND 90";
+        server.sql(&format!("SELECT count(*) FROM locks WHERE {shown}")).contains(r#""value":"1""#)
+    };
+    assert!(shown(), "{}", server.sql("SELECT * FROM locks"));
+    server.sql("UPDATE locks SET until = '1970-01-01T00:00:00.000000Z'");
+    let leases = vec![LeaseMutation::Renew { key, token, at: at(0), ttl_ms: 60_000 }];
+    applied(commit(&backend, vec![Entry { leases, ..Entry::default() }]).await.outcomes.remove(0));
+    assert!(shown(), "{}", server.sql("SELECT * FROM locks"));
+    let listed = backend.list_leases().await.unwrap().remove(0);
+    assert!(listed.until > Clock::now(&SystemClock), "{listed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

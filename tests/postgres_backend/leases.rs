@@ -206,3 +206,21 @@ async fn leases_that_a_run_takes_along_are_locked_with_the_others() {
     // It came after the end, or before all of it.
     assert!(matches!(first, Outcome::Applied(_) | Outcome::Refused(Refusal::LeaseGone { .. })), "{first:?}");
 }
+
+/// Whoever asks with SQL whether a lock is held need not know how the holder's clock goes.
+#[tokio::test]
+async fn until_is_by_the_servers_clock() {
+    let store = store!();
+    let backend = store.open().await;
+    let key = LeaseKey { run: run_id("a name"), node: None };
+    // By a clock that stands at 1970.
+    let token = lock(&backend, &key, "ann", 60_000).await.unwrap();
+    let shown = || store.sql("SELECT until = expires_at, until - now() BETWEEN interval '30 s' AND interval '90 s' FROM locks");
+    assert_eq!(shown(), "t|t");
+    store.sql("UPDATE locks SET until = '1970-01-01'");
+    let leases = vec![LeaseMutation::Renew { key, token, at: at(0), ttl_ms: 60_000 }];
+    applied(commit(&backend, vec![Entry { leases, ..Entry::default() }]).await.outcomes.remove(0));
+    assert_eq!(shown(), "t|t");
+    let listed = backend.list_leases().await.unwrap().remove(0);
+    assert!(listed.until > seeknal_state::model::Clock::now(&seeknal_state::model::SystemClock), "{listed:?}");
+}

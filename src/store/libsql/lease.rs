@@ -15,6 +15,18 @@ macro_rules! now_ms {
 }
 pub(super) use now_ms;
 
+/// When a lease ends that lasts so many milliseconds from now, for people: what `expires_ms` says, as a stamp.
+macro_rules! until {
+    ($ttl:literal) => {
+        concat!(
+            "strftime('%Y-%m-%dT%H:%M:%f000Z', (CAST(unixepoch('subsec') * 1000 AS INTEGER) + ",
+            $ttl,
+            ") / 1000.0, 'unixepoch')"
+        )
+    };
+}
+pub(super) use until;
+
 /// The columns of a lease, in the order of [`record`].
 macro_rules! record_columns {
     () => {

@@ -4,7 +4,7 @@ use serde_json::Error;
 
 use super::answer::Before;
 use super::hrana::Stmt;
-use super::lease::{column, now_ms, ttl};
+use super::lease::{column, now_ms, ttl, until};
 use super::rows::{JsonRows, Number, row, stamp_text};
 use super::write::{Checks, Request, failing};
 use crate::store::decide::LeaseWrites;
@@ -67,7 +67,6 @@ pub(super) fn leases(request: &mut Request, checks: &Checks, writes: &LeaseWrite
             stamp_text(process.started_at),
             lease.purpose,
             stamp_text(lease.since),
-            stamp_text(lease.until),
             Number(lease.ttl_ms),
             ttl(lease.ttl_ms),
         );
@@ -77,9 +76,11 @@ pub(super) fn leases(request: &mut Request, checks: &Checks, writes: &LeaseWrite
             "INSERT INTO locks (run_id, node_id, token, owner, owner_host, owner_pid, owner_process, owner_started_at, purpose, since, until, \
              ttl_ms, expires_ms) \
              SELECT w.value->>0, w.value->>1, m.token + (w.value->>2), w.value->>3, w.value->>4, w.value->>5, w.value->>6, w.value->>7, \
-             w.value->>8, w.value->>9, w.value->>10, w.value->>11, ",
+             w.value->>8, w.value->>9, ",
+            until!("(w.value->>11)"),
+            ", w.value->>10, ",
             now_ms!(),
-            " + (w.value->>12) FROM json_each(?1) AS w CROSS JOIN meta AS m WHERE m.id = 1 \
+            " + (w.value->>11) FROM json_each(?1) AS w CROSS JOIN meta AS m WHERE m.id = 1 \
              ON CONFLICT (run_id, node_id) DO UPDATE SET token = excluded.token, owner = excluded.owner, owner_host = excluded.owner_host, \
              owner_pid = excluded.owner_pid, owner_process = excluded.owner_process, owner_started_at = excluded.owner_started_at, \
              purpose = excluded.purpose, since = excluded.since, until = excluded.until, ttl_ms = excluded.ttl_ms, \
@@ -89,13 +90,15 @@ pub(super) fn leases(request: &mut Request, checks: &Checks, writes: &LeaseWrite
     );
     let mut list = JsonRows::default();
     for (key, renewed) in &writes.renewed {
-        row!(list, key.run, column(key), renewed.token, stamp_text(renewed.until), Number(renewed.ttl_ms), ttl(renewed.ttl_ms));
+        row!(list, key.run, column(key), renewed.token, Number(renewed.ttl_ms), ttl(renewed.ttl_ms));
     }
     request.exec(
         concat!(
-            "UPDATE locks SET until = w.value->>3, ttl_ms = w.value->>4, expires_ms = ",
+            "UPDATE locks SET until = ",
+            until!("(w.value->>4)"),
+            ", ttl_ms = w.value->>3, expires_ms = ",
             now_ms!(),
-            " + (w.value->>5) FROM json_each(?1) AS w \
+            " + (w.value->>4) FROM json_each(?1) AS w \
              WHERE locks.run_id = w.value->>0 AND locks.node_id = w.value->>1 AND locks.token = w.value->>2"
         ),
         list,

@@ -117,7 +117,7 @@ CREATE TABLE locks (
     owner_started_at timestamptz NOT NULL,
     purpose text,
     since timestamptz NOT NULL,
-    until timestamptz NOT NULL,        -- by the holder's clock, for people
+    until timestamptz NOT NULL,        -- for people: the same as expires_at
     ttl_ms numeric(20) NOT NULL,
     expires_at timestamptz NOT NULL,   -- by the server's clock: this one decides
     PRIMARY KEY (run_id, node_id)

@@ -413,17 +413,15 @@ fn leases<'a>(plan: &mut Vec<Sql<'a>>, leases: &'a LeaseWrites) {
         let runs: Vec<&str> = leases.renewed.keys().map(|key| key.run.as_str()).collect();
         let ids: Vec<&str> = leases.renewed.keys().map(|key| node_column(key.node.as_ref())).collect();
         let tokens: Vec<i64> = leases.renewed.values().map(|renewed| counter(renewed.token.0)).collect();
-        let until: Vec<Stamp> = leases.renewed.values().map(|renewed| stamp(renewed.until)).collect();
         let ttls: Vec<String> = leases.renewed.values().map(|renewed| renewed.ttl_ms.to_string()).collect();
         let lives: Vec<f64> = leases.renewed.values().map(|renewed| seconds(renewed.ttl_ms)).collect();
         plan.push(Sql::new(
             place,
-            "UPDATE locks AS l SET until = k.until, ttl_ms = k.ttl_ms::numeric, \
-             expires_at = clock_timestamp() + make_interval(secs => k.life) \
-             FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::text[], $6::float8[]) \
-             AS k (run_id, node_id, token, until, ttl_ms, life) \
+            "UPDATE locks AS l SET until = k.over, ttl_ms = k.ttl_ms::numeric, expires_at = k.over \
+             FROM (SELECT run_id, node_id, token, ttl_ms, clock_timestamp() + make_interval(secs => life) AS over \
+             FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::float8[]) AS k (run_id, node_id, token, ttl_ms, life)) AS k \
              WHERE l.run_id = k.run_id AND l.node_id = k.node_id AND l.token = k.token",
-            columns![runs, ids, tokens, until, ttls, lives],
+            columns![runs, ids, tokens, ttls, lives],
         ));
     }
     if !leases.granted.is_empty() {
@@ -443,24 +441,23 @@ fn granted<'a>(plan: &mut Vec<Sql<'a>>, granted: Vec<&'a LeaseRecord>) {
     let started: Vec<Stamp> = each().map(|lease| stamp(lease.owner.process.started_at)).collect();
     let purposes: Vec<Text<'_>> = each().map(|lease| lease.purpose.as_deref().map(plain)).collect();
     let since: Vec<Stamp> = each().map(|lease| stamp(lease.since)).collect();
-    let until: Vec<Stamp> = each().map(|lease| stamp(lease.until)).collect();
     let ttls: Vec<String> = each().map(|lease| lease.ttl_ms.to_string()).collect();
     let lives: Vec<f64> = each().map(|lease| seconds(lease.ttl_ms)).collect();
     plan.push(Sql::new(
         "table locks",
         "INSERT INTO locks (run_id, node_id, token, owner, owner_host, owner_pid, owner_process, owner_started_at, purpose, since, until, \
          ttl_ms, expires_at) \
-         SELECT run_id, node_id, token, owner, host, pid, process, started, purpose, since, until, ttl_ms::numeric, \
-         clock_timestamp() + make_interval(secs => life) \
+         SELECT run_id, node_id, token, owner, host, pid, process, started, purpose, since, over, ttl_ms::numeric, over \
+         FROM (SELECT *, clock_timestamp() + make_interval(secs => life) AS over \
          FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::timestamptz[], \
-         $9::text[], $10::timestamptz[], $11::timestamptz[], $12::text[], $13::float8[]) \
-         AS k (run_id, node_id, token, owner, host, pid, process, started, purpose, since, until, ttl_ms, life) \
+         $9::text[], $10::timestamptz[], $11::text[], $12::float8[]) \
+         AS k (run_id, node_id, token, owner, host, pid, process, started, purpose, since, ttl_ms, life)) AS k \
          ON CONFLICT (run_id, node_id) DO UPDATE SET token = excluded.token, owner = excluded.owner, owner_host = excluded.owner_host, \
          owner_pid = excluded.owner_pid, owner_process = excluded.owner_process, owner_started_at = excluded.owner_started_at, \
          purpose = excluded.purpose, since = excluded.since, until = excluded.until, ttl_ms = excluded.ttl_ms, \
          expires_at = excluded.expires_at",
         columns![
-            runs, ids, tokens, owners, hosts, pids, processes, started, purposes, since, until, ttls, lives
+            runs, ids, tokens, owners, hosts, pids, processes, started, purposes, since, ttls, lives
         ],
     ));
 }

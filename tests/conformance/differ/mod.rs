@@ -172,8 +172,9 @@ impl World {
         retained.sort_by(|(a, _), (b, _)| a.cmp(b));
         found.push(format!("{retained:?}"));
         let leases = backend.list_leases().await.unwrap();
+        // `until` is by a server's clock where there is one.
         let mut leases: Vec<String> =
-            leases.iter().map(|lease| format!("{} {} {} {}", lease.key, lease.owner.name, lease.ttl_ms, lease.until)).collect();
+            leases.iter().map(|lease| format!("{} {} {} {}", lease.key, lease.owner.name, lease.ttl_ms, lease.since)).collect();
         leases.sort();
         found.extend(leases);
         for mut run in backend.list_runs(&RunQuery::default()).await.unwrap().runs {
