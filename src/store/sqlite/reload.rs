@@ -10,7 +10,7 @@ use super::{cell, changes, read};
 use crate::model::{NodeId, NodeState, RunId, RunState, Version};
 use crate::store::StoreError;
 
-/// Rows that are read one by one at most; beyond it the run is read as a whole.
+/// Rows with intervals or partitions that are read one by one at most; beyond it the run is read as a whole.
 const MOST: usize = 256;
 
 /// The run as it is now. The caller holds a transaction, and `have` is the run as it was at its version.
@@ -58,12 +58,13 @@ fn noted(conn: &Connection, run: &RunId, changed: BTreeMap<NodeId, Option<NodeSt
 fn searched(conn: &Connection, run: &RunId, since: Version) -> Result<Option<Rows>, StoreError> {
     let place = At::table("node_states").run(run);
     let fail = |error| sql_error(place, error);
+    let covered = read::has_coverage(conn, run)?;
     let sql = concat!("SELECT node_id, ", node_columns!(), " FROM node_states WHERE run_id = ?1 AND version > ?2");
     let mut statement = conn.prepare_cached(sql).map_err(fail)?;
     let mut rows = statement.query(params![run.as_str(), counter(since.0)]).map_err(fail)?;
     let mut nodes = Vec::new();
     while let Some(row) = rows.next().map_err(fail)? {
-        if nodes.len() >= MOST {
+        if covered && nodes.len() >= MOST {
             return Ok(None);
         }
         let fields = Fields::new(row, place);
@@ -71,7 +72,7 @@ fn searched(conn: &Connection, run: &RunId, since: Version) -> Result<Option<Row
         let state = Fields::new(row, place.node(&node)).node(1)?;
         nodes.push((node, state));
     }
-    if read::has_coverage(conn, run)? {
+    if covered {
         for (node, state) in &mut nodes {
             read::fill(conn, run, node, state)?;
         }
