@@ -314,7 +314,6 @@ async fn start(
             closed: AtomicBool::new(false),
             claiming: tokio::sync::watch::Sender::new(0),
             held: super::claims::HeldClaims::default(),
-            stand_ins: super::claims::StandIns::default(),
             ended: tokio::sync::watch::Sender::new(false),
             storage: tokio::sync::Mutex::default(),
             sole,

@@ -251,7 +251,6 @@ impl Follower {
             engine.leases.foreign_commits();
         }
         self.compare(&engine, &news).await?;
-        engine.step_back();
         engine.following.heard(started, at);
         // What the actors read because of the round before is part of it.
         let reloading = Duration::from_micros(engine.context.reloading.swap(0, Ordering::Relaxed));

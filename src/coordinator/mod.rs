@@ -146,8 +146,6 @@ pub(crate) struct Engine {
     claiming: watch::Sender<usize>,
     /// The claims that are held.
     held: claims::HeldClaims,
-    /// The runs that are worked on in the place of a process that is gone.
-    stand_ins: claims::StandIns,
     /// Becomes true when closing has ended, also where it was cut off; then the storage may be open still.
     ended: watch::Sender<bool>,
     storage: tokio::sync::Mutex<closing::Storage>,

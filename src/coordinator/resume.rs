@@ -4,8 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Commit, Coordinator, Transaction};
 use crate::error::Error;
+use crate::lease::pause_on;
 use crate::model::{
-    FencingToken, IntoRunId, LeaseMutation, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary, RunUpdate, Snapshot,
+    FencingToken, IntoRunId, LeaseMutation, LeaseRecord, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary,
+    RunUpdate, Snapshot,
 };
 use crate::store::{OpenProcess, gone};
 
@@ -41,8 +43,8 @@ impl Coordinator {
     /// The running runs whose process is gone, newest first. A process counts as gone if the storage says so: it admits one process at a time, or it knows
     /// who has it open ([`StateBackend::processes`](crate::StateBackend::processes), [`known_openings`](crate::StateBackend::known_openings)). SQLite knows it of
     /// this host; the servers know it of all hosts, and take for gone whom they have not heard of for 30 s (PostgreSQL)
-    /// or a minute (libSQL). Whoever lives and holds a lock or a claim on a run works on it, this process too; and who claims from a run whose process is gone takes its place, until nothing is left in
-    /// the run for him (see [`claim_next`](Self::claim_next)). That a server was away is no sign of that: who was silent for so long is watched, on libSQL for 16 s before he is taken for gone.
+    /// or a minute (libSQL). Whoever lives and holds a lock or a claim on a run works on it, this process too; and so does whoever
+    /// writes to it: where others have the storage open a run is watched for a second before it is named, so that it is not taken for abandoned between two claims. That a server was away is no sign of that: who was silent for so long is watched, on libSQL for 16 s before he is taken for gone.
     ///
     /// # Errors
     /// [`Error::Store`] if storage failed.
@@ -68,8 +70,10 @@ impl Coordinator {
         };
         let mut found: Vec<RunSummary> = running.into_iter().filter(is_left).collect();
         if !found.is_empty() {
-            // In between its process may have ended a run in order, and itself after it; or somebody came who works on it.
-            let worker_of = |run: &RunSummary| run.header.worker.as_ref().map(|worker| worker.id.clone());
+            if gone::others_live(&engine.process, &processes) {
+                let _is_kept = pause_on(&engine.runtime, gone::WATCHED).await;
+            }
+            // In between its process may have ended a run in order, and itself after it; or somebody works on it.
             let now: HashMap<RunId, RunSummary> =
                 self.running_runs().await?.into_iter().map(|run| (run.run_id.clone(), run)).collect();
             let known: HashSet<FencingToken> = leases.iter().map(|lease| lease.token).collect();
@@ -78,7 +82,7 @@ impl Coordinator {
             found = found
                 .into_iter()
                 .filter(|run| !new.contains(&run.run_id))
-                .filter_map(|run| now.get(&run.run_id).filter(|still| worker_of(still) == worker_of(&run)).cloned())
+                .filter_map(|run| now.get(&run.run_id).filter(|still| still.version == run.version).cloned())
                 .collect();
         }
         Ok(found.into_iter().map(|summary| AbandonedRun { worker: summary.header.worker.clone(), summary }).collect())
@@ -102,7 +106,7 @@ impl Coordinator {
     }
 
     /// Takes over a run whose process is gone: from now on this process is its worker, and the locks that dead processes held on the run and
-    /// its nodes are free, both in one commit. A run to which this process came by a claim only is its own from now on, and is not given back when the work is done.
+    /// its nodes are free, both in one commit. Where others have the storage open it is watched for a second first: whoever writes to it meanwhile works on it.
     /// Whoever knows better than storage takes a run by [`update_run`](Self::update_run) with [`RunUpdate::running`], whoever works on it. Its nodes stay as they are: what was running was not finished, and is the caller's to start again.
     ///
     /// ```
@@ -127,7 +131,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// [`Error::RunInUse`] if its process lives (or cannot be known to be gone), or another one does that holds a lock or a claim on it; [`Error::RunNotFound`], [`Error::Conflict`] if the run is not running any
-    /// more or another one was faster.
+    /// more, was written to meanwhile, or another one was faster.
     ///
     /// # Cancel safety
     /// Dropped before it was sent it changes nothing; after, the run is taken over and its locks are free, or neither.
@@ -150,9 +154,13 @@ impl Coordinator {
             if let Some(worker) = user {
                 return Err(Error::RunInUse { run, worker });
             }
-            // One that is over by then is none to be missed.
-            let locks =
-                leases.iter().filter(|lease| others().any(|dead| lease.key.run == run && lease.owner.process.id == dead.id));
+            if gone::others_live(&self.engine().process, &processes) {
+                // What is written meanwhile makes the commit a conflict.
+                let _is_kept = pause_on(&self.engine().runtime, gone::WATCHED).await;
+            }
+            // All of them are of the dead. One that is over by then is none to be missed.
+            let dead = |lease: &&LeaseRecord| lease.key.run == run && lease.owner.process.id != self.engine().process.id;
+            let locks = leases.iter().filter(dead);
             let locks = locks.map(|lease| LeaseMutation::Release { key: lease.key.clone(), token: lease.token }).collect();
             let mut tx: Transaction = self.transaction();
             tx.expect_version(&run, snapshot.version());
@@ -162,10 +170,7 @@ impl Coordinator {
             commit = Some(tx.commit().await?);
             // Who waits here for one of them looks again.
             self.engine().leases.foreign_commits();
-        } else if snapshot.header().status == RunStatus::Running {
-            // Also where it only stands in for somebody: from now on it is its own.
-            self.engine().stand_ins.taken(&run);
-        } else {
+        } else if snapshot.header().status != RunStatus::Running {
             // It does not run, as far as is seen here. If somebody made it run since, that one is not robbed of it.
             let mut tx: Transaction = self.transaction();
             tx.expect_version(&run, snapshot.version());

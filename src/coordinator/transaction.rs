@@ -67,20 +67,12 @@ impl Transaction {
 
     /// Creates a run; the transaction is refused if it is there.
     pub fn create_run(&mut self, run: impl IntoRunId, new: NewRun) -> &mut Self {
-        self.add(|state| {
-            let run = run.into_run_id()?;
-            let mutation = state.creation(&run, new);
-            Ok((run, mutation))
-        })
+        self.add(|state| Ok((run.into_run_id()?, state.creation(new))))
     }
 
     /// Changes a run's header.
     pub fn update_run(&mut self, run: impl IntoRunId, update: RunUpdate) -> &mut Self {
-        self.add(|state| {
-            let run = run.into_run_id()?;
-            let mutation = state.header_change(&run, update);
-            Ok((run, mutation))
-        })
+        self.add(|state| Ok((run.into_run_id()?, state.header_change(update))))
     }
 
     /// Deletes a run. It must be the last step on that run; what the steps before it complete or take out counts for the coverage that is kept.

@@ -52,7 +52,7 @@ impl Coordinator {
     /// Dropped before it was sent it changes nothing; after, the run is created or not.
     pub async fn create_run(&self, run: impl IntoRunId, new: NewRun) -> Result<Commit, Error> {
         let run = run.into_run_id()?;
-        let mutation = self.creation(&run, new);
+        let mutation = self.creation(new);
         self.write(run, mutation).await
     }
 
@@ -84,9 +84,8 @@ impl Coordinator {
     /// # Cancel safety
     /// Dropped before it was sent it changes nothing; after, it happens or not.
     pub async fn update_run(&self, run: impl IntoRunId, update: RunUpdate) -> Result<Commit, Error> {
-        let run = run.into_run_id()?;
-        let mutation = self.header_change(&run, update);
-        self.write(run, mutation).await
+        let mutation = self.header_change(update);
+        self.write(run.into_run_id()?, mutation).await
     }
 
     /// Deletes a run and frees its locks.
@@ -230,8 +229,7 @@ impl Coordinator {
         self.update_run(run, RunUpdate::new().metadata(key, value)).await
     }
 
-    pub(super) fn creation(&self, run: &RunId, mut new: NewRun) -> Mutation {
-        self.engine().stand_ins.forget(run);
+    pub(super) fn creation(&self, mut new: NewRun) -> Mutation {
         if new.status == RunStatus::Running && new.worker.is_none() {
             new.worker = Some(self.engine().process.clone());
         }
@@ -243,9 +241,8 @@ impl Coordinator {
         Mutation::Create { run: new, at }
     }
 
-    pub(super) fn header_change(&self, run: &RunId, mut update: RunUpdate) -> Mutation {
+    pub(super) fn header_change(&self, mut update: RunUpdate) -> Mutation {
         if update.status == Some(RunStatus::Running) && update.worker.is_keep() {
-            self.engine().stand_ins.taken(run);
             update.worker = crate::model::Change::Set(self.engine().process.clone());
         }
         Mutation::Update { update, at: UNSTAMPED }

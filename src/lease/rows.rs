@@ -10,7 +10,7 @@ use ractor::{ActorRef, MessagingErr};
 use crate::model::{
     Clock, Entry, FencingToken, LeaseKey, LeaseMutation, LeaseOwner, ProcessInfo, Receipt, Refusal, RunId, SystemClock,
 };
-use crate::store::{StateBackend, StoreError, StoreErrorKind};
+use crate::store::{StateBackend, StoreError, StoreErrorKind, load_panicked, surviving};
 
 use super::actor::{Message, Reply};
 use super::error::{LeaseError, LostReason};
@@ -155,25 +155,29 @@ pub(super) fn look(context: &Arc<Context>, manager: &ActorRef<Message>) {
     });
 }
 
-/// Finds out why leases on a run, which seem to be gone, may be: for the words alone, so that it does not take long.
-pub(super) fn ask_why(
-    context: &Arc<Context>,
-    manager: &ActorRef<Message>,
-    run: RunId,
-    was_there: bool,
-    tokens: Vec<FencingToken>,
-) {
+/// Leases on a run that seem to be gone.
+pub(super) struct Doubt {
+    pub(super) run: RunId,
+    /// Whether the run was there when they were granted.
+    pub(super) was_there: bool,
+    pub(super) tokens: Vec<FencingToken>,
+}
+
+/// Finds out why leases may be gone: for the words alone, so that it does not take long, and one run after another.
+pub(super) fn ask_why(context: &Arc<Context>, manager: &ActorRef<Message>, doubts: Vec<Doubt>) {
     let (context, manager) = (Arc::clone(context), manager.clone());
-    let asked = tokio::spawn(async move { context.backend.load_run(&run).await });
     tokio::spawn(async move {
-        let found = tokio::time::timeout(ASKED_WITHIN, asked).await.map(answered);
-        let ended = match found {
-            Ok(Ok(Some(run))) => run.header().status.is_ended(),
-            Ok(Ok(None)) => was_there,
-            Ok(Err(_)) | Err(_) => false,
-        };
-        let why = if ended { LostReason::RunEnded } else { LostReason::Forced };
-        let _manager_gone = manager.send_message(Message::Doubted { tokens, why });
+        let until = tokio::time::Instant::now() + ASKED_WITHIN;
+        for Doubt { run, was_there, tokens } in doubts {
+            let load = surviving(context.backend.load_run(&run), || load_panicked(&run));
+            let ended = match tokio::time::timeout_at(until, load).await {
+                Ok(Ok(Some(run))) => run.header().status.is_ended(),
+                Ok(Ok(None)) => was_there,
+                Ok(Err(_)) | Err(_) => false,
+            };
+            let why = if ended { LostReason::RunEnded } else { LostReason::Forced };
+            let _manager_gone = manager.send_message(Message::Doubted { tokens, why });
+        }
     });
 }
 

@@ -211,11 +211,7 @@ fn update_run(header: &mut RunHeader, update: &RunUpdate, at: DateTime<Utc>) {
     }
     update.started_at.apply_to(&mut header.started_at);
     update.finished_at.apply_to(&mut header.finished_at);
-    let is_his =
-        |before: &Arc<str>| !header.status.is_ended() && header.worker.as_ref().is_some_and(|worker| worker.id == *before);
-    if update.after.as_ref().is_none_or(is_his) {
-        update.worker.apply_to(&mut header.worker);
-    }
+    update.worker.apply_to(&mut header.worker);
     note(&mut header.metadata, &update.metadata);
 }
 

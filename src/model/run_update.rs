@@ -84,9 +84,6 @@ pub struct RunUpdate {
     pub(crate) finished_at: Change<DateTime<Utc>>,
     #[serde(skip_serializing_if = "Change::is_keep")]
     pub(crate) worker: Change<ProcessInfo>,
-    /// Whose place that one takes, by his id: if it is somebody else's by then, or the run has ended, the worker is kept.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) after: Option<Arc<str>>,
     #[serde(skip_serializing_if = "Vec::is_empty", with = "notes")]
     pub(crate) metadata: NoteChanges,
 }
@@ -120,13 +117,6 @@ impl RunUpdate {
     /// Moves to `cancelled`.
     pub fn cancelled() -> Self {
         Self::status(RunStatus::Cancelled)
-    }
-
-    /// Makes somebody the run's worker in the place of another one, as long as that is who it says.
-    pub(crate) fn worker_after(mut self, before: &ProcessInfo, next: ProcessInfo) -> Self {
-        self.worker = Change::Set(next);
-        self.after = Some(Arc::clone(&before.id));
-        self
     }
 
     /// When it started. Cut to whole microseconds.

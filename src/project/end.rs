@@ -131,6 +131,10 @@ async fn refuse_used(backend: &dyn StateBackend, plan: &Plan, force: bool) -> Re
         };
         return Err(conflict(run, format_args!("{why}, then add --force")));
     }
+    if gone::others_live(&me(backend), &processes) {
+        // Who works on it by claims: what he writes meanwhile is not what was looked at, and what he holds is found.
+        tokio::time::sleep(gone::WATCHED).await;
+    }
     let leases = backend.list_leases().await?;
     if let Some(lease) = leases.iter().find(|lease| lease.key.run == *run) {
         let why = format!(
@@ -210,7 +214,10 @@ pub async fn abandoned(backend: &dyn StateBackend, runs: &[RunSummary]) -> BTree
     let is_left = |run: &&RunSummary| gone::is_left(backend, &me, &run.run_id, run.header.worker.as_ref(), &leases, &processes);
     let gone: Vec<&RunSummary> = working().filter(is_left).collect();
     let ids: Vec<RunId> = gone.iter().map(|run| run.run_id.clone()).collect();
-    // In between its process may have ended it in order, and itself after that.
+    if !ids.is_empty() && gone::others_live(&me, &processes) {
+        tokio::time::sleep(gone::WATCHED).await;
+    }
+    // In between its process may have ended it in order, and itself after that; or somebody works on it by claims.
     let Ok(versions) = backend.run_versions(&ids).await else { return BTreeSet::new() };
     gone.into_iter().zip(versions).filter(|(run, now)| *now == Some(run.version)).map(|(run, _)| run.run_id.clone()).collect()
 }

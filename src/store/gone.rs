@@ -1,6 +1,7 @@
 //! Whether the process that works on a run is gone.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::{KnownOpenings, LeaseStore, OpenProcess, StateBackend, StoreError};
 use crate::model::{LeaseRecord, ProcessInfo, RunId};
@@ -35,6 +36,14 @@ pub(crate) fn is_left(
     processes: &[OpenProcess],
 ) -> bool {
     is_gone(backend, me, worker, processes) && holders(leases, run).all(|holder| is_gone(backend, me, Some(holder), processes))
+}
+
+/// So long a run is watched that nobody seems to work on, where somebody might: who works by claims writes to it, or holds one of its nodes, more often.
+pub(crate) const WATCHED: Duration = Duration::from_secs(1);
+
+/// Whether anybody has the storage open who may work on a run by claims although its worker is gone: not `me`, and not who is gone.
+pub(crate) fn others_live(me: &ProcessInfo, processes: &[OpenProcess]) -> bool {
+    processes.iter().any(|open| open.process.id != me.id && open.alive != Some(false))
 }
 
 /// Whether the storage says that a run's worker is gone. `me` is this process; `processes` must have been asked for after the run was read: who works

@@ -101,7 +101,7 @@ async fn a_run_that_somebody_else_has_locked_is_not_ended() {
     assert_eq!(run(dir.path(), "state end r").0, 0);
 }
 
-/// Who claims from a run works on it, also between two claims, when the process that planned it is gone.
+/// Who claims from a run works on it, when the process that planned it is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_is_worked_on_by_claims_is_not_ended() {
     let dir = left("database").await;
@@ -110,21 +110,19 @@ async fn a_run_that_is_worked_on_by_claims_is_not_ended() {
         worker.set_node_state("r", node, NodeUpdate::pending()).await.unwrap();
     }
     assert_eq!(json(dir.path(), "state runs")[0]["abandoned"], true, "nobody works on it yet");
-    let refused = |flag: &str| {
+    let claim = worker.claim_node("r", "one", "w", Duration::from_secs(60)).await.unwrap().unwrap();
+    for flag in ["", " --force"] {
         let (code, _, err) = run(dir.path(), &format!("state end r{flag}"));
         assert!(code == 4 && err.contains(&format!("pid {}", std::process::id())), "{code} {err}");
         assert_eq!(json(dir.path(), "state runs")[0]["abandoned"], false);
         assert_eq!(json(dir.path(), "state show r")["abandoned"], false);
-    };
-    let claim = worker.claim_node("r", "one", "w", Duration::from_secs(60)).await.unwrap().unwrap();
-    refused("");
-    claim.complete(NodeUpdate::success()).await.unwrap();
-    refused("");
-    refused(" --force");
+    }
     assert_runs(dir.path());
-    worker.close().await.unwrap();
+    claim.complete(NodeUpdate::success()).await.unwrap();
+    // He lives on, and has nothing to do with it any more.
     assert_eq!(json(dir.path(), "state runs")[0]["abandoned"], true);
     assert_eq!(run(dir.path(), "state end r").0, 0);
+    worker.close().await.unwrap();
 }
 
 /// Who locked it works on it.

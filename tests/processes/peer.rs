@@ -164,15 +164,11 @@ async fn obey(state: &Coordinator, held: &mut Option<Lease>, words: &[&str]) -> 
             tx.commit().await.unwrap();
             "planned".to_owned()
         }
-        // Claims so many nodes, one after another, with a pause between them.
-        ["work", run, count] => {
-            for _ in 0..number(count) {
-                let next = state.claim_next(*run, ClaimFilter::new().wait(PATIENCE)).await.unwrap();
-                next.claimed().unwrap().complete(NodeUpdate::success()).await.unwrap();
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                say(WORKS);
-            }
-            "worked".to_owned()
+        // Claims a node, and works on it until it is killed.
+        ["hold", run] => {
+            let next = state.claim_next(*run, ClaimFilter::new().wait(PATIENCE)).await.unwrap();
+            std::mem::forget(next);
+            "held".to_owned()
         }
         // Writes a node if the run is at this version.
         ["guarded", run, node, version, row] => {

@@ -27,15 +27,6 @@ pub(in crate::coordinator) struct Boards {
     count: AtomicUsize,
 }
 
-/// How a run is worked on here.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Used {
-    /// When somebody asked for work last.
-    pub(super) asked: Instant,
-    /// Whether there is none for anybody who asked.
-    pub(super) is_drained: bool,
-}
-
 /// The board of one run.
 #[derive(Debug)]
 pub(super) struct Board {
@@ -146,19 +137,6 @@ impl Boards {
                 board.news.notify_waiters();
             }
         }
-    }
-
-    /// How the boards of a run are used, if it has any.
-    pub(super) fn use_of(&self, run: &RunId) -> Option<Used> {
-        let boards = self.runs.get(run).map(|boards| boards.value().clone())?;
-        let used = |board: &Arc<Board>| {
-            let inner = board.lock();
-            Used { asked: inner.asked, is_drained: inner.ready.drained().is_some() }
-        };
-        boards
-            .iter()
-            .map(used)
-            .reduce(|one, other| Used { asked: one.asked.max(other.asked), is_drained: one.is_drained && other.is_drained })
     }
 
     /// Wakes everybody: all is closing.

@@ -138,10 +138,6 @@ impl HeldClaims {
         self.with(|all| all.remove(&held.lease.token()));
     }
 
-    pub(super) fn any_of(&self, run: &RunId) -> bool {
-        self.with(|all| all.values().filter_map(Weak::upgrade).any(|held| held.run == *run && !held.is_ended()))
-    }
-
     /// Nobody gives them back any more.
     pub(in crate::coordinator) fn forget(&self) {
         self.with(HashMap::clear);

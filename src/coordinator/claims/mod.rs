@@ -8,7 +8,6 @@ mod end;
 mod filter;
 mod guard;
 mod look;
-mod stand_in;
 mod take;
 
 use std::sync::Arc;
@@ -20,7 +19,6 @@ pub(super) use self::board::Boards;
 pub(super) use self::end::HeldClaims;
 pub use self::filter::ClaimFilter;
 pub use self::guard::Claim;
-pub(super) use self::stand_in::StandIns;
 
 use self::take::{Tried, Want, terms};
 use super::write::ids;
@@ -143,7 +141,6 @@ impl Coordinator {
                 seen,
                 taking,
                 guards: Vec::new(),
-                stands_in_for: engine.to_stand_in_for(&snapshot).await,
                 owner: Arc::clone(&owner),
                 ttl,
                 hasty: false,
@@ -187,11 +184,6 @@ impl Coordinator {
     /// to a run later starts its workers after that. So create a run and its nodes in one transaction.
     ///
     /// A run that is pending is worked on as one that runs, and stays pending: its status is its orchestrator's.
-    ///
-    /// If the run's worker (`RunHeader::worker`, the process that set it running) is gone, this process takes its place with the claim, in the same commit, as
-    /// it does with [`claim_node`](Self::claim_node): nobody takes the run for [abandoned](Self::abandoned_runs) between two claims. Whether the worker lives is asked once a second at most. The place is given back (the
-    /// run has the worker again that is gone) when there is no more work here, or when nobody of this process held or asked for any for 30 s; unless this process took the run by name
-    /// ([`resume_run`](Self::resume_run), [`update_run`](Self::update_run) to running).
     ///
     /// Without [`ClaimFilter::wait`], or when it is over, it answers at once, after at most 32 tries of nodes that turn out to be others': there may be more that
     /// are ready then. Who asks in a loop sets a wait, or pauses by itself.
@@ -290,8 +282,7 @@ impl Coordinator {
             {
                 // What is told meanwhile is for those who wait: not for him who is busy with a claim.
                 news.set(board.news());
-                let mut want = Self::want(&snapshot, &picked, &owner, ttl, &filter.wish.done);
-                want.stands_in_for = engine.to_stand_in_for(&snapshot).await;
+                let want = Self::want(&snapshot, &picked, &owner, ttl, &filter.wish.done);
                 let began = Instant::now();
                 let tried = self.try_claim(want).await?;
                 let has_run_ended = matches!(tried, Tried::RunEnded(_));
@@ -389,8 +380,6 @@ impl Coordinator {
                 seen: Arc::new(seen.clone()),
                 taking: Taking::TakeOver,
                 guards: Vec::new(),
-                // Who only looks on works on nothing.
-                stands_in_for: None,
                 run_status: snapshot.header().status.clone(),
                 owner: self.default_owner(),
                 ttl: engine.limits.lease_ttl,

@@ -12,12 +12,12 @@ use super::board::Picked;
 use super::end::Tries;
 use super::guard::Granted;
 use super::{Claim, Coordinator, Engine};
-use crate::coordinator::write::{UNSTAMPED, node_change};
+use crate::coordinator::write::node_change;
 use crate::error::Error;
 use crate::lease::{LeaseError, LockOptions, Place, pause_on};
 use crate::model::{
-    Fence, Guard, InputError, LeaseKey, LeaseRecord, Mutation, NodeId, NodeState, NodeStatus, NodeUpdate, Pick, ProcessInfo,
-    Refusal, RunId, RunStatus, RunUpdate, Snapshot, Taking, Version, updated,
+    Fence, Guard, InputError, LeaseKey, LeaseRecord, NodeId, NodeState, NodeStatus, NodeUpdate, Pick, Refusal, RunId, RunStatus,
+    Snapshot, Taking, Version, updated,
 };
 use crate::run::Op;
 use crate::store::StoreErrorKind;
@@ -36,8 +36,6 @@ pub(super) struct Want {
     pub(super) taking: Taking,
     /// What must hold when it commits, besides that.
     pub(super) guards: Vec<Guard>,
-    /// The run's worker, who is gone: this process takes his place.
-    pub(super) stands_in_for: Option<ProcessInfo>,
     pub(super) run_status: RunStatus,
     pub(super) owner: Arc<str>,
     pub(super) ttl: Duration,
@@ -113,7 +111,6 @@ impl Coordinator {
             seen,
             taking,
             guards,
-            stands_in_for: None,
             run_status: snapshot.header().status.clone(),
             owner: Arc::clone(owner),
             ttl,
@@ -141,7 +138,7 @@ impl Engine {
         if engine.is_closed() {
             return Err(Error::Closed);
         }
-        let Want { run, node, seen, taking, guards: more, stands_in_for, run_status, owner, ttl, hasty } = want;
+        let Want { run, node, seen, taking, guards: more, run_status, owner, ttl, hasty } = want;
         let key = LeaseKey::node(run.clone(), node.clone());
         let Some(place) = engine.leases.reserve(key.clone(), terms(&owner, ttl)?).await? else {
             return Ok(Tried::Taken);
@@ -156,14 +153,8 @@ impl Engine {
         };
         let mut guards = vec![Guard::RunStatus(open.clone()), Guard::NodeVersion { node: node.clone(), version: seen.version }];
         guards.extend(more);
-        let mut mutations = vec![node_change(node.clone(), update.clone())];
-        if let Some(before) = stands_in_for.filter(|before| !given_up && engine.stand_ins.add(&run, before)) {
-            tracing::info!(%run, worker = %before, "the worker of a run is gone; who claims from it stands in for it");
-            let update = RunUpdate::new().worker_after(&before, engine.process.clone());
-            mutations.push(Mutation::Update { update, at: UNSTAMPED });
-        }
         let mut op = Op {
-            mutations,
+            mutations: vec![node_change(node.clone(), update.clone())],
             guards,
             fences: under.to_vec(),
             leases: place.grant().into_iter().collect(),

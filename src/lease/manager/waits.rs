@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::lease::error::LostReason;
-use crate::lease::rows;
+use crate::lease::rows::{self, Doubt};
 use crate::lease::table::Ticket;
 use crate::model::{FencingToken, LeaseRecord, RunId};
 use crate::store::StoreError;
@@ -105,8 +105,15 @@ impl Manager {
         let Store::Rows { waits, .. } = &mut self.store else { return };
         waits.under_way = false;
         let held = std::mem::take(&mut waits.held);
-        if let Ok(found) = &found {
-            self.doubt(held, found);
+        match &found {
+            Ok(found) => self.doubt(held, found),
+            Err(_) if !held.is_empty() => {
+                let again = self.now().saturating_add(HELD);
+                if let Store::Rows { waits, .. } = &mut self.store {
+                    waits.held_due.get_or_insert(again);
+                }
+            }
+            Err(_) => {}
         }
         let Store::Rows { waits, .. } = &mut self.store else { return };
         for ticket in std::mem::take(&mut waits.due) {
@@ -135,8 +142,9 @@ impl Manager {
                 doubted.entry((grant.key.run.clone(), *in_run)).or_default().push(token);
             }
         }
-        for ((run, was_there), tokens) in doubted {
-            rows::ask_why(&self.context, &self.myself, run, was_there, tokens);
+        if !doubted.is_empty() {
+            let doubts = doubted.into_iter().map(|((run, was_there), tokens)| Doubt { run, was_there, tokens }).collect();
+            rows::ask_why(&self.context, &self.myself, doubts);
         }
     }
 
