@@ -77,7 +77,8 @@ pub(super) async fn run(settings: &Settings, options: &RunsArgs, out: &mut Outpu
                 return Err(error.into());
             }
         };
-        let abandoned = end::abandoned(&*backend, &page.runs).await;
+        // The newest are watched: a list of many pages would take as many seconds.
+        let abandoned = end::abandoned(&*backend, &page.runs, query.after.is_none()).await;
         for run in &page.runs {
             printer.push(&Row::of(run, abandoned.contains(&run.run_id)))?;
         }

@@ -121,7 +121,7 @@ pub(super) async fn run(settings: &Settings, run: &RunId, out: &mut Output) -> R
     let found = backend.load_run(run).await?;
     let location = backend.location();
     let summary = found.as_ref().map(RunSummary::of);
-    let abandoned = !end::abandoned(&*backend, summary.as_slice()).await.is_empty();
+    let abandoned = !end::abandoned(&*backend, summary.as_slice(), true).await.is_empty();
     backend.close().await?;
     let (Some(state), Some(summary)) = (found, summary) else {
         let message = format!("{location} has no run {run:?}; `seeknal state runs --all` lists them");

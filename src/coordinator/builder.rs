@@ -314,6 +314,7 @@ async fn start(
             closed: AtomicBool::new(false),
             claiming: tokio::sync::watch::Sender::new(0),
             held: super::claims::HeldClaims::default(),
+            watched: super::resume::Watched::default(),
             ended: tokio::sync::watch::Sender::new(false),
             storage: tokio::sync::Mutex::default(),
             sole,

@@ -130,6 +130,8 @@ pub(crate) struct Engine {
     pub(crate) events: Arc<Events>,
     /// How it stands with what other processes commit.
     pub(crate) following: Arc<Following>,
+    /// The runs that were named as abandoned last, and when they had been watched.
+    watched: resume::Watched,
     pub(crate) limits: Limits,
     pub(crate) report: OpenReport,
     /// Held for writing while several runs are published as one; see `Coordinator::snapshots`.

@@ -457,15 +457,16 @@ impl Engine {
     }
 
     /// What the clock says, and the stamp of a new run: later than that of every run that this coordinator found when it was opened, or made since, so
-    /// that these order as they were made. A stamp that lies further ahead than any zone is of a moment in which the clock was wrong: behind it nobody goes.
+    /// that these order as they were made. A stamp that lies further ahead than any zone is of a moment in which the clock was wrong, or this one is: behind it nobody goes.
     pub(super) fn next_creation_stamp(&self) -> (DateTime<Utc>, DateTime<Utc>) {
         use std::sync::atomic::Ordering;
         let now = crate::model::time::micros(self.context.clock.now());
         let furthest = now.saturating_add(FURTHEST_ZONE.num_microseconds().unwrap_or(0));
-        let next = |last: i64| if last > furthest { now } else { now.max(last.saturating_add(1)) };
+        let is_astray = |last: i64| last > furthest;
+        let next = |last: i64| if is_astray(last) { last } else { now.max(last.saturating_add(1)) };
         let previous =
             self.last_creation.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(next(last))).unwrap_or(now);
-        let stamp = next(previous);
+        let stamp = if is_astray(previous) { now } else { next(previous) };
         (crate::model::time::nearest(now), crate::model::time::nearest(stamp))
     }
 }

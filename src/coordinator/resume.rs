@@ -1,13 +1,15 @@
 //! Runs whose process is gone, and how another one takes them over.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::{Commit, Coordinator, Transaction};
 use crate::error::Error;
 use crate::lease::pause_on;
 use crate::model::{
     FencingToken, IntoRunId, LeaseMutation, LeaseRecord, ProcessInfo, RunFilter, RunId, RunQuery, RunStatus, RunSummary,
-    RunUpdate, Snapshot,
+    RunUpdate, Snapshot, Version,
 };
 use crate::store::{OpenProcess, gone};
 
@@ -36,6 +38,25 @@ impl std::ops::Deref for Resumed {
 
     fn deref(&self) -> &Snapshot {
         &self.snapshot
+    }
+}
+
+/// So long a run need not be watched again that was named as abandoned.
+const KNOWN_FOR: Duration = Duration::from_secs(10);
+
+/// Runs that were watched, at which version, so that who takes over what was named to him does not wait once more for each.
+#[derive(Debug, Default)]
+pub(super) struct Watched(Mutex<Option<(Instant, HashMap<RunId, Version>)>>);
+
+impl Watched {
+    fn note(&self, runs: &[RunSummary]) {
+        let runs = runs.iter().map(|run| (run.run_id.clone(), run.version)).collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), runs));
+    }
+
+    fn knows(&self, run: &RunId, version: Version) -> bool {
+        let watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.as_ref().is_some_and(|(at, runs)| at.elapsed() < KNOWN_FOR && runs.get(run) == Some(&version))
     }
 }
 
@@ -70,7 +91,8 @@ impl Coordinator {
         };
         let mut found: Vec<RunSummary> = running.into_iter().filter(is_left).collect();
         if !found.is_empty() {
-            if gone::others_live(&engine.process, &processes) {
+            let here = |run: &RunSummary| engine.directory.boards.has(&run.run_id);
+            if gone::others_live(&engine.process, &processes) || found.iter().any(here) {
                 let _is_kept = pause_on(&engine.runtime, gone::WATCHED).await;
             }
             // In between its process may have ended a run in order, and itself after it; or somebody works on it.
@@ -85,6 +107,7 @@ impl Coordinator {
                 .filter_map(|run| now.get(&run.run_id).filter(|still| still.version == run.version).cloned())
                 .collect();
         }
+        engine.watched.note(&found);
         Ok(found.into_iter().map(|summary| AbandonedRun { worker: summary.header.worker.clone(), summary }).collect())
     }
 
@@ -106,7 +129,8 @@ impl Coordinator {
     }
 
     /// Takes over a run whose process is gone: from now on this process is its worker, and the locks that dead processes held on the run and
-    /// its nodes are free, both in one commit. Where others have the storage open it is watched for a second first: whoever writes to it meanwhile works on it.
+    /// its nodes are free, both in one commit. Where others have the storage open it is watched for a second first, unless
+    /// [`abandoned_runs`](Self::abandoned_runs) has just done so: whoever writes to it meanwhile works on it.
     /// Whoever knows better than storage takes a run by [`update_run`](Self::update_run) with [`RunUpdate::running`], whoever works on it. Its nodes stay as they are: what was running was not finished, and is the caller's to start again.
     ///
     /// ```
@@ -154,9 +178,18 @@ impl Coordinator {
             if let Some(worker) = user {
                 return Err(Error::RunInUse { run, worker });
             }
-            if gone::others_live(&self.engine().process, &processes) {
+            let is_watched = self.engine().watched.knows(&run, snapshot.version());
+            if !is_watched && gone::others_live(&self.engine().process, &processes) {
                 // What is written meanwhile makes the commit a conflict.
                 let _is_kept = pause_on(&self.engine().runtime, gone::WATCHED).await;
+                // A lock moves no version.
+                let known: HashSet<FencingToken> = leases.iter().map(|lease| lease.token).collect();
+                let is_new = |lease: &LeaseRecord| {
+                    lease.key.run == run && lease.owner.process.id != self.engine().process.id && !known.contains(&lease.token)
+                };
+                if let Some(lease) = self.list_locks().await?.into_iter().find(is_new) {
+                    return Err(Error::RunInUse { run, worker: lease.owner.process });
+                }
             }
             // All of them are of the dead. One that is over by then is none to be missed.
             let dead = |lease: &&LeaseRecord| lease.key.run == run && lease.owner.process.id != self.engine().process.id;

@@ -9,8 +9,8 @@ use super::migrate::commit;
 use super::shown::shell;
 use super::{ProjectError, ProjectErrorKind};
 use crate::model::{
-    Batch, Clock, Entry, Guard, Mutation, NodeId, NodeStatus, NodeUpdate, Outcome, ProcessInfo, RunId, RunPart, RunState,
-    RunStatus, RunSummary, RunUpdate, SystemClock, apply_all,
+    Batch, Clock, Entry, FencingToken, Guard, Mutation, NodeId, NodeStatus, NodeUpdate, Outcome, ProcessInfo, RunId, RunPart,
+    RunState, RunStatus, RunSummary, RunUpdate, SystemClock, Version, apply_all,
 };
 use crate::store::{OpenProcess, StateBackend, gone};
 
@@ -192,11 +192,12 @@ pub async fn execute(backend: &dyn StateBackend, plan: &Plan, now: DateTime<Utc>
 }
 
 /// Those of some runs that run, and whose process is known to be gone, and everybody who holds a lease on them. Of a run that never said who works on it nothing is known: a foreign program may. Nor
-/// where it cannot be read who has the state open: then none is named.
+/// where it cannot be read who has the state open: then none is named. `watch`: where others have it open, for a second, so that a run is not named between two
+/// claims of who works on it.
 ///
 /// # Cancel safety
 /// Only reads: may be dropped at any time.
-pub async fn abandoned(backend: &dyn StateBackend, runs: &[RunSummary]) -> BTreeSet<RunId> {
+pub async fn abandoned(backend: &dyn StateBackend, runs: &[RunSummary], watch: bool) -> BTreeSet<RunId> {
     let working = || runs.iter().filter(|run| run.header.status == RunStatus::Running && run.header.worker.is_some());
     if working().next().is_none() {
         return BTreeSet::new();
@@ -214,10 +215,15 @@ pub async fn abandoned(backend: &dyn StateBackend, runs: &[RunSummary]) -> BTree
     let is_left = |run: &&RunSummary| gone::is_left(backend, &me, &run.run_id, run.header.worker.as_ref(), &leases, &processes);
     let gone: Vec<&RunSummary> = working().filter(is_left).collect();
     let ids: Vec<RunId> = gone.iter().map(|run| run.run_id.clone()).collect();
-    if !ids.is_empty() && gone::others_live(&me, &processes) {
+    let mut taken = BTreeSet::new();
+    if watch && !ids.is_empty() && gone::others_live(&me, &processes) {
         tokio::time::sleep(gone::WATCHED).await;
+        let known: BTreeSet<FencingToken> = leases.iter().map(|lease| lease.token).collect();
+        let Ok(now) = backend.list_leases().await else { return BTreeSet::new() };
+        taken.extend(now.into_iter().filter(|lease| !known.contains(&lease.token)).map(|lease| lease.key.run));
     }
     // In between its process may have ended it in order, and itself after that; or somebody works on it by claims.
     let Ok(versions) = backend.run_versions(&ids).await else { return BTreeSet::new() };
-    gone.into_iter().zip(versions).filter(|(run, now)| *now == Some(run.version)).map(|(run, _)| run.run_id.clone()).collect()
+    let is_left = |run: &RunSummary, now: Option<Version>| now == Some(run.version) && !taken.contains(&run.run_id);
+    gone.into_iter().zip(versions).filter(|(run, now)| is_left(run, *now)).map(|(run, _)| run.run_id.clone()).collect()
 }

@@ -71,6 +71,11 @@ impl Boards {
         self.count.load(Ordering::SeqCst) > 0
     }
 
+    /// Whether somebody of this process asks for work in a run.
+    pub(in crate::coordinator) fn has(&self, run: &RunId) -> bool {
+        self.runs.contains_key(run)
+    }
+
     /// The board of a run, not older than this snapshot.
     pub(super) fn of(&self, snapshot: &Snapshot, wish: &Arc<Wish>, me: &ProcessInfo, runtime: &Handle) -> Arc<Board> {
         let run = snapshot.state().id();

@@ -67,7 +67,7 @@ impl Pool {
             let starting = self.is_starting.load(Ordering::Acquire);
             started |= starting;
             // One that is stopped and started again is away for a moment in between.
-            let passes = starting || (started && error.kind() == StoreErrorKind::Unavailable);
+            let passes = started && error.kind() == StoreErrorKind::Unavailable;
             if !passes || began.elapsed() >= ANSWER {
                 return Err(error);
             }

@@ -49,7 +49,7 @@ impl Told {
         if self.swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
             let limit = || vec![SWEPT_AT_ONCE.into()];
             for sql in [
-                "DELETE FROM batches WHERE id IN (SELECT id FROM (SELECT id, at FROM batches ORDER BY id LIMIT ?1) WHERE at < unixepoch() - 86400)",
+                "DELETE FROM batches WHERE id IN (SELECT id FROM batches WHERE at < unixepoch() - 86400 LIMIT ?1)",
                 "DELETE FROM tombstones WHERE run_id IN (SELECT run_id FROM tombstones WHERE deleted_at < unixepoch() - 86400 LIMIT ?1)",
             ] {
                 request.sweeps.insert(request.statements.len());
