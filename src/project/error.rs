@@ -104,7 +104,7 @@ impl ProjectError {
 impl From<StoreError> for ProjectError {
     fn from(error: StoreError) -> Self {
         let kind = match error.kind() {
-            StoreErrorKind::Busy => ProjectErrorKind::Conflict,
+            StoreErrorKind::Busy | StoreErrorKind::Unfinished => ProjectErrorKind::Conflict,
             StoreErrorKind::Corrupt | StoreErrorKind::NewerFormat | StoreErrorKind::Foreign => ProjectErrorKind::Integrity,
             StoreErrorKind::NotFound => ProjectErrorKind::NotFound,
             StoreErrorKind::Input | StoreErrorKind::Unsupported => ProjectErrorKind::Input,

@@ -10,6 +10,9 @@ use std::sync::Arc;
 pub enum StoreErrorKind {
     /// Somebody else has it: a second writer, a held lock, a busy database. Trying again may help.
     Busy,
+    /// A move of a state into it was cut off, and a part may be missing: it opens for reading only until somebody ends the move, or gives it up. The message says
+    /// how. Trying again does not help.
+    Unfinished,
     /// It may only be read: a read-only folder, mount, token or opening.
     ReadOnly,
     /// No space is left. Nothing is lost; the service goes on when there is space again.
@@ -40,6 +43,7 @@ impl fmt::Display for StoreErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Busy => "busy",
+            Self::Unfinished => "unfinished",
             Self::ReadOnly => "read-only",
             Self::Full => "full",
             Self::Io => "input/output",

@@ -40,7 +40,7 @@ async fn refuse(backend: &dyn StateBackend, or: impl Fn(&LeaseRecord) -> bool) -
         return Err(moved_by(&place, mover));
     }
     match leases.iter().find(|lease| or(lease)) {
-        Some(mark) => Err(StoreError::not_applied(StoreErrorKind::Busy, cut_off(&place, mark))),
+        Some(mark) => Err(StoreError::not_applied(StoreErrorKind::Unfinished, cut_off(&place, mark))),
         None => Ok(()),
     }
 }
