@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::exit::CliError;
-use super::output::{Output, look_first, no_state, one_line, open_for_reading, table, tell_no_state};
+use super::output::{Looked, Output, look_first, no_state, note, one_line, open_for_reading, table, tell_no_state};
 use crate::model::{Batch, Entry, FencingToken, LeaseMutation, LeaseRecord, NodeId, Outcome, ProcessInfo, Refusal, RunId, time};
 use crate::project::{ProjectError, ProjectErrorKind, Settings};
 use crate::store::moving::is_unfinished;
@@ -124,7 +124,19 @@ struct Unlocked<'a> {
 
 pub(super) async fn unlock(settings: &Settings, token: u64, out: &mut Output) -> Result<(), CliError> {
     let not_found = |why: String| CliError::new(ProjectErrorKind::NotFound, format!("no lock with token {token} is held: {why}"));
-    let Some(looked) = look_first(settings).await? else { return Err(not_found(no_state(settings))) };
+    let looked = look_first(settings).await?;
+    let (elsewhere, looked) = match part_elsewhere(settings, FencingToken(token), looked.as_ref()).await {
+        Some((elsewhere, part)) => {
+            if let Some(looked) = looked {
+                looked.close().await?;
+            }
+            note(&format!("it stands in {}, which is not what the settings name", part.reader().location()));
+            (Some(elsewhere), Some(part))
+        }
+        None => (None, looked),
+    };
+    let settings = elsewhere.as_ref().unwrap_or(settings);
+    let Some(looked) = looked else { return Err(not_found(no_state(settings))) };
     // Where one process alone has the state open for writing, that one's answer is about the locks of who was there before.
     let is_told = !matches!(looked.reader().lease_store(), LeaseStore::Book(_));
     let leases = looked.reader().list_leases().await;
@@ -156,6 +168,31 @@ pub(super) async fn unlock(settings: &Settings, token: u64, out: &mut Output) ->
         None => out.line(format!("The lock with token {token} was taken away.")),
     }
 }
+
+/// The database of a project whose settings name another backend, if a move into it was cut off and that is what is meant: until its end the settings name
+/// where it comes from. What cannot be looked at there holds no lock that was told.
+async fn part_elsewhere(settings: &Settings, token: FencingToken, looked: Option<&Looked>) -> Option<(Settings, Looked)> {
+    if settings.backend.value == DATABASE {
+        return None;
+    }
+    if let Some(looked) = looked
+        && looked.reader().list_leases().await.ok()?.iter().any(|lease| lease.token == token)
+    {
+        return None;
+    }
+    let mut elsewhere = settings.clone();
+    elsewhere.backend.value = DATABASE.to_owned();
+    let part = look_first(&elsewhere).await.ok()??;
+    let leases = part.reader().list_leases().await.unwrap_or_default();
+    if leases.iter().any(|lease| lease.token == token && is_unfinished(lease)) {
+        return Some((elsewhere, part));
+    }
+    let _holds_nothing_that_is_meant = part.close().await.is_err();
+    None
+}
+
+/// The backend into which moves go that leave a mark.
+const DATABASE: &str = "database";
 
 /// Where those are that could be meant.
 const LISTED: &str = "`seeknal state locks` lists those that are";

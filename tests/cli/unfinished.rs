@@ -23,9 +23,18 @@ async fn left_behind() -> tempfile::TempDir {
 
 async fn cut_off() -> tempfile::TempDir {
     let dir = left_behind().await;
-    let stop = |step| if step == Step::BatchCopied { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-    relocate::execute(&settings(dir.path()), Move::new(Home::File, Home::Database), now(), stop).await.unwrap_err();
+    cut_off_at(dir.path(), Step::BatchCopied).await;
     dir
+}
+
+async fn cut_off_at(dir: &Path, at: Step) {
+    let stop = |step| if step == at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    relocate::execute(&settings(dir), Move::new(Home::File, Home::Database), now(), stop).await.unwrap_err();
+}
+
+/// The token that is told.
+fn token_in(told: &str) -> String {
+    told.split_once("state unlock ").unwrap().1.chars().take_while(char::is_ascii_digit).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,13 +65,28 @@ async fn what_reads_tells_of_it_and_what_writes_is_refused() {
 async fn it_is_given_up_by_the_token_that_is_told() {
     let dir = cut_off().await;
     let (_, _, err) = run(dir.path(), "state cleanup --days 0");
-    let token: String = err.split_once("state unlock ").unwrap().1.chars().take_while(char::is_ascii_digit).collect();
+    let token = token_in(&err);
     assert_eq!(json(dir.path(), "state locks")["leases"][0]["token"].to_string(), token);
     let (code, out, err) = run(dir.path(), &format!("state unlock {token}"));
     assert!(code == 0 && out.contains("given up"), "{out}{err}");
     assert_eq!(run(dir.path(), &format!("state unlock {token}")).0, 3);
     let (code, _, err) = run(dir.path(), "state end still --as failed --force");
     assert!(code == 0 && !err.contains("note: "), "{err}");
+}
+
+/// The settings name the file still, as in the usual move: what is told of the database works nevertheless.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_given_up_also_where_the_settings_name_the_source() {
+    let dir = project("file").await;
+    cut_off_at(dir.path(), Step::BatchCopied).await;
+    let (code, _, err) = run(dir.path(), MOVE);
+    let token = token_in(&err);
+    assert_eq!(code, 0, "{err}");
+    let (code, out, err) = run(dir.path(), &format!("state unlock {token}"));
+    assert!(code == 0 && out.contains("given up") && err.contains("state.db"), "{code} {out}{err}");
+    assert_eq!(run(dir.path(), &format!("state unlock {token}")).0, 3);
+    let (_, _, err) = run(dir.path(), MOVE);
+    assert!(!err.contains("has not ended"), "{err}");
 }
 
 fn seeknal(dir: &Path, arguments: &str) -> Child {
