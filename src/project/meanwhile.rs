@@ -33,8 +33,8 @@ impl Settings {
             Some((format!("the {} backend", named(self)), named(&now)))
         } else if self.backend.value != "database" {
             self.other_folder(&now)
-        } else if is_url_set {
-            self.other_schema(&now)
+        } else if let Some(url) = self.database_url.as_ref().filter(|_| is_url_set) {
+            self.schema_of(&url.value, &now)
         } else {
             self.other_database(&now)
         };
@@ -72,11 +72,12 @@ impl Settings {
             (Some(then), Some(by_now)) if then == by_now => return self.schema_of(then, now),
             urls => urls,
         };
-        let (told, told_now) = (self.database(then.as_ref()), now.database(by_now.as_ref()));
-        if then.is_some() && by_now.is_some() && host_and_name(&told) == host_and_name(&told_now) {
-            return None;
+        // Both with the options in force: a variable that names the schema names it for both.
+        let (told, told_now) = (self.database(then.as_ref()), self.database(by_now.as_ref()));
+        match (then, by_now) {
+            (Some(then), Some(_)) if is_same_database(&told, &told_now) => self.schema_of(then, now),
+            _ => Some((told, told_now)),
         }
-        Some((told, told_now))
     }
 
     fn schema_of(&self, url: &Secret, now: &Self) -> Option<(String, String)> {
@@ -95,8 +96,14 @@ impl Settings {
     }
 }
 
-/// What makes a server and its database of a location: one may be spelled in more than one way.
-fn host_and_name(location: &str) -> String {
+/// Whether two locations are the same database of a server: it may be spelled in more than one way, and one more standby host makes no other server of it.
+pub(super) fn is_same_database(one: &str, other: &str) -> bool {
+    let ((hosts, name), (others, other_name)) = (hosts_and_name(one), hosts_and_name(other));
+    name == other_name && hosts.iter().any(|host| others.contains(host))
+}
+
+/// What makes a server and its database of a location.
+fn hosts_and_name(location: &str) -> (Vec<String>, String) {
     let (scheme, rest) = location.split_once("://").unwrap_or(("", location));
     let (hosts, name) = rest.split_once('/').unwrap_or((rest, ""));
     let spelled = |host: &str| {
@@ -109,10 +116,9 @@ fn host_and_name(location: &str) -> String {
         };
         if ["", "80", "443"].contains(&port) { name.to_owned() } else { format!("{name}:{port}") }
     };
-    let hosts: Vec<String> = hosts.split(',').map(spelled).collect();
     // Whether it is encrypted is no part of the place.
     let scheme = if scheme == "postgres" { scheme } else { "libsql" };
-    format!("{scheme}://{}/{name}", hosts.join(","))
+    (hosts.split(',').map(spelled).collect(), format!("{scheme}:{name}"))
 }
 
 #[cfg(all(test, feature = "postgres", feature = "libsql"))]
@@ -138,6 +144,8 @@ mod tests {
             (server("postgres://u@h/d"), server("postgres://u@elsewhere/d"), true),
             (server("postgres://u@h/d"), "state_backend: database\n".into(), true),
             ("state_backend: database\n".into(), server("postgres://u@h/d"), true),
+            (server("postgres://u@one,two/d"), server("postgres://u@one,two,three/d"), false),
+            (server("postgres://u@one,two/d"), server("postgres://u@three/d"), true),
             (server("libsql://a.example.org?authToken=one"), server("libsql://A.example.org:443?authToken=two"), false),
             (server("libsql://a.example.org"), server("libsql://b.example.org"), true),
             (server("postgres://h/d"), schema("seeknal_state"), false),
@@ -162,6 +170,29 @@ mod tests {
             let told = error.map(|error| error.to_string()).unwrap_or_default();
             assert!(!told.contains("one@") && !told.contains("u@") && !told.contains("authToken"), "{told}");
         }
+    }
+
+    #[test]
+    fn a_schema_that_a_variable_names_is_the_one_on_both_sides() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("seeknal_project.yml");
+        let text = |password: &str, schema: &str| {
+            format!(
+                "state_backend: database\ndatabase_url: postgres://u:{password}@h/d\nseeknal_state:\n  options: {{database_schema: {schema}}}\n"
+            )
+        };
+        std::fs::write(&file, text("old", "production")).unwrap();
+        let environment = |name: &str| (name == "SEEKNAL_DATABASE_SCHEMA").then(|| "staging".into());
+        let of_variable = Settings::load(dir.path(), &environment).unwrap();
+        let of_file = Settings::load(dir.path(), &|_| None).unwrap();
+        std::fs::write(&file, text("new", "production")).unwrap();
+        for settings in [&of_variable, &of_file] {
+            settings.refuse_left().unwrap();
+        }
+        std::fs::write(&file, text("new", "another")).unwrap();
+        of_variable.refuse_left().unwrap();
+        let error = of_file.refuse_left().unwrap_err().to_string();
+        assert!(error.contains("schema another") && !error.contains("new@"), "{error}");
     }
 
     #[test]
