@@ -120,6 +120,8 @@ fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output
     }
     if preview.settings_done {
         out.line(format!("{} says state_backend: {} already", preview.settings_file.display(), to.name()))?;
+    } else if preview.plan.is_none() && preview.is_unfinished {
+        // It is no place to begin anew.
     } else if preview.plan.is_none() {
         let (to, file) = (to.name(), preview.settings_file.display());
         return out.line(format!(
@@ -129,6 +131,11 @@ fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output
         out.line(format!("Would then set state_backend: {} in {}", to.name(), preview.settings_file.display()))?;
     }
     match &preview.plan {
+        // The note that is printed says how it ends.
+        None if preview.is_unfinished => {
+            out.line("Nothing was changed, and --no-dry-run would be refused: see the note on the move that was cut off.")
+        }
+        Some(_) if preview.is_unfinished => out.line("Nothing was changed. To do it: --no-dry-run"),
         Some(plan) if preview.settings_done && plan.moves.is_empty() => out.line("Nothing is left to do."),
         None if preview.settings_done => out.line("Nothing is left to do."),
         _ => out.line("Nothing was changed. To do it: --no-dry-run"),

@@ -17,6 +17,8 @@ pub(super) struct Told {
     source_is: &'static str,
     /// The first runs that move.
     moving: Vec<RunId>,
+    /// What is known of the target where an earlier move into it was cut off.
+    part: Option<String>,
 }
 
 impl Told {
@@ -27,7 +29,7 @@ impl Told {
             source => format!("{source} says state_backend: {} already", to.name()),
         });
         let source_is = if let Origin::Home(_) = what.from { "is what was left behind" } else { "is another one" };
-        Self { in_use, source, target, source_is, moving: Vec::new() }
+        Self { in_use, source, target, source_is, moving: Vec::new(), part: None }
     }
 
     /// Whether the settings in force name the target.
@@ -42,6 +44,16 @@ impl Told {
         }
     }
 
+    /// Takes what is told of a target into which a move was cut off, if one was.
+    pub(super) fn is_part(&mut self, told: Option<String>) {
+        self.part = told;
+    }
+
+    /// The same, for who asks.
+    pub(super) fn part(&self) -> Option<&str> {
+        self.part.as_deref()
+    }
+
     /// Which of the two is which.
     fn left_behind(&self) -> Option<String> {
         let Self { source, target, source_is, .. } = self;
@@ -50,6 +62,15 @@ impl Told {
 
     /// As [`Plan::refuse_conflicts`].
     pub(super) fn refuse_conflicts(&self, plan: &Plan) -> Result<(), ProjectError> {
+        let refused = self.refuse_differing(plan);
+        // Whatever is done about the runs, nobody opens the target as long as it counts as a part.
+        refused.map_err(|error| match &self.part {
+            Some(part) => error.and(format_args!(". {part}")),
+            None => error,
+        })
+    }
+
+    fn refuse_differing(&self, plan: &Plan) -> Result<(), ProjectError> {
         let Some(left_behind) = self.left_behind().filter(|_| plan.differing_runs > 0) else {
             return plan.refuse_conflicts(&self.target);
         };

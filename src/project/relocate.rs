@@ -74,6 +74,8 @@ pub struct Preview {
     pub settings_file: PathBuf,
     /// Whether the settings name the target already.
     pub settings_done: bool,
+    /// Whether an earlier move into the target was cut off: until a move ends well there, or the mark is taken away, it opens for reading only.
+    pub is_unfinished: bool,
     /// What the operator should know.
     pub notices: Vec<String>,
     #[serde(skip)]
@@ -165,6 +167,9 @@ pub async fn preview(
     refuse_same(source.as_deref(), target.as_deref())?;
     Copied::check(&settings.target.value)?;
     let mut told = Told::new(settings, &what, from.place(settings)?, Origin::from(to).place(settings)?);
+    if let Some(target) = &target {
+        told.is_part(unfinished::notice(&**target).await);
+    }
     let plan: Option<Plan> = match &source {
         Some(source) => {
             let copied = match &target {
@@ -194,6 +199,7 @@ pub async fn preview(
         plan,
         settings_file: switch.path().to_owned(),
         settings_done: switch.is_done(),
+        is_unfinished: told.part().is_some(),
         notices,
         told,
     };
@@ -262,8 +268,7 @@ pub async fn execute(
     };
     let (mut open, mut locks) = (Vec::new(), Vec::new());
     let moved = move_state(settings, &what, now, &mut observe, &mut report, &mut open, &mut locks).await;
-    let held = || locks.iter().try_for_each(Exclusive::still_held).map_err(|error| error.and(report.unsettled()));
-    let moved = moved.and_then(|()| held());
+    let moved = moved.and_then(|()| held(&locks).map_err(|error| error.and(report.unsettled())));
     let switched = match moved {
         Ok(()) => forget_and_switch(settings, &switch, &mut report).and_then(|()| go_on(observe(Step::Switched))),
         Err(error) => Err(error),
@@ -309,6 +314,11 @@ async fn move_state(
     let seen = from.open_existing(settings, &mut Vec::new()).await?;
     refuse_lost(settings, from, seen.is_none())?;
     let Some(seen) = unless_empty(settings, from, seen).await? else {
+        if let Some(target) = to.open_existing(settings, &mut Vec::new()).await? {
+            let is_whole = unfinished::refuse_part(&*target).await;
+            target.close().await?;
+            is_whole?;
+        }
         return if report.switched { Err(no_state(report, what.to)) } else { Ok(()) };
     };
     let mut told = Told::new(settings, what, report.from.clone(), report.to.clone());
@@ -326,7 +336,9 @@ async fn move_state(
         let copied = notes(&seen.location(), &target.location())?;
         plan = migrate::plan_after(&*seen, Some(&**target), copied.as_ref(), |_, _| ()).await?;
         has_nothing_else = plan.only_in_target == 0 && migrate::outlives_nothing_else(&*seen, &**target).await?;
-        unfinished::of_this_move(&**target, &seen.location()).await?;
+        if unfinished::of_this_move(&**target, settings, what, &seen.location()).await?.is_some() {
+            told.is_part(unfinished::notice(&**target).await);
+        }
         target.close().await?;
         told.refuse_conflicts(&plan)?;
         is_there_already = plan.moves.is_empty();
@@ -411,8 +423,15 @@ async fn move_state(
     };
     let plan = migrate::plan_after(&*source, Some(&*target), copied.as_ref(), see).await?;
     told.refuse_conflicts(&plan)?;
-    let mut mark = Unfinished::left(&target, &report.from).await?;
+    let mut mark = Unfinished::left(&target, settings, what, &report.from).await?;
+    let has_no_run = plan.moves.runs == 0 && plan.equal_runs == 0;
+    if mark.is_some() && has_no_run && plan.only_in_target > 0 {
+        // The source was lost since, and the part that is here would pass for all of it.
+        unfinished::refuse_part(&*target).await?;
+    }
     if mark.is_none() && !plan.moves.is_empty() {
+        // Whoever has the lock by now may have ended this move: the mark would stand in a state at which people work.
+        held(locks)?;
         mark = Unfinished::set(&target, what, &report.from).await?;
     }
     if mark.is_some() {
@@ -423,7 +442,8 @@ async fn move_state(
     let moved = match filled {
         Ok(moved) => moved,
         Err(error) => {
-            if let Some(mark) = mark.filter(|mark| mark.is_new && error.is_certain()) {
+            // Without the lock it may be the mark of another by now, who goes on with this move.
+            if let Some(mark) = mark.filter(|mark| mark.is_new && error.is_certain() && held(locks).is_ok()) {
                 unmark_unchanged(&mark, &*source, &*target, copied.as_ref(), &plan).await;
             }
             return Err(if error.kind() == ProjectErrorKind::Partial { error.and(report.unsettled()) } else { error });
@@ -455,10 +475,15 @@ async fn move_state(
         ));
     }
     if let Some(mark) = mark {
-        locks.iter().try_for_each(Exclusive::still_held).map_err(|error| error.and(report.unsettled()))?;
+        held(locks).map_err(|error| error.and(report.unsettled()))?;
         mark.take_away().await.map_err(|error| error.and(report.unsettled()))?;
     }
     go_on(observe(Step::Verified))
+}
+
+/// An error if others may have come in.
+fn held(locks: &[Exclusive]) -> Result<(), ProjectError> {
+    locks.iter().try_for_each(Exclusive::still_held)
 }
 
 /// Brings to the target what it lacks.

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::copied::stable;
 use super::exclusive::change;
-use super::{Home, Move, Origin, ProjectError, ProjectErrorKind};
+use super::meanwhile::is_same_database;
+use super::{Home, Move, Origin, ProjectError, ProjectErrorKind, Settings};
 use crate::model::{Clock, FencingToken, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord, ProcessInfo, RunId, SystemClock};
 use crate::store::moving::{UNFINISHED, cut_off, is_unfinished};
 use crate::store::{LeaseStore, StateBackend, StoreError};
@@ -31,8 +32,13 @@ impl Unfinished {
     ///
     /// # Errors
     /// [`ProjectErrorKind::Conflict`] if it is that of a move from another place: what is lacking of that one would be forgotten.
-    pub(super) async fn left(target: &Arc<dyn StateBackend>, source: &str) -> Result<Option<Self>, ProjectError> {
-        let mark = of_this_move(&**target, source).await?;
+    pub(super) async fn left(
+        target: &Arc<dyn StateBackend>,
+        settings: &Settings,
+        what: &Move,
+        source: &str,
+    ) -> Result<Option<Self>, ProjectError> {
+        let mark = of_this_move(&**target, settings, what, source).await?;
         Ok(mark.map(|mark| Self { target: Arc::clone(target), key: mark.key, token: mark.token, is_new: false }))
     }
 
@@ -85,9 +91,16 @@ pub(super) async fn refuse_part(source: &dyn StateBackend) -> Result<(), Project
 }
 
 /// The mark of this move, if it stands; one of another move is refused.
-pub(super) async fn of_this_move(target: &dyn StateBackend, source: &str) -> Result<Option<LeaseRecord>, ProjectError> {
+pub(super) async fn of_this_move(
+    target: &dyn StateBackend,
+    settings: &Settings,
+    what: &Move,
+    source: &str,
+) -> Result<Option<LeaseRecord>, ProjectError> {
     let Some(mark) = found(target).await? else { return Ok(None) };
-    if mark.purpose.as_deref() == Some(&*purpose(source)) {
+    // The file and the database beside it go wherever their folder goes: a path says nothing of them.
+    let is_beside = what.from == Origin::Home(Home::File) && !Origin::from(what.to).is_on_server(settings);
+    if is_from(&mark, source) || is_beside && *mark.owner.name == *command(what) {
         return Ok(Some(mark));
     }
     let told = cut_off(&target.location(), &mark);
@@ -96,7 +109,17 @@ pub(super) async fn of_this_move(target: &dyn StateBackend, source: &str) -> Res
 
 /// Which move it is: from where. A path is named whole, because others may read it in another folder.
 fn purpose(source: &str) -> String {
-    format!("the state of {} is being moved here", stable(source))
+    format!("{STATE_OF}{}{IS_MOVED}", stable(source))
+}
+
+const STATE_OF: &str = "the state of ";
+const IS_MOVED: &str = " is being moved here";
+
+/// Whether a mark is that of a move from this place. A server may be spelled in another way this time.
+fn is_from(mark: &LeaseRecord, source: &str) -> bool {
+    let named = mark.purpose.as_deref().and_then(|purpose| purpose.strip_prefix(STATE_OF)?.strip_suffix(IS_MOVED));
+    let is_server = |place: &str| place.contains("://");
+    named.is_some_and(|named| named == stable(source) || is_server(named) && is_server(source) && is_same_database(named, source))
 }
 
 /// The command that goes on with a move. A URL may hold a secret, and is for the caller to write.

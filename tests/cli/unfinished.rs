@@ -89,6 +89,21 @@ async fn it_is_given_up_also_where_the_settings_name_the_source() {
     assert!(!err.contains("has not ended"), "{err}");
 }
 
+/// All is there, but nobody compared it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_was_cut_off_behind_its_last_batch_is_left_to_do() {
+    let dir = left_behind().await;
+    cut_off_at(dir.path(), Step::Copied).await;
+    let (code, out, err) = run(dir.path(), MOVE);
+    assert!(code == 0 && out.contains("To do it: --no-dry-run") && !out.contains("Nothing is left to do"), "{code} {out}{err}");
+    for file in ["run_state.json", "run_state.json.lock"] {
+        fs::remove_file(dir.path().join("target").join(file)).unwrap();
+    }
+    let (code, out, err) = run(dir.path(), MOVE);
+    assert!(code == 0 && !out.contains("To do it") && !out.contains("Nothing is left to do"), "{code} {out}{err}");
+    assert_eq!(run(dir.path(), &format!("{MOVE} --no-dry-run")).0, 4);
+}
+
 fn seeknal(dir: &Path, arguments: &str) -> Child {
     let child = Child::program(env!("CARGO_BIN_EXE_seeknal")).arguments(["--project-path".as_ref(), dir.as_os_str()]);
     child.arguments(arguments.split_whitespace())

@@ -101,6 +101,34 @@ async fn it_is_kept_shut_over_a_start_of_the_machine() {
     assert_whole(dir.path()).await;
 }
 
+/// The project lies in another folder when the move goes on: a container, another host, `mv`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_move_goes_on_where_the_project_lies_by_then() {
+    let dir = left_behind().await;
+    cut_off(dir.path(), from_file(), "BatchCopied").await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let moved = elsewhere.path().join("moved");
+    fs::rename(dir.path(), &moved).unwrap();
+    relocate::execute(&settings(&moved), from_file(), now(), go_on).await.unwrap();
+    assert_whole(&moved).await;
+}
+
+/// Nothing is there to go on from, and what is here is not the whole: that is no end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_whose_source_is_gone_does_not_end_well() {
+    let dir = left_behind().await;
+    cut_off(dir.path(), from_file(), "BatchCopied").await;
+    // First the document alone, then what tells of its numbers, too.
+    for (file, is_left) in [("run_state.json", true), ("run_state.json.lock", false)] {
+        fs::remove_file(dir.path().join("target").join(file)).unwrap();
+        let preview = relocate::preview(&settings(dir.path()), from_file(), |_, _| ()).await.unwrap();
+        assert!(preview.is_unfinished && preview.plan.is_some() == is_left, "{file}");
+        let error = relocate::execute(&settings(dir.path()), from_file(), now(), go_on).await.unwrap_err();
+        assert!(error.kind() == ProjectErrorKind::Conflict && error.to_string().contains("state unlock"), "{file}: {error}");
+        assert_kept_out(dir.path(), &["run_state.json"]).await;
+    }
+}
+
 /// It is the source that is not whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_part_of_a_state_is_not_moved_on() {
@@ -216,4 +244,9 @@ async fn the_command_that_goes_on_holds_no_secret() {
     cut_off(dir.path(), from(), "BatchCopied").await;
     let error = project::open_with(&settings(dir.path())).await.expect_err("it passes for the whole state").to_string();
     assert!(error.contains("--from URL") && error.contains(&server.port().to_string()) && !error.contains("s3cret"), "{error}");
+    // One server, spelled in another way.
+    let from = Move::new(Origin::parse(&url.replace("127.0.0.1", "localhost")).unwrap(), Home::Database);
+    assert_ne!(from.from, Origin::parse(&url).unwrap());
+    relocate::execute(&settings(dir.path()), from, now(), go_on).await.unwrap();
+    assert_whole(dir.path()).await;
 }
