@@ -181,7 +181,7 @@ async fn part_elsewhere(settings: &Settings, token: FencingToken, looked: Option
         return None;
     }
     let mut elsewhere = settings.clone();
-    elsewhere.backend.value = DATABASE.to_owned();
+    DATABASE.clone_into(&mut elsewhere.backend.value);
     let part = look_first(&elsewhere).await.ok()??;
     let leases = part.reader().list_leases().await.unwrap_or_default();
     if leases.iter().any(|lease| lease.token == token && is_unfinished(lease)) {

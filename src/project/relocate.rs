@@ -117,6 +117,12 @@ pub struct Report {
     pub rollback: Vec<String>,
     /// What the operator should know.
     pub notices: Vec<String>,
+    /// The target is what the settings in force name.
+    #[serde(skip)]
+    is_in_use: bool,
+    /// Everything was read from both sides and found equal.
+    #[serde(skip)]
+    is_compared: bool,
     /// What was written so far, for an error that comes later.
     #[serde(skip)]
     pub(super) done: Vec<String>,
@@ -125,13 +131,14 @@ pub struct Report {
 impl Report {
     /// What the settings say where a move that wrote something did not end.
     fn unsettled(&self) -> String {
-        if self.switched {
-            return "; the settings were not switched".to_owned();
+        let to = &self.to;
+        match (self.is_in_use, self.is_compared) {
+            (false, _) => "; the settings were not switched".to_owned(),
+            (true, true) => format!("; the settings name {to} already, which has all that was moved: it was compared"),
+            (true, false) => format!(
+                "; the settings name {to} already, where a part may be missing: run the move again before anybody works there"
+            ),
         }
-        format!(
-            "; the settings name {} already, where a part may be missing: run the move again before anybody works there",
-            self.to
-        )
     }
 }
 
@@ -262,6 +269,8 @@ pub async fn execute(
         older_backup: None,
         settings_file: switch.path().to_owned(),
         switched: !switch.is_done(),
+        is_in_use: switch.is_done(),
+        is_compared: false,
         rollback: Vec::new(),
         notices: overrides(settings, to),
         done: Vec::new(),
@@ -326,6 +335,7 @@ async fn move_state(
     Copied::check(folder)?;
     // The environment may name another place than the file, and others do as that says.
     let is_in_use = told.is_in_use() || !report.switched;
+    report.is_in_use = is_in_use;
     let notes = |source: &str, target: &str| (!is_in_use).then(|| Copied::load(folder, source, target)).transpose();
     // A conflict that can be seen already is told before anything is written, even a backup.
     let there = to.open_existing(settings, &mut Vec::new()).await?;
@@ -478,6 +488,7 @@ async fn move_state(
         held(locks).map_err(|error| error.and(report.unsettled()))?;
         mark.take_away().await.map_err(|error| error.and(report.unsettled()))?;
     }
+    report.is_compared = true;
     go_on(observe(Step::Verified))
 }
 
