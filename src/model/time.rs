@@ -31,7 +31,7 @@ pub fn is_storable(stamp: DateTime<Utc>) -> bool {
 /// Reads an ISO-8601 stamp or date. These forms are taken, every digit of them, and no other:
 /// - the date, `YYYY-MM-DD`, which alone means its first instant;
 /// - behind it a `T` or a space and the time, `HH:MM` or `HH:MM:SS`, or the latter with a point and digits, which are no finer than a microsecond;
-/// - behind the time its zone: `Z`, or what it is ahead of UTC, `+HH:MM`, `+HHMM` or `+HH` (behind: `-`). Without one it is UTC.
+/// - behind the time its zone: `Z`, or what it is ahead of UTC, `+HH:MM`, `+HHMM` or `+HH` (behind: `-`), also after one space. Without one it is UTC.
 ///
 /// `T` and `Z` may be small. Python's `isoformat()` writes these forms, except where an offset has seconds, or it was told to write the hour alone.
 ///
@@ -64,6 +64,10 @@ fn read(text: &str) -> Option<(DateTime<Utc>, bool)> {
     }
     rest.one_of(b"Tt ")?;
     let stamp = date.and_time(rest.time()?);
+    // Python's `strftime` pattern for an offset is often written behind a blank.
+    if let [b' ', b'+' | b'-', ..] = rest.0 {
+        rest.one_of(b" ")?;
+    }
     let Some(zone) = rest.one_of(b"Zz+-") else { return rest.0.is_empty().then(|| (stamp.and_utc(), false)) };
     let ahead = rest.offset(zone)?;
     rest.0.is_empty().then_some((stamp.checked_sub_offset(ahead)?.and_utc(), true))
@@ -243,6 +247,8 @@ mod tests {
             "2024-01-10t12:00:00z",
             "2024-01-10 12:00Z",
             "2024-01-10 17:30+05:30",
+            "2024-01-10 12:00:00 +0000",
+            "2024-01-10T07:00:00.000 -05:00",
             "2024-01-10T12:00:00.0",
             "2024-01-10T12:00:00.000000000000Z",
         ] {
@@ -275,7 +281,12 @@ mod tests {
             "2024-01-01T00:00:00+7",
             "2024-01-01T00:00:00+07:",
             "2024-01-01T00:00:00+07:00:00",
-            "2024-01-01T00:00:00 +07:00",
+            "2024-01-01T00:00:00  +07:00",
+            "2024-01-01T00:00:00 + 07:00",
+            "2024-01-01T00:00:00 Z",
+            "2024-01-01T00:00:00 ",
+            "2024-01-01T00:00:00 07:00",
+            "2024-01-01 +07:00",
             "2024-01-01T00:00:00ZZ",
             "2024-01-01Z",
             "2024-01-01T",

@@ -58,15 +58,8 @@ impl Style {
     }
 }
 
-/// Reads a stamp; the shape that this program writes is the fast way.
+/// Reads a stamp.
 pub(super) fn parse(text: &str) -> Option<DateTime<Utc>> {
-    if text.ends_with('Z')
-        && text.len() <= 64
-        && let Ok(stamp) = DateTime::parse_from_rfc3339(text)
-    {
-        let stamp = stamp.to_utc();
-        return time::is_storable(stamp).then_some(stamp);
-    }
     time::parse(text).ok()
 }
 
