@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
+use super::shown::shell;
 use super::{ProjectError, ProjectErrorKind, Settings, files};
 use crate::store::{StateBackend, StoreErrorKind, VerifyReport};
 
@@ -195,11 +196,11 @@ fn keep_database(database: &Path, now: DateTime<Utc>) -> Result<String, ProjectE
     let marks = format!("; echo '{}'", crate::store::sqlite::marks(database));
     #[cfg(not(feature = "sqlite"))]
     let marks = "";
-    let (from, kept) = (database.display(), aside.display());
+    let (from, kept, typed) = (database.display(), aside.display(), shell(&aside));
     // Some builds of the tool have no `.recover`. A dump ends without its commit where it met damage, and never has the marks.
     Ok(format!(
         "{from}: it is left as it is, and a copy is kept as {kept}. Restore a backup; or read out what can be read with SQLite's own tool \
-         (`sqlite3 {kept} .recover | sqlite3 recovered.db`, or where it has no `.recover` `(sqlite3 {kept} .dump | sed 's/^ROLLBACK;.*/COMMIT;/'{marks}) | \
+         (`sqlite3 {typed} .recover | sqlite3 recovered.db`, or where it has no `.recover` `(sqlite3 {typed} .dump | sed 's/^ROLLBACK;.*/COMMIT;/'{marks}) | \
          sqlite3 recovered.db`), look at it, and put it in its place{back}"
     ))
 }

@@ -95,7 +95,7 @@ pub(crate) fn copy(db: &Path, to: &Path) -> Result<(), StoreError> {
 #[cfg(feature = "project")]
 pub(crate) fn marks(db: &Path) -> String {
     let version = open::open_immutable(&place::real(db)).and_then(|conn| schema::schema_version(&conn));
-    schema::marks(version.ok().filter(|version| *version > 0).unwrap_or(schema::SCHEMA_VERSION))
+    schema::marks(version.ok().filter(|version| (1..=schema::SCHEMA_VERSION).contains(version)).unwrap_or(schema::SCHEMA_VERSION))
 }
 
 /// Whether SQLite itself finds damage in a database: pages, indexes, what is no database. A value that makes no sense to us is none.

@@ -225,7 +225,7 @@ fn refuse_unmarked(db: &Path, version: i32) -> StoreError {
         StoreErrorKind::Foreign,
         format!(
             "{place}: its tables are ours, as schema version {version} has them, but it is not marked so, as a database that was read in from a dump is \
-             not; nothing was changed. To mark it: sqlite3 {place} \"{marks}\""
+             not; nothing was changed. To mark it, run in it with SQLite's own tool: \"{marks}\""
         ),
     )
 }
