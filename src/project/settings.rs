@@ -121,7 +121,7 @@ impl Settings {
     /// ```
     ///
     /// # Errors
-    /// [`ProjectErrorKind::NotFound`] if `path` is not there; [`ProjectErrorKind::Input`] if the file cannot be read as settings, a value
+    /// [`ProjectErrorKind::NotFound`](super::ProjectErrorKind::NotFound) if `path` is not there; [`ProjectErrorKind::Input`](super::ProjectErrorKind::Input) if the file cannot be read as settings, a value
     /// makes no sense, the backend is not known, or one folder has two files of settings. The message names file, line and mend.
     pub fn load(path: &Path, environment: Lookup<'_>) -> Result<Self, ProjectError> {
         let (project, file) = find(path)?;

@@ -30,7 +30,7 @@ impl Settings {
     /// Makes the project's backend; nothing is opened yet.
     ///
     /// # Errors
-    /// [`ProjectErrorKind::Input`] if this build cannot make it (the message names the missing feature).
+    /// [`ProjectErrorKind::Input`](crate::project::ProjectErrorKind::Input) if this build cannot make it (the message names the missing feature).
     pub fn backend(&self, read_only: bool) -> Result<Arc<dyn StateBackend>, ProjectError> {
         self.named_backend(&self.backend.value, read_only)
     }
@@ -73,7 +73,7 @@ impl Settings {
     /// Opens the project's backend for reading, if there is any state; makes nothing.
     ///
     /// # Errors
-    /// As [`open_backend`](Self::open_backend); [`ProjectErrorKind::Integrity`] for a `state.db` that was removed or emptied, as the file beside it tells:
+    /// As [`open_backend`](Self::open_backend); [`ProjectErrorKind::Integrity`](crate::project::ProjectErrorKind::Integrity) for a `state.db` that was removed or emptied, as the file beside it tells:
     /// whoever reads on would take it for a new project. (An opening for writing begins anew, and says so in its notices.)
     ///
     /// # Cancel safety
