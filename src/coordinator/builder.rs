@@ -281,7 +281,6 @@ async fn start(
             deferred_runs: Arc::default(),
             losses: Arc::default(),
             chain_numbers: Arc::default(),
-            reloading: Arc::default(),
         });
         directory.set_context(&context);
         let doors = Doors::new(persist, &directory);

@@ -11,7 +11,6 @@
 //! hint: at the latest every five seconds the versions are asked for without one.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -252,9 +251,7 @@ impl Follower {
         }
         self.compare(&engine, &news).await?;
         engine.following.heard(started, at);
-        // What the actors read because of the round before is part of it.
-        let reloading = Duration::from_micros(engine.context.reloading.swap(0, Ordering::Relaxed));
-        let rest = started.elapsed().saturating_add(reloading).saturating_mul(REST).clamp(SHORTEST_REST, LONGEST_REST);
+        let rest = (started.elapsed() * REST).clamp(SHORTEST_REST, LONGEST_REST);
         drop(engine);
         tokio::time::sleep(rest).await;
         Ok(())

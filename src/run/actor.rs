@@ -66,8 +66,6 @@ pub(crate) struct RunContext {
     pub(crate) losses: Arc<Losses>,
     /// Where chains draw their numbers.
     pub(crate) chain_numbers: Arc<AtomicU64>,
-    /// How long storage took to give runs that others changed, in microseconds, since the follower asked.
-    pub(crate) reloading: Arc<AtomicU64>,
 }
 
 impl RunContext {

@@ -1,8 +1,6 @@
 //! What comes back from storage: entries that were applied, refused, or are to be checked again, and the run as others left it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::{Answer, Job, LOAD_ATTEMPTS, Mode, Msg, State};
 use crate::model::{CommitSeq, RunReceipt, RunState, Version};
@@ -144,13 +142,7 @@ impl State {
                 }
                 let load = async {
                     match &have {
-                        Some(have) => {
-                            let began = Instant::now();
-                            let reloaded = context.backend.reload_run(have).await;
-                            let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-                            context.reloading.fetch_add(micros, Ordering::Relaxed);
-                            reloaded
-                        }
+                        Some(have) => context.backend.reload_run(have).await,
                         None => context.backend.load_run(&id).await,
                     }
                 };
