@@ -9,7 +9,11 @@ use super::peer::Peer;
 use super::support::Store;
 use super::until;
 
-on_every_database!(a_run_that_others_claim_from_is_theirs_when_its_planner_has_left, who_holds_a_lock_on_a_run_works_on_it);
+on_every_database!(
+    a_run_that_others_claim_from_is_theirs_when_its_planner_has_left,
+    who_holds_a_lock_on_a_run_works_on_it,
+    who_locks_a_run_while_it_is_watched_works_on_it,
+);
 
 const LONG: Duration = Duration::from_secs(60);
 /// Between two claims at most, so that a run that is watched for a second is seen to be worked on.
@@ -115,6 +119,34 @@ async fn who_holds_a_lock_on_a_run_works_on_it(store: Store) {
     lease.release().await.unwrap();
     holder.close().await.unwrap();
     assert_eq!(abandoned(&looker).await, ["r"]);
+}
+
+/// A lock moves no version.
+async fn who_locks_a_run_while_it_is_watched_works_on_it(store: Store) {
+    let (planner, looker, holder) = (store.open().await, store.open().await, store.open().await);
+    let runs = ["r0", "r1", "r2", "r3", "r4"];
+    for run in runs {
+        plan(&planner, run, 1).await;
+    }
+    planner.close().await.unwrap();
+    let mut untried = runs.into_iter();
+    until("it is locked soon enough", async || {
+        let run = untried.next().expect("one of them is locked within a moment");
+        let began = Instant::now();
+        let locked = async {
+            // In the middle of that second. Where the first look comes as late it is seen by that one.
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            (holder.acquire_lock(run, LONG).await.unwrap().unwrap(), began.elapsed())
+        };
+        let (resumed, (lease, after)) = tokio::join!(looker.resume_run(run), locked);
+        if after < LONGEST_GAP {
+            assert!(matches!(&resumed, Err(Error::RunInUse { worker, .. }) if worker.id == me(&holder).id), "{resumed:?}");
+            assert!(!abandoned(&looker).await.contains(&run.to_owned()));
+        }
+        drop(lease);
+        after < LONGEST_GAP
+    })
+    .await;
 }
 
 /// Real processes: the planner is killed, and a worker goes on, until it is killed too.
