@@ -64,8 +64,7 @@ impl Pool {
                 Ok(conn) => return Ok(conn),
                 Err(error) => error,
             };
-            let starting = self.is_starting.load(Ordering::Acquire);
-            started |= starting;
+            started |= self.is_starting.load(Ordering::Acquire);
             // One that is stopped and started again is away for a moment in between.
             let passes = started && error.kind() == StoreErrorKind::Unavailable;
             if !passes || began.elapsed() >= ANSWER {
