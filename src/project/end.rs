@@ -191,8 +191,8 @@ pub async fn execute(backend: &dyn StateBackend, plan: &Plan, now: DateTime<Utc>
     }
 }
 
-/// Those of some runs that run, and whose process is known to be gone, and everybody who holds a lease on them. Of a run that never said who works on it nothing is known: a foreign program may. Nor
-/// where it cannot be read who has the state open: then none is named. `watch`: where others have it open, for a second, so that a run is not named between two
+/// Those of some runs that run, and whose process is known to be gone, and everybody who holds a lease on them. Of a run that never said who works on it nothing
+/// is known: a foreign program may. Nor where it cannot be read who has the state open: then none is named. `watch`: where others have it open, for a second, so that a run is not named between two
 /// claims of who works on it.
 ///
 /// # Cancel safety
