@@ -242,24 +242,33 @@ async fn no_sync_that_failed_is_trusted_nor_the_one_after_it() {
     }
 }
 
-#[tokio::test]
-async fn a_full_disk_is_told_at_every_write_and_service_goes_on() {
-    if !can_trace() {
-        return;
+/// Answers how many faults were told.
+async fn a_full_disk_is_told(name: &'static str, whens: impl Iterator<Item = usize>) -> usize {
+    let mut full = 0;
+    for when in whens {
+        let what = format!("{name} {when}");
+        let place = Place::filled(name).await;
+        let told = place.child().inject("pwrite64", &format!("error=ENOSPC:when={when}")).run();
+        place.holds(&told, &what).await;
+        let faults: Vec<String> = told.after("told: ").into_iter().filter(|line| line.contains("nothing is lost")).collect();
+        assert!(faults.iter().all(|fault| fault.split(' ').nth(1) == Some("Full")), "{what}: {faults:?}");
+        full += faults.len();
     }
-    for (name, call, whens) in [("file", "pwrite64", 12), ("database", "pwrite64", 70)] {
-        let mut full = 0;
-        for when in (1..=whens).step_by(if whens > 20 { 4 } else { 1 }) {
-            let what = format!("{name} {call} {when}");
-            let place = Place::filled(name).await;
-            let told = place.child().inject(call, &format!("error=ENOSPC:when={when}")).run();
-            place.holds(&told, &what).await;
-            let faults: Vec<String> = told.after("told: ").into_iter().filter(|line| line.contains("nothing is lost")).collect();
-            assert!(faults.iter().all(|fault| fault.split(' ').nth(1) == Some("Full")), "{what}: {faults:?}");
-            full += faults.len();
-        }
-        // The file backend writes a whole document instead, and nobody need be told.
-        assert!(full > 0 || name == "file", "{name} {call}: nobody was told");
+    full
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_at_every_write_of_the_database_and_service_goes_on() {
+    if can_trace() {
+        assert!(a_full_disk_is_told("database", (1..=70).step_by(4)).await > 0, "nobody was told");
+    }
+}
+
+/// It writes a whole document instead, and nobody need be told.
+#[tokio::test]
+async fn a_full_disk_at_any_write_of_the_file_backend_loses_nothing_and_service_goes_on() {
+    if can_trace() {
+        a_full_disk_is_told("file", 1..=12).await;
     }
 }
 
@@ -268,44 +277,58 @@ fn now_and_then(error: &str) -> impl Iterator<Item = (String, String)> {
     (1..=70).step_by(4).map(move |when| (format!("{error} {when}"), format!("error={error}:when={when}")))
 }
 
-/// A quota that is used up, a disk that takes no more: what was not written was not written, and nobody waits for a word on it.
-#[tokio::test]
-async fn a_write_that_is_refused_leaves_no_outcome_unknown() {
+/// What was not written was not written, and nobody waits for a word on it.
+async fn leaves_no_outcome_unknown(error: &str) {
     if !can_trace() {
         return;
     }
-    for error in ["EDQUOT", "EIO"] {
-        let mut refused = 0;
-        for (what, fault) in now_and_then(error) {
-            let place = Place::filled("database").await;
-            let told = place.child().inject("pwrite64", &fault).run();
-            place.holds(&told, &what).await;
-            assert_eq!(told.after("told: unknown "), Vec::<String>::new(), "{what}");
-            refused += told.after("told: commit ").len();
-        }
-        assert!(refused > 0, "{error}: nobody was told");
+    let mut refused = 0;
+    for (what, fault) in now_and_then(error) {
+        let place = Place::filled("database").await;
+        let told = place.child().inject("pwrite64", &fault).run();
+        place.holds(&told, &what).await;
+        assert_eq!(told.after("told: unknown "), Vec::<String>::new(), "{what}");
+        refused += told.after("told: commit ").len();
     }
+    assert!(refused > 0, "{error}: nobody was told");
+}
+
+#[tokio::test]
+async fn a_quota_that_is_used_up_leaves_no_outcome_unknown() {
+    leaves_no_outcome_unknown("EDQUOT").await;
+}
+
+#[tokio::test]
+async fn a_write_that_fails_leaves_no_outcome_unknown() {
+    leaves_no_outcome_unknown("EIO").await;
 }
 
 /// Whoever is told so and dies before anything else is written finds it so.
-#[tokio::test]
-async fn what_was_refused_is_not_there_after_a_death_at_once() {
+async fn is_not_there_after_a_death_at_once(error: &str) {
     if !can_trace() {
         return;
     }
-    for error in ["ENOSPC", "EIO"] {
-        let mut died = 0;
-        for (what, fault) in now_and_then(error) {
-            let place = Place::filled("database").await;
-            let told = place.child().env("DIE", "1").inject("pwrite64", &fault).run();
-            if told.was_killed(&what) {
-                died += 1;
-                assert!(told.after("told: known ")[0].contains("false"), "{what}: {}", told.output);
-            }
-            place.kept(&told, &what).await;
+    let mut died = 0;
+    for (what, fault) in now_and_then(error) {
+        let place = Place::filled("database").await;
+        let told = place.child().env("DIE", "1").inject("pwrite64", &fault).run();
+        if told.was_killed(&what) {
+            died += 1;
+            assert!(told.after("told: known ")[0].contains("false"), "{what}: {}", told.output);
         }
-        assert!(died > 0, "{error}: nobody was told");
+        place.kept(&told, &what).await;
     }
+    assert!(died > 0, "{error}: nobody was told");
+}
+
+#[tokio::test]
+async fn what_a_full_disk_refused_is_not_there_after_a_death_at_once() {
+    is_not_there_after_a_death_at_once("ENOSPC").await;
+}
+
+#[tokio::test]
+async fn a_write_that_failed_is_not_there_after_a_death_at_once() {
+    is_not_there_after_a_death_at_once("EIO").await;
 }
 
 #[tokio::test]

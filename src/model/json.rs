@@ -41,7 +41,9 @@ impl RawJson {
 
     fn from_raw(raw: &RawValue) -> Self {
         let text = raw.get();
-        if text.contains([' ', '\n', '\r', '\t']) { Self(Arc::from(compact(text))) } else { Self(Arc::from(text)) }
+        // JSON has nothing else up to the blank: in strings such characters are escaped.
+        let spaced = text.bytes().any(|byte| byte <= b' ');
+        Self(if spaced { Arc::from(compact(text)) } else { Arc::from(text) })
     }
 
     /// The text, without white space between tokens.

@@ -12,7 +12,7 @@ use seeknal_state::{
     NodeStatus, NodeUpdate, RunId, StateBackend, SystemClock, Version, create_state_backend,
 };
 
-async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
+pub(super) async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
     let state = Coordinator::open(Arc::clone(backend) as Arc<dyn StateBackend>).await.unwrap();
     state.create_run("r", NewRun::running()).await.unwrap();
     state
@@ -484,49 +484,6 @@ async fn a_flood_at_one_run_is_bounded() {
     assert_eq!(rows.len(), KEPT);
     assert!(rows.iter().all(|row| *row < KEPT as u64), "what was refused came in by the back door");
     state.try_set_node_state(&run, "n0", NodeUpdate::success()).await.unwrap();
-}
-
-#[tokio::test]
-async fn an_end_of_a_claim_that_nobody_knows_of_is_not_told_a_second_time() {
-    let backend = LyingBackend::new(false);
-    let state = open(&backend).await;
-    state.set_node_state("r", "n", NodeUpdate::pending()).await.unwrap();
-    let claim = state.claim_node("r", "n", "w", Duration::from_secs(3600)).await.unwrap().unwrap();
-    let before = backend.sent.lock().unwrap().len();
-    // Applied, and unknown for longer than anybody waits: half a minute.
-    backend.tell(std::iter::repeat_n(Lie::AnswerLost, 10_000));
-    let error = claim.complete(NodeUpdate::success()).await.unwrap_err();
-    backend.lies.lock().unwrap().clear();
-    assert!(error.is_unknown_outcome(), "{error}");
-    let sent = backend.sent.lock().unwrap().split_off(before);
-    let first = sent[0];
-    assert!(sent.iter().take(20).all(|id| *id == first), "only the same batch may be sent again");
-    let stored = backend.inner.load_run(&RunId::new("r").unwrap()).await.unwrap().unwrap();
-    assert_eq!(stored.node("n").unwrap().status, NodeStatus::Success);
-}
-
-/// The claim of a node that may be tried once, of which nobody knows for longer than anybody waits.
-#[tokio::test]
-async fn a_claim_that_nobody_knows_of_is_taken_back_when_it_is_known() {
-    let backend = LyingBackend::new(false);
-    let state = open(&backend).await;
-    state.set_node_state("r", "n", NodeUpdate::pending().max_attempts(1)).await.unwrap();
-    backend.tell(std::iter::repeat_n(Lie::AnswerLost, 10_000));
-    let ask = |owner| state.claim_next("r", ClaimFilter::new().owner(owner).wait(Duration::from_secs(60)));
-    let error = ask("gone").await.unwrap_err();
-    assert!(error.is_unknown_outcome(), "{error}");
-    backend.lies.lock().unwrap().clear();
-    let claim = loop {
-        match ask("next").await {
-            Ok(Next::Claimed(claim)) => break claim,
-            // As long as the batch is not settled.
-            Err(error) if error.is_retryable() => tokio::time::sleep(Duration::from_millis(100)).await,
-            other => panic!("{other:?}"),
-        }
-    };
-    assert_eq!(claim.attempt(), 1, "an attempt that nobody made does not count");
-    claim.complete(NodeUpdate::new()).await.unwrap();
-    assert!(state.list_locks().await.unwrap().is_empty());
 }
 
 /// The runtime is dropped by a thread that unwinds, wherever the work under way is then: the embedder is told of his panic, and not of anything of ours.

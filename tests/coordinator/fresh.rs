@@ -11,13 +11,13 @@ use std::time::Duration;
 use crate::support::{Following, Lie, LyingBackend};
 use seeknal_state::{Coordinator, Durability, Error, NewRun, NodeUpdate, Snapshot, StateBackend};
 
-async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
+pub(super) async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
     backend.follow(Following::Silent);
     Coordinator::open(Arc::clone(backend) as Arc<dyn StateBackend>).await.unwrap()
 }
 
 /// A fresh read, as soon as storage can be asked: until then that is told, and no old snapshot.
-async fn fresh(state: &Coordinator, run: &str) -> Option<Snapshot> {
+pub(super) async fn fresh(state: &Coordinator, run: &str) -> Option<Snapshot> {
     loop {
         match state.fresh(run).await {
             Ok(read) => return read,
@@ -68,30 +68,6 @@ async fn looked_up(shared: bool, lie: Lie, landed: bool) {
         assert_eq!(read.node("both").is_some(), landed, "shared {shared}, {lie:?}: {run} of two");
     }
     state.close().await.unwrap();
-}
-
-/// The batch is still being sent, and may be applied at any time.
-#[tokio::test]
-async fn as_long_as_nobody_can_know_it_is_told_so() {
-    let case = async |shared| {
-        let backend = LyingBackend::new(shared);
-        let state = open(&backend).await;
-        state.create_run("r", NewRun::running()).await.unwrap();
-        // For longer than anybody waits: half a minute.
-        backend.tell(std::iter::repeat_n(Lie::NeverArrived, 10_000));
-        let writing = state.clone();
-        let read = tokio::spawn(async move {
-            let error = writing.set_node_state("r", "n", NodeUpdate::success()).await.unwrap_err();
-            assert!(error.is_unknown_outcome(), "{error}");
-            writing.fresh("r").await
-        });
-        let read = read.await.unwrap();
-        assert!(matches!(&read, Err(error) if error.is_retryable()), "shared {shared}: {read:?}");
-        backend.lies.lock().unwrap().clear();
-        assert!(fresh(&state, "r").await.unwrap().node("n").is_some(), "shared {shared}: it was sent again");
-        state.close().await.unwrap();
-    };
-    tokio::join!(case(false), case(true));
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod support;
 #[path = "../support/stalls.rs"]
 mod stalls;
 
+mod after_half_a_minute;
 mod bystanders;
 mod cut_off;
 mod deaths;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::{Following, Lie, LyingBackend};
-use seeknal_state::{Commit, Coordinator, Durability, Error, MemoryBackend, NewRun, NodeUpdate, RunId, StateBackend};
+use seeknal_state::{Commit, Coordinator, Durability, Error, MemoryBackend, NewRun, NodeUpdate, StateBackend};
 
-const RUNS: [&str; 2] = ["a", "b"];
+pub(super) const RUNS: [&str; 2] = ["a", "b"];
 
-async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
+pub(super) async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
     // No run goes to sleep: who is woken up reads what is stored, whatever was known of it here.
     let builder = Coordinator::builder().idle_after(Duration::from_secs(86_400));
     let state = builder.open(Arc::clone(backend) as Arc<dyn StateBackend>).await.unwrap();
@@ -20,7 +20,7 @@ async fn open(backend: &Arc<LyingBackend>) -> Coordinator {
 }
 
 /// Writes a node of every run in one transaction.
-async fn write(state: &Coordinator, runs: &[impl AsRef<str>], rows: u64) -> Result<Commit, Error> {
+pub(super) async fn write(state: &Coordinator, runs: &[impl AsRef<str>], rows: u64) -> Result<Commit, Error> {
     let mut tx = state.transaction();
     for run in runs {
         tx.set_node_state(run.as_ref(), "n", NodeUpdate::running().row_count(rows));
@@ -64,7 +64,7 @@ async fn who_writes_several_runs_is_told_what_one_of_them_lost() {
 
 /// Waits until both runs are seen as they were written, and then can be written again. As long as storage does not settle what it was sent, that is told to
 /// whoever asks.
-async fn seen_as_written(state: &Coordinator, written: u64, what: Lie) {
+pub(super) async fn seen_as_written(state: &Coordinator, written: u64, what: Lie) {
     let waiting = async |error: Error| {
         assert!(error.is_retryable(), "{what:?}: {error}");
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -98,25 +98,6 @@ async fn what_nobody_knows_of_several_runs_is_looked_up() {
         seen_as_written(&state, if landed { 7 } else { 1 }, lie).await;
         state.close().await.unwrap();
     }
-}
-
-#[tokio::test]
-async fn what_nobody_knew_of_several_runs_for_long_is_seen_when_it_is_known() {
-    let case = async |lie| {
-        let backend = LyingBackend::new(false);
-        let state = open(&backend).await;
-        // For longer than anybody waits: half a minute.
-        backend.tell(std::iter::repeat_n(lie, 10_000));
-        let error = write(&state, &RUNS, 7).await.unwrap_err();
-        assert!(error.is_unknown_outcome(), "{lie:?}: {error}");
-        let landed = backend.inner.load_run(&RunId::new("a").unwrap()).await.unwrap().unwrap().node("n").is_some();
-        assert_eq!(landed, lie == Lie::AnswerLost);
-        backend.lies.lock().unwrap().clear();
-        seen_as_written(&state, 7, lie).await;
-        state.close().await.unwrap();
-    };
-    // It is in storage before they are told that nobody knows; or comes there only afterwards.
-    tokio::join!(case(Lie::AnswerLost), case(Lie::NeverArrived));
 }
 
 #[tokio::test]

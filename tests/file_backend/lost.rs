@@ -103,8 +103,13 @@ fn shorten(path: &Path, length: usize) {
 
 /// Where the frames of a journal begin.
 fn frames(path: &Path) -> Vec<usize> {
+    const SPACE: [u8; 4096] = [0; 4096];
     let bytes = std::fs::read(path).unwrap();
-    bytes.windows(4).enumerate().filter(|(_, w)| *w == b"SKF1").map(|(at, _)| at).collect()
+    let mut written = &*bytes;
+    while let Some(before) = written.strip_suffix(&SPACE) {
+        written = before;
+    }
+    written.windows(4).enumerate().filter(|(_, w)| *w == b"SKF1").map(|(at, _)| at).collect()
 }
 
 /// What a repair has to do with.

@@ -184,7 +184,7 @@ pub(in crate::store::file) fn frame_at(bytes: &[u8], offset: usize, epoch: u64) 
 /// Whether a frame begins at an offset that goes on behind the end of the file. Space is there, synced, before anything is written into it, and lengths are
 /// written whole: no crash leaves this, only somebody who cut the file. Of a note of leases nothing was ever promised.
 pub(in crate::store::file) fn is_cut_off(bytes: &[u8], offset: usize) -> bool {
-    let Some(rest) = bytes.get(offset..).filter(|rest| rest.iter().any(|byte| *byte != 0)) else { return false };
+    let Some(rest) = bytes.get(offset..).filter(|rest| !rest.is_empty()) else { return false };
     let field = |at: usize| rest.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
     let is_frame = rest.starts_with(&MAGIC) || MAGIC.starts_with(rest);
     let is_data = field(4).is_none_or(|kind| Kind::of(kind) == Some(Kind::Data));
@@ -212,7 +212,13 @@ pub(in crate::store::file) fn frame_behind(bytes: &[u8], offset: usize, epoch: u
 
 /// Where the last byte that is not zero lies behind an offset; `None` if there is none.
 pub(in crate::store::file) fn last_written(bytes: &[u8], offset: usize) -> Option<usize> {
-    bytes.get(offset..)?.iter().rposition(|byte| *byte != 0).map(|at| offset + at)
+    const SPACE: [u8; 4096] = [0; 4096];
+    let mut rest = bytes.get(offset..)?;
+    // The space that is kept ready is far longer than what was written: it is passed over in whole pieces.
+    while let Some(before) = rest.strip_suffix(&SPACE) {
+        rest = before;
+    }
+    rest.iter().rposition(|byte| *byte != 0).map(|at| offset + at)
 }
 
 /// The lines of a payload, without the padding.
