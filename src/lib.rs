@@ -82,10 +82,10 @@ pub use coordinator::{
 pub use error::Error;
 pub use lease::{Lease, LeaseError, LockOptions, LostReason};
 pub use model::{
-    Attempt, Clock, CommitSeq, Fence, FencingToken, Fingerprint, Guard, InputError, Interval, IntervalSet, IntoInterval,
-    IntoNodeId, IntoRunId, LastSuccess, LeaseKey, LeaseOwner, LeaseRecord, List, Metadata, NewRun, NodeCoverage, NodeId,
-    NodeState, NodeStatus, NodeUpdate, PartitionKey, ProcessInfo, RawJson, Refusal, RunCursor, RunFilter, RunHeader, RunId,
-    RunPage, RunQuery, RunReceipt, RunState, RunStatus, RunSummary, RunUpdate, Snapshot, SystemClock, Version,
+    Attempt, Blocked, BlockedReason, Clock, CommitSeq, Fence, FencingToken, Fingerprint, Guard, InputError, Interval,
+    IntervalSet, IntoInterval, IntoNodeId, IntoRunId, LastSuccess, LeaseKey, LeaseOwner, LeaseRecord, List, Metadata, NewRun,
+    NodeCoverage, NodeId, NodeState, NodeStatus, NodeUpdate, PartitionKey, ProcessInfo, RawJson, Refusal, RunCursor, RunFilter,
+    RunHeader, RunId, RunPage, RunQuery, RunReceipt, RunState, RunStatus, RunSummary, RunUpdate, Snapshot, SystemClock, Version,
 };
 pub use persist::Histogram;
 pub use run::DeferredLoss;

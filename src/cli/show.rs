@@ -9,8 +9,8 @@ use super::exit::CliError;
 use super::output::{Output, between, dash, duration, no_state, one_line, open_for_reading, stamp, table};
 use super::runs::created;
 use crate::model::{
-    Attempt, FencingToken, Fingerprint, IntervalSet, Metadata, NodeId, NodeState, NodeStatus, PartitionKey, ProcessInfo, RawJson,
-    RunId, RunState, RunStatus, RunSummary, Version, time,
+    Attempt, Blocked, FencingToken, Fingerprint, IntervalSet, Metadata, NodeId, NodeState, NodeStatus, PartitionKey, ProcessInfo,
+    RawJson, RunId, RunState, RunStatus, RunSummary, Version, time,
 };
 use crate::project::{ProjectErrorKind, Settings, end};
 
@@ -62,12 +62,21 @@ struct Node<'a> {
     attempts: &'a [Attempt],
     worker: Option<&'a str>,
     token: Option<FencingToken>,
+    /// Why it is pending and will not become ready; `null`: it may.
+    blocked: Option<Why<'a>>,
     /// What a foreign file said beyond that.
     extra: Option<&'a RawJson>,
 }
 
+/// What keeps a node from becoming ready.
+#[derive(Serialize)]
+struct Why<'a> {
+    by: &'a NodeId,
+    reason: String,
+}
+
 impl<'a> Shown<'a> {
-    fn of(run: &'a RunState, abandoned: bool) -> Self {
+    fn of(run: &'a RunState, blocked: &'a [Blocked], abandoned: bool) -> Self {
         let header = run.header();
         Self {
             run_id: run.id(),
@@ -81,13 +90,13 @@ impl<'a> Shown<'a> {
             abandoned,
             metadata: &header.metadata,
             extra: header.extra.as_ref(),
-            nodes: run.nodes().map(|(id, node)| (id, Node::of(run.id(), id, node))).collect(),
+            nodes: run.nodes().map(|(id, node)| (id, Node::of(run.id(), id, node, of_node(blocked, id)))).collect(),
         }
     }
 }
 
 impl<'a> Node<'a> {
-    fn of(run_id: &'a RunId, node_id: &'a NodeId, node: &'a NodeState) -> Self {
+    fn of(run_id: &'a RunId, node_id: &'a NodeId, node: &'a NodeState, blocked: Option<&'a Blocked>) -> Self {
         Self {
             run_id,
             node_id,
@@ -109,6 +118,7 @@ impl<'a> Node<'a> {
             attempts: &node.attempts,
             worker: node.worker.as_deref(),
             token: node.token,
+            blocked: blocked.map(|blocked| Why { by: &blocked.by, reason: blocked.reason.to_string() }),
             extra: node.extra.as_ref(),
         }
     }
@@ -127,8 +137,9 @@ pub(super) async fn run(settings: &Settings, run: &RunId, out: &mut Output) -> R
         let message = format!("{location} has no run {run:?}; `seeknal state runs --all` lists them");
         return Err(CliError::new(ProjectErrorKind::NotFound, message));
     };
+    let blocked = state.blocked();
     if out.is_json() {
-        return out.json(&Shown::of(&state, abandoned));
+        return out.json(&Shown::of(&state, &blocked, abandoned));
     }
     for line in super::runs::header_lines(&summary, abandoned) {
         out.line(line)?;
@@ -147,11 +158,22 @@ pub(super) async fn run(settings: &Settings, run: &RunId, out: &mut Output) -> R
             node.row_count.map_or_else(dash, |rows| rows.to_string()),
             node.intervals.len().to_string(),
             node.partitions.len().to_string(),
-            error_of(node).map_or_else(dash, |error| shortened(&error)),
+            trouble(node, of_node(&blocked, id)).map_or_else(dash, |trouble| shortened(&trouble)),
         ]);
     }
     out.line("")?;
     out.table(&nodes)
+}
+
+/// Why a node will not become ready, of those that are told in the order of their ids.
+fn of_node<'b>(blocked: &'b [Blocked], id: &NodeId) -> Option<&'b Blocked> {
+    blocked.binary_search_by(|blocked| blocked.node.cmp(id)).ok().and_then(|at| blocked.get(at))
+}
+
+/// What went wrong with a node, or keeps it from becoming ready.
+fn trouble<'a>(node: &'a NodeState, blocked: Option<&Blocked>) -> Option<Cow<'a, str>> {
+    let kept = || blocked.map(|blocked| Cow::Owned(format!("blocked by {} ({})", blocked.by, blocked.reason)));
+    kept().or_else(|| error_of(node))
 }
 
 /// What went wrong with a node. Seeknal itself tells it only among the metadata.

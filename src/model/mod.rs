@@ -5,6 +5,7 @@
 mod apply;
 mod attempt;
 mod batch;
+mod blocked;
 mod change;
 mod clock;
 mod coverage;
@@ -39,6 +40,7 @@ pub(crate) use apply::updated;
 pub use apply::{apply, apply_all};
 pub use attempt::{Attempt, MAX_ATTEMPT_ERROR_BYTES, MAX_ATTEMPTS_KEPT};
 pub use batch::{Batch, BatchAnswer, BatchId, Entry, Fence, LeaseGrant, Outcome, Receipt, Refusal, RunPart, RunReceipt};
+pub use blocked::{Blocked, BlockedReason};
 pub use change::Change;
 pub use clock::{Clock, SystemClock};
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]

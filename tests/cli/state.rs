@@ -11,7 +11,7 @@ use crate::projects::{project, tree};
 use crate::{json, run, seeknal};
 use chrono::{DateTime, Utc};
 use seeknal_state::{
-    BackendOptions, Clock, Coordinator, LeaseKey, LockOptions, NewRun, RunId, SystemClock, create_state_backend,
+    BackendOptions, Clock, Coordinator, LeaseKey, LockOptions, NewRun, NodeUpdate, RunId, SystemClock, create_state_backend,
 };
 use serde_json::Value;
 use std::process::Command;
@@ -336,6 +336,31 @@ async fn runs_of_a_foreign_status_are_listed_by_it() {
 }
 
 /// Ids are data: whatever they hold, they name no path, and what cannot be one is refused in one line.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_will_not_become_ready_is_shown_with_what_keeps_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path()).await;
+    let mut tx = state.transaction();
+    tx.create_run("r", NewRun::running());
+    tx.set_node_state("r", "orders", NodeUpdate::failed("no such table"));
+    tx.set_node_state("r", "report", NodeUpdate::pending().depends_on(["orders"]));
+    tx.set_node_state("r", "mail", NodeUpdate::pending().depends_on(["report"]));
+    tx.set_node_state("r", "other", NodeUpdate::pending().depends_on(["gone"]));
+    tx.set_node_state("r", "free", NodeUpdate::pending());
+    tx.commit().await.unwrap();
+    state.close().await.unwrap();
+
+    let (_, table, _) = run(dir.path(), "state show r");
+    let line = |node: &str| table.lines().find(|line| line.starts_with(node)).unwrap();
+    assert!(line("mail").contains("blocked by orders (failed)"), "{table}");
+    assert!(line("report").contains("blocked by orders (failed)"), "{table}");
+    assert!(line("other").contains("blocked by gone (missing)"), "{table}");
+    assert!(line("orders").contains("no such table") && !line("free").contains("blocked"), "{table}");
+    let nodes = &json(dir.path(), "state show r")["nodes"];
+    assert_eq!(nodes["mail"]["blocked"], serde_json::json!({"by": "orders", "reason": "failed"}));
+    assert_eq!((&nodes["free"]["blocked"], &nodes["orders"]["blocked"]), (&Value::Null, &Value::Null));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_ids_are_data_and_never_paths() {
     for backend in ["file", "database"] {
