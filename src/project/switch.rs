@@ -73,20 +73,21 @@ impl Switch {
         }
         // As replacing it does: where the file is a link, its target is replaced.
         let path = std::fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        if let Some(why) = fixed(&path) {
-            return Err(ProjectError::new(
-                ProjectErrorKind::Failed,
-                format!(
-                    "{}: {why}, so that it cannot be replaced. Stop who works on the state, write `state_backend: {}` into it by hand, and start the move again before \
-                     anybody works on",
-                    path.display(),
-                    self.backend
-                ),
-            ));
-        }
-        let folder = files::folder_of(&path);
         let may = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
-        rustix::fs::access(folder, may).map_err(|error| ProjectError::io(folder, error.into()))
+        let why = match (fixed(&path), rustix::fs::access(files::folder_of(&path), may)) {
+            (Some(why), _) => why.to_owned(),
+            (None, Err(error)) => format!("nothing may be written in its folder ({})", std::io::Error::from(error)),
+            (None, Ok(())) => return Ok(()),
+        };
+        Err(ProjectError::new(
+            ProjectErrorKind::Failed,
+            format!(
+                "{}: {why}, so that it cannot be replaced. Stop who works on the state, write `state_backend: {}` into it by hand, and start the move again before \
+                 anybody works on",
+                path.display(),
+                self.backend
+            ),
+        ))
     }
 
     /// Does it, atomically and durably. A file that was edited since is looked at anew.

@@ -103,6 +103,26 @@ async fn a_state_that_may_not_be_read_is_told_by_its_name() {
     }
 }
 
+/// Before anything is moved, with the line to write.
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_in_a_folder_that_may_not_be_written_in_are_told() {
+    let scratch = tempfile::tempdir().unwrap();
+    let words = as_nobody(scratch.path());
+    let dir = of("file").await;
+    let target = dir.path().join("target");
+    for (path, mode) in [(dir.path(), 0o555), (&target, 0o777)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    for entry in fs::read_dir(&target).unwrap() {
+        fs::set_permissions(entry.unwrap().path(), fs::Permissions::from_mode(0o666)).unwrap();
+    }
+    let (code, told) = run_as(&words, dir.path(), "migrate-state --backend database --no-dry-run");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let why = "seeknal_project.yml: nothing may be written in its folder (Permission denied (os error 13))";
+    assert!(code == 1 && told.contains(why), "{code}: {told}");
+    assert!(told.contains("write `state_backend: database` into it by hand") && !target.join("state.db").exists(), "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_the_folders_place_is_told() {
     for backend in ["file", "database"] {
