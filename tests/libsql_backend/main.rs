@@ -12,6 +12,7 @@ mod credentials;
 #[path = "../support/exactly.rs"]
 mod exactly;
 mod exactly_once;
+mod full;
 mod leftovers;
 mod opening;
 mod openings;

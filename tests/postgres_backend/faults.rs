@@ -115,6 +115,34 @@ async fn who_stops_inside_a_transaction_holds_others_up_for_seconds_only() {
     stopped.wait().unwrap();
 }
 
+#[tokio::test]
+async fn a_full_disk_is_told_and_the_service_goes_on_when_there_is_space() {
+    let store = store!();
+    let backend = store.open().await;
+    store.sql("CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = TG_ARGV[0]; END $$");
+    change(&backend, "r", vec![create(0), set("n", NodeUpdate::running())]).await;
+    let faults = [("53100", StoreErrorKind::Full), ("58030", StoreErrorKind::Io), ("53200", StoreErrorKind::Busy)];
+    // First as any batch, then as one on a run that this opening alone writes to.
+    for round in 0..2_u64 {
+        for (row, (state, kind)) in (round * 100 + 1..).zip(faults) {
+            let before = load(&backend, "r").await;
+            store.sql(&format!("CREATE TRIGGER fail BEFORE INSERT OR UPDATE ON node_states EXECUTE FUNCTION fail('{state}')"));
+            let mutations = vec![set("n", NodeUpdate::running().row_count(row))];
+            let batch = Arc::new(Batch::new(vec![entry(part_on(Some(&before), before.version(), "r", vec![], mutations))]));
+            let error = backend.commit(Arc::clone(&batch)).await.unwrap_err();
+            assert_eq!((error.kind(), error.is_unknown_outcome()), (kind, false), "{error}");
+            assert_eq!(load(&backend, "r").await, before, "{error}: something was written");
+            store.sql("DROP TRIGGER fail ON node_states");
+            applied(backend.commit(batch).await.unwrap().outcomes.into_iter().next().unwrap());
+            assert_eq!(load(&backend, "r").await.node("n").unwrap().row_count, Some(row));
+        }
+        for row in 0..10 {
+            change(&backend, "r", vec![set("n", NodeUpdate::running().row_count(row))]).await;
+        }
+    }
+    backend.close().await.unwrap();
+}
+
 /// A network that forwards what it is given, until it goes silent: then it takes everything and passes nothing on.
 struct Silent {
     port: u16,

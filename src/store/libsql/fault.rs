@@ -28,6 +28,10 @@ pub(super) enum Class {
     Garbled,
     /// The server has no space left. Nothing was written.
     Full,
+    /// The server's own disk or files fail it. Nothing was written.
+    Disk,
+    /// The server has no memory left. Nothing was written.
+    Memory,
     /// The database is damaged.
     Corrupt,
     /// The server refuses the statement, or what answers there is no libSQL server.
@@ -56,6 +60,8 @@ impl Fault {
         let class = match error.code() {
             "SQLITE_BUSY" | "SQLITE_LOCKED" | "TRANSACTION_TIMEOUT" | "TRANSACTION_BUSY" => Class::Busy,
             "SQLITE_FULL" => Class::Full,
+            "SQLITE_NOMEM" => Class::Memory,
+            code if code.starts_with("SQLITE_IOERR") || code.starts_with("SQLITE_CANTOPEN") => Class::Disk,
             "SQLITE_CORRUPT" | "SQLITE_NOTADB" => Class::Corrupt,
             "SQLITE_READONLY" | "BLOCKED" | "SQL_WRITE_BLOCKED" => Class::ReadOnly,
             "SQLITE_AUTH" => Class::NoAccess,
@@ -66,6 +72,8 @@ impl Fault {
             _ if says(&["database is locked", "SQLITE_BUSY", "Transaction timed-out", "interactive transaction"]) => Class::Busy,
             _ if says(&["too big"]) => Class::TooLarge,
             _ if says(&["database or disk is full"]) => Class::Full,
+            _ if says(&["disk I/O error", "unable to open database file"]) => Class::Disk,
+            _ if says(&["out of memory"]) => Class::Memory,
             _ if says(&["malformed", "not a database"]) => Class::Corrupt,
             _ if says(&["readonly", "read-only", "Writes are blocked", "not authorized", "forbidden"]) => Class::ReadOnly,
             _ => Class::Refused,
@@ -118,6 +126,8 @@ impl Fault {
             Class::TooLarge => (StoreErrorKind::Input, "the server takes values of up to 5 MB; make it smaller"),
             Class::AnswerTooLarge => (StoreErrorKind::Io, "a single row is beyond what the server answers with"),
             Class::Full => (StoreErrorKind::Full, "free some space on the server; nothing is lost"),
+            Class::Disk => (StoreErrorKind::Io, "check the server's disk and its log"),
+            Class::Memory => (StoreErrorKind::Busy, "the server has no room for this now; raise its limits or try again"),
             Class::Corrupt | Class::Garbled => {
                 (StoreErrorKind::Corrupt, "it was left as it is; `seeknal state verify` says more, a backup brings it back")
             }

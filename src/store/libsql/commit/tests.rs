@@ -57,6 +57,32 @@ async fn a_server_that_is_busy_all_the_time_has_applied_nothing() {
     }
 }
 
+/// What the server's own disk and memory do is told as such: it is a libSQL server.
+#[tokio::test]
+async fn faults_of_the_servers_machine_are_told_as_such() {
+    let faults = [
+        ("SQLITE_FULL", StoreErrorKind::Full, "free some space"),
+        ("SQLITE_IOERR", StoreErrorKind::Io, "disk"),
+        ("SQLITE_IOERR_WRITE", StoreErrorKind::Io, "disk"),
+        ("SQLITE_CANTOPEN", StoreErrorKind::Io, "disk"),
+        ("SQLITE_NOMEM", StoreErrorKind::Busy, "no room"),
+    ];
+    for (code, kind, mend) in faults {
+        let error = end(move |sql| on_writing(sql, Say::Error(code)), || Say::Status(500)).await;
+        assert_eq!((error.kind(), error.is_unknown_outcome()), (kind, false), "{code}: {error}");
+        let text = error.to_string();
+        assert!(text.contains(mend) && !text.contains("is a libSQL server"), "{code}: {error}");
+        // Where the transaction ends it may have been applied.
+        let mut writes = false;
+        let at_its_end = move |sql: &str| {
+            writes = sql.starts_with("INSERT INTO batches") || writes && !sql.starts_with("BEGIN");
+            (writes && sql == "COMMIT").then_some(Say::Error(code))
+        };
+        let error = end(at_its_end, || Say::Status(500)).await;
+        assert!(error.is_unknown_outcome(), "{code}: {error}");
+    }
+}
+
 #[tokio::test]
 async fn a_batch_that_others_are_always_faster_than_is_given_up_for_good() {
     let changed = |sql: &str| sql.contains("THEN abs(-9223372036854775808)").then_some(Say::Error("SQLITE_ERROR"));
