@@ -6,6 +6,7 @@
 #[allow(dead_code, reason = "a few of them")]
 mod batches;
 mod certain;
+mod clocks;
 #[cfg(feature = "conformance")]
 mod conformance;
 mod credentials;

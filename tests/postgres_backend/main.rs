@@ -27,6 +27,7 @@ mod servers;
 mod at_once;
 #[path = "../support/batches.rs"]
 mod batches;
+mod clocks;
 mod commits;
 mod copies;
 mod credentials;

@@ -58,6 +58,33 @@ pub(super) fn ttl(ms: u64) -> i64 {
     i64::try_from(ms).map_or(MAX_TTL_MS, |ms| ms.min(MAX_TTL_MS))
 }
 
+/// How far the clock has gone back at least where it is told from one that is put right a little, milliseconds.
+const BACK_MS: u64 = 1_000;
+
+/// Lets leases that would last longer than they live end when those do that are renewed now: the server's clock went back since, and by as much longer a dead
+/// holder would keep everybody out. They do not end earlier: who lives trusts his lease by a clock of his own, and is not heard before his next renewal.
+///
+/// With a process only if its last word lies in the future; otherwise no lock is looked at.
+pub(super) fn shorten(process: Option<&ProcessInfo>) -> Stmt {
+    // As `ttl` has it; of a time to live that is no whole number of 64 bits there is a text.
+    const LIFE: &str = "min(CAST(l.ttl_ms AS INTEGER), 9223372036854)";
+    let now = now_ms!();
+    let (looks, values) = match process {
+        Some(process) => (
+            format!("openings AS o CROSS JOIN locks AS l WHERE o.process = ?1 AND o.seen_ms > {now} + {BACK_MS} AND"),
+            vec![(&*process.id).into()],
+        ),
+        None => ("locks AS l WHERE".to_owned(), Vec::new()),
+    };
+    Stmt::exec(
+        format!(
+            "UPDATE locks AS l SET until = strftime('%Y-%m-%dT%H:%M:%f000Z', ({now} + {LIFE}) / 1000.0, 'unixepoch'), expires_ms = {now} + {LIFE} \
+             WHERE (l.run_id, l.node_id) IN (SELECT l.run_id, l.node_id FROM {looks} l.expires_ms > {now} + {LIFE} + {BACK_MS})"
+        ),
+        values,
+    )
+}
+
 /// The `node_id` column of a key: empty for a whole run.
 pub(super) fn column(key: &LeaseKey) -> &str {
     key.node.as_ref().map_or("", NodeId::as_str)

@@ -2,7 +2,7 @@
 //!
 //! Nothing proves here that a process is dead: there is no connection whose end the server would see. One that was not heard of for a minute is taken for
 //! gone, as a lease is that nobody renewed. But while the server is away nobody can say a word: silence counts only where the server answered meanwhile, which
-//! who judges has to see for himself.
+//! who judges has to see for himself. The same holds for rows that are removed, and for words that lie in the future: the clock went back since.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use super::client::Client;
 use super::fault::Class;
 use super::hrana::Stmt;
-use super::lease::now_ms;
+use super::lease::{self, now_ms};
 use super::read::nth;
 use super::rows::stamp_text;
 use super::send::{self, Ask};
@@ -33,6 +33,12 @@ const LIVES_MS: u64 = 35_000;
 
 /// Who was not heard of for so long is gone, milliseconds.
 const GONE_MS: u64 = 60_000;
+
+/// Who was not heard of for so long is forgotten, once it is seen that it is gone, milliseconds.
+const FORGOTTEN_MS: u64 = 86_400_000;
+
+/// Between two looks for who is to be forgotten. The first one comes with the first word behind the beginning, when short openings have ended.
+const TIDY_EVERY: Duration = Duration::from_secs(3600);
 
 /// After a word that failed in another way: when the server is back everybody is to be heard of soon.
 const FAILED: Duration = Duration::from_secs(1);
@@ -67,11 +73,17 @@ fn word(process: &ProcessInfo) -> Stmt {
     )
 }
 
-/// Writes the opening's row, and removes those of openings that were gone a day ago. `false`: a token that only reads cannot; who comes with it changes
-/// nothing, and need not be known.
+/// Removes rows that nobody may have the time to watch, where all openings are short: somebody else was heard of a day after their last word, and that is a day
+/// ago too. That a server was away for as long removes nobody: all who lived then were heard of in the same moments.
+const FORGET: &str = concat!(
+    "DELETE FROM openings WHERE seen_ms < (SELECT max(seen_ms) FROM openings WHERE seen_ms < ",
+    now_ms!(),
+    " - 86400000) - 86400000"
+);
+
+/// Writes the opening's row. `false`: a token that only reads cannot; who comes with it changes nothing, and need not be known.
 pub(super) async fn register(client: &Client, process: &ProcessInfo) -> Result<bool, StoreError> {
-    let statements =
-        [Stmt::exec(concat!("DELETE FROM openings WHERE seen_ms < ", now_ms!(), " - 86400000"), Vec::new()), word(process)];
+    let statements = [Stmt::exec(FORGET, Vec::new()), lease::shorten(None), word(process)];
     let mut tried = 0;
     loop {
         tried += 1;
@@ -93,7 +105,14 @@ pub(super) struct Keeper(Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>);
 impl Keeper {
     pub(super) fn start(client: &Arc<Client>, process: &ProcessInfo) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let work = client.spawn(keep(Arc::downgrade(client), process.clone(), stopped));
+        let (client_of_words, process) = (Arc::downgrade(client), process.clone());
+        let client_of_looks = Weak::clone(&client_of_words);
+        let work = client.spawn(async move {
+            tokio::select! {
+                () = keep(client_of_words, process, stopped) => {}
+                () = tidy(client_of_looks) => {}
+            }
+        });
         Self(Mutex::new(Some((stop, work))))
     }
 
@@ -116,13 +135,42 @@ async fn keep(client: Weak<Client>, process: ProcessInfo, mut stopped: oneshot::
             () = tokio::time::sleep(pause) => {}
         }
         let Some(client) = client.upgrade() else { return };
-        let said = send::write(&client, &[word(&process)]).await;
+        let said = send::write(&client, &[lease::shorten(Some(&process)), word(&process)]).await;
         pause = match said {
             Ok(()) => EVERY,
             Err(fault) if fault.class == Class::ReadOnly => REFUSED,
             Err(_) => FAILED,
         };
     }
+}
+
+/// Forgets openings that are gone for long, until the client is gone. Only room depends on it.
+async fn tidy(client: Weak<Client>) {
+    let mut pause = EVERY;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = TIDY_EVERY;
+        let Some(client) = client.upgrade() else { return };
+        let _the_next_time = forget(&client).await.is_err();
+    }
+}
+
+/// Removes the rows of openings that were not heard of for a day, once this one has seen that they are gone.
+async fn forget(client: &Client) -> Result<(), StoreError> {
+    let Some(found) = list(client).await? else { return Ok(()) };
+    let old = found.iter().filter(|heard| heard.silent_ms >= FORGOTTEN_MS);
+    let who: BTreeSet<String> = old.map(|heard| heard.process.id.to_string()).collect();
+    let mut statements = vec![lease::shorten(None)];
+    if !who.is_empty() {
+        let gone = Gone::default();
+        let watched = watch(client, &gone, &who).await?.unwrap_or_default();
+        let watched = watched.iter().filter(|heard| gone.holds(heard)).map(|heard| (&*heard.process.id, heard.seen_ms));
+        let rows = watched.map(|(process, seen_ms)| serde_json::json!([process, seen_ms])).collect::<serde_json::Value>();
+        // A word that came meanwhile keeps its row.
+        let removal = "DELETE FROM openings WHERE (process, max(0, seen_ms)) IN (SELECT value->>0, value->>1 FROM json_each(?1))";
+        statements.push(Stmt::exec(removal, vec![rows.to_string().into()]));
+    }
+    send::write(client, &statements).await.map_err(|fault| fault.into_error(client.place()))
 }
 
 /// Takes the opening's row away, and what else there is to remove with it.
@@ -138,6 +186,7 @@ pub(super) async fn leave(client: &Arc<Client>, process: &ProcessInfo, beside: O
 pub(super) struct Heard {
     process: ProcessInfo,
     seen_ms: u64,
+    /// How far that is from now, also where it lies in the future.
     silent_ms: u64,
 }
 
@@ -212,9 +261,9 @@ pub(super) async fn list(client: &Client) -> Result<Option<Vec<Heard>>, StoreErr
     let question = Stmt::ask(
         "openings",
         concat!(
-            "SELECT process, host, pid, started_at, max(0, seen_ms), max(0, ",
+            "SELECT process, host, pid, started_at, max(0, seen_ms), abs(",
             now_ms!(),
-            " - seen_ms) FROM openings ORDER BY started_at, process"
+            " - max(0, seen_ms)) FROM openings ORDER BY started_at, process"
         ),
         Vec::new(),
     );

@@ -227,7 +227,7 @@ async fn open(shared: Arc<Shared>) -> Result<OpenReport, StoreError> {
     }
     let lock = Lock::new(&place.schema);
     if !place.read_only {
-        openings::register(&mut conn, process, lock).await?;
+        openings::say(&mut conn, process, lock).await?;
         // Only room depends on it: it is tried again beside the commits.
         let _tried_again = told::sweep(&shared, &mut conn).await.is_err();
     }

@@ -42,28 +42,25 @@ pub(super) async fn hold(conn: &mut Conn, lock: Lock) -> Result<(), StoreError> 
     .map(|_| ())
 }
 
-/// Writes the opening's row, and removes those of openings that were not heard of for a day.
-pub(super) async fn register(conn: &mut Conn, process: &ProcessInfo, lock: Lock) -> Result<(), StoreError> {
-    const PLACE: &str = "table openings";
-    conn.ask(Sql::new(
-        PLACE,
-        "DELETE FROM openings AS o WHERE coalesce(o.seen_at, o.started_at) < clock_timestamp() - interval '1 day' \
-         AND NOT EXISTS (SELECT 1 FROM pg_locks AS l \
-         WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid::bigint = (o.lock_class::bigint & 4294967295) \
-         AND l.objid::bigint = (o.lock_id::bigint & 4294967295))",
-        Vec::new(),
-    ))
-    .await?;
-    say(conn, process, lock).await
-}
+/// Removes openings that were not heard of for a day, some at a time, where they are gone by the rule above: a server that was away for days heard of nobody.
+pub(super) const FORGET: &str = "DELETE FROM openings WHERE process = ANY(ARRAY(SELECT o.process FROM openings AS o \
+     WHERE coalesce(o.seen_at, o.started_at) < clock_timestamp() - interval '1 day' \
+     AND pg_postmaster_start_time() < clock_timestamp() - interval '30 seconds' AND NOT EXISTS (SELECT 1 FROM pg_locks AS l \
+     WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid::bigint = (o.lock_class::bigint & 4294967295) \
+     AND l.objid::bigint = (o.lock_id::bigint & 4294967295)) LIMIT $1 FOR UPDATE SKIP LOCKED)) \
+     AND coalesce(seen_at, started_at) < clock_timestamp() - interval '1 day' RETURNING 1";
+
+/// A word of old that lies in the future stays as it is: the server's clock went back meanwhile.
+const SAY: &str = "INSERT INTO openings (process, host, pid, started_at, lock_class, lock_id, seen_at) \
+     VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp()) \
+     ON CONFLICT (process) DO UPDATE SET seen_at = excluded.seen_at \
+     WHERE NOT coalesce(openings.seen_at > clock_timestamp() + interval '1 second', false) RETURNING 1";
 
 /// Says that the opening lives: its row, as of now.
 pub(super) async fn say(conn: &mut Conn, process: &ProcessInfo, lock: Lock) -> Result<(), StoreError> {
-    conn.ask(Sql::new(
+    let word = Sql::new(
         "table openings",
-        "INSERT INTO openings (process, host, pid, started_at, lock_class, lock_id, seen_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp()) \
-         ON CONFLICT (process) DO UPDATE SET seen_at = excluded.seen_at",
+        SAY,
         vec![
             Box::new(process.id.to_string()),
             Box::new(plain(&process.host).into_owned()),
@@ -72,9 +69,34 @@ pub(super) async fn say(conn: &mut Conn, process: &ProcessInfo, lock: Lock) -> R
             Box::new(lock.class),
             Box::new(lock.id),
         ],
-    ))
-    .await
-    .map(|_| ())
+    );
+    if conn.ask(word).await?.is_empty() { bring_back(conn).await } else { Ok(()) }
+}
+
+/// Brings back what lies in the future because the server's clock went back since: leases end when those do that are renewed now, and who was heard of then was
+/// heard of now. Otherwise a dead holder would keep everybody out, and would not be taken for gone, for as long as that. Leases do not end earlier:
+/// who lives trusts his by a clock of his own, and is not heard before his next renewal. Words come last: as long as they are ahead this is tried again.
+pub(super) async fn bring_back(conn: &mut Conn) -> Result<(), StoreError> {
+    // Rows are locked in the order in which commits lock them.
+    for (place, sql) in [
+        (
+            "table locks",
+            "UPDATE locks AS l SET (until, expires_at) = (SELECT k.over, k.over FROM (SELECT clock_timestamp() \
+             + make_interval(secs => least(l.ttl_ms, 9223372036854)::float8 / 1000) AS over) AS k) \
+             WHERE token = ANY(ARRAY(SELECT token FROM locks WHERE expires_at > clock_timestamp() + interval '1 second' \
+             + make_interval(secs => least(ttl_ms, 9223372036854)::float8 / 1000) ORDER BY run_id, node_id FOR UPDATE)) \
+             AND expires_at > clock_timestamp() + interval '1 second' + make_interval(secs => least(ttl_ms, 9223372036854)::float8 / 1000)",
+        ),
+        (
+            "table openings",
+            "UPDATE openings SET seen_at = clock_timestamp() \
+             WHERE process = ANY(ARRAY(SELECT process FROM openings WHERE seen_at > clock_timestamp() + interval '1 second' \
+             ORDER BY process FOR UPDATE)) AND seen_at > clock_timestamp() + interval '1 second'",
+        ),
+    ] {
+        conn.ask(Sql::new(place, sql, Vec::new())).await?;
+    }
+    Ok(())
 }
 
 /// All openings that are known. A standby sees no lock of the primary, and may be behind with what it heard: it takes nobody for gone. A reader may meet the table of an older version, in which nobody said when it was heard of.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::connection::{Conn, Sql};
-use super::{Shared, commit};
+use super::{Shared, commit, openings};
 use crate::model::{Batch, BatchAnswer, BatchId};
 use crate::store::StoreError;
 use crate::store::boot_time::boot_time;
@@ -111,11 +111,13 @@ async fn remove(shared: &Shared, conn: &mut Conn) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Removes some of what nobody will ask for any more, a day after it was written or was over: answers of openings that are gone, tombstones, and locks that nobody
-/// asked for again. Rows that somebody else has in hand are left to him.
+/// Removes some of what nobody will ask for any more, a day after it was written or was over: openings that are gone, their answers, tombstones, and locks that
+/// nobody asked for again. Rows that somebody else has in hand are left to him.
 pub(super) async fn sweep(shared: &Shared, conn: &mut Conn) -> Result<(), StoreError> {
+    openings::bring_back(conn).await?;
     let mut more = false;
     for (place, sql) in [
+        ("table openings", openings::FORGET),
         (
             "table batches",
             "DELETE FROM batches WHERE id = ANY(ARRAY(SELECT id FROM batches WHERE at < clock_timestamp() - interval '1 day' \
