@@ -394,7 +394,8 @@ impl<S: Sink> Shard<S> {
             }
             let busy = StoreError::not_applied(
                 StoreErrorKind::Unavailable,
-                format!("storage does not settle an earlier batch: {error}"),
+                // What comes behind that batch was certainly not written.
+                format!("storage does not settle an earlier batch: {}", error.words()),
             );
             let (rejected, waiting) = line.queue.reject_waiting(&busy);
             line.stuck = Some(busy.clone());

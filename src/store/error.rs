@@ -174,6 +174,11 @@ impl StoreError {
         self.inner.never
     }
 
+    /// What is wrong, without a word on whether anything was written: for what is said of another write.
+    pub(crate) fn words(&self) -> &str {
+        &self.inner.message
+    }
+
     /// What kind of fault it is.
     pub fn kind(&self) -> StoreErrorKind {
         self.inner.kind

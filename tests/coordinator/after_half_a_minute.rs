@@ -66,6 +66,11 @@ async fn a_fresh_read_tells_that_it_cannot_be_known() {
         });
         let read = read.await.unwrap();
         assert!(matches!(&read, Err(error) if error.is_retryable()), "shared {shared}: {read:?}");
+        // Of the batch before it is not known whether it was written: of this one it is.
+        let refused = state.set_node_state("r", "m", NodeUpdate::success()).await.unwrap_err();
+        assert!(refused.is_retryable() && !refused.is_unknown_outcome(), "shared {shared}: {refused:?}");
+        let told = refused.to_string();
+        assert!(told.contains("an earlier batch: ") && !told.contains("is not known"), "shared {shared}: {told}");
         backend.lies.lock().unwrap().clear();
         assert!(fresh::fresh(&state, "r").await.unwrap().node("n").is_some(), "shared {shared}: it was sent again");
         state.close().await.unwrap();
