@@ -119,7 +119,7 @@ impl Error {
         }
     }
 
-    /// Whether the coordinator was closed, or the storage under it: some questions are refused by the one, others by the other.
+    /// Whether the coordinator was closed, or the storage under it: some calls are refused by the one, others by the other.
     pub fn is_closed(&self) -> bool {
         match self {
             Self::Closed => true,

@@ -76,7 +76,8 @@ impl Coordinator {
         }
     }
 
-    /// Whether it was closed.
+    /// Whether it was closed, or is being closed. From then on what writes is refused, and so is what asks storage; a run that is in memory is read as long as it is
+    /// there.
     pub fn is_closed(&self) -> bool {
         self.engine().is_closed()
     }

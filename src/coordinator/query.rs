@@ -149,10 +149,11 @@ impl Coordinator {
     /// # Cancel safety
     /// Reads only.
     pub async fn list_runs(&self, query: &RunQuery) -> Result<RunPage, Error> {
-        self.engine().settle_deferred().await;
+        let engine = self.asked()?;
+        engine.settle_deferred().await;
         // The field may hold what the setter would not take.
         let query = query.clamped();
-        Ok(self.engine().backend.list_runs(&query).await?)
+        Ok(engine.backend.list_runs(&query).await?)
     }
 
     /// The state of a node in the newest run that has it, with that run's id.
@@ -164,8 +165,9 @@ impl Coordinator {
     /// Reads only.
     pub async fn latest_node_state(&self, node: impl IntoNodeId) -> Result<Option<(RunId, NodeState)>, Error> {
         let node = node.into_node_id()?;
-        self.engine().settle_deferred().await;
-        Ok(self.engine().backend.latest_node(&node).await?)
+        let engine = self.asked()?;
+        engine.settle_deferred().await;
+        Ok(engine.backend.latest_node(&node).await?)
     }
 
     /// The last success of a node over all runs, also those that cleanup deleted: its fingerprint, row count, watermarks and run. Of a run that is there it counts what
@@ -181,8 +183,9 @@ impl Coordinator {
     /// Reads only.
     pub async fn last_success(&self, node: impl IntoNodeId) -> Result<Option<LastSuccess>, Error> {
         let node = node.into_node_id()?;
-        self.engine().settle_deferred().await;
-        Ok(self.engine().backend.last_success(&node).await?)
+        let engine = self.asked()?;
+        engine.settle_deferred().await;
+        Ok(engine.backend.last_success(&node).await?)
     }
 
     /// What a node completed over all runs, also those that cleanup deleted.
@@ -213,8 +216,9 @@ impl Coordinator {
     /// Reads only.
     pub async fn coverage(&self, node: impl IntoNodeId) -> Result<NodeCoverage, Error> {
         let node = node.into_node_id()?;
-        self.engine().settle_deferred().await;
-        Ok(self.engine().backend.coverage(&node).await?)
+        let engine = self.asked()?;
+        engine.settle_deferred().await;
+        Ok(engine.backend.coverage(&node).await?)
     }
 
     /// The parts of a stretch of time that a node has not completed in any run, in order: what is still to do. Bounds are cut to whole microseconds.
@@ -252,8 +256,14 @@ impl Coordinator {
     /// # Cancel safety
     /// Reads only.
     pub async fn node_ids(&self) -> Result<BTreeSet<NodeId>, Error> {
-        self.engine().settle_deferred().await;
-        Ok(self.engine().backend.node_ids().await?)
+        let engine = self.asked()?;
+        engine.settle_deferred().await;
+        Ok(engine.backend.node_ids().await?)
+    }
+
+    /// What answers a question that storage is asked. What that says itself once it is closed differs from one to another.
+    fn asked(&self) -> Result<&Arc<Engine>, Error> {
+        Some(self.engine()).filter(|engine| !engine.is_closed()).ok_or(Error::Closed)
     }
 
     /// Listens to committed changes from now on. A subscriber that lags misses the oldest events, and is told how many.

@@ -23,7 +23,8 @@ on_every_backend!(
     pages_of_runs_newest_first,
     a_full_coordinator_makes_callers_wait,
     callers_that_go_away_disturb_nobody,
-    who_writes_while_the_backend_is_closed_is_answered
+    who_writes_while_the_backend_is_closed_is_answered,
+    who_asks_after_the_end_is_told_so
 );
 
 async fn the_guides_protocol_under_its_own_names(store: Store) {
@@ -401,4 +402,31 @@ async fn who_writes_while_the_backend_is_closed_is_answered(store: Store) {
         let _closed_before = state.close().await;
     };
     tokio::time::timeout(Duration::from_secs(60), ends).await.unwrap();
+}
+
+/// Whatever the storage itself would still answer.
+async fn who_asks_after_the_end_is_told_so(store: Store) {
+    let state = store.open().await;
+    state.create_run("r", NewRun::running()).await.unwrap();
+    state.set_node_state("r", "n", NodeUpdate::success()).await.unwrap();
+    state.close().await.unwrap();
+    let refusals = [
+        state.list_runs(&RunQuery::new(RunFilter::all())).await.map(drop),
+        state.latest_node_state("n").await.map(drop),
+        state.last_success("n").await.map(drop),
+        state.coverage("n").await.map(drop),
+        state.pending("n", ("2024-01-01", "2024-01-02")).await.map(drop),
+        state.node_ids().await.map(drop),
+        state.get_run("r").await.map(drop),
+        state.get_node_state("r", "n").await.map(drop),
+        state.fresh("r").await.map(drop),
+        state.snapshots(&["r"]).await.map(drop),
+        state.snapshots(&["r", "s"]).await.map(drop),
+        state.list_locks().await.map(drop),
+        state.abandoned_runs().await.map(drop),
+        state.free_dead_claims("r").await.map(drop),
+    ];
+    for (asked, refusal) in refusals.into_iter().enumerate() {
+        assert!(refusal.as_ref().is_err_and(Error::is_closed), "{}, question {asked}: {refusal:?}", store.backend);
+    }
 }
