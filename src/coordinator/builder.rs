@@ -321,6 +321,6 @@ async fn start(
         supervisor::watch(&engine);
         follow::start(&engine);
         let core = Arc::new(Core { engine });
-        Ok(Coordinator { core, fences: None, durability: Durability::default() })
+        Ok(Coordinator { core, fences: None, claims: None, durability: Durability::default() })
     }
 }

@@ -10,7 +10,8 @@ use tracing::Instrument;
 use super::{Coordinator, Durability, Engine};
 use crate::error::Error;
 use crate::model::{
-    CommitSeq, Entry, Fence, Guard, InputError, LeaseMutation, Mutation, Receipt, Refusal, RunId, RunReceipt, RunState, Version,
+    CommitSeq, Entry, Fence, Guard, InputError, LeaseKey, LeaseMutation, Mutation, NodeId, NodeStatus, Receipt, Refusal, RunId,
+    RunReceipt, RunState, Version,
 };
 use crate::persist::Submission;
 use crate::run::{
@@ -47,20 +48,24 @@ impl From<Committed> for Commit {
 }
 
 /// What a transaction does to one run, before it is checked.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Draft {
     pub(super) mutations: Vec<Mutation>,
     pub(super) guards: Vec<Guard>,
 }
 
 /// A whole transaction before it is checked.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Work {
     pub(super) runs: BTreeMap<RunId, Draft>,
     pub(super) fences: Vec<Fence>,
+    /// The nodes whose claims are among them.
+    pub(super) claims: Vec<LeaseKey>,
     pub(super) leases: Vec<LeaseMutation>,
     /// Refuse at once instead of waiting for a permit.
     pub(super) now: bool,
+    /// Whether lost writes of others are told to somebody else.
+    pub(super) unheard: bool,
 }
 
 impl Work {
@@ -97,8 +102,11 @@ impl Coordinator {
         let engine = self.engine();
         let deferred = self.durability == Durability::Deferred;
         let fences = || self.fences.as_deref().map(<[Fence]>::to_vec).unwrap_or_default();
-        let op = |mutation| Op { mutations: vec![mutation], fences: fences(), deferred, ..Op::default() };
-        let work = work.map(|(run, mutation)| (run, op(mutation)));
+        let work = work.map(|(run, mutation)| {
+            let mutations = vec![mutation];
+            let guards = self.claims.as_deref().map(|claims| of_claims(claims, &run, &mutations)).unwrap_or_default();
+            (run, Op { mutations, guards, fences: fences(), deferred, ..Op::default() })
+        });
         async move {
             let (run, op) = work?;
             if engine.is_closed() {
@@ -120,20 +128,32 @@ impl Coordinator {
                 }
             }
         }
-        let several = work.runs.len() != 1;
-        let committed = if several {
-            Box::pin(engine.commit_several(work)).await?
-        } else {
-            let Work { runs, fences, leases, now } = work;
-            let Some((run, Draft { mutations, guards })) = runs.into_iter().next() else { return Err(Error::Closed) };
-            let deferred = self.durability == Durability::Deferred;
-            engine.commit_one(run, Op { mutations, guards, fences, leases, deferred, ..Op::default() }, now).await?
-        };
-        Ok(committed.into())
+        Ok(engine.commit(work, self.durability == Durability::Deferred).await?.into())
     }
 }
 
+/// What must hold of the nodes that are written to under their own claims, besides the leases of these: whoever ended such a node has the last word.
+pub(super) fn of_claims(claims: &[LeaseKey], run: &RunId, mutations: &[Mutation]) -> Vec<Guard> {
+    let of_run = claims.iter().filter(|claim| claim.run == *run).filter_map(|claim| claim.node.as_ref());
+    of_run.filter(|claimed| mutations.iter().any(|m| m.node() == Some(*claimed))).map(runs).collect()
+}
+
+/// The node runs.
+pub(super) fn runs(node: &NodeId) -> Guard {
+    Guard::NodeStatus { node: node.clone(), one_of: vec![NodeStatus::Running] }
+}
+
 impl Engine {
+    /// Commits what was put together, each way as it is due to it.
+    pub(super) async fn commit(self: &Arc<Self>, mut work: Work, deferred: bool) -> Result<Committed, Error> {
+        if work.runs.len() != 1 {
+            return Box::pin(self.commit_several(work)).await;
+        }
+        let Some((run, Draft { mutations, guards })) = work.runs.pop_first() else { return Err(Error::Closed) };
+        let Work { fences, leases, now, unheard, .. } = work;
+        self.commit_one(run, Op { mutations, guards, fences, leases, deferred, unheard, ..Op::default() }, now).await
+    }
+
     async fn admit(&self, weight: usize, now: bool) -> Result<Permit, Error> {
         if weight > self.limits.entry_bytes {
             let why = format!("it takes about {weight} bytes, the limit is {}; split it", self.limits.entry_bytes);
@@ -223,12 +243,12 @@ impl Engine {
         if work.is_empty() {
             return Ok(Committed { seq: None, runs: Vec::new(), grants: Vec::new() });
         }
-        let Work { runs, fences, leases, now } = work;
+        let Work { runs, fences, leases, now, unheard, .. } = work;
         let draft = |(run, Draft { mutations, guards })| (run, Op { mutations, guards, ..Op::default() });
         let several = Several { ops: runs.into_iter().map(draft).collect(), fences, leases };
         // Here, not in the task: until it is admitted a caller that goes away takes all of it along; and who is told of a loss is there.
         let permit = self.admit(several.weight(), now).await?;
-        if let Some(loss) = several.ops.keys().find_map(|run| self.context.losses.take(run)) {
+        if !unheard && let Some(loss) = several.ops.keys().find_map(|run| self.context.losses.take(run)) {
             return Err(loss.into());
         }
         let (engine, first) = (Arc::clone(self), several.ops.keys().next().cloned());
@@ -409,7 +429,7 @@ fn span_of(run: &RunId, op: &Op) -> Option<tracing::Span> {
     let span = tracing::debug_span!(
         "commit",
         run = run.as_str(),
-        node = op.mutations.first().and_then(Mutation::node).map(crate::model::NodeId::as_str),
+        node = op.mutations.first().and_then(Mutation::node).map(NodeId::as_str),
         mutations = op.mutations.len(),
         seq = tracing::field::Empty,
     );

@@ -103,7 +103,11 @@ impl Coordinator {
         if !fences.contains(&fence) {
             fences.push(fence);
         }
-        Self { fences: Some(Arc::from(fences)), ..self.clone() }
+        let mut under = Self { fences: Some(Arc::from(fences)), ..self.clone() };
+        if let Some(claimed) = lease.claimed() {
+            under.claims = Some(self.claims.iter().flat_map(|claims| claims.iter()).chain([claimed]).cloned().collect());
+        }
+        under
     }
 
     /// All leases that are held, with owner, purpose, since, until and token, in the order of their tokens.

@@ -42,7 +42,7 @@ use self::events::Events;
 use self::follow::Following;
 use crate::error::Error;
 use crate::lease::LeaseHandle;
-use crate::model::{Fence, ProcessInfo};
+use crate::model::{Fence, LeaseKey, ProcessInfo};
 use crate::run::{Admission, RunContext};
 use crate::store::{OpenReport, StateBackend};
 
@@ -108,6 +108,8 @@ pub struct Coordinator {
     pub(super) core: Arc<Core>,
     /// Writes through this handle are refused unless these leases are held.
     pub(super) fences: Option<Arc<[Fence]>>,
+    /// Which of these are claims: what is written to the node of one is refused when that does not run any more.
+    pub(super) claims: Option<Arc<[LeaseKey]>>,
     pub(super) durability: Durability,
 }
 

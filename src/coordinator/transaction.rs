@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::commit::Work;
+use super::commit::{Work, of_claims};
 use super::write::node_change;
 use super::{Commit, Coordinator, Durability, OnDelete};
 use crate::error::Error;
@@ -190,6 +190,7 @@ impl Transaction {
         let fence = lease.fence();
         if !self.work.fences.contains(&fence) {
             self.work.fences.push(fence);
+            self.work.claims.extend(lease.claimed().cloned());
         }
         self
     }
@@ -255,18 +256,27 @@ impl Transaction {
     }
 
     async fn finish(self, now: bool) -> Result<Commit, Error> {
-        let Self { state, mut work, error } = self;
-        if let Some(error) = error {
-            return Err(error.into());
-        }
+        let (state, mut work) = self.into_work()?;
         if work.is_empty() {
             return Ok(Commit { seq: None, runs: Vec::new() });
         }
         work.now = now;
-        for draft in work.runs.values_mut() {
+        state.commit_work(work).await
+    }
+
+    /// What was put in, with all conditions of its own and of the claims that it is under, each of them once.
+    pub(super) fn into_work(self) -> Result<(Coordinator, Work), InputError> {
+        let Self { state, mut work, error } = self;
+        if let Some(error) = error {
+            return Err(error);
+        }
+        work.claims.extend(state.claims.iter().flat_map(|claims| claims.iter().cloned()));
+        for (run, draft) in &mut work.runs {
+            // First: whose claim is over is told so, and what else did not hold is no matter.
+            draft.guards.splice(0..0, of_claims(&work.claims, run, &draft.mutations));
             keep_first(&mut draft.guards);
         }
-        state.commit_work(work).await
+        Ok((state, work))
     }
 
     /// Whether it has a step or a condition, and not leases alone.

@@ -22,7 +22,7 @@ pub enum LostReason {
     RunEnded,
     /// The state was closed.
     Closed,
-    /// A claim: its end was told, or it was given back.
+    /// A claim: its end was told, it was given back, or somebody else ended its node.
     Ended,
 }
 

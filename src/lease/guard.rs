@@ -43,11 +43,23 @@ pub struct Lease {
     manager: ActorRef<Message>,
     /// Whether dropping this gives the lease back.
     armed: AtomicBool,
+    /// Whether it came with a claim of what it is on.
+    of_claim: bool,
 }
 
 impl Lease {
     pub(super) fn new(grant: Arc<Grant>, manager: ActorRef<Message>) -> Self {
-        Self { grant, manager, armed: AtomicBool::new(true) }
+        Self { grant, manager, armed: AtomicBool::new(true), of_claim: false }
+    }
+
+    pub(super) fn of_claim(mut self) -> Self {
+        self.of_claim = true;
+        self
+    }
+
+    /// What its holder has claimed with it: a node that runs as long as the claim is good for anything.
+    pub(crate) fn claimed(&self) -> Option<&LeaseKey> {
+        Some(&self.grant.key).filter(|_| self.of_claim)
     }
 
     /// What it is on.

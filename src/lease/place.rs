@@ -89,7 +89,7 @@ impl Place {
             }
             return Err(LeaseError::Closed);
         };
-        answered?.ok_or(LeaseError::NotFound { token })
+        answered?.map(Lease::of_claim).ok_or(LeaseError::NotFound { token })
     }
 
     /// Nobody knows whether the entry was committed: a lease that it granted is given back.

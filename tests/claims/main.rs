@@ -9,10 +9,12 @@ mod support;
 mod stalls;
 
 mod beside;
+mod cancelled;
 mod chosen;
 mod closing;
 mod granted;
 mod handed;
 mod late;
 mod paused;
+mod together;
 mod under;

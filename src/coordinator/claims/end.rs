@@ -8,12 +8,13 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use crate::coordinator::commit::{Work, runs};
 use crate::coordinator::write::node_change;
 use crate::coordinator::{Commit, Engine};
 use crate::error::Error;
 use crate::lease::{Lease, LostReason};
-use crate::model::{Fence, FencingToken, Guard, LeaseKey, NodeId, NodeStatus, NodeUpdate, Refusal, RunId, RunStatus};
-use crate::run::{Committed, Op};
+use crate::model::{Fence, FencingToken, Guard, LeaseKey, NodeId, NodeUpdate, Refusal, RunId, RunStatus};
+use crate::run::Committed;
 
 /// How often an end is told while storage is busy or full, and how long between.
 const TELL_TRIES: u32 = 10;
@@ -161,7 +162,7 @@ impl Engine {
         let mut giving_back = JoinSet::new();
         for held in held {
             let engine = Arc::clone(self);
-            giving_back.spawn(async move { End::give_back(engine, held).await });
+            giving_back.spawn(async move { End::give_back(engine, held, Told::unbegun()).await });
         }
         let all = async { while giving_back.join_next().await.is_some() {} };
         if timeout_at(until, all).await.is_ok() {
@@ -178,6 +179,25 @@ impl Engine {
     }
 }
 
+/// What becomes of a node, and what else is written in the same commit.
+pub(super) struct Told {
+    pub(super) updates: Vec<NodeUpdate>,
+    pub(super) with: Work,
+}
+
+impl From<Vec<NodeUpdate>> for Told {
+    fn from(updates: Vec<NodeUpdate>) -> Self {
+        Self { updates, with: Work::default() }
+    }
+}
+
+impl Told {
+    /// Pending again, on the same attempt.
+    pub(super) fn unbegun() -> Self {
+        vec![NodeUpdate::pending().unbegun()].into()
+    }
+}
+
 /// An end that is being told.
 pub(super) struct End {
     pub(super) engine: Arc<Engine>,
@@ -191,14 +211,14 @@ pub(super) struct End {
 }
 
 impl End {
-    /// Pending again on the same attempt, whatever else its worker lost: it gives back what it has.
-    pub(super) async fn give_back(engine: Arc<Engine>, held: Arc<Held>) {
+    /// What becomes of a node whose worker tells nothing, whatever else he lost: it gives back what it has.
+    pub(super) async fn give_back(engine: Arc<Engine>, held: Arc<Held>, told: Told) {
         // An end may have been told before, by a call that nobody waited for: it has the first word, whichever task runs first.
         held.all_told().await;
         let caller = Arc::new(());
         let as_what = if engine.is_closed() { LostReason::Closed } else { LostReason::Ended };
         let end = Self { engine, fences: None, held, as_what, caller: Arc::downgrade(&caller) };
-        if let Err(error) = end.tell(&[NodeUpdate::pending().unbegun()]).await {
+        if let Err(error) = end.tell(&told).await {
             let Held { run, node, .. } = &*end.held;
             match error {
                 Error::Store(_) | Error::Unknown(_) => tracing::warn!(%run, %node, %error, "storage did not take back a claim"),
@@ -207,7 +227,7 @@ impl End {
         }
     }
 
-    pub(super) async fn tell(&self, updates: &[NodeUpdate]) -> Result<Commit, Error> {
+    pub(super) async fn tell(&self, told: &Told) -> Result<Commit, Error> {
         let held = &self.held;
         let (mut tries, mut changes) = (Tries::default(), 0);
         let mut open = vec![RunStatus::Pending, RunStatus::Running];
@@ -218,13 +238,13 @@ impl End {
             }
             let lease = &held.lease;
             let own = lease.fence();
-            let error = match self.tell_once(updates, &own, &mut open).await {
+            let error = match self.tell_once(told, &own, &mut open).await {
                 Ok(committed) => {
                     held.landed(self.as_what);
                     return Ok(committed.into());
                 }
                 // Somebody gave the run a status of his own in that moment: the work is told in a run that goes on.
-                Err(error @ Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. })) => {
+                Err(error) if self.asked_of(&error).is_some_and(|guard| *guard == Guard::RunStatus(open.clone())) => {
                     match self.note_open(&mut open).await {
                         Ok(true) if changes < STATUSES => {
                             changes += 1;
@@ -237,11 +257,15 @@ impl End {
                 }
                 Err(error) => error,
             };
+            // Not what was put in besides: where that does not hold the claim is still its caller's.
+            let is_own = |guard: &Guard| *guard == runs(&held.node) || *guard == Guard::RunStatus(open.clone());
             lease.kept();
             match &error {
                 Error::Store(_) if tries.are_left(&error) && self.caller.strong_count() > 0 && !lease.is_lost() => {
                     tokio::time::sleep(TELL_PAUSE).await;
                 }
+                Error::Conflict(Refusal::Guard { .. }) if !self.asked_of(&error).is_some_and(is_own) => return Err(error),
+                Error::RunNotFound(run) if *run != held.run => return Err(error),
                 Error::Conflict(Refusal::Guard { guard: Guard::RunStatus(_), .. }) | Error::RunNotFound(_) => {
                     held.forsake(LostReason::RunEnded);
                     return Err(self.refused(LostReason::RunEnded).await);
@@ -263,26 +287,38 @@ impl End {
         }
     }
 
-    async fn tell_once(&self, updates: &[NodeUpdate], own: &Fence, open: &mut Vec<RunStatus>) -> Result<Committed, Error> {
+    /// What was asked of the run of this claim, and did not hold.
+    fn asked_of<'e>(&self, error: &'e Error) -> Option<&'e Guard> {
+        match error {
+            Error::Conflict(Refusal::Guard { run, guard, .. }) if *run == self.held.run => Some(guard),
+            _ => None,
+        }
+    }
+
+    async fn tell_once(&self, told: &Told, own: &Fence, open: &mut Vec<RunStatus>) -> Result<Committed, Error> {
         let (engine, held) = (&self.engine, &self.held);
-        let mut guards = vec![Guard::NodeStatus { node: held.node.clone(), one_of: vec![NodeStatus::Running] }];
+        let mut guards = vec![runs(&held.node)];
         // Where leases live in this process the actor of the run knows first that it has ended.
         if !engine.leases.keeps_rows() {
             self.note_open(open).await?;
             guards.push(Guard::RunStatus(open.clone()));
         }
-        let mut fences = vec![own.clone()];
-        fences.extend(self.fences.iter().flat_map(|fences| fences.iter().cloned()));
-        let op = Op {
-            mutations: updates.iter().map(|update| node_change(held.node.clone(), update.clone())).collect(),
-            guards,
-            fences,
-            leases: vec![held.lease.returning()],
-            // Lost writes of others are no reason to do this work again.
-            unheard: true,
-            ..Op::default()
-        };
-        engine.commit_one(held.run.clone(), op, false).await
+        let mut work = told.with.clone();
+        let draft = work.runs.entry(held.run.clone()).or_default();
+        draft.mutations.extend(told.updates.iter().map(|update| node_change(held.node.clone(), update.clone())));
+        draft.guards.splice(0..0, guards);
+        let under = self.fences.iter().flat_map(|fences| fences.iter());
+        let fences = [own].into_iter().chain(under).chain(&told.with.fences);
+        work.fences = fences.fold(Vec::new(), |mut fences, fence| {
+            if !fences.contains(fence) {
+                fences.push(fence.clone());
+            }
+            fences
+        });
+        work.leases.push(held.lease.returning());
+        // Lost writes of others are no reason to do this work again.
+        work.unheard = true;
+        engine.commit(work, false).await
     }
 
     /// Notes the status that the run has now, unless that is an end, and says whether there is one. A run that went to sleep is loaded: a claim does not keep
