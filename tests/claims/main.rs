@@ -15,6 +15,7 @@ mod closing;
 mod granted;
 mod handed;
 mod late;
+mod panicked;
 mod paused;
 mod together;
 mod under;

@@ -13,6 +13,8 @@ use crate::error::Error;
 use crate::lease::{Lease, LostReason, pause_on};
 use crate::model::{Fence, FencingToken, InputError, NodeId, NodeState, NodeStatus, NodeUpdate, RunId};
 
+/// Why an attempt has failed whose worker says no more.
+const PANICKED: &str = "its worker panicked";
 /// How often who waits for the loss of a claim looks what became of its node.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
@@ -31,8 +33,11 @@ const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// an end that is dropped in the middle happens as a whole or not: if it did, the claim is lost, which it learns when it is known.
 ///
 /// Dropped, it is given back in the background: the node is pending again **on the same attempt**, as by `release`; only an attempt that told its end, or
-/// whose worker vanished, counts. [Closing](Coordinator::close) the coordinator gives back what is held in the same way, and from then on every end is answered by
+/// whose worker vanished or panicked, counts. [Closing](Coordinator::close) the coordinator gives back what is held in the same way, and from then on every end is answered by
 /// [`Error::Closed`]. If the process dies instead, the lease ends, and whoever looks next takes the node over on its next attempt.
+///
+/// Dropped by a panic (it is on the stack, or in the task, that a panic unwinds), the attempt has failed: as by `retry("its worker panicked")` the node is pending again on
+/// its next attempt, or failed if it was the last of its [`max_attempts`](NodeUpdate::max_attempts). Set these: without them a node whose work always panics is tried without end.
 #[must_use = "a claim that is dropped is given back"]
 pub struct Claim {
     // Before the handle: closing waits until it is given back.
@@ -46,6 +51,8 @@ pub(super) struct Granted {
     state: Arc<NodeState>,
     held: Arc<Held>,
     commit: Commit,
+    /// Whether a panic drops it.
+    panics: bool,
 }
 
 impl Granted {
@@ -59,7 +66,7 @@ impl Granted {
     ) -> Self {
         let held = Held::new(run, node, lease);
         engine.held.add(&held);
-        Self { engine: Arc::clone(engine), state, held, commit }
+        Self { engine: Arc::clone(engine), state, held, commit, panics: false }
     }
 
     /// This attempt has failed: what that makes of the node.
@@ -326,6 +333,13 @@ impl Claim {
     }
 }
 
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Only what its worker had: a claim that was still on its way to him is no attempt of his.
+        self.granted.panics = std::thread::panicking();
+    }
+}
+
 impl Drop for Granted {
     fn drop(&mut self) {
         let engine = &self.engine;
@@ -335,7 +349,8 @@ impl Drop for Granted {
         if self.held.lease().is_none_or(Lease::is_lost) {
             return;
         }
-        let giving_back = End::give_back(Arc::clone(engine), Arc::clone(&self.held), Told::unbegun());
+        let told = if self.panics { self.failed(PANICKED).into() } else { Told::unbegun() };
+        let giving_back = End::give_back(Arc::clone(engine), Arc::clone(&self.held), told);
         // On a runtime that has ended the task is dropped at once; then the lease ends by itself, and the node is taken over.
         drop(engine.runtime.spawn(async move {
             let _until_it_is_given_back = waited_for;
