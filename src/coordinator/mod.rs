@@ -99,6 +99,9 @@ pub enum Durability {
 /// A task of that runtime that blocks its worker until a call answers (by another executor's `block_on`) may keep from running what it waits for: wrap it
 /// in `tokio::task::block_in_place`, or block a thread of your own.
 ///
+/// A test whose tokio time is paused (`start_paused`) is for the `memory` backend: the others work on threads of their own, or on servers, in real time, and while all wait for those the
+/// paused clock jumps to the next timeout. The time of a lease passes by both clocks, whichever is ahead.
+///
 /// # Closing
 /// Dropping the last handle closes as far as a drop can (in the background, while the runtime lives); [`close`](Self::close) does it whole and tells
 /// what went wrong. A [`Claim`] and a [`Transaction`] hold a handle; a [`Lease`](crate::Lease) and a [`ChangeStream`] do not keep it open.

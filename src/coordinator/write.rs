@@ -76,7 +76,8 @@ impl Coordinator {
         }
     }
 
-    /// Changes a run's header. Ending a run frees its locks and its nodes'.
+    /// Changes a run's header. Ending a run frees its locks and its nodes'. The nodes stay as they are, also those that run: end them in the same
+    /// [transaction](Self::transaction). Of a run whose process is gone `seeknal state end` (in a program `project::end`) fails those that still run.
     ///
     /// # Errors
     /// [`Error::RunNotFound`]; [what every write may answer](Self#what-every-write-may-answer).

@@ -107,7 +107,8 @@ impl NodeUpdate {
         Self { error: Change::Set(Arc::from(error.as_ref())), ..Self::status(NodeStatus::Failed) }
     }
 
-    /// Moves to `skipped`.
+    /// Moves to `skipped`. That counts as done: what depends on the node becomes ready ([`ClaimFilter::done`](crate::ClaimFilter::done) says otherwise). So where a node failed
+    /// and nothing behind it is to run, skip all that depends on it, directly or not, in one transaction.
     pub fn skipped() -> Self {
         Self::status(NodeStatus::Skipped)
     }
@@ -231,7 +232,11 @@ impl NodeUpdate {
         self
     }
 
-    /// How many attempts it may take before a claim whose worker vanished leaves it failed. Zero is refused when it is written.
+    /// How many attempts it may take: a claim that is [given another try](crate::Claim::retry), or whose worker vanished or panicked, leaves it failed after the last one. Zero is refused
+    /// when it is written.
+    ///
+    /// A node that used them up runs again when it is made pending with more of them: `NodeUpdate::pending().max_attempts(node.attempt + n)` gives it `n`. With
+    /// `pending()` alone it has one.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = Change::Set(attempts);
         self

@@ -14,7 +14,7 @@ macro_rules! status_type {
         #[non_exhaustive]
         pub enum $name {
             $($(#[$vdoc])* $variant,)+
-            /// A status that another system wrote; it is kept and written back as it was found.
+            /// A status that another system wrote; it is kept and written back as it was found. It never counts as an end, whatever it says.
             Other(Arc<str>),
         }
 

@@ -211,6 +211,10 @@ impl VerifyReport {
 /// several values (for a backend in memory: clones that share what they keep). A backend that is not [shared](StateBackend::is_shared) refuses a second
 /// opening while one is open ([`StoreErrorKind::Busy`]), if its storage can be opened twice: both would grant the same locks.
 ///
+/// A backend that wraps another one passes on **every** method, those with a default too: a default answers for a backend that has nothing of the kind. Without
+/// [`is_shared`](Self::is_shared) nobody looks at what other processes commit, without [`lease_store`](Self::lease_store) there are no locks, and without
+/// [`reserve_tokens`](Self::reserve_tokens) none is granted.
+///
 /// [`Ledger`](crate::model::Ledger) implements all rules in memory; a backend that keeps the whole state in memory is that ledger with a place to rest.
 /// The feature `conformance` has the test kit (`seeknal_state::store::conformance`).
 pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
