@@ -242,6 +242,90 @@ async fn no_sync_that_failed_is_trusted_nor_the_one_after_it() {
     }
 }
 
+/// One of the calls that a rename, and whoever is told of it, rest on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    JournalFailed,
+    JournalRemoved,
+    Renamed,
+    FolderFailed,
+    FolderSynced,
+    Acknowledged,
+}
+
+/// What was done, in its order. (strace follows a path to the calls that name it first, and to what was opened by it.)
+fn steps(place: &Place) -> Vec<Step> {
+    let (folder, acks) = (place.state.display(), place.acks.display());
+    let step = |line: &str| {
+        let (call, failed) = (line.split_once(' ')?.1.trim_start(), line.contains("(INJECTED)"));
+        if call.starts_with("fsync") && call.contains(&format!("<{folder}>")) {
+            Some(if failed { Step::FolderFailed } else { Step::FolderSynced })
+        } else if call.starts_with("fdatasync") && failed {
+            Some(Step::JournalFailed)
+        } else if call.starts_with("unlink") && call.contains(".journal\"") && call.ends_with("= 0") {
+            Some(Step::JournalRemoved)
+        } else if call.starts_with("rename") && call.ends_with("= 0") {
+            Some(Step::Renamed)
+        } else {
+            (call.starts_with("write") && call.contains(&format!("<{acks}>"))).then_some(Step::Acknowledged)
+        }
+    };
+    std::fs::read_to_string(&place.log).unwrap().lines().filter_map(step).collect()
+}
+
+/// The journal's sync fails, so that a whole document takes its place, and the folder's sync behind the document's name fails too. Then nobody knows whether
+/// the disk has the document, and the journal may be all that is left of what was acknowledged before: nothing is acknowledged, and nothing removed.
+#[tokio::test]
+async fn a_document_is_trusted_once_its_folder_was_synced() {
+    if !can_trace() {
+        return;
+    }
+    let mut met = Vec::new();
+    // Counted with the syncs of the making of the journal: which of the folder's fails is seen from the log. It does once, or from then on.
+    for when in ["3", "4", "5", "3+", "4+", "5+"] {
+        let place = Place::filled("file").await;
+        // Of these alone: the document is written, and synced well, under a name of its own.
+        let journal = place.state.join("run_state.json.journal");
+        let child = place.child().log(syncs::CALLS, &place.log).on(&place.state).on(&journal).on(&place.acks);
+        let child = child.inject("fdatasync", "error=EIO:when=1+").inject("fsync", &format!("error=EIO:when={when}"));
+        let told = child.run();
+        place.holds(&told, when).await;
+        let steps = steps(&place);
+        let in_doubt = |two: &[Step]| two == [Step::JournalFailed, Step::FolderFailed];
+        let Some(at) = steps.windows(2).position(in_doubt) else { continue };
+        let is_safe = |step: &Step| *step == Step::FolderSynced;
+        let behind: Vec<Step> = steps[at + 2..].iter().copied().take_while(|step| !is_safe(step)).collect();
+        let too_early = |step: &Step| [Step::Acknowledged, Step::JournalRemoved].contains(step);
+        assert!(!behind.iter().any(too_early), "{when}: {steps:?}\n{}", told.output);
+        assert!(!told.after("told: unknown ").is_empty(), "{when}: {}", told.output);
+        // As soon as a sync of the folder ends well there is service again.
+        assert_eq!(steps[at + 2..].iter().any(is_safe), !told.after("told: acknowledged").is_empty(), "{when}: {}", told.output);
+        met.push(when.ends_with('+'));
+    }
+    assert!(met.contains(&false) && met.contains(&true), "no document was left in doubt: {met:?}");
+}
+
+/// The database has its name, and nobody knows whether the disk has it too.
+#[tokio::test]
+async fn a_database_is_open_once_its_folder_was_synced() {
+    if !can_trace() {
+        return;
+    }
+    let mut met = Vec::new();
+    for when in ["3", "4", "5", "3+", "4+", "5+"] {
+        let place = Place::new("database");
+        let child = place.child().log(syncs::CALLS, &place.log).on(&place.state).on(&place.state.join("state.db.new"));
+        let told = child.inject("fsync", &format!("error=EIO:when={when}")).run();
+        place.holds(&told, when).await;
+        if steps(&place).windows(2).any(|two| two == [Step::Renamed, Step::FolderFailed]) {
+            assert!(told.after("told: open ").iter().any(|why| why.starts_with("Io ")), "{when}: {}", told.output);
+            assert_eq!(told.after("told: acknowledged"), Vec::<String>::new(), "{when}: {}", told.output);
+            met.push(when.ends_with('+'));
+        }
+    }
+    assert!(met.contains(&false) && met.contains(&true), "no database was left in doubt: {met:?}");
+}
+
 /// Answers how many faults were told.
 async fn a_full_disk_is_told(name: &'static str, whens: impl Iterator<Item = usize>) -> usize {
     let mut full = 0;

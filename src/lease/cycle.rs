@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::model::{LeaseKey, NodeId, RunId};
 
-use super::locks::Arrival;
+use super::locks::{Arrival, look};
 use super::table::{LeaseTable, Phase, Ticket};
 
 /// Somebody in the graph of waits. Who gave no name is one request and nothing else, but others may wait behind it.
@@ -106,12 +106,12 @@ fn behind<'a>(table: &'a LeaseTable, place: Ticket, scanned: &mut HashMap<Lane<'
         left
     };
     let run = &slot.key.run;
-    found.extend(locks.whole_waiters.range(unseen(Lane::Wholes(run))).map(|(_, ticket)| *ticket));
+    found.extend(locks.whole_waiters.range(unseen(Lane::Wholes(run))).map(look).map(|(_, ticket)| *ticket));
     match &slot.key.node {
-        None => found.extend(locks.node_order.range(unseen(Lane::Nodes(run))).map(|(_, (_, ticket))| *ticket)),
+        None => found.extend(locks.node_order.range(unseen(Lane::Nodes(run))).map(look).map(|(_, (_, ticket))| *ticket)),
         Some(node) => {
             if let Some(queue) = locks.node_waiters.get(node) {
-                found.extend(queue.range(unseen(Lane::Node(run, node))).map(|(_, ticket)| *ticket));
+                found.extend(queue.range(unseen(Lane::Node(run, node))).map(look).map(|(_, ticket)| *ticket));
             }
         }
     }

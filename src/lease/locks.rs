@@ -6,6 +6,19 @@ use crate::model::NodeId;
 
 use super::table::Ticket;
 
+#[cfg(test)]
+thread_local! {
+    /// How many waiters were looked at, for who counts what a queue costs.
+    pub(super) static LOOKED_AT: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// A waiter is looked at. Whoever goes along a queue says so of each.
+pub(super) fn look<T>(waiter: T) -> T {
+    #[cfg(test)]
+    LOOKED_AT.set(LOOKED_AT.get() + 1);
+    waiter
+}
+
 /// The order of arrival, over the whole table.
 pub(super) type Arrival = u64;
 
@@ -96,12 +109,12 @@ impl RunLocks {
         let barrier = first(&self.whole_waiters);
         let candidates: Vec<(Arrival, NodeId, Ticket)> = match moved {
             Moved::Node(node) => {
-                let front = self.node_waiters.get(*node).and_then(BTreeMap::first_key_value);
+                let front = self.node_waiters.get(*node).and_then(BTreeMap::first_key_value).map(look);
                 front.into_iter().filter(|(arrival, _)| **arrival < barrier).map(|(a, t)| (*a, NodeId::clone(node), *t)).collect()
             }
             // Each waiter is looked at here at most once: from now on nobody who waits for the whole run is ahead of it.
             Moved::Whole { from } if *from < barrier => {
-                self.node_order.range(*from..barrier).map(|(a, (n, t))| (*a, n.clone(), *t)).collect()
+                self.node_order.range(*from..barrier).map(look).map(|(a, (n, t))| (*a, n.clone(), *t)).collect()
             }
             Moved::Whole { .. } => Vec::new(),
         };

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::lease::locks::LOOKED_AT;
 use crate::model::NodeId;
 
 fn run(name: &str) -> RunId {
@@ -354,22 +355,78 @@ proptest! {
     }
 }
 
+/// How many waiters the queues were gone along for, each time, while this was done.
+fn looks(work: impl FnOnce()) -> usize {
+    let before = LOOKED_AT.get();
+    work();
+    LOOKED_AT.get() - before
+}
+
+/// Each of them is let in behind the one before; a queue is looked at for its front alone.
 #[test]
-fn ten_thousand_waiters_are_served_in_order() {
+fn ten_thousand_waiters_are_served_in_order_and_each_is_looked_at_once() {
     const N: u64 = 10_000;
-    let mut table = LeaseTable::default();
-    let key = node("r", "n");
-    for ticket in 0..N {
-        let asked = table.ask(ask(ticket, &key, Some(&format!("owner {ticket}"))));
-        assert_eq!(asked, if ticket == 0 { Asked::Claimed } else { Asked::Queued });
+    for (key, beside) in [(node("r", "n"), false), (node("r", "n"), true), (whole("r"), false)] {
+        let mut table = LeaseTable::default();
+        let other = |ticket: u64| ask(N + ticket, &node("r", "beside"), None);
+        let looked = looks(|| {
+            for ticket in 0..N {
+                let asked = table.ask(ask(ticket, &key, Some(&format!("owner {ticket}"))));
+                assert_eq!(asked, if ticket == 0 { Asked::Claimed } else { Asked::Queued });
+                if beside {
+                    // Another queue of the same run, that stands still.
+                    table.ask(other(ticket));
+                }
+            }
+        });
+        assert_eq!(looked, 0, "{key}: who comes last looks at nobody");
+        for ticket in 0..N {
+            let looked = looks(|| {
+                table.confirm(Ticket(ticket), FencingToken(ticket + 1), None);
+                assert_eq!(table.release(FencingToken(ticket + 1)), Released::Leaving(Ticket(ticket)));
+                let next = table.vacate(Ticket(ticket));
+                assert_eq!(next, if ticket + 1 < N { vec![Ticket(ticket + 1)] } else { vec![] });
+            });
+            assert!(looked <= 1, "{key}: {looked} were looked at for one to be let in");
+        }
+        assert_eq!(table.is_empty(), !beside);
     }
-    for ticket in 0..N {
-        table.confirm(Ticket(ticket), FencingToken(ticket + 1), None);
-        assert_eq!(table.release(FencingToken(ticket + 1)), Released::Leaving(Ticket(ticket)));
-        let next = table.vacate(Ticket(ticket));
-        assert_eq!(next, if ticket + 1 < N { vec![Ticket(ticket + 1)] } else { vec![] });
+}
+
+/// Who leaves a queue by himself, at its end or in its middle, makes nobody look at those who stay.
+#[test]
+fn ten_thousand_waiters_who_give_up_are_not_looked_at_again_and_again() {
+    const N: u64 = 10_000;
+    for key in [node("r", "n"), whole("r")] {
+        let mut table = LeaseTable::default();
+        for ticket in 0..N {
+            table.ask(Ask { wait_until: Some(ms(1 + ticket % 7)), ..ask(ticket, &key, None) });
+        }
+        let looked = looks(|| assert_eq!(table.time_out(ms(7)).0.len() as u64, N - 1));
+        assert!((looked as u64) < N, "{key}: {looked} were looked at");
+        assert_eq!(table.vacate(Ticket(0)), []);
+        assert!(table.is_empty());
     }
-    assert!(table.is_empty());
+}
+
+/// Who waits for a node behind somebody who waits for the whole run is looked at when that one has gone, and only then.
+#[test]
+fn ten_thousand_waiters_behind_one_another_are_looked_at_once() {
+    const N: u64 = 10_000;
+    for first_goes_first in [true, false] {
+        let mut table = LeaseTable::default();
+        assert_eq!(table.ask(ask(0, &node("r", "n"), None)), Asked::Claimed);
+        for ticket in 1..=N {
+            let until = if first_goes_first { ticket } else { N + 1 - ticket };
+            let asked = match ticket % 2 {
+                1 => Ask { wait_until: Some(ms(until)), ..ask(ticket, &whole("r"), None) },
+                _ => ask(ticket, &node("r", "n"), None),
+            };
+            assert_eq!(table.ask(asked), Asked::Queued);
+        }
+        let looked = looks(|| assert_eq!(table.time_out(ms(N)).0.len() as u64, N / 2));
+        assert!(looked as u64 <= N, "{first_goes_first}: {looked} were looked at");
+    }
 }
 
 /// Each of ten thousand owners holds a lock of its own and waits for one that all want: the search for cycles looks at each once, not all at all.
@@ -378,15 +435,27 @@ fn holders_who_queue_are_searched_in_linear_time() {
     const N: u64 = 10_000;
     let mut table = LeaseTable::default();
     let popular = whole("popular");
-    for n in 0..N {
-        let owner = format!("owner {n}");
-        assert_eq!(table.ask(ask(2 * n, &whole(&format!("own {n}")), Some(&owner))), Asked::Claimed);
-        let asked = table.ask(ask(2 * n + 1, &popular, Some(&owner)));
-        assert_eq!(asked, if n == 0 { Asked::Claimed } else { Asked::Queued });
-    }
-    let own = table.ask(ask(u64::MAX, &whole("own 7"), Some("owner 0")));
-    let Asked::Deadlock { cycle } = own else { panic!("{own:?}") };
-    assert_eq!(cycle, ["owner 0".into(), "owner 7".into()] as [Arc<str>; 2]);
+    let looked = looks(|| {
+        for n in 0..N {
+            let owner = format!("owner {n}");
+            assert_eq!(table.ask(ask(2 * n, &whole(&format!("own {n}")), Some(&owner))), Asked::Claimed);
+            let asked = table.ask(ask(2 * n + 1, &popular, Some(&owner)));
+            assert_eq!(asked, if n == 0 { Asked::Claimed } else { Asked::Queued });
+        }
+    });
+    assert_eq!(looked, 0, "nobody waits for those who come");
+    let looked = looks(|| {
+        let own = table.ask(ask(u64::MAX, &whole("own 7"), Some("owner 0")));
+        let Asked::Deadlock { cycle } = own else { panic!("{own:?}") };
+        assert_eq!(cycle, ["owner 0".into(), "owner 7".into()] as [Arc<str>; 2]);
+    });
+    assert!((looked as u64) < N, "{looked} were looked at to find the one");
+    // Where there is none to be found, all are asked.
+    assert_eq!(table.ask(ask(u64::MAX - 2, &whole("of nobody here"), Some("other"))), Asked::Claimed);
+    let looked = looks(|| {
+        assert_eq!(table.ask(ask(u64::MAX - 3, &whole("of nobody here"), Some("owner 0"))), Asked::Queued);
+    });
+    assert!((looked as u64) < N, "{looked} were looked at to find none");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! How long a holder may believe that it holds its lease: one word that only ever ends.
 
+use std::fmt;
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,23 +17,36 @@ use crate::store::boot_time;
 /// A sleeping machine stops tokio's clock: nobody sleeps longer than this before looking at the time again.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
+/// The time since the machine was started, or what a test puts in its place.
+type BootClock = dyn Fn() -> Duration + Send + Sync;
+
 /// Time as leases see it: it counts from the start of the lock manager, never goes back, and goes on while the machine sleeps.
-#[derive(Debug)]
 pub(super) struct LeaseTime {
     start: Instant,
+    boot: Box<BootClock>,
     boot_start: Duration,
     /// The runtime that it was made on, for who waits without one.
     runtime: Option<Handle>,
 }
 
+impl fmt::Debug for LeaseTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseTime").field("start", &self.start).field("boot_start", &self.boot_start).finish_non_exhaustive()
+    }
+}
+
 impl LeaseTime {
     pub(super) fn new() -> Self {
-        Self { start: Instant::now(), boot_start: boot_time(), runtime: Handle::try_current().ok() }
+        Self::with_boot_clock(boot_time)
+    }
+
+    fn with_boot_clock(boot: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self { start: Instant::now(), boot_start: boot(), boot: Box::new(boot), runtime: Handle::try_current().ok() }
     }
 
     /// Tokio's clock follows a test's virtual time but stands still while the machine sleeps; the boot clock does the opposite.
     pub(super) fn now(&self) -> Duration {
-        self.start.elapsed().max(boot_time().saturating_sub(self.boot_start))
+        self.start.elapsed().max((self.boot)().saturating_sub(self.boot_start))
     }
 
     /// The same moment on tokio's clock, as far as that clock can tell.
@@ -226,6 +240,28 @@ mod tests {
         trust.lose(LostReason::Forced);
         assert_eq!(trust.state(), Err(LostReason::Expired), "the first reason stays");
         assert_eq!((trust.lost().await, trust.remaining()), (LostReason::Expired, Some(Duration::ZERO)));
+    }
+
+    /// A machine that sleeps: tokio's clock stands still, the boot clock goes on.
+    #[tokio::test(start_paused = true)]
+    async fn trust_ends_while_the_machine_sleeps_and_whoever_waits_is_told() {
+        const TTL: Duration = Duration::from_secs(3_600);
+        let slept = Arc::new(AtomicU64::new(0));
+        let boot = Arc::clone(&slept);
+        let time = Arc::new(LeaseTime::with_boot_clock(move || ms(7_000 + boot.load(Ordering::SeqCst))));
+        let [asked, waited] = [(); 2].map(|()| Trust::new(Arc::clone(&time), Some(time.now() + TTL)));
+        let began = Instant::now();
+        let mut lost = Box::pin(waited.lost());
+        // It waits already.
+        assert!(tokio::time::timeout(Duration::ZERO, &mut lost).await.is_err() && asked.state().is_ok());
+        slept.store(3_600_000 - 1, Ordering::SeqCst);
+        assert!(asked.remaining() <= Some(ms(1)) && asked.state().is_ok(), "{asked:?}");
+        slept.store(3_600_000, Ordering::SeqCst);
+        assert_eq!(began.elapsed(), Duration::ZERO, "tokio's clock stood still");
+        assert_eq!(asked.state(), Err(LostReason::Expired));
+        assert_eq!(asked.extend(time.now() + TTL), Err(LostReason::Expired), "a renewal that is answered after the sleep");
+        assert_eq!(lost.await, LostReason::Expired);
+        assert!(began.elapsed() <= LONGEST_SLEEP, "told {:?} after the machine woke", began.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ mod stalls;
 
 mod after_half_a_minute;
 mod bystanders;
+mod crowd;
 mod cut_off;
 mod deaths;
 mod deferred;

@@ -14,6 +14,8 @@
 #[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/stalls.rs"]
+mod stalls;
 
 mod following;
 mod lies;
@@ -21,6 +23,7 @@ mod locks;
 mod peer;
 mod planned;
 mod remade;
+mod silence;
 mod writing;
 
 use std::time::{Duration, Instant};

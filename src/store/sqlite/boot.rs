@@ -56,3 +56,24 @@ pub(super) fn boot_ms() -> i64 {
 pub(super) fn register(conn: &Connection) -> rusqlite::Result<()> {
     conn.create_scalar_function("seeknal_boot_ms", 0, FunctionFlags::SQLITE_UTF8, |_| Ok(boot_ms()))
 }
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+mod tests {
+    use super::*;
+
+    /// A machine that never slept cannot tell the two apart: that it is this one is said here.
+    #[test]
+    fn leases_run_on_the_clock_that_goes_on_while_the_machine_sleeps() {
+        assert_eq!(CLOCK, rustix::time::ClockId::Boottime);
+    }
+
+    /// What SQL asks is that clock.
+    #[test]
+    fn sql_asks_that_clock() {
+        let conn = Connection::open_in_memory().unwrap();
+        register(&conn).unwrap();
+        let before = boot_ms();
+        let told: i64 = conn.query_row("SELECT seeknal_boot_ms()", [], |row| row.get(0)).unwrap();
+        assert!((before..=boot_ms()).contains(&told), "{told} is not between {before} and {}", boot_ms());
+    }
+}
