@@ -326,6 +326,23 @@ async fn a_database_is_open_once_its_folder_was_synced() {
     assert!(met.contains(&false) && met.contains(&true), "no database was left in doubt: {met:?}");
 }
 
+/// The WAL's name, which SQLite makes durable itself, and takes no notice where that fails.
+#[tokio::test]
+async fn nothing_is_acknowledged_in_a_wal_whose_folder_was_not_synced() {
+    if !can_trace() {
+        return;
+    }
+    let mut refused = 0;
+    for made in [false, true] {
+        let place = if made { Place::filled("database").await } else { Place::new("database") };
+        let told = place.child().inject("fsync", "error=EIO:when=1+").on(&place.state).run();
+        place.holds(&told, "every sync of the folder").await;
+        assert_eq!(told.after("told: acknowledged"), Vec::<String>::new(), "there before: {made}: {}", told.output);
+        refused += told.after("told: open ").iter().filter(|why| why.starts_with("Io ")).count();
+    }
+    assert!(refused > 0, "nobody was told");
+}
+
 /// Answers how many faults were told.
 async fn a_full_disk_is_told(name: &'static str, whens: impl Iterator<Item = usize>) -> usize {
     let mut full = 0;

@@ -81,11 +81,10 @@ pub(crate) async fn writer(state: Coordinator, number: u64, most: u64, stop: Arc
 }
 
 pub(crate) async fn open(options: &BackendOptions) -> Coordinator {
-    let backend = create_state_backend("database", options).unwrap();
-    // Opening itself may meet the faults: it is tried again, as an operator would.
+    // Opening itself may meet the faults, in any of its questions: it is tried again, as an operator would.
     for _ in 0..50 {
-        if backend.initialize().await.is_ok() {
-            return Coordinator::open(backend).await.unwrap();
+        if let Ok(state) = Coordinator::open(create_state_backend("database", options).unwrap()).await {
+            return state;
         }
     }
     panic!("it never opened");

@@ -13,7 +13,7 @@ use super::schema::{self, APPLICATION_ID, PAGE_SIZE};
 use super::{boot, owners, turn};
 use crate::store::access::{Access, make_new};
 use crate::store::highwater::{HighWater, HighWaterFile};
-use crate::store::{StoreError, StoreErrorKind, plain};
+use crate::store::{StoreError, StoreErrorKind, folder, plain};
 
 /// How long a statement waits for another process's transaction.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -105,6 +105,17 @@ pub(super) fn open_writer(db: &Path, sidecar: &HighWaterFile) -> Result<(Connect
     })();
     sidecar.unlock()?;
     opened
+}
+
+/// Makes the name of the WAL durable. SQLite syncs the folder for the one that it made, and takes no notice where that fails: a power cut could then take it, with
+/// everything that was acknowledged since.
+pub(super) fn sync_name_of_wal(db: &Path) -> Result<(), StoreError> {
+    let folder = db.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match folder::sync(folder) {
+        // One that may be written but not read cannot be opened, and so not be synced.
+        Err(error) if error.kind() != std::io::ErrorKind::PermissionDenied => Err(StoreError::io(folder.display(), error)),
+        _ => Ok(()),
+    }
 }
 
 /// Makes the database under another name and renames it when it is whole: who is killed here leaves no half-made database, which nobody could tell from a

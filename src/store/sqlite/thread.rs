@@ -132,6 +132,8 @@ impl Writer {
         let owner = Owner::register(db, process)?;
         open::sweep(&conn, db, process);
         let (reserved, behind) = raise(&conn, &mut sidecar, &at)?;
+        // As long as this connection is open nobody removes it.
+        open::sync_name_of_wal(db)?;
         at.opened();
         let (seq, _) = read::counters(&conn)?;
         foreign.sent(seq);
