@@ -375,7 +375,7 @@ async fn who_is_stopped_between_check_and_commit_is_the_one_winner() {
         return;
     }
     let mut stopped = 0;
-    for when in 1..=3 {
+    for when in 1..=5 {
         let dir = tempfile::tempdir().unwrap();
         let backend = open(&db(dir.path())).await;
         change(&backend, "r", vec![create(0)]).await;
