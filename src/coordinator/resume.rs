@@ -65,7 +65,8 @@ impl Coordinator {
     /// who has it open ([`StateBackend::processes`](crate::StateBackend::processes), [`known_openings`](crate::StateBackend::known_openings)). SQLite knows it of
     /// this host; the servers know it of all hosts, and take for gone whom they have not heard of for 30 s (PostgreSQL)
     /// or a minute (libSQL). Whoever lives and holds a lock or a claim on a run works on it, this process too; and so does whoever
-    /// writes to it: where others have the storage open a run is watched for a second before it is named, so that it is not taken for abandoned between two claims. That a server was away is no sign of that: who was silent for so long is watched, on libSQL for 16 s before he is taken for gone.
+    /// writes to it: where others have the storage open a run is watched for a second before it is named, so that it is not taken for abandoned between two
+    /// claims. That a server was away is no sign of that: it is waited until it has answered for 16 s before who was silent is taken for gone.
     ///
     /// # Errors
     /// [`Error::Store`] if storage failed.

@@ -318,7 +318,7 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     }
 
     /// As [`processes`](Self::processes), and takes the time that it needs to say of these, named by their ids, whether they live: a server that was away heard of
-    /// nobody, and says more when it has answered for a while (libSQL: 16 s). Asked before anything is taken from somebody. The default has nothing to wait for.
+    /// nobody, and says more when it has answered for a while (16 s). Asked before anything is taken from somebody. The default has nothing to wait for.
     fn watch_processes(&self, who: BTreeSet<String>) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
         drop(who);
         self.processes()

@@ -29,12 +29,39 @@ async fn who_lives_is_not_forgotten_because_the_server_was_away_for_days() {
         all.into_iter().find(|open| open.process.id == id).expect("it was forgotten").alive
     };
     assert_eq!(alive().await, None);
-    assert!(one.abandoned_runs().await.unwrap().is_empty(), "the run of a process that lives");
+    let (abandoned, _) = tokio::join!(one.abandoned_runs(), async { gate.open.send_replace(true) });
+    assert!(abandoned.unwrap().is_empty(), "the run of a process that lives");
     assert!(one.resume_run("r").await.is_err(), "its run was taken from a process that lives");
-    gate.open.send_replace(true);
     until("it is heard of again", async || alive().await == Some(true)).await;
     two.close().await.unwrap();
     one.close().await.unwrap();
+}
+
+/// An old opening whose connections broke a moment ago may come back; one that was not heard of for a day will not. An opening that has heard of nobody yet removes those
+/// after whose last word others were heard of for a day; the rest goes once it knows the server for a while.
+#[tokio::test]
+async fn who_is_gone_for_a_day_is_forgotten() {
+    let store = store!();
+    let one = store.open().await;
+    store.sql(
+        "INSERT INTO openings (process, host, pid, started_at, lock_class, lock_id, seen_at) VALUES \
+         ('lately', 'h', 1, now() - interval '2 days', 1, 1, now()), ('yesterday', 'h', 2, now() - interval '3 days', 1, 2, now() - interval '25 hours'), \
+         ('long ago', 'h', 3, now() - interval '5 days', 1, 3, now() - interval '3 days')",
+    );
+    let known = || store.sql("SELECT string_agg(process, ', ' ORDER BY process) FROM openings WHERE host = 'h'");
+    assert_eq!(known(), "lately, long ago, yesterday");
+    let two = store.open().await;
+    assert_eq!(known(), "lately, yesterday");
+    let mut number = 0;
+    change(&one, "r", vec![create(0)]).await;
+    until("it is forgotten", async || {
+        number += 1;
+        change(&one, "r", vec![set("n", NodeUpdate::success().row_count(number))]).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        known() == "lately"
+    })
+    .await;
+    drop((one, two));
 }
 
 /// A clock that was ahead when a process was heard of last does not make it live until then.

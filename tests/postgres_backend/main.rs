@@ -98,7 +98,7 @@ use store;
 
 /// Waits until it holds; fails after a while.
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let patience = tokio::time::Instant::now() + Duration::from_secs(30);
+    let patience = tokio::time::Instant::now() + Duration::from_secs(60);
     while !holds().await {
         assert!(tokio::time::Instant::now() < patience, "never: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -20,9 +20,10 @@ use tokio::time::Instant;
 use tokio_postgres::Notification;
 
 use super::connection::{Conn, Pool, Sql};
-use super::openings::{self, Lock};
+use super::openings::{self, Contact, Lock};
 use super::rows::Fields;
 use crate::model::{ProcessInfo, RunId};
+use crate::store::boot_time::boot_time;
 use crate::store::{ForeignCommits, StoreError};
 
 /// Between two looks at the commit sequence.
@@ -136,6 +137,7 @@ pub(super) struct Follower {
     sent: Notify,
     /// Whether anybody else has the state open.
     accompanied: AtomicBool,
+    contact: Contact,
     closed: AtomicBool,
 }
 
@@ -152,8 +154,14 @@ impl Follower {
             outgoing: Mutex::default(),
             sent: Notify::new(),
             accompanied: AtomicBool::new(true),
+            contact: Contact::default(),
             closed: AtomicBool::new(false),
         }
+    }
+
+    /// Since when the server answers.
+    pub(super) fn contact(&self) -> &Contact {
+        &self.contact
     }
 
     /// This opening has committed something.
@@ -309,6 +317,7 @@ impl Follower {
             listening.said = Instant::now();
         }
         let seq = commit_seq(&mut listening.conn, listening.read_only).await?;
+        self.contact.answered(boot_time());
         let accompanied = openings::count(&mut listening.conn, lock).await? > 1;
         self.accompanied.store(accompanied, Ordering::Release);
         // Who drew a number commits only after that: what was looked at meanwhile is told once more.

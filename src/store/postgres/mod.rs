@@ -358,7 +358,11 @@ impl StateBackend for PostgresBackend {
     }
 
     fn processes(&self) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
-        self.ask(|shared| async move { openings::list(&shared.pool).await })
+        self.ask(|shared| async move { openings::list(&shared.pool, shared.follower.contact()).await })
+    }
+
+    fn watch_processes(&self, who: BTreeSet<String>) -> BoxFuture<'_, Result<Vec<OpenProcess>, StoreError>> {
+        self.ask(move |shared| async move { openings::watch(&shared.pool, shared.follower.contact(), &who).await })
     }
 
     fn known_openings(&self) -> KnownOpenings {

@@ -21,6 +21,9 @@ const ANSWERS_AT_ONCE: usize = 256;
 /// Between two looks for what openings that are gone left; each opening looks at its beginning, too.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 
+/// As long as silence does not count yet: short openings alone should not pile up.
+const SWEEP_AGAIN: Duration = Duration::from_secs(20);
+
 /// How many rows of each table are removed together then.
 const SWEPT_AT_ONCE: i64 = 5_000;
 
@@ -32,15 +35,15 @@ const REST: Duration = Duration::from_secs(1);
 pub(super) struct Told {
     /// Batches of this opening whose answers are stored and were told, oldest first.
     ids: VecDeque<BatchId>,
-    /// When nothing was left of the others; none: something is, as far as is known.
-    swept: Option<Duration>,
+    /// When it is looked for what the others left.
+    sweep_at: Duration,
     rests_until: Duration,
     at_work: bool,
 }
 
 impl Told {
     fn is_sweep_due(&self, now: Duration) -> bool {
-        self.swept.is_none_or(|at| now.saturating_sub(at) >= SWEEP_EVERY)
+        now >= self.sweep_at
     }
 
     fn are_many(&self) -> bool {
@@ -115,9 +118,10 @@ async fn remove(shared: &Shared, conn: &mut Conn) -> Result<(), StoreError> {
 /// nobody asked for again. Rows that somebody else has in hand are left to him.
 pub(super) async fn sweep(shared: &Shared, conn: &mut Conn) -> Result<(), StoreError> {
     openings::bring_back(conn).await?;
+    let silence_counts = shared.follower.contact().is_long(boot_time());
     let mut more = false;
     for (place, sql) in [
-        ("table openings", openings::FORGET),
+        ("table openings", openings::forget(silence_counts)),
         (
             "table batches",
             "DELETE FROM batches WHERE id = ANY(ARRAY(SELECT id FROM batches WHERE at < clock_timestamp() - interval '1 day' \
@@ -137,7 +141,10 @@ pub(super) async fn sweep(shared: &Shared, conn: &mut Conn) -> Result<(), StoreE
         let removed = conn.ask(Sql::new(place, sql, vec![Box::new(SWEPT_AT_ONCE)])).await?.len();
         more |= i64::try_from(removed).is_ok_and(|removed| removed >= SWEPT_AT_ONCE);
     }
-    shared.told().swept = (!more).then(boot_time);
+    if !more {
+        let pause = if silence_counts { SWEEP_EVERY } else { SWEEP_AGAIN };
+        shared.told().sweep_at = boot_time().saturating_add(pause);
+    }
     Ok(())
 }
 
@@ -167,20 +174,20 @@ mod tests {
     #[test]
     fn it_is_looked_for_what_others_left_every_hour_by_one_at_a_time() {
         let at = Duration::from_secs;
-        let mut told = Told { swept: Some(at(100)), ..Told::default() };
+        let mut told = Told { sweep_at: at(3_700), ..Told::default() };
         assert!(!told.note(id(), at(100)) && !told.note(id(), at(3_699)));
         assert!(told.note(id(), at(3_700)) && !told.note(id(), at(3_700)), "one is at work");
         told.worked(false, at(3_701));
         assert!(!told.note(id(), at(3_701)), "a connection failed a moment ago");
         assert!(told.note(id(), at(3_702)));
-        told.swept = Some(at(3_702));
+        told.sweep_at = at(7_302);
         told.worked(true, at(3_702));
         assert!(!told.note(id(), at(3_703)));
     }
 
     #[test]
     fn what_could_not_be_removed_is_removed_later() {
-        let mut told = Told { swept: Some(Duration::ZERO), ..Told::default() };
+        let mut told = Told { sweep_at: SWEEP_EVERY, ..Told::default() };
         let ids: Vec<BatchId> = (0..ANSWERS_KEPT + ANSWERS_AT_ONCE).map(|_| id()).collect();
         let due = ids.iter().filter(|id| told.note(**id, Duration::ZERO)).count();
         assert_eq!(due, 1);
