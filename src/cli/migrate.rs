@@ -1,5 +1,6 @@
 //! `seeknal migrate-state --backend file|database`.
 
+use std::fmt;
 use std::ops::ControlFlow;
 
 use serde::Serialize;
@@ -63,7 +64,7 @@ pub(super) async fn run(settings: &Settings, options: &MigrateArgs, out: &mut Ou
 }
 
 async fn preview(settings: &Settings, what: Move, options: &MigrateArgs, out: &mut Output) -> Result<(), CliError> {
-    let to = what.to;
+    let (from, to) = (what.from.clone(), what.to);
     let mut seen = Vec::new();
     let preview = relocate::preview(settings, what, |run, fate| {
         if !options.summary {
@@ -76,13 +77,17 @@ async fn preview(settings: &Settings, what: Move, options: &MigrateArgs, out: &m
     if out.is_json() {
         out.json(&PrintedPreview { dry_run: true, preview: &preview, runs: (!options.summary).then_some(&*seen) })?;
     } else {
-        print_preview(&preview, &seen, to, out)?;
+        print_preview(&preview, &seen, &from, to, out)?;
     }
     Ok(preview.refuse_conflicts()?)
 }
 
-fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output) -> Result<(), CliError> {
-    out.line(format!("From {} to {}", preview.from, preview.to))?;
+fn print_preview(preview: &Preview, seen: &[SeenRun], from: &Origin, to: Home, out: &mut Output) -> Result<(), CliError> {
+    let place = |place: &str, backend: &dyn fmt::Display, exists: bool| {
+        if exists { place.to_owned() } else { format!("{place} ({backend} backend, no state yet)") }
+    };
+    let (source, target) = (place(&preview.from, from, preview.from_exists), place(&preview.to, &to.name(), preview.to_exists));
+    out.line(format!("From {source} to {target}"))?;
     match &preview.plan {
         None => out.line("There is no state to move.")?,
         Some(plan) => {
@@ -145,7 +150,7 @@ fn print_preview(preview: &Preview, seen: &[SeenRun], to: Home, out: &mut Output
 async fn execute(settings: &Settings, what: Move, out: &mut Output) -> Result<(), CliError> {
     let to = what.to;
     let report = relocate::execute(settings, what, SystemClock.now(), |_| ControlFlow::Continue(())).await?;
-    out.is_done("the state was moved");
+    out.set_done("the state was moved");
     report.notices.iter().for_each(|notice| note(notice));
     if out.is_json() {
         return out.json(&PrintedReport { dry_run: false, report: &report });

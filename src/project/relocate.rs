@@ -17,7 +17,7 @@ use super::checks::{
 };
 use super::copied::Copied;
 use super::exclusive::Exclusive;
-use super::files::with_suffix;
+use super::files::{DATABASE, DOCUMENT, NUMBERS, with_suffix};
 use super::migrate::{self, Fate, Moved, Plan, go_on};
 pub use super::origin::{Home, Move, Origin};
 use super::shown::{counted, lossy, lossy_option, shell};
@@ -25,13 +25,6 @@ use super::unfinished::{self, Unfinished};
 use super::{ProjectError, ProjectErrorKind, Settings, Switch, files};
 use crate::model::RunSummary;
 use crate::store::StateBackend;
-
-/// The document's name in the state's folder.
-pub(super) const DOCUMENT: &str = "run_state.json";
-
-/// What the file with the numbers that were given out is called beyond that.
-pub(super) const NUMBERS: &str = ".lock";
-const DATABASE: &str = "state.db";
 
 /// A point that a move has reached; everything before it is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +58,12 @@ pub enum Step {
 pub struct Preview {
     /// Where the state is.
     pub from: String,
+    /// Whether there is one.
+    pub from_exists: bool,
     /// Where it would go.
     pub to: String,
+    /// Whether there is a state already.
+    pub to_exists: bool,
     /// What would move; `None` if there is no state yet.
     pub plan: Option<Plan>,
     /// The settings file that would be switched.
@@ -167,15 +164,11 @@ pub async fn preview(
     let mut of_target = Vec::new();
     let target = Origin::from(to).open_existing(settings, &mut of_target).await?;
     notices.extend(without_missed(settings, of_target));
-    let place = |origin: &Origin, open: &Option<Arc<dyn StateBackend>>| {
-        let place = origin.place(settings)?;
-        Ok::<_, ProjectError>(if open.is_some() { place } else { format!("{place} ({origin} backend, no state yet)") })
-    };
     refuse_same(source.as_deref(), target.as_deref())?;
     Copied::check(&settings.target.value)?;
     let mut told = Told::new(settings, &what, from.place(settings)?, Origin::from(to).place(settings)?);
     if let Some(target) = &target {
-        told.is_part(unfinished::notice(&**target).await);
+        told.set_part(unfinished::notice(&**target).await);
     }
     let plan: Option<Plan> = match &source {
         Some(source) => {
@@ -201,8 +194,10 @@ pub async fn preview(
         notices.extend(told.notices(plan, target.is_some()));
     }
     let preview = Preview {
-        from: place(from, &source)?,
-        to: place(&to.into(), &target)?,
+        from: from.place(settings)?,
+        from_exists: source.is_some(),
+        to: Origin::from(to).place(settings)?,
+        to_exists: target.is_some(),
         plan,
         settings_file: switch.path().to_owned(),
         settings_done: switch.is_done(),
@@ -347,7 +342,7 @@ async fn move_state(
         plan = migrate::plan_after(&*seen, Some(&**target), copied.as_ref(), |_, _| ()).await?;
         has_nothing_else = plan.only_in_target == 0 && migrate::outlives_nothing_else(&*seen, &**target).await?;
         if unfinished::of_this_move(&**target, settings, what, &seen.location()).await?.is_some() {
-            told.is_part(unfinished::notice(&**target).await);
+            told.set_part(unfinished::notice(&**target).await);
         }
         target.close().await?;
         told.refuse_conflicts(&plan)?;

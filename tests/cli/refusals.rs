@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::projects::{GUIDE, open, project, put, tree};
-use crate::{run, seeknal, told};
+use crate::{json, run, seeknal, told};
 use seeknal_state::model::{Mutation, NewRun, time};
 use serde_json::Value;
 
@@ -79,6 +79,10 @@ async fn the_preview_names_where_the_state_would_go() {
     let dir = project("file").await;
     let (_, out, _) = run(dir.path(), PREVIEW);
     assert!(out.starts_with("From target/run_state.json to target/state.db (database backend, no state yet)\n"), "{out}");
+    let moving = project("file").await;
+    let (previewed, moved) = (json(moving.path(), PREVIEW), json(moving.path(), EXECUTE));
+    assert_eq!((&previewed["from_exists"], &previewed["to_exists"]), (&true.into(), &false.into()));
+    assert_eq!((&previewed["from"], &previewed["to"]), (&moved["from"], &moved["to"]), "one place has one name");
     let url = "database_url: postgres://u:S3kr3t@127.0.0.1:1/d\n";
     fs::write(dir.path().join("seeknal_project.yml"), url).unwrap();
     let (_, out, err) = run(dir.path(), PREVIEW);
