@@ -1,7 +1,7 @@
 //! The house keeps its floors: imports go down only, rooms on one floor are strangers, every file says what it is for.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Which floor a room is on. What is not here is the roof (`lib.rs`, `error.rs`, `main.rs`), which may name everything.
@@ -72,6 +72,23 @@ fn imports_go_down_only() {
     }
     assert!(seen > 50, "the test does not see the imports any more");
     assert!(wrong.is_empty(), "imports that do not go down:\n{}", wrong.join("\n"));
+}
+
+/// ARCHITECTURE.md has the name of every module, in backticks.
+#[test]
+fn every_module_is_on_the_map() {
+    let map = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
+    let words = |code: &str| code.split(|c: char| !c.is_alphanumeric() && c != '_').map(str::to_owned).collect::<Vec<_>>();
+    let named: BTreeSet<String> = map.split('`').skip(1).step_by(2).flat_map(words).collect();
+    let is_test = |path: &Path| path.iter().any(|part| part.to_str().is_some_and(|part| part.contains("test")));
+    let missing: Vec<PathBuf> = sources()
+        .into_keys()
+        .map(|path| path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap().to_owned())
+        .filter(|path| !is_test(path) && !["mod", "lib", "main"].iter().any(|name| path.file_stem().unwrap() == *name))
+        .filter(|path| !named.contains(path.file_stem().unwrap().to_str().unwrap()))
+        .collect();
+    assert!(named.len() > 200, "the test does not see the names any more");
+    assert!(missing.is_empty(), "not in ARCHITECTURE.md: {missing:#?}");
 }
 
 #[test]

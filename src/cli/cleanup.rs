@@ -51,7 +51,7 @@ pub(super) async fn run(settings: &Settings, options: &CleanupArgs, out: &mut Ou
         })?;
     }
     if cleaned.deleted > 0 {
-        out.is_done("runs were deleted");
+        out.set_done("runs were deleted");
     }
     let failed: Vec<&Stays> = plan.unreadable.iter().chain(&cleaned.failed).collect();
     let fault = failed.first().map(|first| {

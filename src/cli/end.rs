@@ -68,7 +68,7 @@ async fn write(backend: &dyn StateBackend, options: &EndArgs, out: &mut Output) 
         return Ok(plan);
     }
     let what = if plan.was == plan.status { "nodes of the run were ended" } else { "the run was ended" };
-    out.is_done(what);
+    out.set_done(what);
     closed.map_err(|error| ProjectError::from(error).after(what))?;
     Ok(plan)
 }

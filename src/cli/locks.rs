@@ -151,7 +151,7 @@ pub(super) async fn unlock(settings: &Settings, token: u64, out: &mut Output) ->
     let done = force(&*backend, FencingToken(token), not_found).await;
     let closed = backend.close().await;
     let lease = done?;
-    out.is_done("the lock was taken away");
+    out.set_done("the lock was taken away");
     closed.map_err(|error| ProjectError::from(error).after("the lock was taken away"))?;
     if out.is_json() {
         return out.json(&Unlocked { token: FencingToken(token), lease: lease.as_ref().map(Lease::of) });

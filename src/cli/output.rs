@@ -31,7 +31,7 @@ impl Output {
     }
 
     /// What cannot be printed from here on has happened all the same.
-    pub(super) fn is_done(&mut self, what: &'static str) {
+    pub(super) fn set_done(&mut self, what: &'static str) {
         self.done = Some(what);
     }
 

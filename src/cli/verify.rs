@@ -19,7 +19,7 @@ struct Verified {
 pub(super) async fn run(settings: &Settings, repair: bool, use_previous: bool, out: &mut Output) -> Result<(), CliError> {
     let repaired = if repair { project::repair(settings, SystemClock.now(), use_previous).await? } else { Vec::new() };
     if !repaired.is_empty() {
-        out.is_done("the state was repaired");
+        out.set_done("the state was repaired");
     }
     let (checked, problems) = match project::verify(settings).await? {
         Some(report) => (report.checked, report.problems),

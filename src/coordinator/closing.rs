@@ -161,7 +161,7 @@ impl Drop for TellsTheEnd<'_> {
     fn drop(&mut self) {
         // Nobody is left who would tell anything.
         self.0.events.close();
-        self.0.sole.is_cut_off();
+        self.0.sole.cut_off();
         self.0.ended.send_replace(true);
     }
 }

@@ -384,14 +384,13 @@ impl Engine {
         let mut releases = Vec::with_capacity(held.len());
         let publication = self.publications.write().unwrap_or_else(PoisonError::into_inner);
         for (((grant, state), versions), base) in held.into_iter().zip(after).zip(&receipt.runs).zip(bases) {
-            if versions.before != *base {
+            let is_as_thought = state.as_ref().is_none_or(|state| state.version() == versions.after || state.is_newborn());
+            if versions.before != *base || !is_as_thought {
                 // Others wrote in between: what they wrote is loaded before anything is published.
                 releases.push((grant, Release::Reload));
                 continue;
             }
-            let state = state.map(|state| {
-                if state.version() == versions.after { state } else { state.restamped(Version::NONE, versions.after, true) }
-            });
+            let state = state.map(|state| if state.version() == versions.after { state } else { state.born_at(versions.after) });
             grant.cell().publish(state.as_ref(), versions.after);
             releases.push((grant, Release::Moved(state)));
         }

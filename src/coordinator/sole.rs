@@ -121,7 +121,7 @@ impl Sole {
     }
 
     /// Nobody closes it any more, unless it was given up before.
-    pub(super) fn is_cut_off(&self) {
+    pub(super) fn cut_off(&self) {
         if let Some(held) = &*self.held() {
             held.leaving.send_replace(Stage::CutOff);
         }

@@ -122,7 +122,7 @@ fn thin_out(engine: &Engine) {
 /// Sends the runs to sleep that were not used since the last sweep, and if there are too many, also used ones.
 fn sweep(engine: &Engine) {
     let mut spare = engine.directory.len().saturating_sub(engine.limits.resident_runs);
-    let (used, idle): (Vec<_>, Vec<_>) = engine.directory.resident().into_iter().partition(|handle| handle.cell().was_used());
+    let (used, idle): (Vec<_>, Vec<_>) = engine.directory.resident().into_iter().partition(|handle| handle.cell().take_used());
     for handle in &idle {
         handle.passivate();
     }

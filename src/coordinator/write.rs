@@ -1,4 +1,4 @@
-//! Single writes, each a transaction of its own, under the names of the guide's protocol.
+//! Single writes, each a transaction of its own.
 
 use chrono::{DateTime, Utc};
 

@@ -105,22 +105,17 @@ impl LeaseError {
         matches!(self, Self::Store(error) if error.is_retryable())
     }
 
-    /// Whether another holder, or the caller's own locks, are in the way. A lock that is [lost](Self::is_lost) is none.
+    /// Whether another holder, or the caller's own locks, are in the way. A lock that is [lost](Self::is_lease_lost) is none.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Reentrant { .. } | Self::Deadlock { .. } | Self::Refused(Refusal::LeaseHeld { .. }))
     }
 
-    /// Whether the lease that was spoken of is not held any more.
-    pub fn is_lost(&self) -> bool {
+    /// Whether the lease that was spoken of is not held any more, as [`Error::is_lease_lost`](crate::Error::is_lease_lost) says it.
+    pub fn is_lease_lost(&self) -> bool {
         matches!(
             self,
             Self::Lost { .. } | Self::Refused(Refusal::Fenced { .. } | Refusal::LeaseGone { .. } | Refusal::ClaimOver { .. })
         )
-    }
-
-    /// The same, as [`Error::is_lease_lost`](crate::Error::is_lease_lost) says it.
-    pub fn is_lease_lost(&self) -> bool {
-        self.is_lost()
     }
 
     /// Whether something that was asked for is not there: a lease under this token, or what storage looked for.

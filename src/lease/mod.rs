@@ -9,7 +9,8 @@
 //! The manager decides in memory and never awaits storage: what it wants from there is asked by tasks that answer by message. Two ways to
 //! keep leases, as the backend says: in a book in this process, with tokens from blocks reserved ahead; or as rows that many processes
 //! share, where the local queue decides who of this process asks next, and the storage decides between processes. There a waiter behind
-//! another process asks again every 50 to 100 ms, and cycles over several processes end by the wait's timeout.
+//! another process looks again when others committed, or after the backend's `lock_poll`, and asks when its place is free (`manager/waits`); cycles over
+//! several processes end by the wait's timeout.
 
 mod actor;
 mod cycle;

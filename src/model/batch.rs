@@ -225,13 +225,6 @@ pub enum Refusal {
     Input(InputError),
 }
 
-impl Refusal {
-    /// Whether the entry was not judged on its own: its run's actor checks it again.
-    pub fn must_be_checked_again(&self) -> bool {
-        matches!(self, Self::Stale { .. } | Self::Chained { .. })
-    }
-}
-
 /// What became of one entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -12,6 +12,7 @@ use super::time;
 
 /// Which runs are asked for. Everything that is given must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[must_use]
 #[non_exhaustive]
 pub struct RunFilter {
     /// One of these statuses; empty means any.
@@ -88,6 +89,7 @@ pub struct RunCursor {
 
 /// One page of runs, newest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
 #[non_exhaustive]
 pub struct RunQuery {
     /// Which runs.
@@ -131,7 +133,6 @@ impl RunQuery {
     }
 
     /// The query as a backend answers it: a limit outside of 1 to 1,000 counts as the nearest of these, so that every page ends and none is empty before the last.
-    #[must_use]
     pub fn clamped(&self) -> Self {
         self.clone().limit(self.limit)
     }

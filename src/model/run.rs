@@ -217,27 +217,24 @@ impl RunState {
         Self { version, ..self.clone() }
     }
 
-    /// The same run with its version, and the stamps of the rows that `base` had not seen, moved to where they really are.
-    pub(crate) fn restamped(&self, base: Version, actual: Version, created: bool) -> Self {
+    /// Whether its last change made it.
+    pub(crate) fn is_newborn(&self) -> bool {
+        self.body.created_version == self.version
+    }
+
+    /// The same run, just made, with the version at which that really was: all its rows have it.
+    pub(crate) fn born_at(&self, actual: Version) -> Self {
         let mut state = self.clone();
+        state.version = actual;
         let body = state.body_mut();
         body.newest = None;
-        if body.header.version > base || created {
-            Arc::make_mut(&mut body.header).version = actual;
+        body.created_version = actual;
+        Arc::make_mut(&mut body.header).version = actual;
+        for (id, node) in self.body.nodes.iter() {
+            let mut node = NodeState::clone(node);
+            node.version = actual;
+            body.nodes.insert(id, Arc::new(node));
         }
-        let moved: Vec<NodeId> =
-            self.body.nodes.iter().filter(|(_, node)| node.version > base || created).map(|(id, _)| id.clone()).collect();
-        for id in moved {
-            if let Some(node) = body.nodes.get(id.as_str()) {
-                let mut node = NodeState::clone(node);
-                node.version = actual;
-                body.nodes.insert(&id, Arc::new(node));
-            }
-        }
-        if created {
-            body.created_version = actual;
-        }
-        state.version = actual;
         state
     }
 

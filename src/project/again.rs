@@ -45,7 +45,7 @@ impl Told {
     }
 
     /// Takes what is told of a target into which a move was cut off, if one was.
-    pub(super) fn is_part(&mut self, told: Option<String>) {
+    pub(super) fn set_part(&mut self, told: Option<String>) {
         self.part = told;
     }
 

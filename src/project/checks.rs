@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::files::with_suffix;
+use super::files::{DOCUMENT, NUMBERS, with_suffix};
 use super::migrate::Plan;
-use super::relocate::{DOCUMENT, NUMBERS};
 use super::{Home, Move, Origin, ProjectError, ProjectErrorKind, Settings, Source, verify};
 use crate::model::RunQuery;
 use crate::store::{KnownOpenings, MIGRATION, StateBackend, gone};

@@ -8,7 +8,8 @@ use crate::model::RunQuery;
 use crate::store::StateBackend;
 
 pub use deleting::{Cleaned, execute, through};
-pub use judge::{Doomed, Judge, Plan, Rules, Stays};
+use judge::Judge;
+pub use judge::{Doomed, Plan, Rules, Stays};
 
 /// Runs in one page of the listing.
 const PAGE: usize = 500;

@@ -28,14 +28,25 @@ pub enum ProjectErrorKind {
 }
 
 /// A fault of work on a project.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{message}")]
+#[derive(Debug, Clone)]
 pub struct ProjectError {
     kind: ProjectErrorKind,
     message: String,
     retryable: bool,
-    #[source]
     source: Option<StoreError>,
+}
+
+impl fmt::Display for ProjectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ProjectError {
+    /// The message tells what storage said: below it is only what that came from.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().and_then(std::error::Error::source)
+    }
 }
 
 impl ProjectError {
@@ -142,5 +153,30 @@ impl From<crate::error::Error> for ProjectError {
             _ => ProjectErrorKind::Failed,
         };
         Self { retryable: error.is_retryable(), ..Self::new(kind, error.to_string()) }
+    }
+}
+
+#[cfg(all(test, feature = "file"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_words_make_no_missing_state_of_a_failure() {
+        let fault = StoreError::io("x", std::io::ErrorKind::NotFound.into());
+        assert!(!ProjectError::from(fault.clone()).is_no_state());
+        assert!(!ProjectError::from(fault.and("; what was repaired before: y")).is_no_state());
+    }
+
+    #[test]
+    fn every_error_of_a_chain_says_something_of_its_own() {
+        let mut chain = Vec::new();
+        let fault = StoreError::io("x", std::io::Error::other("disk")).of_one_entry().into_unknown();
+        let error = ProjectError::from(fault);
+        let mut next: Option<&dyn std::error::Error> = Some(&error);
+        while let Some(error) = next {
+            chain.push(error.to_string());
+            next = error.source();
+        }
+        assert_eq!(chain.len(), 2, "{chain:#?}");
     }
 }

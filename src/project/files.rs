@@ -8,6 +8,15 @@ use super::ProjectError;
 use crate::store::access::{Access, give_to_owner_of};
 use crate::store::{folder, plain};
 
+/// The document of the file backend, in the state's folder.
+pub(super) const DOCUMENT: &str = "run_state.json";
+
+/// The database, in the state's folder.
+pub(super) const DATABASE: &str = "state.db";
+
+/// What the file with the numbers that were given out is called beyond either.
+pub(super) const NUMBERS: &str = ".lock";
+
 /// The folder that a path is in; `.` for a bare name.
 pub(super) fn folder_of(path: &Path) -> &Path {
     match path.parent() {

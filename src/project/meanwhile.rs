@@ -4,13 +4,10 @@ use std::path::Path;
 
 use super::checks::schema_of_environment;
 use super::{ProjectError, ProjectErrorKind, Secret, Settings, Source};
-use crate::store::create_state_backend;
+use crate::store::{SCHEMA, create_state_backend};
 
 /// What a settings file without the key names.
 const DEFAULT: &str = "file";
-
-/// The schema that holds the tables on a server, unless the file names one.
-const USUAL_SCHEMA: &str = "seeknal_state";
 
 impl Settings {
     /// Refuses a place that was left since these settings were read: what is written there nobody would read. To be asked once the place is open for writing: a
@@ -60,7 +57,7 @@ impl Settings {
     /// Both schemas, if the file named another one, and nothing else says which.
     fn other_schema(&self, now: &Self) -> Option<(String, String)> {
         let is_set = schema_of_environment(self).is_some();
-        let named = |settings: &Self| settings.in_file.schema.clone().unwrap_or_else(|| USUAL_SCHEMA.to_owned());
+        let named = |settings: &Self| settings.in_file.schema.clone().unwrap_or_else(|| SCHEMA.to_owned());
         let (then, by_now) = (named(self), named(now));
         (!is_set && then != by_now).then(|| (format!("schema {then}"), format!("schema {by_now}")))
     }

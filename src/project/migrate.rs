@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use self::plan::{Counts, Fate, Plan, plan, same_content};
+pub use self::plan::{Counts, Fate, Plan, plan};
 pub(super) use self::plan::{NAMED, named, outlives_nothing_else, plan_after};
-use self::plan::{Pages, lacking};
+use self::plan::{Pages, lacking, same_content};
 use super::copied::{Copied, content};
 use super::shown::counted;
 use super::{ProjectError, ProjectErrorKind};

@@ -64,8 +64,8 @@ pub async fn open(path: impl AsRef<Path>) -> Result<Coordinator, ProjectError> {
 /// the settings do; how far a server gave them out is not known there.
 ///
 /// # Errors
-/// Whatever opening the storage finds; [`ProjectErrorKind::Conflict`] if the settings file names another backend by now than when it was read: the state was
-/// moved meanwhile.
+/// Whatever opening the storage finds; [`ProjectErrorKind::Conflict`] if the settings file names another place by now (another backend, server, schema or folder)
+/// than when it was read: the state was moved meanwhile.
 ///
 /// # Cancel safety
 /// Dropping the future closes what was opened so far.

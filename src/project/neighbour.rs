@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
-use super::files::with_suffix;
+use super::files::{DATABASE, DOCUMENT, NUMBERS, with_suffix};
 use super::{ProjectError, Settings};
 use crate::store::StateBackend;
 
 /// The files that say how far numbers were given out: of the one that the settings name, and of the one beside it. `None`: a server, or a backend of somebody's own.
 fn numbers(settings: &Settings) -> Option<(PathBuf, PathBuf)> {
     let folder = &settings.target.value;
-    let database = folder.join("state.db");
+    let database = folder.join(DATABASE);
     // It lies where a symbolic link leads.
-    let database = with_suffix(&std::fs::canonicalize(&database).unwrap_or(database), ".lock");
-    let file = with_suffix(&folder.join("run_state.json"), ".lock");
+    let database = with_suffix(&std::fs::canonicalize(&database).unwrap_or(database), NUMBERS);
+    let file = with_suffix(&folder.join(DOCUMENT), NUMBERS);
     match (&*settings.backend.value, &settings.database_url) {
         ("file", _) => Some((file, database)),
         ("database", None) => Some((database, file)),

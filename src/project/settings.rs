@@ -250,7 +250,7 @@ fn check_backend(backend: &Sourced<String>) -> Result<(), ProjectError> {
     let names = StateBackendFactory::names();
     let name = &backend.value;
     if names.contains(name) || name == "file" || name == "database" {
-        // The two of the guide may be missing from this build; making one says which feature it needs.
+        // The two that settings name may be missing from this build; making one says which feature it needs.
         return Ok(());
     }
     // What keeps a database is found out by its URL.

@@ -7,15 +7,12 @@ use std::path::PathBuf;
 
 #[cfg(feature = "cli")]
 use super::Source;
-use super::files::with_suffix;
+use super::files::{DATABASE, DOCUMENT, with_suffix};
 #[cfg(feature = "cli")]
 use super::shown::shell;
 use super::{ProjectError, ProjectErrorKind, Settings};
 use crate::store::folder::NOWHERE;
 use crate::store::{StoreError, StoreErrorKind};
-
-const DOCUMENT: &str = "run_state.json";
-const DATABASE: &str = "state.db";
 
 /// What the file backend keeps beside its document, and what shows a state that has no document yet, or lost it.
 const BESIDE_DOCUMENT: &[&str] = &[".journal", ".journal.next", ".lock", ".prev"];

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
+use super::backup::BACKUP;
 use super::shown::shell;
 use super::{ProjectError, ProjectErrorKind, Settings, files};
 use crate::store::{StateBackend, StoreErrorKind, VerifyReport};
@@ -113,8 +114,8 @@ pub async fn repair(settings: &Settings, now: DateTime<Utc>, use_previous: bool)
     }
     #[cfg(not(feature = "file"))]
     let _ = use_previous;
-    let database =
-        (settings.backend.value == "database" && settings.database_url.is_none()).then(|| settings.target.value.join("state.db"));
+    let database = (settings.backend.value == "database" && settings.database_url.is_none())
+        .then(|| settings.target.value.join(files::DATABASE));
     let mut done = Vec::new();
     #[cfg(feature = "sqlite")]
     if let Some(database) = &database {
@@ -186,7 +187,7 @@ fn keep_database(database: &Path, now: DateTime<Utc>) -> Result<String, ProjectE
             files::copy(&wal, &files::with_suffix(&aside, "-wal"))?;
         }
     }
-    let backup = files::folder_of(database).join("run_state.json.bak");
+    let backup = files::folder_of(database).join(files::with_suffix(Path::new(files::DOCUMENT), BACKUP));
     let back = if backup.exists() {
         format!("; or go back to the file from before the move ({}, with `state_backend: file`)", backup.display())
     } else {

@@ -187,7 +187,12 @@ impl Chain {
         };
         self.committed = match entry.after {
             Some(after) if after.version() != receipt.after => {
-                let after = after.restamped(Version::NONE, receipt.after, entry.expect == Version::NONE);
+                if !after.is_newborn() {
+                    // Only of a run that is made the backend chooses the version.
+                    self.broken = true;
+                    return Progress::Overtaken;
+                }
+                let after = after.born_at(receipt.after);
                 if self.in_flight.is_empty() {
                     self.tip = Some(after.clone());
                 }

@@ -91,13 +91,13 @@ impl RunCell {
         }
     }
 
-    /// Whether it was used since it was asked with [`was_used`](Self::was_used) last.
+    /// Whether it was used since it was asked with [`take_used`](Self::take_used) last.
     pub(crate) fn is_used(&self) -> bool {
         self.used.load(Ordering::Relaxed)
     }
 
     /// Whether it was used since the last call.
-    pub(crate) fn was_used(&self) -> bool {
+    pub(crate) fn take_used(&self) -> bool {
         self.used.swap(false, Ordering::Relaxed)
     }
 

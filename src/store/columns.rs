@@ -5,7 +5,20 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::model::{Fingerprint, List, Metadata, RawJson};
+use crate::model::{Fingerprint, LeaseKey, List, Metadata, NodeId, RawJson};
+
+/// The longest lease, about 292 years: beyond it the sum with the clock would not fit.
+pub(crate) const MAX_TTL_MS: i64 = i64::MAX / 1_000_000;
+
+/// How long a lease lasts, as it is added to the clock: milliseconds.
+pub(crate) fn ttl(ms: u64) -> i64 {
+    i64::try_from(ms).map_or(MAX_TTL_MS, |ms| ms.min(MAX_TTL_MS))
+}
+
+/// The `node_id` column of a lease's key: empty for a whole run.
+pub(crate) fn node_column(key: &LeaseKey) -> &str {
+    key.node.as_ref().map_or("", NodeId::as_str)
+}
 
 /// Where a value lies, for errors; it is put into words only when there is one.
 #[derive(Debug, Clone, Copy)]

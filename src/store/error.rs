@@ -73,7 +73,7 @@ struct Inner {
     of_one: bool,
     never: bool,
     message: String,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl StoreError {
@@ -93,8 +93,8 @@ impl StoreError {
 
     /// The same fault and its source, said of the outcome in another way.
     fn again(&self, unknown: bool, of_one: bool, never: bool) -> Self {
-        let Inner { kind, message, .. } = &*self.inner;
-        Self::of(Inner { kind: *kind, unknown, of_one, never, message: message.clone(), source: Some(Box::new(self.clone())) })
+        let Inner { kind, message, source, .. } = &*self.inner;
+        Self::of(Inner { kind: *kind, unknown, of_one, never, message: message.clone(), source: source.clone() })
     }
 
     /// A fault of the operating system at a place; nothing has happened. Says what usually mends it.
@@ -117,7 +117,7 @@ impl StoreError {
             _ => (StoreErrorKind::Io, "check the disk and the system's log"),
         };
         let message = format!("{place}: {error}; {mend}");
-        Self::of(Inner { kind, unknown: false, of_one: false, never: false, message, source: Some(Box::new(error)) })
+        Self::of(Inner { kind, unknown: false, of_one: false, never: false, message, source: Some(Arc::new(error)) })
     }
 
     /// A backend was asked for something that it cannot do.
@@ -131,18 +131,19 @@ impl StoreError {
     }
 
     /// The same fault with the error that it came from.
+    #[must_use]
     pub fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
         let Inner { kind, unknown, of_one, never, message, .. } = &*self.inner;
         let (kind, unknown, of_one, never) = (*kind, *unknown, *of_one, *never);
-        Self::of(Inner { kind, unknown, of_one, never, message: message.clone(), source: Some(Box::new(source)) })
+        Self::of(Inner { kind, unknown, of_one, never, message: message.clone(), source: Some(Arc::new(source)) })
     }
 
     /// The same fault, with more words.
     #[cfg(feature = "file")]
     pub(crate) fn and(self, more: impl fmt::Display) -> Self {
-        let Inner { kind, unknown, of_one, never, message, .. } = &*self.inner;
+        let Inner { kind, unknown, of_one, never, message, source } = &*self.inner;
         let (kind, unknown, of_one, never, message) = (*kind, *unknown, *of_one, *never, format!("{message}{more}"));
-        Self::of(Inner { kind, unknown, of_one, never, message, source: None })
+        Self::of(Inner { kind, unknown, of_one, never, message, source: source.clone() })
     }
 
     /// The same fault of a batch, which lies in what one of its entries is or touches (a value that is too large, a row that cannot be read): sent without
@@ -158,6 +159,7 @@ impl StoreError {
     }
 
     /// The same fault, after which nobody knows whether it has happened.
+    #[must_use]
     pub fn into_unknown(self) -> Self {
         self.again(true, false, false)
     }

@@ -9,7 +9,8 @@
 pub(crate) mod access;
 mod answers;
 mod boot_time;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+#[cfg_attr(not(any(feature = "sqlite", feature = "postgres")), allow(dead_code, reason = "libSQL names places in its own way"))]
 mod columns;
 #[cfg(any(feature = "postgres", feature = "libsql"))]
 mod engine;
@@ -25,16 +26,23 @@ mod options;
 mod own_versions;
 mod pull;
 mod registry;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+mod rewrite;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod short_answer;
 mod surviving;
 #[cfg(any(feature = "postgres", feature = "libsql"))]
 mod unsettled;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
+mod verdict;
 
 #[cfg(any(feature = "conformance", test))]
 pub mod conformance;
 #[cfg(any(feature = "postgres", feature = "libsql"))]
-#[allow(dead_code, reason = "what several backends share: none of them uses all of it")]
+#[cfg_attr(
+    not(all(feature = "postgres", feature = "libsql")),
+    allow(dead_code, reason = "what two backends share: neither uses all of it")
+)]
 pub(crate) mod decide;
 #[cfg(feature = "file")]
 pub mod file;
@@ -82,6 +90,8 @@ pub(crate) use highwater::tokens_given;
 pub use lease_book::LeaseBook;
 pub use memory::MemoryBackend;
 pub use moving::MIGRATION;
+#[cfg(any(feature = "postgres", feature = "project"))]
+pub(crate) use options::SCHEMA;
 #[cfg(feature = "project")]
 pub(crate) use options::{BackendOption, is_built_in};
 pub use pull::{BatchSource, Wake};

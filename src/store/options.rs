@@ -3,6 +3,10 @@
 
 use super::{StoreError, StoreErrorKind};
 
+/// The schema that holds the tables on a server, unless it is named.
+#[cfg(any(feature = "postgres", feature = "project"))]
+pub(crate) const SCHEMA: &str = "seeknal_state";
+
 /// One of them.
 pub(crate) struct BackendOption {
     pub(crate) name: &'static str,

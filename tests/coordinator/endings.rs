@@ -88,7 +88,7 @@ async fn what_goes_wrong_with_a_lock_is_told_by_the_variant_that_says_it() {
     let nonsense = state.acquire(key(), LockOptions::new().ttl(Duration::ZERO), Duration::ZERO).await.unwrap_err();
     assert!(matches!(nonsense, Error::Input(_)), "{nonsense}");
     let lost = LeaseError::Lost { key: key(), token: FencingToken(1), reason: LostReason::Expired };
-    assert!(lost.is_lost() && lost.is_lease_lost() && !lost.is_conflict() && !lost.is_not_found());
+    assert!(lost.is_lease_lost() && !lost.is_conflict() && !lost.is_not_found());
     assert!(LeaseError::NotFound { token: FencingToken(1) }.is_not_found());
     let lost = Error::from(lost);
     assert!(lost.is_lease_lost() && !lost.is_conflict(), "{lost}");

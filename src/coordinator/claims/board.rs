@@ -329,13 +329,13 @@ impl Picked {
     }
 
     /// Nobody gets any, because of this lock: whoever asks before the next look need not try.
-    pub(super) fn is_kept_out(&self, holder: Box<LeaseRecord>) {
+    pub(super) fn kept_out(&self, holder: Box<LeaseRecord>) {
         self.board.lock().locked = Some(holder);
     }
 
     /// Somebody else has it. Perhaps the whole run, of which nothing is known here since the last look: then it is time for the next one; rarely, because
     /// many workers are refused often.
-    pub(super) fn was_refused(&mut self) {
+    pub(super) fn note_refusal(&mut self) {
         self.refused = true;
         let mut inner = self.board.lock();
         let now = Instant::now();

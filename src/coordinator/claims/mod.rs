@@ -290,10 +290,10 @@ impl Coordinator {
                 match tried {
                     Tried::Claimed(claim) => return Ok(Next::Claimed(claim)),
                     Tried::Taken => {
-                        picked.was_refused();
+                        picked.note_refusal();
                         late_tries += u32::from(is_late());
                     }
-                    Tried::Locked(holder) => picked.is_kept_out(holder),
+                    Tried::Locked(holder) => picked.kept_out(holder),
                     Tried::TooLate(back) | Tried::RunEnded(back) => {
                         // Nobody here gets it before it is given back: it would look as if its worker had vanished.
                         engine.runtime.spawn(async move {

@@ -97,7 +97,7 @@ impl Stays {
 
 /// Judges one run after another, newest first; pure.
 #[derive(Debug)]
-pub struct Judge {
+pub(super) struct Judge {
     rules: Rules,
     locked: BTreeSet<RunId>,
     ended: u64,
@@ -106,17 +106,17 @@ pub struct Judge {
 
 impl Judge {
     /// A judge who knows the rules and which runs have leases.
-    pub fn new(rules: Rules, locked: BTreeSet<RunId>) -> Self {
+    pub(super) fn new(rules: Rules, locked: BTreeSet<RunId>) -> Self {
         Self { rules, locked, ended: 0, plan: Plan::default() }
     }
 
     /// Whether the run's own header does not say when it ended, so that its newest stamp is needed.
-    pub fn needs_stamp(summary: &RunSummary) -> bool {
+    pub(super) fn needs_stamp(summary: &RunSummary) -> bool {
         has_ended(summary) && summary.header.finished_at.is_none()
     }
 
     /// Judges a run. `newest` is the newest stamp in it, where [`needs_stamp`](Self::needs_stamp) asked for it.
-    pub fn see(&mut self, summary: &RunSummary, newest: Option<DateTime<Utc>>) {
+    pub(super) fn see(&mut self, summary: &RunSummary, newest: Option<DateTime<Utc>>) {
         if !has_ended(summary) {
             self.plan.kept += 1;
             if is_under_way(summary) {
@@ -160,7 +160,7 @@ impl Judge {
     }
 
     /// The plan.
-    pub fn into_plan(self) -> Plan {
+    pub(super) fn into_plan(self) -> Plan {
         self.plan
     }
 }

@@ -143,7 +143,7 @@ pub(in crate::project) fn named(some: &[RunId], all: u64) -> String {
 }
 
 /// Whether two runs are the same but for their versions, which belong to the store they are in.
-pub fn same_content(a: &RunState, b: &RunState) -> bool {
+pub(super) fn same_content(a: &RunState, b: &RunState) -> bool {
     let header = |run: &RunState| crate::model::RunHeader { version: Version::NONE, ..run.header().clone() };
     a.id() == b.id()
         && header(a) == header(b)

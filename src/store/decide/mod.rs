@@ -20,7 +20,6 @@
 mod cell;
 mod locks;
 mod own;
-mod rewrite;
 #[cfg(test)]
 mod tests;
 mod wanted;
@@ -34,6 +33,7 @@ use self::cell::Cell;
 use self::locks::Locks;
 use super::moving::is_kept_out;
 use super::own_versions::OwnVersions;
+use super::verdict::{Verdict, verdict};
 use super::{StoreError, StoreErrorKind};
 use crate::model::{
     Batch, BatchAnswer, CommitSeq, Entry, Guard, InputError, IntervalSet, LastSuccess, LeaseGrant, LeaseKey, LeaseRecord,
@@ -43,7 +43,6 @@ use crate::model::{
 
 pub(crate) use self::locks::{LeaseRow, LeaseWrites};
 pub(crate) use self::own::OwnRuns;
-pub(crate) use self::rewrite::{Rewrite, rewrites};
 #[cfg(any(feature = "postgres", test))]
 pub(crate) use self::wanted::LeasesWanted;
 #[cfg(feature = "libsql")]
@@ -67,7 +66,6 @@ pub(crate) struct Head {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Numbers {
     /// The next one is one more than this, the last one that was given out.
-    #[allow(dead_code, reason = "for backends that keep the counters themselves")]
     After(u64),
     /// They were drawn before; what is left over is never used.
     Drawn(VecDeque<u64>),
@@ -91,7 +89,6 @@ impl Numbers {
     }
 
     /// The number that was given out last; `None` where numbers are drawn.
-    #[allow(dead_code, reason = "for backends that keep the counters themselves")]
     pub(crate) fn last(&self) -> Option<u64> {
         match self {
             Self::After(last) => Some(*last),
@@ -127,10 +124,8 @@ pub(crate) struct Decision {
     pub(crate) answer: BatchAnswer,
     pub(crate) writes: Writes,
     /// The version of every run that was looked at, as it was read: what a conditional write must find.
-    #[allow(dead_code, reason = "for backends that write without locks")]
     pub(crate) assumed: BTreeMap<RunId, Option<Version>>,
     /// The leases that an accepted or refused entry was found to hold, or that were in the way: token and whether it was valid.
-    #[allow(dead_code, reason = "for backends that write without locks")]
     pub(crate) leases_assumed: Vec<LeaseRow>,
 }
 
@@ -143,9 +138,7 @@ pub(crate) struct Writes {
     /// What joins that which outlives deleted runs.
     pub(crate) retained: BTreeMap<NodeId, Retained>,
     /// The counters after it.
-    #[allow(dead_code, reason = "for backends that keep the counters themselves")]
     pub(crate) seqs: Numbers,
-    #[allow(dead_code, reason = "for backends that keep the counters themselves")]
     pub(crate) tokens: Numbers,
 }
 
@@ -179,19 +172,6 @@ pub(crate) struct NodeWrite {
 /// A row was needed that was not asked for: a fault of ours, after which nothing has happened.
 fn not_read(what: impl std::fmt::Display) -> StoreError {
     StoreError::not_applied(StoreErrorKind::Io, format!("deciding a batch needed {what}, which was not read; please report it"))
-}
-
-/// Storage's result outside, the decision inside.
-type Verdict<T> = Result<Result<T, Refusal>, StoreError>;
-
-/// A refusal leaves the function as `Ok(Err(..))`.
-macro_rules! verdict {
-    ($decided:expr) => {
-        match $decided? {
-            Ok(value) => value,
-            Err(refusal) => return Ok(Err(refusal)),
-        }
-    };
 }
 
 /// Decides every entry of a batch, in order.

@@ -8,6 +8,7 @@ use crate::model::{
     Fence, FencingToken, Interval, LeaseMutation, LeaseOwner, Ledger, NewRun, NoFences, NodeStatus, NodeUpdate, ProcessInfo,
     RunUpdate,
 };
+use crate::store::rewrite::{Rewrite, rewrites};
 
 /// Rows as a database has them, and what applies writes to them.
 #[derive(Default)]

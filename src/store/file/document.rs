@@ -28,7 +28,7 @@ pub(super) const NO_CHECKSUM: &str = "00000000";
 /// What a document looks like, beyond what it says: kept from reading to writing.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Shape {
-    /// The members by which Seeknal knows its own files, as they were; none in a document of the guide's shape.
+    /// The members by which Seeknal knows its own files, as they were; none in a document of our shape.
     pub(super) seeknal: Vec<(String, RawJson)>,
     /// The order in which the nodes stood, if it was not that of their ids.
     pub(super) order: Vec<NodeId>,

@@ -2,7 +2,7 @@
 //!
 //! | shape | nodes | the rest |
 //! |---|---|---|
-//! | Seeknal's and the guide's | the members of `nodes` | belongs to the run |
+//! | Seeknal's and ours | the members of `nodes` | belongs to the run |
 //! | a header without `nodes` | none | belongs to the run |
 //! | the oldest runner's map | the members that are objects with a `status` | belongs to the run |
 //! | nothing at all | none | there is no run |

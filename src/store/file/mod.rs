@@ -1,6 +1,6 @@
 //! The state in a folder: `run_state.json`, which people and other programs read, and a journal beside it, which makes every commit durable.
 //!
-//! - **Document** (`run_state.json`): the guide's shape, or Seeknal's own where the file came from there. Written whole by checkpoints.
+//! - **Document** (`run_state.json`): the shape that Seeknal's "State Backends Guide" describes, or Seeknal's own where the file came from there. Written whole by checkpoints.
 //! - **Journal** (`run_state.json.journal`): every accepted entry, synced before it is answered. It continues the document; opening replays it.
 //! - **Lock** (`run_state.json.lock`): one process writes; any number may read beside it. It also remembers how far fencing tokens and
 //!   sequence numbers were given out, which no restored backup brings back.

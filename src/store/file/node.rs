@@ -14,7 +14,7 @@ use crate::model::{NodeState, NodeStatus, RawJson, RunId};
 /// Whose words a document speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
-    /// The guide's shape, which is ours.
+    /// Our shape, which is that of Seeknal's "State Backends Guide".
     Guide,
     /// Seeknal's own files.
     Seeknal,

@@ -20,7 +20,7 @@ enum Zone {
 }
 
 impl Style {
-    /// As this program and the guide write them: `2024-01-10T12:00:00Z`.
+    /// As this program writes them: `2024-01-10T12:00:00Z`.
     pub(super) const ZONED: Self = Self { space: false, zone: Zone::Letter };
     /// As Seeknal writes them: `2024-01-10T12:00:00`.
     pub(super) const NAIVE: Self = Self { space: false, zone: Zone::Naive };

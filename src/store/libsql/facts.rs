@@ -10,7 +10,7 @@ use super::cache::Cache;
 use super::client::Client;
 use super::fault::{Class, corrupt};
 use super::hrana::{Arg, Stmt};
-use super::lease::{self, column, now_ms, others_move, record_columns};
+use super::lease::{self, now_ms, others_move, record_columns};
 use super::read;
 use super::rows::{Fields, Table, header_columns, lists, node_columns};
 use super::schema;
@@ -19,6 +19,7 @@ use crate::model::{
     Batch, FencingToken, Guard, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord, Mutation, NodeId, NodeState, RunHeader, RunId,
     RunPart, RunState, Version,
 };
+use crate::store::columns::node_column;
 use crate::store::decide::{Head, LeaseRow, NodesWanted, Numbers, OfRun, OwnRuns, Rows, Wanted};
 use crate::store::{MIGRATION, StoreError};
 
@@ -195,7 +196,7 @@ async fn read_rows(
         .filter(|(run, _)| !whole.contains(*run))
         .flat_map(|(run, of_run)| of_run.nodes.iter().map(move |node| (run, node)))
         .collect();
-    let keys: Vec<(&RunId, &str)> = wanted.leases.keys.iter().map(|key| (&key.run, column(key))).collect();
+    let keys: Vec<(&RunId, &str)> = wanted.leases.keys.iter().map(|key| (&key.run, node_column(key))).collect();
     let mut questions = Questions::default();
     questions.ask(
         Of::Meta,

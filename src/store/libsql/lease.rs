@@ -4,7 +4,7 @@ use super::client::Client;
 use super::hrana::Stmt;
 use super::read::{self, last_of_full};
 use super::rows::Fields;
-use crate::model::{FencingToken, LeaseKey, LeaseOwner, LeaseRecord, NodeId, ProcessInfo};
+use crate::model::{FencingToken, LeaseKey, LeaseOwner, LeaseRecord, ProcessInfo};
 use crate::store::StoreError;
 
 /// The server's clock in milliseconds since 1970, in SQL.
@@ -50,14 +50,6 @@ macro_rules! others_move {
 }
 pub(super) use others_move;
 
-/// The longest lease, about 292 years: beyond it the sum with the clock would not fit.
-const MAX_TTL_MS: i64 = i64::MAX / 1_000_000;
-
-/// How long a lease lasts, as it is added to the clock.
-pub(super) fn ttl(ms: u64) -> i64 {
-    i64::try_from(ms).map_or(MAX_TTL_MS, |ms| ms.min(MAX_TTL_MS))
-}
-
 /// How far the clock has gone back at least where it is told from one that is put right a little, milliseconds.
 const BACK_MS: u64 = 1_000;
 
@@ -83,11 +75,6 @@ pub(super) fn shorten(process: Option<&ProcessInfo>) -> Stmt {
         ),
         values,
     )
-}
-
-/// The `node_id` column of a key: empty for a whole run.
-pub(super) fn column(key: &LeaseKey) -> &str {
-    key.node.as_ref().map_or("", NodeId::as_str)
 }
 
 /// A lease from its row.

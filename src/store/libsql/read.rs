@@ -349,7 +349,7 @@ pub(super) async fn versions(client: &Client, runs: &[RunId]) -> Result<Vec<Opti
 /// The versions of the newest runs.
 pub(super) async fn newest_versions(client: &Client, most: usize) -> Result<Vec<(RunId, Version)>, StoreError> {
     let sql = "SELECT run_id, version FROM runs ORDER BY created_at DESC, run_id DESC LIMIT ?1";
-    let question = Stmt::ask("runs", sql, vec![u64::try_from(most).unwrap_or(u64::MAX).to_string().into()]);
+    let question = Stmt::ask("runs", sql, vec![u64::try_from(most).unwrap_or(u64::MAX).into()]);
     let tables = ask(client, &[question]).await?;
     // A row that makes no sense is told to whoever asks for that run.
     Ok(nth(client, &tables, 0)?.rows().filter_map(|row| Some((row.run_id(0).ok()?, row.version(1).ok()?))).collect())

@@ -1,6 +1,5 @@
 //! The stored shape of values: how they become rows of JSON, and how rows become values again or are refused by name.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,10 +11,11 @@ use super::fault::corrupt;
 use super::garbled::unmarked;
 use super::hrana::{Arg, StmtResult, Value, bytes_of};
 use crate::model::{
-    FencingToken, Fingerprint, List, Metadata, NodeId, NodeState, NodeStatus, ProcessInfo, RawJson, RunHeader, RunId, RunStatus,
+    FencingToken, Fingerprint, Metadata, NodeId, NodeState, NodeStatus, ProcessInfo, RawJson, RunHeader, RunId, RunStatus,
     Version, time,
 };
 use crate::store::StoreError;
+use crate::store::columns::read_fingerprint;
 
 /// A row's JSON is put into one argument with others up to about here. The server takes 5,000,000 bytes.
 const CHUNK: usize = 1_000_000;
@@ -99,30 +99,6 @@ pub(super) fn stamp_text(stamp: DateTime<Utc>) -> String {
 /// Notes as JSON text; none for no notes.
 pub(super) fn metadata_text(metadata: &Metadata) -> Option<String> {
     (!metadata.is_empty()).then(|| metadata.to_raw().as_str().to_owned())
-}
-
-/// A list as JSON text; none for an empty one.
-pub(super) fn list_text<T: Serialize>(list: &List<T>) -> Result<Option<String>, serde_json::Error> {
-    (!list.is_empty()).then(|| serde_json::to_string(list)).transpose()
-}
-
-/// A fingerprint of plain text is stored as that text, so that people can search for it; what would be mistaken for JSON, or is not spelt as
-/// we spell it, is stored as JSON.
-pub(super) fn fingerprint_text(print: &Fingerprint) -> Cow<'_, str> {
-    let raw = print.as_raw();
-    match raw.as_text() {
-        Some(text) if !text.starts_with(['"', '{']) && !text.contains(char::is_control) && RawJson::string(&text) == *raw => {
-            Cow::Owned(text)
-        }
-        _ => Cow::Borrowed(raw.as_str()),
-    }
-}
-
-fn read_fingerprint(text: &str) -> Result<Fingerprint, String> {
-    if text.starts_with(['"', '{']) {
-        return RawJson::parse(text).and_then(Fingerprint::from_raw).map_err(|error| error.to_string());
-    }
-    Ok(Fingerprint::text(text))
 }
 
 /// What a question answered, with what errors call it.
@@ -350,16 +326,6 @@ pub(super) use node_columns;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn fingerprints_keep_their_text() {
-        for raw in
-            [r#""abc""#, r#""""#, r#""{x""#, r#""\u00e9""#, r#""é""#, r#""\u0000""#, r#"{"content_hash":"x"}"#, r#""\"q\"""#]
-        {
-            let print = Fingerprint::from_raw(RawJson::parse(raw).unwrap()).unwrap();
-            assert_eq!(read_fingerprint(&fingerprint_text(&print)).unwrap(), print, "{raw}");
-        }
-    }
 
     #[test]
     fn rows_are_cut_into_arguments() {

@@ -20,11 +20,12 @@ use serde_json::Error;
 
 use super::answer::{Before, Kept};
 use super::hrana::{Arg, Stmt};
-use super::lease::{column, now_ms, others_move};
+use super::lease::{now_ms, others_move};
 use super::rows::{JsonRows, row};
 use super::{schema, write_leases, write_runs};
 use crate::model::{Batch, Guard, LeaseKey, LeaseMutation, Mutation, NodeId, Outcome, Refusal, RunId, Version};
 use crate::store::MIGRATION;
+use crate::store::columns::node_column;
 use crate::store::decide::Decision;
 use crate::store::moving::is_kept_out;
 
@@ -128,9 +129,9 @@ impl Checks {
                     checks.unlocked.insert(part.run.clone());
                 }
             }
-            checks
-                .held
-                .extend(entry.fences.iter().map(|fence| (fence.key.run.clone(), column(&fence.key).to_owned(), fence.token.0)));
+            checks.held.extend(
+                entry.fences.iter().map(|fence| (fence.key.run.clone(), node_column(&fence.key).to_owned(), fence.token.0)),
+            );
             for lease in &entry.leases {
                 if let LeaseMutation::Grant { key, .. } = lease
                     && !freed.contains(&key.run)
@@ -142,10 +143,10 @@ impl Checks {
                         checks.free_runs.insert(key.run.clone());
                     }
                     LeaseMutation::Grant { key, .. } => {
-                        checks.free_nodes.insert((key.run.clone(), column(key).to_owned()));
+                        checks.free_nodes.insert((key.run.clone(), node_column(key).to_owned()));
                     }
                     LeaseMutation::Renew { key, token, ttl_ms, .. } => {
-                        let held = (key.run.clone(), column(key).to_owned(), token.0);
+                        let held = (key.run.clone(), node_column(key).to_owned(), token.0);
                         if *ttl_ms == 0 {
                             checks.given_back.insert(held.clone());
                         }
@@ -153,13 +154,13 @@ impl Checks {
                     }
                     LeaseMutation::Force { token } => {
                         let held = decision.leases_assumed.iter().find(|row| row.record.token == *token);
-                        let held =
-                            held.map(|row| (row.record.key.run.clone(), column(&row.record.key).to_owned(), row.record.token.0));
+                        let held = held
+                            .map(|row| (row.record.key.run.clone(), node_column(&row.record.key).to_owned(), row.record.token.0));
                         checks.held.extend(held.clone());
                         checks.given_back.extend(held);
                     }
                     LeaseMutation::Release { key, token } => {
-                        checks.given_back.insert((key.run.clone(), column(key).to_owned(), token.0));
+                        checks.given_back.insert((key.run.clone(), node_column(key).to_owned(), token.0));
                     }
                 }
             }
@@ -170,7 +171,7 @@ impl Checks {
             if key.node.is_none() {
                 checks.unlocked.insert(key.run.clone());
             } else {
-                checks.unlocked_nodes.insert((key.run.clone(), column(key).to_owned()));
+                checks.unlocked_nodes.insert((key.run.clone(), node_column(key).to_owned()));
             }
         }
         checks

@@ -4,9 +4,10 @@ use serde_json::Error;
 
 use super::answer::Before;
 use super::hrana::Stmt;
-use super::lease::{column, now_ms, ttl, until};
+use super::lease::{now_ms, until};
 use super::rows::{JsonRows, Number, row, stamp_text};
 use super::write::{Checks, Request, failing};
+use crate::store::columns::{node_column, ttl};
 use crate::store::decide::LeaseWrites;
 
 /// Checks that nobody holds a lease, before anything of leases is changed.
@@ -45,7 +46,7 @@ pub(super) fn leases(request: &mut Request, checks: &Checks, writes: &LeaseWrite
     request.exec("DELETE FROM locks WHERE run_id IN (SELECT value->>0 FROM json_each(?1))", list);
     let mut list = JsonRows::default();
     for (key, token) in &writes.removed {
-        row!(list, key.run, column(key), token);
+        row!(list, key.run, node_column(key), token);
     }
     request.exec(
         "DELETE FROM locks WHERE (run_id, node_id, token) IN (SELECT value->>0, value->>1, value->>2 FROM json_each(?1))",
@@ -58,7 +59,7 @@ pub(super) fn leases(request: &mut Request, checks: &Checks, writes: &LeaseWrite
         row!(
             list,
             key.run,
-            column(key),
+            node_column(key),
             lease.token.0.saturating_sub(before.token),
             lease.owner.name,
             process.host,
@@ -90,7 +91,7 @@ pub(super) fn leases(request: &mut Request, checks: &Checks, writes: &LeaseWrite
     );
     let mut list = JsonRows::default();
     for (key, renewed) in &writes.renewed {
-        row!(list, key.run, column(key), renewed.token, Number(renewed.ttl_ms), ttl(renewed.ttl_ms));
+        row!(list, key.run, node_column(key), renewed.token, Number(renewed.ttl_ms), ttl(renewed.ttl_ms));
     }
     request.exec(
         concat!(

@@ -4,10 +4,12 @@ use serde_json::Error;
 
 use super::answer::Before;
 use super::hrana::Stmt;
-use super::rows::{JsonRows, Number, fingerprint_text, list_text, metadata_text, row, stamp_text};
+use super::rows::{JsonRows, Number, metadata_text, row, stamp_text};
 use super::write::Request;
 use crate::model::{NodeId, NodeState, RawJson, RunHeader, RunId, Version};
-use crate::store::decide::{Head, NodeWrite, Rewrite, RunWrite, Writes, rewrites};
+use crate::store::columns::{fingerprint_text, list_text};
+use crate::store::decide::{Head, NodeWrite, RunWrite, Writes};
+use crate::store::rewrite::{Rewrite, rewrites};
 
 /// The rows of all runs, kind by kind.
 #[derive(Default)]

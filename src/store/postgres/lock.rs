@@ -9,9 +9,9 @@ use uuid::Uuid;
 use super::connection::{Conn, Param, Sql};
 use super::error::corrupt;
 use super::rows::{Fields, counter, head_columns, header_columns, lease_columns, node_columns};
-use super::{Shared, schema, write};
+use super::{Shared, schema};
 use crate::model::{Interval, LeaseKey, NodeId, NodeState, PartitionKey, RunHeader, RunId};
-use crate::store::columns::At;
+use crate::store::columns::{At, node_column};
 use crate::store::decide::{Head, LeaseRow, LeasesWanted, NodesWanted, Numbers, Rows, Wanted};
 use crate::store::{MIGRATION, StoreError};
 
@@ -154,7 +154,7 @@ fn lease_statements<'a>(statements: &mut Vec<Sql<'a>>, wanted: &'a LeasesWanted)
         let keys: Vec<&LeaseKey> = wanted.keys.iter().collect();
         vec![
             Box::new(keys.iter().map(|key| key.run.as_str()).collect::<Vec<&str>>()),
-            Box::new(keys.iter().map(|key| write::node_column(key.node.as_ref())).collect::<Vec<&str>>()),
+            Box::new(keys.iter().map(|key| node_column(key)).collect::<Vec<&str>>()),
             Box::new(wanted.runs.iter().map(RunId::as_str).collect::<Vec<&str>>()),
             Box::new(wanted.tokens.iter().map(|token| counter(token.0)).collect::<Vec<i64>>()),
         ]

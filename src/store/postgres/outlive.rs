@@ -13,7 +13,7 @@ use super::rows::Fields;
 use crate::model::{Interval, IntervalSet, LastSuccess, NodeId, RawJson, Retained};
 use crate::store::StoreError;
 use crate::store::columns::{At, fingerprint_text, metadata_text};
-use crate::store::decide::{Rewrite, rewrites};
+use crate::store::rewrite::{Rewrite, rewrites};
 
 /// Reads what is there and says what to write. Inside the batch's transaction, until whose end nobody else joins anything.
 pub(super) async fn join(conn: &mut Conn, retained: &BTreeMap<NodeId, Retained>) -> Result<Vec<Sql<'static>>, StoreError> {

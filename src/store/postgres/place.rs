@@ -9,7 +9,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use super::hosts::{Target, targets};
-use crate::store::{BackendOptions, StoreError, StoreErrorKind};
+use crate::store::{BackendOptions, SCHEMA, StoreError, StoreErrorKind};
 
 /// How long making a connection to one address may take, unless the URL says otherwise.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -20,9 +20,6 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a connection is quiet before the peer is asked whether it is there, and between two such questions; unless the URL says otherwise.
 const KEEPALIVES_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVES_INTERVAL: Duration = Duration::from_secs(5);
-
-/// The schema that holds the tables, unless it is named.
-const SCHEMA: &str = "seeknal_state";
 
 /// Batches that are sent at once, unless it is said.
 const FLUSH_SHARDS: usize = 2;

@@ -11,11 +11,9 @@ use super::groups;
 use super::rows::{counter, plain, stamp};
 use crate::model::{LeaseRecord, NodeId, NodeState, RawJson, RunHeader, RunId, Version};
 use crate::store::StoreError;
-use crate::store::columns::{fingerprint_text, list_text, metadata_text};
-use crate::store::decide::{Head, LeaseWrites, NodeWrite, Rewrite, RunWrite, Writes, rewrites};
-
-/// The longest lease, about 292 years: beyond it the sum with the clock would not fit.
-const MAX_TTL_MS: u64 = i64::MAX.unsigned_abs() / 1_000_000;
+use crate::store::columns::{fingerprint_text, list_text, metadata_text, node_column, ttl};
+use crate::store::decide::{Head, LeaseWrites, NodeWrite, RunWrite, Writes};
+use crate::store::rewrite::{Rewrite, rewrites};
 
 /// A column of values that become an array.
 macro_rules! columns {
@@ -377,15 +375,10 @@ impl<'a> Rows3<'a> {
     }
 }
 
-/// A lease's place in its table: the `node_id` is empty for a whole run.
-pub(super) fn node_column(node: Option<&NodeId>) -> &str {
-    node.map_or("", NodeId::as_str)
-}
-
 /// Milliseconds of a lease's life, as seconds for `make_interval`.
 fn seconds(ttl_ms: u64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "bounded: well below 2^53")]
-    let ms = ttl_ms.min(MAX_TTL_MS) as f64;
+    let ms = ttl(ttl_ms) as f64;
     ms / 1000.0
 }
 
@@ -400,7 +393,7 @@ fn leases<'a>(plan: &mut Vec<Sql<'a>>, leases: &'a LeaseWrites) {
     }
     if !leases.removed.is_empty() {
         let runs: Vec<&str> = leases.removed.keys().map(|key| key.run.as_str()).collect();
-        let ids: Vec<&str> = leases.removed.keys().map(|key| node_column(key.node.as_ref())).collect();
+        let ids: Vec<&str> = leases.removed.keys().map(node_column).collect();
         let tokens: Vec<i64> = leases.removed.values().map(|token| counter(token.0)).collect();
         plan.push(Sql::new(
             place,
@@ -411,7 +404,7 @@ fn leases<'a>(plan: &mut Vec<Sql<'a>>, leases: &'a LeaseWrites) {
     }
     if !leases.renewed.is_empty() {
         let runs: Vec<&str> = leases.renewed.keys().map(|key| key.run.as_str()).collect();
-        let ids: Vec<&str> = leases.renewed.keys().map(|key| node_column(key.node.as_ref())).collect();
+        let ids: Vec<&str> = leases.renewed.keys().map(node_column).collect();
         let tokens: Vec<i64> = leases.renewed.values().map(|renewed| counter(renewed.token.0)).collect();
         let ttls: Vec<String> = leases.renewed.values().map(|renewed| renewed.ttl_ms.to_string()).collect();
         let lives: Vec<f64> = leases.renewed.values().map(|renewed| seconds(renewed.ttl_ms)).collect();
@@ -432,7 +425,7 @@ fn leases<'a>(plan: &mut Vec<Sql<'a>>, leases: &'a LeaseWrites) {
 fn granted<'a>(plan: &mut Vec<Sql<'a>>, granted: Vec<&'a LeaseRecord>) {
     let each = || granted.iter().copied();
     let runs: Vec<&str> = each().map(|lease| lease.key.run.as_str()).collect();
-    let ids: Vec<&str> = each().map(|lease| node_column(lease.key.node.as_ref())).collect();
+    let ids: Vec<&str> = each().map(|lease| node_column(&lease.key)).collect();
     let tokens: Vec<i64> = each().map(|lease| counter(lease.token.0)).collect();
     let owners: Vec<Cow<'_, str>> = each().map(|lease| plain(&lease.owner.name)).collect();
     let hosts: Vec<Cow<'_, str>> = each().map(|lease| plain(&lease.owner.process.host)).collect();

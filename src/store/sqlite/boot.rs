@@ -5,10 +5,7 @@ use std::sync::LazyLock;
 use rusqlite::Connection;
 use rusqlite::functions::FunctionFlags;
 
-#[cfg(any(target_os = "linux", target_os = "android"))]
-const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
+use crate::store::boot_time;
 
 const UNKNOWN: &str = "unknown";
 
@@ -48,8 +45,7 @@ pub(super) fn of_leases() -> &'static str {
 
 /// Milliseconds since the machine was started.
 pub(super) fn boot_ms() -> i64 {
-    let now = rustix::time::clock_gettime(CLOCK);
-    now.tv_sec.saturating_mul(1000).saturating_add(now.tv_nsec / 1_000_000)
+    i64::try_from(boot_time().as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Makes `seeknal_boot_ms()` known to SQL: a statement asks for the time after it has waited for its lock, not before.
@@ -60,12 +56,6 @@ pub(super) fn register(conn: &Connection) -> rusqlite::Result<()> {
 #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
 mod tests {
     use super::*;
-
-    /// A machine that never slept cannot tell the two apart: that it is this one is said here.
-    #[test]
-    fn leases_run_on_the_clock_that_goes_on_while_the_machine_sleeps() {
-        assert_eq!(CLOCK, rustix::time::ClockId::Boottime);
-    }
 
     /// What SQL asks is that clock.
     #[test]

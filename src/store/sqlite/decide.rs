@@ -25,6 +25,7 @@ use crate::model::{
     RunPart, RunReceipt, RunState, Version, apply_all, first_violated, outliving,
 };
 use crate::store::StoreError;
+use crate::store::verdict::{Verdict, verdict};
 
 /// What a part becomes if its entry is accepted.
 struct Decided<'p> {
@@ -32,18 +33,6 @@ struct Decided<'p> {
     after: Option<Cow<'p, RunState>>,
     before: Version,
     version: Version,
-}
-
-type Verdict<T> = Result<Result<T, Refusal>, StoreError>;
-
-/// The two results of a decision in one step: a refusal leaves the function as `Ok(Err(..))`.
-macro_rules! verdict {
-    ($decided:expr) => {
-        match $decided? {
-            Ok(value) => value,
-            Err(refusal) => return Ok(Err(refusal)),
-        }
-    };
 }
 
 /// One transaction of the writer.

@@ -12,27 +12,16 @@ use super::rows::{Fields, Number, Stamp, counter};
 use crate::model::{
     Fence, FencingToken, LeaseGrant, LeaseKey, LeaseMutation, LeaseOwner, LeaseRecord, NodeId, ProcessInfo, Refusal, RunId,
 };
+use crate::store::columns::{node_column, ttl};
 use crate::store::moving::UNFINISHED;
 use crate::store::{StoreError, StoreErrorKind};
 
 const PLACE: &str = "table locks";
 
-/// The longest lease, about 292 years: beyond it the sum with the clock would not fit.
-const MAX_TTL_MS: i64 = i64::MAX / 1_000_000;
-
 macro_rules! record_columns {
     () => {
         "node_id, token, owner, owner_host, owner_pid, owner_process, owner_started_at, purpose, since, until, ttl_ms, run_id"
     };
-}
-
-fn ttl(ms: u64) -> i64 {
-    i64::try_from(ms).map_or(MAX_TTL_MS, |ms| ms.min(MAX_TTL_MS))
-}
-
-/// The `node_id` column of a key: empty for a whole run.
-fn column(key: &LeaseKey) -> &str {
-    key.node.as_ref().map_or("", NodeId::as_str)
 }
 
 fn record<P: std::fmt::Display>(fields: &Fields<'_, P>) -> Result<LeaseRecord, StoreError> {
@@ -86,7 +75,7 @@ pub(super) fn holds(conn: &Connection, fence: &Fence) -> Result<bool, StoreError
     let sql = "SELECT 1 FROM locks WHERE run_id = ?1 AND node_id = ?2 AND token = ?3 AND expires_boot_ms > seeknal_boot_ms() AND boot_id = ?4";
     conn.prepare_cached(sql)
         .and_then(|mut statement| {
-            statement.exists(params![fence.key.run.as_str(), column(&fence.key), counter(fence.token.0), &boot_id()])
+            statement.exists(params![fence.key.run.as_str(), node_column(&fence.key), counter(fence.token.0), &boot_id()])
         })
         .map_err(|error| sql_error(PLACE, error))
 }
@@ -143,7 +132,7 @@ pub(super) fn apply(
                 .and_then(|mut statement| {
                     statement.execute(params![
                         key.run.as_str(),
-                        column(key),
+                        node_column(key),
                         counter(granted),
                         &*owner.name,
                         &*process.host,
@@ -174,7 +163,7 @@ pub(super) fn apply(
                         Number(*ttl_ms),
                         ttl(*ttl_ms),
                         key.run.as_str(),
-                        column(key),
+                        node_column(key),
                         counter(token.0),
                         boot_id()
                     ])
@@ -185,7 +174,7 @@ pub(super) fn apply(
         }
         LeaseMutation::Release { key, token } => {
             conn.prepare_cached("DELETE FROM locks WHERE run_id = ?1 AND node_id = ?2 AND token = ?3")
-                .and_then(|mut statement| statement.execute(params![key.run.as_str(), column(key), counter(token.0)]))
+                .and_then(|mut statement| statement.execute(params![key.run.as_str(), node_column(key), counter(token.0)]))
                 .map_err(fail)?;
             Ok(Ok(None))
         }
@@ -219,7 +208,7 @@ fn clear_way(conn: &Connection, key: &LeaseKey, deaths: &Deaths<'_>) -> Result<O
     let fail = |error| sql_error(PLACE, error);
     let anything = conn
         .prepare_cached(conflicts)
-        .and_then(|mut statement| statement.exists(params![key.run.as_str(), column(key)]))
+        .and_then(|mut statement| statement.exists(params![key.run.as_str(), node_column(key)]))
         .map_err(fail)?;
     if !anything {
         return Ok(None);
@@ -229,16 +218,16 @@ fn clear_way(conn: &Connection, key: &LeaseKey, deaths: &Deaths<'_>) -> Result<O
         record_columns!(),
         " FROM locks WHERE run_id = ?1 AND (?2 = '' OR node_id IN ('', ?2)) AND expires_boot_ms > seeknal_boot_ms() AND boot_id = ?3 LIMIT 1"
     );
-    while let Some(holder) = query_records(conn, held, &[&key.run.as_str(), &column(key), &boot_id()])?.pop() {
+    while let Some(holder) = query_records(conn, held, &[&key.run.as_str(), &node_column(key), &boot_id()])?.pop() {
         if !deaths.proven(&holder.owner.process.id) {
             return Ok(Some(holder));
         }
         conn.prepare_cached("DELETE FROM locks WHERE run_id = ?1 AND (?2 = '' OR node_id IN ('', ?2)) AND owner_process = ?3")
-            .and_then(|mut statement| statement.execute(params![key.run.as_str(), column(key), &*holder.owner.process.id]))
+            .and_then(|mut statement| statement.execute(params![key.run.as_str(), node_column(key), &*holder.owner.process.id]))
             .map_err(fail)?;
     }
     conn.prepare_cached("DELETE FROM locks WHERE run_id = ?1 AND (?2 = '' OR node_id IN ('', ?2))")
-        .and_then(|mut statement| statement.execute(params![key.run.as_str(), column(key)]))
+        .and_then(|mut statement| statement.execute(params![key.run.as_str(), node_column(key)]))
         .map_err(fail)?;
     Ok(None)
 }

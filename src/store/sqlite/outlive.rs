@@ -2,39 +2,15 @@
 //!
 //! Intervals are read and rewritten only where they change: a node with a hundred thousand islands costs what one of them costs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use rusqlite::{Connection, params};
 
 use super::error::sql_error;
 use super::read;
 use super::rows::{At, Fields, Number, Stamp, fingerprint_text, metadata_text};
-use crate::model::{Interval, IntervalSet, LastSuccess, NodeId, PartitionKey, RawJson, Retained, time};
+use crate::model::{IntervalSet, LastSuccess, NodeId, PartitionKey, RawJson, Retained};
 use crate::store::StoreError;
-
-/// A stretch of rows to rewrite: those that start from `from` to `to` (both inclusive) become `islands`.
-pub(super) struct Rewrite {
-    pub(super) from: Stamp,
-    pub(super) to: Stamp,
-    pub(super) islands: Vec<Interval>,
-}
-
-/// The stretches that must be rewritten, when the set is what it is now and has changed at most inside `changed`.
-pub(super) fn rewrites(now: &IntervalSet, changed: &IntervalSet) -> Vec<Rewrite> {
-    changed.iter().map(|range| rewrite(now, range)).collect()
-}
-
-fn rewrite(now: &IntervalSet, range: Interval) -> Rewrite {
-    // The islands that overlap or touch the range: one before its start, one at its start, one behind every gap, one at its end.
-    let before = time::from_micros(time::micros(range.start()).saturating_sub(1));
-    let behind_gaps = now.gaps(range).into_iter().map(|gap| gap.end());
-    let places = before.into_iter().chain([range.start(), range.end()]).chain(behind_gaps);
-    let islands: BTreeMap<_, _> =
-        places.filter_map(|place| now.island_at(place)).map(|island| (island.start(), island)).collect();
-    let from = islands.keys().next().copied().unwrap_or(range.start()).min(range.start());
-    let to = islands.values().map(Interval::end).max().unwrap_or(range.end()).max(range.end());
-    Rewrite { from: Stamp::of(from), to: Stamp::of(to), islands: islands.into_values().collect() }
-}
 
 /// Joins what outlives deleted runs of a node.
 pub(super) fn join(conn: &Connection, id: &NodeId, retained: &Retained) -> Result<(), StoreError> {
@@ -127,6 +103,7 @@ mod tests {
     use rusqlite::StatementStatus;
 
     use super::*;
+    use crate::model::{Interval, time};
     use crate::store::sqlite::schema;
 
     fn table() -> Connection {

@@ -6,10 +6,10 @@ use rusqlite::{CachedStatement, Connection, ToSql, params};
 use super::cell::{Cell, PendingNode};
 use super::changes::{self, Noting};
 use super::error::sql_error;
-use super::outlive::{Rewrite, rewrites};
 use super::rows::{At, Number, Stamp, counter, fingerprint_text, list_text, metadata_text};
 use crate::model::{NodeId, NodeState, RawJson, RunHeader, RunId, Version};
 use crate::store::StoreError;
+use crate::store::rewrite::{Rewrite, rewrites};
 
 /// What is on the right of `=` in an update is the row as it was: the version before this writing.
 const PUT_VERSION: &str = "UPDATE runs SET version = ?2, nodes_deleted_version = ?3, \
@@ -184,7 +184,7 @@ fn node(
     let Some(covered) = &pending.covered else { return Ok(()) };
     for Rewrite { from, to, islands } in rewrites(&state.intervals, &covered.intervals) {
         conn.prepare_cached("DELETE FROM completed_intervals WHERE run_id = ?1 AND node_id = ?2 AND start_at BETWEEN ?3 AND ?4")?
-            .execute(params![run, node, from, to])?;
+            .execute(params![run, node, Stamp::of(from), Stamp::of(to)])?;
         for island in islands {
             conn.prepare_cached(insert)?.execute(params![run, node, Stamp::of(island.start()), Stamp::of(island.end())])?;
         }
