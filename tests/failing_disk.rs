@@ -432,6 +432,26 @@ async fn a_write_that_failed_is_not_there_after_a_death_at_once() {
     is_not_there_after_a_death_at_once("EIO").await;
 }
 
+/// What a sync that failed behind it left in the WAL may count after a crash: whoever wrote it is told that nobody knows.
+#[tokio::test]
+async fn a_sync_that_fails_at_a_commit_leaves_its_outcome_unknown() {
+    if !can_trace() {
+        return;
+    }
+    let mut unknown = 0;
+    for call in ["fsync", "fdatasync"] {
+        for when in ["3", "4", "6", "8", "10", "12"] {
+            let place = Place::filled("database").await;
+            let told = place.child().env("DIE", "1").inject(call, &format!("error=EIO:when={when}")).run();
+            let died = told.was_killed(call);
+            assert!(!died, "{call}: a write whose sync failed was told to be refused for certain: {}", told.output);
+            unknown += told.after("told: unknown ").len();
+            place.kept(&told, call).await;
+        }
+    }
+    assert!(unknown > 0, "no commit met the fault");
+}
+
 #[tokio::test]
 async fn calls_that_are_interrupted_are_made_again() {
     if !can_trace() {

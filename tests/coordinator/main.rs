@@ -24,5 +24,6 @@ mod locks;
 mod minimal;
 mod opening;
 mod runtimes;
+mod sent;
 mod several;
 mod unpolled;

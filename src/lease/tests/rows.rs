@@ -293,3 +293,21 @@ async fn the_shortest_ttl_of_all_is_no_panic() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_renewal_counts_from_when_it_was_asked_for() {
+    let rows = Rows::new();
+    let locks = open(&rows).await;
+    let lease = get(&locks, LockOptions::new().ttl(ms(9_000))).await;
+    let asked = rows.shared.renewals_asked.load(Ordering::SeqCst);
+    rows.shared.renewals.send_replace(false);
+    until("a renewal is asked for", || rows.shared.renewals_asked.load(Ordering::SeqCst) > asked).await;
+    let since = Instant::now();
+    tokio::time::sleep(ms(2_000)).await;
+    let before = lease.remaining();
+    rows.shared.renewals.send_replace(true);
+    until("it was renewed", || lease.remaining() > before).await;
+    let until = since.elapsed() + lease.remaining();
+    assert!(until <= ms(9_000), "trusted for {until:?} from when it was asked for");
+    lease.release().await.unwrap();
+}
