@@ -120,7 +120,7 @@ impl Forgotten {
 /// The notes' text, if there are any.
 fn read(path: &Path) -> Result<Option<String>, ProjectError> {
     let mut bytes = Vec::new();
-    match plain::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
+    match plain::open_own(File::options().read(true), path).and_then(|mut file| file.read_to_end(&mut bytes)) {
         Ok(_) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(ProjectError::io(path, error)),
@@ -131,7 +131,7 @@ fn append(path: &Path, text: &str) -> std::io::Result<()> {
     if text.is_empty() {
         return Ok(());
     }
-    plain::open_with(File::options().append(true).create(true), path)?.write_all(text.as_bytes())
+    plain::open_own(File::options().append(true).create(true), path)?.write_all(text.as_bytes())
 }
 
 /// A name of a place that is the same from every working folder: of a path the whole one, of anything else what it is.

@@ -2,10 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::ProjectError;
-use crate::store::access::{Access, give_to_owner_of};
+use crate::store::access::{Access, PRIVATE, give_to_owner_of};
 use crate::store::{folder, plain};
 
 /// The document of the file backend, in the state's folder.
@@ -66,11 +67,12 @@ fn replace(path: &Path, like: Option<&Path>, write: impl FnOnce(&mut File) -> io
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", uuid::Uuid::now_v7().simple()));
     let temporary = folder.join(name);
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).open(&temporary).map_err(|error| ProjectError::io(&temporary, error))?;
+    let old = fs::metadata(path).or_else(|error| like.map_or(Err(error), fs::metadata));
+    let mode = if old.is_ok() { PRIVATE } else { 0o666 };
+    let made = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary);
+    let mut file = made.map_err(|error| ProjectError::io(&temporary, error))?;
     let mut beside = Beside { path: temporary, in_place: false };
     let fail = |error| ProjectError::io(&beside.path, error);
-    let old = fs::metadata(path).or_else(|error| like.map_or(Err(error), fs::metadata));
     match old {
         Ok(old) => Access::of(&old).give(&file),
         Err(_) => give_to_owner_of(folder, &file),

@@ -9,6 +9,9 @@ use std::path::Path;
 #[cfg(feature = "sqlite")]
 use rustix::fs::{Mode, OFlags};
 
+/// The mode of a new file until it is [given](Access::give) to those who may have it: whoever opened it before could go on reading it.
+pub(crate) const PRIVATE: u32 = 0o600;
+
 /// Mode, owner and group of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Access {

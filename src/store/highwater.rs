@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 #[cfg(feature = "sqlite")]
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::access::{Access, give_to_owner_of};
+use super::access::{Access, PRIVATE, give_to_owner_of};
 use super::{StoreError, StoreErrorKind, folder, plain};
 use crate::model::ProcessInfo;
 
@@ -108,15 +109,16 @@ impl HighWaterFile {
     /// Opens the file, and makes it (durably) if it is not there, for those who have the state.
     pub(super) fn open(path: &Path, state: &Path) -> Result<Self, StoreError> {
         let fail = |error| StoreError::io(path.display(), error);
-        let open = |options: &mut OpenOptions| plain::open_with(options.read(true).write(true), path);
-        let file = match open(OpenOptions::new().create_new(true)) {
-            // Or it is a link whose end is missing.
+        let open = |options: &mut OpenOptions| plain::open_own(options.read(true).write(true), path);
+        let like = std::fs::metadata(state);
+        let mode = if like.is_ok() { PRIVATE } else { 0o666 };
+        let file = match open(OpenOptions::new().create_new(true).mode(mode)) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 open(OpenOptions::new().create(true).truncate(false)).map_err(fail)?
             }
             made => {
                 let made = made.map_err(fail)?;
-                match std::fs::metadata(state) {
+                match like {
                     Ok(state) => Access::of(&state).with_owner().give(&made),
                     Err(_) => path.parent().map_or(Ok(()), |folder| give_to_owner_of(folder, &made)),
                 }
@@ -141,8 +143,8 @@ impl HighWaterFile {
 
     /// The open file, for reading alone.
     fn look(path: &Path) -> Result<Self, StoreError> {
-        let file = plain::open(path).map_err(|error| StoreError::io(path.display(), error))?;
-        Ok(Self { path: path.to_owned(), file })
+        let opened = plain::open_own(OpenOptions::new().read(true), path);
+        Ok(Self { path: path.to_owned(), file: opened.map_err(|error| StoreError::io(path.display(), error))? })
     }
 
     /// What the file says and whether somebody has it locked for himself; `None` if there is none. Nothing is changed: a lock that is shared with all who look
@@ -258,8 +260,10 @@ impl HighWaterFile {
             read => return read.map(|_| None),
         }
         let keep = || {
-            std::fs::copy(&self.path, aside)?;
-            File::open(aside)?.sync_all()?;
+            let mut copy = OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(aside)?;
+            Access::of(&self.file.metadata()?).give(&copy)?;
+            std::io::copy(&mut plain::open_own(OpenOptions::new().read(true), &self.path)?, &mut copy)?;
+            copy.sync_all()?;
             folder::sync(aside.parent().unwrap_or(aside))
         };
         keep().map_err(|error| StoreError::io(aside.display(), error))?;

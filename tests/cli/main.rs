@@ -8,6 +8,7 @@ mod end;
 mod folder;
 mod foreign;
 mod killed;
+mod links;
 mod meanwhile;
 mod mending;
 mod moves;

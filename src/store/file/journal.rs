@@ -15,7 +15,7 @@ mod frame;
 mod stored;
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -24,6 +24,7 @@ pub(super) use self::frame::{
 };
 pub(super) use self::stored::Stored;
 
+use crate::store::access::PRIVATE;
 use crate::store::{StoreError, plain};
 
 /// A journal gets this length, of zeros, before its header is written.
@@ -76,7 +77,7 @@ pub(super) fn give_back(path: &Path) -> Result<bool, StoreError> {
     if used >= stored.bytes.len() || last_written(&stored.bytes, end).is_some() {
         return Ok(false);
     }
-    let file = plain::open_with(OpenOptions::new().write(true), path).map_err(fail)?;
+    let file = plain::open_own(OpenOptions::new().write(true), path).map_err(fail)?;
     file.set_len(used as u64).and_then(|()| file.sync_all()).map_err(fail)?;
     Ok(true)
 }
@@ -94,7 +95,9 @@ impl Journal {
         settle: impl FnOnce(&File) -> Result<(), StoreError>,
     ) -> Result<Self, StoreError> {
         let fail = |error| StoreError::io(path.display(), error);
-        let file = plain::open_with(OpenOptions::new().read(true).write(true).create(true).truncate(true), path).map_err(fail)?;
+        // Made anew: what lies there may be a link, and a file that is given to others must be nobody's yet.
+        super::paths::remove(path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(PRIVATE).open(path).map_err(fail)?;
         let mut journal = Self {
             path: path.to_owned(),
             file,
@@ -122,7 +125,7 @@ impl Journal {
         settle: impl FnOnce(&File) -> Result<(), StoreError>,
     ) -> Result<Self, StoreError> {
         let fail = |error| StoreError::io(spare.display(), error);
-        let file = plain::open_with(OpenOptions::new().read(true).write(true), spare).map_err(fail)?;
+        let file = plain::open_own(OpenOptions::new().read(true).write(true), spare).map_err(fail)?;
         let space = file.metadata().map_err(fail)?.len();
         let journal = Self {
             path: path.to_owned(),
@@ -145,7 +148,7 @@ impl Journal {
     /// Goes on with a journal that was read to `end`, under the name that it has now.
     pub(super) fn resume(path: &Path, stored: &Stored, header: Header, end: usize, frames: u64) -> Result<Self, StoreError> {
         let fail = |error| StoreError::io(path.display(), error);
-        let file = plain::open_with(OpenOptions::new().read(true).write(true), path).map_err(fail)?;
+        let file = plain::open_own(OpenOptions::new().read(true).write(true), path).map_err(fail)?;
         let space = file.metadata().map_err(fail)?.len();
         let journal = Self {
             path: path.to_owned(),

@@ -2,12 +2,12 @@
 
 use std::fs::{DirEntry, File, Metadata, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
-use crate::store::access::Access;
+use crate::store::access::{Access, PRIVATE};
 use crate::store::{StoreError, folder, plain};
 
 /// The name of the document; every other name begins with it.
@@ -224,8 +224,17 @@ impl Identity {
 
 /// A file's bytes and which file they came from; `None` if there is none.
 pub(super) fn read(path: &Path) -> Result<Option<(Vec<u8>, Identity)>, StoreError> {
+    read_opened(path, plain::open(path))
+}
+
+/// The same of a file that this program made.
+pub(super) fn read_own(path: &Path) -> Result<Option<(Vec<u8>, Identity)>, StoreError> {
+    read_opened(path, plain::open_own(OpenOptions::new().read(true), path))
+}
+
+fn read_opened(path: &Path, opened: std::io::Result<File>) -> Result<Option<(Vec<u8>, Identity)>, StoreError> {
     let fail = |error| StoreError::io(path.display(), error);
-    let file = match plain::open(path) {
+    let file = match opened {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(fail(error)),
@@ -259,7 +268,9 @@ pub(super) const PIECE: usize = 256 * 1024;
 /// Writes a new file and syncs it; on failure nothing is left behind. `access`: who may read and write it, if not whom this process lets by default.
 pub(super) fn write_new(path: &Path, bytes: &[u8], access: Option<Access>) -> Result<Identity, StoreError> {
     let write = || -> std::io::Result<Identity> {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        // Whoever opened it before it was given away could go on reading it.
+        let mode = if access.is_some() { PRIVATE } else { 0o666 };
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         if let Some(access) = access {
             access.give(&file)?;
         }

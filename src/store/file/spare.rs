@@ -1,11 +1,13 @@
 //! Space for the next journal, zeroed and synced before it is needed: a journal that grows in mid-flight holds up everybody.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use super::journal::zero;
 use super::paths::{PIECE, folder_of};
+use crate::store::access::PRIVATE;
 
 /// A journal that did not become this long makes its successor no space.
 const FROM: u64 = 4 << 20;
@@ -24,7 +26,7 @@ impl Spare {
     }
 
     fn make(path: PathBuf, length: u64) -> Option<Self> {
-        let made = OpenOptions::new().write(true).create_new(true).open(&path).and_then(|file| {
+        let made = OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(&path).and_then(|file| {
             let (length, piece) = (length.min(LARGEST), PIECE as u64);
             for start in (0..length).step_by(PIECE) {
                 zero(&file, start, length.min(start + piece))?;
@@ -89,6 +91,8 @@ impl Drop for SpareJob {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -98,7 +102,12 @@ mod tests {
         assert!(SpareJob::spawn(path.clone(), FROM - 1, 0).is_none());
         assert!(SpareJob::spawn(path.clone(), FROM, 1 << 60).is_none());
         let spare = SpareJob::spawn(path.clone(), FROM, 1).and_then(SpareJob::take).unwrap();
-        assert_eq!(std::fs::metadata(spare.path()).unwrap().len(), FROM);
+        let made = std::fs::metadata(spare.path()).unwrap();
+        assert_eq!(
+            (made.len(), made.permissions().mode() & 0o777),
+            (FROM, PRIVATE),
+            "it becomes the journal of a state that may be private"
+        );
         drop(spare);
         assert!(!path.exists());
     }

@@ -22,7 +22,7 @@ pub(in crate::store::file) struct Stored {
 impl Stored {
     /// Reads a journal; `None` if there is none.
     pub(in crate::store::file) fn read(path: &Path) -> Result<Option<Self>, StoreError> {
-        let Some((bytes, identity)) = paths::read(path)? else { return Ok(None) };
+        let Some((bytes, identity)) = paths::read_own(path)? else { return Ok(None) };
         let header = Header::from_bytes(&bytes);
         match &header {
             None => {
