@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 pub(crate) const WHY: &str = "it is no plain file, but a file should be there";
 
 /// The same where what is there is a link, and no other program makes one.
-const LINK: &str = "it is a symbolic link, but this program keeps a file of its own there";
+pub(crate) const LINK: &str = "it is a symbolic link, but this program keeps a file of its own there";
 
 /// What lies at a path is a folder, a pipe, a socket or a device, or a link where none should be.
 #[derive(Debug)]

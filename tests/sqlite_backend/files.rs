@@ -592,3 +592,43 @@ async fn nothing_is_made_where_a_link_leads_nowhere() {
     std::fs::create_dir(&away).unwrap();
     open(&path).await.close().await.unwrap();
 }
+
+/// A view of somebody else's over our tables is none of them; one beside them is for him to read.
+#[tokio::test]
+async fn a_view_in_the_place_of_a_table_is_refused_untouched() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = db(dir.path());
+    let backend = open(&path).await;
+    change(&backend, "r", vec![create(0), set("n", NodeUpdate::success())]).await;
+    backend.close().await.unwrap();
+    raw(&path).execute_batch("CREATE VIEW my_runs AS SELECT run_id FROM runs").unwrap();
+    let backend = open(&path).await;
+    change(&backend, "r", vec![set("m", NodeUpdate::success())]).await;
+    backend.close().await.unwrap();
+    raw(&path)
+        .execute_batch("DROP VIEW my_runs; ALTER TABLE runs RENAME TO theirs; CREATE VIEW Runs AS SELECT * FROM theirs")
+        .unwrap();
+    let before = bytes_of(dir.path());
+    let reader = create_state_backend("database", &BackendOptions::new().db_path(&path).read_only(true)).unwrap();
+    for backend in [make(&path), reader] {
+        let error = backend.initialize().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Foreign, "{error}");
+        assert!(error.to_string().contains("\"Runs\" is a view"), "{error}");
+    }
+    assert!(bytes_of(dir.path()) == before, "nothing was changed");
+}
+
+/// SQLite would write to wherever they lead.
+#[tokio::test]
+async fn links_in_the_place_of_what_lies_beside_the_database_are_refused() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let victim = elsewhere.path().join("victim");
+    for suffix in ["-wal", "-shm", "-journal"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = db(dir.path());
+        open(&path).await.close().await.unwrap();
+        std::os::unix::fs::symlink(&victim, format!("{}{suffix}", path.display())).unwrap();
+        let error = make(&path).initialize().await.unwrap_err();
+        assert!(error.to_string().contains("symbolic link") && !victim.exists(), "{suffix}: {error}");
+    }
+}

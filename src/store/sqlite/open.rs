@@ -80,7 +80,17 @@ fn length(path: &Path) -> Result<Option<u64>, StoreError> {
 /// Refuses a pipe, a folder or a device in the place of the database, or of what SQLite keeps beside it: SQLite opens whatever it finds there, and would wait for
 /// the other end of a pipe.
 pub(super) fn refuse_no_files(db: &Path) -> Result<(), StoreError> {
-    ["", "-wal", "-shm", "-journal"].iter().try_for_each(|suffix| length(&beside(db, suffix)).map(|_| ()))
+    ["", "-wal", "-shm", "-journal"].iter().try_for_each(|suffix| length(&beside(db, suffix)).map(|_| ()))?;
+    // They lie beside the database itself, not beside a link to it, and SQLite would write to wherever a link leads.
+    let real = std::fs::canonicalize(db).unwrap_or_else(|_| db.to_owned());
+    let links = ["-wal", "-shm", "-journal"].map(|suffix| beside(&real, suffix));
+    match links.into_iter().find(|path| std::fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink())) {
+        Some(link) => {
+            let why = format!("{}: {}; move it aside", link.display(), plain::LINK);
+            Err(StoreError::not_applied(StoreErrorKind::Input, why))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Opens for writing; makes the database, and its folder, if they are not there. Says also whether it was made.
@@ -196,15 +206,17 @@ pub(super) fn check(db: &Path) -> Result<Found, StoreError> {
         let version = schema::schema_version(&conn)?;
         let mut statement = conn.prepare("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') ORDER BY name")?;
         let tables = statement.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
-        Ok((application, version, tables, unmarked(&conn, application, version)))
+        let view = if application == APPLICATION_ID { covering(&conn)? } else { None };
+        Ok((application, version, tables, unmarked(&conn, application, version), view))
     });
     let pending = |suffix| Ok::<_, StoreError>(length(&beside(db, suffix))?.unwrap_or(0) > 0);
     match looked {
-        Ok((_, _, _, Some(version))) => Err(refuse_unmarked(db, version)),
-        Ok((APPLICATION_ID, 0, tables, None)) if !tables.is_empty() => Err(unversioned(db)),
-        Ok((APPLICATION_ID, version, _, None)) => schema::refuse_newer(version, &place).map(|()| Found::Ours),
-        Ok((0, 0, tables, None)) if tables.is_empty() && !pending("-wal")? => Ok(Found::Nothing),
-        Ok((application, _, tables, None)) => Err(foreign(db, application, &tables)),
+        Ok((_, _, _, Some(version), _)) => Err(refuse_unmarked(db, version)),
+        Ok((APPLICATION_ID, 0, tables, None, _)) if !tables.is_empty() => Err(unversioned(db)),
+        Ok((_, _, _, None, Some(view))) => Err(refuse_covering(&place, &view)),
+        Ok((APPLICATION_ID, version, _, None, None)) => schema::refuse_newer(version, &place).map(|()| Found::Ours),
+        Ok((0, 0, tables, None, None)) if tables.is_empty() && !pending("-wal")? => Ok(Found::Nothing),
+        Ok((application, _, tables, None, None)) => Err(foreign(db, application, &tables)),
         // In the middle of another process's checkpoint, or after a crash in one, the main file alone is not whole. With what waits beside it it
         // may be: that is looked at under locks.
         Err(error) if is_damage(&error) && (pending("-wal")? || pending("-journal")?) => Ok(Found::Ours),
@@ -294,7 +306,24 @@ pub(super) fn recheck(conn: &Connection, place: &str) -> Result<(), StoreError> 
             .map_or_else(|| unversioned(Path::new(place)), |version| refuse_unmarked(Path::new(place), version)));
     }
     schema::refuse_newer(version, place)?;
+    if let Some(view) = covering(conn).map_err(fail)? {
+        return Err(refuse_covering(place, &view));
+    }
     keep(false)
+}
+
+/// A view that lies where a table of ours should.
+fn covering(conn: &Connection) -> rusqlite::Result<Option<String>> {
+    conn.prepare(schema::COVERING)?.query_map([], |row| row.get(0))?.next().transpose()
+}
+
+fn refuse_covering(place: &str, view: &str) -> StoreError {
+    StoreError::not_applied(
+        StoreErrorKind::Foreign,
+        format!(
+            "{place}: {view:.64?} is a view in the place of a table of ours; nothing was changed. Bring a backup of the database back"
+        ),
+    )
 }
 
 fn foreign(db: &Path, application: i32, tables: &[String]) -> StoreError {

@@ -18,6 +18,11 @@ pub(super) const SCHEMA_VERSION: i32 = 3;
 /// as many random upserts a second as 4 KiB.
 pub(super) const PAGE_SIZE: i64 = 1024;
 
+/// Views with the name of a table of ours.
+pub(super) const COVERING: &str = "SELECT name FROM main.sqlite_schema WHERE type = 'view' AND lower(name) IN \
+     ('batches', 'change_sets', 'completed_intervals', 'coverage', 'coverage_partitions', 'last_success', 'locks', 'meta', 'node_states', \
+     'partitions', 'runs', 'tombstones') ORDER BY name";
+
 /// The schema, one step for every version. A step is never changed once it was released; a new one is added.
 const STEPS: &[&str] = &[STEP_1, STEP_2, STEP_3];
 
