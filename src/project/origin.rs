@@ -94,7 +94,7 @@ impl Origin {
             Self::Url(url) => {
                 let other =
                     settings.database_url.as_ref().is_some_and(|named| server(named.value.expose()) != server(url.expose()));
-                let options = if other { local().without_token() } else { local() };
+                let options = if other { local().without_secrets() } else { local() };
                 create_state_backend("database", &options.database_url(url.expose()))
                     .map_err(|error| ProjectError::from(error).at("the place to move from"))
             }
@@ -235,9 +235,18 @@ impl From<Home> for Move {
     }
 }
 
-/// Host and port of a URL, for telling one server from another.
-fn server(url: &str) -> String {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+/// Whether it is reached in the clear, host and port of a URL, for telling one server from another.
+fn server(url: &str) -> (bool, String) {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let scheme = scheme.to_ascii_lowercase();
+    let port = match scheme.as_str() {
+        "http" | "ws" => 80,
+        "postgres" | "postgresql" => 5432,
+        _ => 443,
+    };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-    authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_ascii_lowercase()
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_ascii_lowercase();
+    // Of an address of version 6 the colons stand in brackets.
+    let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
+    (scheme == "http" || scheme == "ws", if has_port { host } else { format!("{host}:{port}") })
 }

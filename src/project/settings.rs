@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use self::find::{FILE_NAME, find, under};
-use self::near::did_you_mean;
+use self::near::{did_you_mean, shown};
 use self::reader::Reader;
 use super::ProjectError;
 use super::settings_file::{self, Found, KEYS, Value};
@@ -219,9 +219,10 @@ impl Settings {
                 unknown => {
                     let known: Vec<&str> = KEYS.iter().map(|(key, _)| *key).collect();
                     let hint = did_you_mean(unknown, known.iter().copied());
-                    return Err(
-                        reader.at(line, format!("seeknal_state has no key {unknown:?}{hint}; known are: {}", known.join(", ")))
-                    );
+                    return Err(reader.at(
+                        line,
+                        format!("seeknal_state has no key {}{hint}; known are: {}", shown(unknown), known.join(", ")),
+                    ));
                 }
             }
         }

@@ -92,11 +92,16 @@ impl BackendOptions {
         self
     }
 
-    /// For another server than the one that the settings are for: its token is not to be told there.
+    /// For another server than the one that the settings are for: its token, and the password of the environment, are not to be told there.
     #[cfg(feature = "project")]
-    pub(crate) fn without_token(mut self) -> Self {
+    pub(crate) fn without_secrets(mut self) -> Self {
         self.foreign = true;
         self.unset("database_token")
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.foreign
     }
 
     /// Takes an option out: a custom backend that makes a built-in one takes out those of its own.

@@ -18,6 +18,7 @@ mod pipes;
 mod projects;
 mod refusals;
 mod rows;
+mod secrets;
 mod state;
 #[path = "../support/mod.rs"]
 mod support;

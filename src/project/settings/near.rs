@@ -1,5 +1,11 @@
 //! What somebody may have meant who mistyped.
 
+/// An unknown key as errors show it. What cannot be one may be a value with a secret in it, behind a colon without a blank: it is not repeated.
+pub(super) fn shown(key: &str) -> String {
+    let plain = (1..=32).contains(&key.len()) && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+    if plain { format!("{key:?}") } else { "such a key (it is not shown: is a blank missing behind a colon?)".to_owned() }
+}
+
 /// `, did you mean "x"?` for a near miss, else nothing.
 pub(super) fn did_you_mean<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> String {
     let near = known

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::near::did_you_mean;
+use super::near::{did_you_mean, shown};
 use super::{Source, Sourced};
 use crate::project::ProjectError;
 use crate::project::settings_file::{Found, Value};
@@ -69,12 +69,12 @@ impl Reader {
                 Value::Float(number) => number.to_string(),
                 Value::Bool(flag) => flag.to_string(),
                 other => {
-                    return Err(self.at(line, format!("{key}.{} is {}; write a text", name.value, other.kind())));
+                    return Err(self.at(line, format!("{key}: {} is {}; write a text", shown(&name.value), other.kind())));
                 }
             };
             let source = Source::File { path: self.file.clone(), line };
             if texts.insert(name.value.clone(), Sourced { value: text, source }).is_some() {
-                return Err(self.at(line, format!("{key}.{} is given a second time; remove one of them", name.value)));
+                return Err(self.at(line, format!("{key}: {} is given a second time; remove one of them", shown(&name.value))));
             }
         }
         Ok(texts)
@@ -86,7 +86,7 @@ impl Reader {
         let Some(option) = BackendOption::of(name) else {
             let known = BackendOption::names();
             let hint = did_you_mean(name, known.iter().copied());
-            return Err(self.at(line, format!("{key} has no {name:?}{hint}; known are: {}", known.join(", "))));
+            return Err(self.at(line, format!("{key} has no {}{hint}; known are: {}", shown(name), known.join(", "))));
         };
         if option.takes(&text.value) {
             return Ok(());

@@ -81,8 +81,9 @@ fn split(url: &str) -> Result<(String, Vec<(String, String)>), StoreError> {
     let (mut kept, mut ours) = (Vec::new(), Vec::new());
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').ok_or_else(|| refuse("a parameter after `?` has no value; write key=value"))?;
-        match key {
-            "sslmode" | "sslrootcert" => ours.push((key.to_owned(), decode(value)?)),
+        // As the driver reads it: a key that is encoded is the same key.
+        match decode(key)?.as_str() {
+            key @ ("sslmode" | "sslrootcert") => ours.push((key.to_owned(), decode(value)?)),
             "password" => {
                 return Err(refuse("the password belongs before the host or into SEEKNAL_DATABASE_PASSWORD, not after `?`"));
             }
@@ -129,14 +130,22 @@ impl Place {
             )
         })?;
         let mut ca_file = options.setting("database_ca_file")?.map(|file| PathBuf::from(file.text));
-        let mut mode = None;
+        let (mut mode, mut is_system) = (None, false);
         for (key, value) in ours {
             if key == "sslrootcert" {
-                if value != "system" {
+                is_system = value == "system";
+                if !is_system {
                     ca_file = Some(PathBuf::from(value));
                 }
             } else {
                 mode = Some(value);
+            }
+        }
+        // As libpq 16 has it: who names the system's authorities wants them to be asked.
+        if is_system {
+            match mode.as_deref() {
+                None | Some("verify-full") => mode = Some("verify-full".to_owned()),
+                Some(_) => return Err(refuse("sslrootcert=system checks the server; write sslmode=verify-full with it")),
             }
         }
         let protection = match mode.as_deref() {
@@ -172,7 +181,9 @@ impl Place {
         if config.get_keepalives_idle() == Config::new().get_keepalives_idle() {
             config.keepalives_idle(KEEPALIVES_IDLE).keepalives_interval(KEEPALIVES_INTERVAL).keepalives_retries(3);
         }
+        // That of the environment is for the server that the settings name.
         if config.get_password().is_none()
+            && !options.is_foreign()
             && let Some(password) = password()?
         {
             config.password(password);
@@ -272,6 +283,9 @@ mod tests {
             ("?sslmode=require&sslrootcert=/ca%20file.pem", Protection::Verified),
             ("?connect_timeout=7&sslmode=verify-ca", Protection::Verified),
             ("?sslmode=verify-full", Protection::Verified),
+            ("?sslrootcert=system", Protection::Verified),
+            ("?sslrootcert=system&sslmode=verify-full", Protection::Verified),
+            ("?%73slmode=require", Protection::Encrypted),
         ] {
             let place = place(&format!("postgres://u:secret@host:6432/db{mode}")).unwrap();
             assert_eq!(place.protection, protection, "{mode}");
@@ -289,6 +303,9 @@ mod tests {
         for url in [
             "postgres://u:secret@host/db?sslmode=maybe",
             "postgres://u:secret@host/db?password=secret",
+            "postgres://u:secret@host/db?p%61ssword=secret",
+            "postgres://u:secret@host/db?sslrootcert=system&sslmode=require",
+            "postgres://u:secret@host/db?sslmode=disable&sslrootcert=system",
             "postgres://u:secret@host/db?authToken=secret",
             "postgres://u:secret@host/db?sslrootcert=/x",
             "postgres://u:secret@host:port/db",
