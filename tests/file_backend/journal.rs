@@ -89,6 +89,25 @@ async fn a_last_frame_that_is_torn_at_any_byte_is_cut_and_kept_aside() {
     }
 }
 
+/// Beginnings of frames, each of which claims all that follows: summing up every one of them would take half an hour.
+#[tokio::test]
+async fn a_journal_made_of_beginnings_is_damage_that_is_soon_told() {
+    const LENGTH: usize = 8 << 20;
+    let (folder, _) = killed_after(5).await;
+    let good = std::fs::read(journal(folder.path())).unwrap();
+    let first = good.windows(4).position(|window| window == b"SKF1").unwrap();
+    let mut bad = good[..first].to_vec();
+    while bad.len() < LENGTH {
+        let claimed = u32::try_from(LENGTH - bad.len() - 32).unwrap_or(0);
+        bad.extend([&b"SKF1"[..], &1_u32.to_le_bytes(), &claimed.to_le_bytes(), &[0; 20]].concat());
+    }
+    std::fs::write(journal(folder.path()), &bad).unwrap();
+    let error = FileBackend::new(&options(folder.path())).initialize().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
+    assert!(std::fs::read(journal(folder.path())).unwrap() == bad, "it was changed");
+    assert!(!reader_unopened(folder.path()).verify().await.unwrap().is_sound());
+}
+
 #[tokio::test]
 async fn a_flipped_bit_in_mid_journal_is_an_error_that_names_the_byte_and_changes_nothing() {
     let (folder, _) = killed_after(5).await;

@@ -160,8 +160,23 @@ pub(in crate::store::file) struct Frame<'a> {
     pub(in crate::store::file) end: usize,
 }
 
-/// The frame at an offset, if there is a whole one of this epoch. Nothing is allocated, whatever the length field says.
-pub(in crate::store::file) fn frame_at(bytes: &[u8], offset: usize, epoch: u64) -> Option<Frame<'_>> {
+/// What lies at an offset and begins as a whole frame does, its sum not looked at.
+struct Claimed<'a> {
+    frame: Frame<'a>,
+    first: u64,
+    sum: u32,
+}
+
+impl Claimed<'_> {
+    fn is_whole(&self, epoch: u64) -> bool {
+        let Frame { kind, previous, payload, .. } = self.frame;
+        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        checksum(epoch, kind.code(), length, previous, self.first, payload) == self.sum
+    }
+}
+
+/// Nothing is allocated, whatever the length field says.
+fn claimed_at(bytes: &[u8], offset: usize) -> Option<Claimed<'_>> {
     let head = bytes.get(offset..offset.checked_add(FRAME_HEAD)?)?;
     if !head.starts_with(&MAGIC) {
         return None;
@@ -175,10 +190,12 @@ pub(in crate::store::file) fn frame_at(bytes: &[u8], offset: usize, epoch: u64) 
     let start = offset + FRAME_HEAD;
     let end = start.checked_add(usize::try_from(length).ok()?)?;
     let payload = bytes.get(start..end)?;
-    if checksum(epoch, code, length, previous, first, payload) != sum {
-        return None;
-    }
-    Some(Frame { kind, previous, payload, end })
+    Some(Claimed { frame: Frame { kind, previous, payload, end }, first, sum })
+}
+
+/// The frame at an offset, if there is a whole one of this epoch.
+pub(in crate::store::file) fn frame_at(bytes: &[u8], offset: usize, epoch: u64) -> Option<Frame<'_>> {
+    claimed_at(bytes, offset).filter(|claimed| claimed.is_whole(epoch)).map(|claimed| claimed.frame)
 }
 
 /// Whether a frame begins at an offset that goes on behind the end of the file. Space is there, synced, before anything is written into it, and lengths are
@@ -195,12 +212,24 @@ pub(in crate::store::file) fn is_cut_off(bytes: &[u8], offset: usize) -> bool {
     is_frame && is_data && length.is_some_and(|length| rest.len() < FRAME_HEAD + length)
 }
 
-/// Whether a valid data frame of this epoch lies behind an offset: at any byte, because who took bytes out or put some in has moved all that follows.
+/// Whether a valid data frame of this epoch lies behind an offset: at any byte, because who took bytes out or put some in has moved all that follows. What was made
+/// to look like frames without end is not summed up again and again: beyond some times the whole file it is taken for one, and so for damage, which nobody cuts.
 pub(in crate::store::file) fn frame_behind(bytes: &[u8], offset: usize, epoch: u64) -> Option<usize> {
     const PIECE: usize = 4096;
+    const SUMS: usize = 16;
     const FIRST: u8 = MAGIC[0];
     let from = offset.checked_add(1)?;
-    let is_data = |at: &usize| frame_at(bytes, *at, epoch).is_some_and(|frame| frame.kind == Kind::Data);
+    let mut budget = bytes.len().saturating_mul(SUMS);
+    let is_data = |at: &usize| {
+        let Some(claimed) = claimed_at(bytes, *at).filter(|claimed| claimed.frame.kind == Kind::Data) else { return false };
+        match budget.checked_sub(claimed.frame.payload.len()) {
+            Some(left) => {
+                budget = left;
+                claimed.is_whole(epoch)
+            }
+            None => true,
+        }
+    };
     // Behind the last frame there is nothing but space: pieces of it are passed over whole.
     let pieces = bytes.get(from..)?.chunks(PIECE).enumerate().filter(|(_, piece)| piece.contains(&FIRST));
     let mut begins = pieces.flat_map(|(number, piece)| {
