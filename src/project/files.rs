@@ -59,15 +59,15 @@ impl Drop for Beside {
 }
 
 /// Puts a file in place whole: written beside, synced, renamed, folder synced. Mode, owner and group of a file that is there stay, as far as this process may;
-/// a new one is for those who have the one that it is `like`.
+/// a new one is for those who have the one that it is `like`. A link that is there is replaced, and not what it names.
 fn replace(path: &Path, like: Option<&Path>, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), ProjectError> {
-    // Through a symbolic link, the file that it names is replaced, not the link.
-    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = folder_of(path);
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", uuid::Uuid::now_v7().simple()));
     let temporary = folder.join(name);
-    let old = fs::metadata(path).or_else(|error| like.map_or(Err(error), fs::metadata));
+    let there = fs::symlink_metadata(path)
+        .and_then(|there| if there.is_file() { Ok(there) } else { Err(io::ErrorKind::NotFound.into()) });
+    let old = there.or_else(|error| like.map_or(Err(error), fs::metadata));
     let mode = if old.is_ok() { PRIVATE } else { 0o666 };
     let made = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary);
     let mut file = made.map_err(|error| ProjectError::io(&temporary, error))?;
@@ -161,6 +161,8 @@ fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// Writes text into a file that [`replace`] puts in place.
 pub(super) fn replace_text(path: &Path, text: &str) -> Result<(), ProjectError> {
+    // Through a symbolic link, the file that it names is replaced, not the link.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     replace(path, None, |file| file.write_all(text.as_bytes()))
 }
 
@@ -205,6 +207,18 @@ mod tests {
         replace_text(&link, "new").unwrap();
         assert_eq!(fs::read_to_string(&real).unwrap(), "new");
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn a_copy_takes_the_place_of_a_link_and_leaves_what_it_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, victim, link) = (dir.path().join("from"), dir.path().join("victim"), dir.path().join("copy"));
+        fs::write(&from, "text").unwrap();
+        fs::write(&victim, "mine").unwrap();
+        std::os::unix::fs::symlink(&victim, &link).unwrap();
+        copy(&from, &link).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_file());
+        assert_eq!((fs::read_to_string(&link).unwrap(), fs::read_to_string(&victim).unwrap()), ("text".into(), "mine".into()));
     }
 
     #[test]
