@@ -105,6 +105,17 @@ fn every_file_says_what_it_is_for_and_no_path_climbs_two_floors() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[test]
+fn what_is_unsafe_is_in_one_module() {
+    let allowed = |text: &str| {
+        ["unsafe_code", "unsafe "]
+            .iter()
+            .any(|word| text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(word)))
+    };
+    let found: Vec<PathBuf> = sources().into_iter().filter(|(_, text)| allowed(text)).map(|(path, _)| path).collect();
+    assert_eq!(found, [Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/sqlite/gather.rs")]);
+}
+
 /// Lines of a source file, at most.
 const LINES: usize = 640;
 

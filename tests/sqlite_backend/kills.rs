@@ -39,8 +39,12 @@ fn all_that_is_acknowledged_was_synced_before_and_the_wal_goes_only_after_the_da
     let (state, acks, log) = (folder.join("state"), folder.join("acks"), folder.join("log"));
     let child = Child::test("kills::child_that_is_killed").env("STATE_FOLDER", &state).env("ACKS", &acks);
     child.log(syncs::CALLS, &log).run().passed("traced");
+    let log = std::fs::read_to_string(&log).unwrap();
+    let of_wal = |call: &str| log.lines().filter(|line| line.contains(call) && line.contains("/state.db-wal>")).count();
+    let (writes, syncs) = (of_wal("pwrite64("), of_wal("sync("));
+    assert!(writes > 12 && writes <= syncs, "{writes} writes and {syncs} syncs: the pages of a commit are written together");
     let found = syncs::read(
-        &std::fs::read_to_string(&log).unwrap(),
+        &log,
         &syncs::Rules {
             acks: acks.to_str().unwrap(),
             folder: state.to_str().unwrap(),

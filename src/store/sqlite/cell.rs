@@ -51,6 +51,8 @@ pub(super) struct Cell {
     pub(super) header: Option<Box<RunHeader>>,
     pub(super) header_changed: bool,
     pub(super) changed: bool,
+    /// Whether the version of its row is still to be written: once, at the end of the transaction.
+    pub(super) owes_version: bool,
     pub(super) nodes: BTreeMap<NodeId, PendingNode>,
     /// Status and version of nodes that are not pending, as they were found: each is searched for once, until rows are written.
     found: HashMap<NodeId, Option<(NodeStatus, Version)>>,
@@ -68,6 +70,7 @@ impl Cell {
             header: None,
             header_changed: false,
             changed: false,
+            owes_version: false,
             nodes: BTreeMap::new(),
             found: HashMap::new(),
             own,
@@ -86,6 +89,7 @@ impl Cell {
 
     /// The run is gone, with all that was known of it.
     pub(super) fn delete(&mut self) {
+        self.owes_version = false;
         self.head = None;
         self.header = None;
         self.nodes.clear();

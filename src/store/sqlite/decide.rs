@@ -107,8 +107,14 @@ impl<'c> Session<'c> {
         Ok(())
     }
 
-    /// Writes the counters. Answers with what the writer remembers of the runs, once this is committed.
-    pub(super) fn finish(self) -> Result<Settled, StoreError> {
+    /// Writes the versions that were put off, and the counters. Answers with what the writer remembers of the runs, once this is committed.
+    pub(super) fn finish(mut self) -> Result<Settled, StoreError> {
+        let mut statements = Statements::new(self.conn, Noting::Nothing);
+        let mut owing: Vec<(&RunId, &mut Box<Cell>)> = self.cells.iter_mut().filter(|(_, cell)| cell.owes_version).collect();
+        owing.sort_unstable_by_key(|(run, _)| *run);
+        for (run, cell) in owing {
+            write::owed_version(&mut statements, run, cell)?;
+        }
         if (self.seq, self.token) != self.counted {
             write::counters(self.conn, self.seq, self.token)?;
         }
@@ -261,7 +267,9 @@ impl<'c> Session<'c> {
             (false, Some(after)) => cell.create(&after),
             (true, None) => {
                 // What earlier entries wrote is put down first, so that what outlives the run is read from its rows.
-                write::run(&mut Statements::new(conn, Noting::Nothing), &part.run, cell)?;
+                let mut statements = Statements::new(conn, Noting::Nothing);
+                write::run(&mut statements, &part.run, cell)?;
+                write::owed_version(&mut statements, &part.run, cell)?;
                 if part.mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true })) {
                     retain(conn, read::run(conn, &part.run)?, part)?;
                 }

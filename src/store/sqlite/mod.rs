@@ -12,6 +12,7 @@ mod checkpoint;
 mod decide;
 mod error;
 mod follow;
+mod gather;
 mod lease;
 mod network;
 mod open;

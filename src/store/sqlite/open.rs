@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::error::{is_damage, is_unwritable, sql_error};
 use super::schema::{self, APPLICATION_ID, PAGE_SIZE};
-use super::{boot, owners, turn};
+use super::{boot, gather, owners, turn};
 use crate::store::access::{Access, make_new};
 use crate::store::highwater::{HighWater, HighWaterFile};
 use crate::store::{StoreError, StoreErrorKind, folder, plain};
@@ -104,7 +104,11 @@ pub(super) fn open_writer(db: &Path, sidecar: &HighWaterFile) -> Result<(Connect
             make(db)?;
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut conn = Connection::open_with_flags(db, flags).map_err(|error| sql_error(&place, error))?;
+        let opened = match gather::vfs() {
+            Some(vfs) => Connection::open_with_flags_and_vfs(db, flags, vfs),
+            None => Connection::open_with_flags(db, flags),
+        };
+        let mut conn = opened.map_err(|error| sql_error(&place, error))?;
         configure(&conn, true).map_err(|error| sql_error(&place, error))?;
         recheck(&conn, &place)?;
         // The tables are made before the WAL: so the main file always tells whose it is.

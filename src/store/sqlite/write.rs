@@ -95,15 +95,11 @@ pub(super) fn run(statements: &mut Statements<'_>, id: &RunId, cell: &mut Cell) 
             let worker = header.worker.as_ref().map(RawJson::from_serialize).transpose();
             let worker = worker.map_err(|error| super::error::corrupt(format_args!("worker of run {id:?}"), error))?;
             put_header(conn, id, header, worker.as_ref(), head, noted).map_err(fail)?;
+            cell.owes_version = false;
         }
-        _ => {
-            statements
-                .put_version()
-                .and_then(|statement| {
-                    statement.execute(params![id.as_str(), counter(head.version.0), counter(head.nodes_deleted.0), noted])
-                })
-                .map_err(fail)?;
-        }
+        _ if statements.noting == Noting::Nothing => cell.owes_version = true,
+        // What is noted for others goes from the version that the row has to the next one.
+        _ => version(statements, id, head, noted).map_err(fail)?,
     }
     for (node_id, pending) in &cell.nodes {
         node(statements, id, node_id, pending, &head.created_at)
@@ -117,6 +113,17 @@ pub(super) fn run(statements: &mut Statements<'_>, id: &RunId, cell: &mut Cell) 
     }
     cell.written();
     Ok(())
+}
+
+/// Writes the version of a run's row, where that was put off: several entries of a transaction that write to one run change its row once.
+pub(super) fn owed_version(statements: &mut Statements<'_>, id: &RunId, cell: &mut Cell) -> Result<(), StoreError> {
+    let (true, Some(head)) = (std::mem::take(&mut cell.owes_version), &cell.head) else { return Ok(()) };
+    version(statements, id, head, false).map_err(|error| sql_error(At::table("runs").run(id), error))
+}
+
+fn version(statements: &mut Statements<'_>, id: &RunId, head: &super::own::Head, noted: bool) -> rusqlite::Result<()> {
+    let values = params![id.as_str(), counter(head.version.0), counter(head.nodes_deleted.0), noted];
+    statements.put_version()?.execute(values).map(|_| ())
 }
 
 fn put_header(
