@@ -204,6 +204,7 @@ fn durable(cases: &mut Vec<Case>, clients: &[usize]) {
         let mut sqlite = Case::new(work, Backend::Sqlite, clients)
             .against(raw(Rows::Same), goal)
             .against(raw(Rows::Sorted), None)
+            .against(raw(Rows::Gathered), None)
             .against(raw(Rows::NodesAlone), None);
         if clients <= 256 {
             sqlite = sqlite.against(Yardstick::BareThread, None);

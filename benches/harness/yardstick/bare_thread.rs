@@ -37,7 +37,7 @@ impl BareThread {
     /// Every client puts a row of a lock in, and takes it out.
     pub(crate) fn locks(runtime: &Runtime, folder: &Path, clients: usize) -> Outcome<Self> {
         let field = Field::new(clients, 0)?;
-        let conn = database::sown(runtime, folder, &field)?;
+        let conn = database::sown(runtime, folder, &field, false)?;
         let mut token = 0;
         let commit = move |group: &[Job]| commit_locks(&conn, &field, &mut token, group);
         Ok(Self::start(runtime, clients, 2, commit))

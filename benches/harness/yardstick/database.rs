@@ -1,9 +1,10 @@
 //! A database that our backend made, opened by hand with the settings that our backend uses.
 
+use std::ffi::CStr;
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 use tokio::runtime::Runtime;
 
 use crate::Outcome;
@@ -27,15 +28,24 @@ const PAGE_SIZE: i64 = 1024;
 const CACHE_KIB: i64 = 64 * 1024;
 const CHECKPOINT_PAGES: i64 = 8 * 1024;
 
-/// Makes a database with the field in it, and opens it with our settings.
-pub(super) fn sown(runtime: &Runtime, folder: &Path, field: &Field) -> Outcome<Connection> {
+/// What our backend opens its database through, registered when one was opened: it writes many pages of the WAL at once.
+const OUR_VFS: &CStr = c"seeknal-wal";
+
+/// Makes a database with the field in it, and opens it with our settings; `gathering`: also through our VFS.
+pub(super) fn sown(runtime: &Runtime, folder: &Path, field: &Field, gathering: bool) -> Outcome<Connection> {
     runtime.block_on(async {
         let state = workload::open(Backend::Sqlite, folder).await?;
         field.sow(&state).await?;
         state.close().await?;
         Ok::<_, crate::Fault>(())
     })?;
-    let conn = Connection::open(folder.join("state.db"))?;
+    let db = folder.join("state.db");
+    let flags = OpenFlags::default();
+    let conn = if gathering {
+        Connection::open_with_flags_and_vfs(db, flags, OUR_VFS)?
+    } else {
+        Connection::open_with_flags(db, flags)?
+    };
     conn.busy_timeout(Duration::from_secs(5))?;
     conn.set_prepared_statement_cache_capacity(96);
     conn.pragma_update(None, "cache_size", -CACHE_KIB)?;

@@ -23,7 +23,7 @@ pub(crate) struct Mutexed {
 impl Mutexed {
     pub(crate) fn open(runtime: &Runtime, folder: &Path, clients: usize) -> Outcome<Self> {
         let field = Field::new(RUNS, NODES)?;
-        let conn = Mutex::new(database::sown(runtime, folder, &field)?);
+        let conn = Mutex::new(database::sown(runtime, folder, &field, false)?);
         Ok(Self { conn, field, clients, rounds: 0 })
     }
 

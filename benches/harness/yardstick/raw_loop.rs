@@ -20,6 +20,8 @@ pub(crate) enum Rows {
     Same,
     /// The same, in the order of the keys, every row once: the best that a batch allows.
     Sorted,
+    /// The same as they come, through the VFS that our backend uses: the loop as somebody would write it who has what we have.
+    Gathered,
     /// The node alone.
     NodesAlone,
 }
@@ -29,6 +31,7 @@ impl fmt::Display for Rows {
         f.write_str(match self {
             Self::Same => "same rows",
             Self::Sorted => "same, sorted",
+            Self::Gathered => "same, gathered",
             Self::NodesAlone => "nodes alone",
         })
     }
@@ -57,7 +60,7 @@ pub(crate) struct RawLoop {
 impl RawLoop {
     pub(crate) fn open(runtime: &Runtime, folder: &Path, rows: Rows, batch: usize, width: usize) -> Outcome<Self> {
         let field = Field::new(RUNS, NODES)?;
-        let conn = database::sown(runtime, folder, &field)?;
+        let conn = database::sown(runtime, folder, &field, rows == Rows::Gathered)?;
         Ok(Self {
             conn,
             field,
@@ -95,7 +98,7 @@ impl RawLoop {
                 };
                 // The last row of a transition (sorted: of a run) brings the run's version.
                 let last = match self.rows {
-                    Rows::Same => (index + 1) % self.width == 0,
+                    Rows::Same | Rows::Gathered => (index + 1) % self.width == 0,
                     Rows::Sorted => picked.get(index + 1).is_none_or(|(next, _)| next != at),
                     Rows::NodesAlone => false,
                 };
