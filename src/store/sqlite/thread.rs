@@ -33,8 +33,10 @@ use crate::store::highwater::{HighWater, HighWaterFile};
 use crate::store::pull::{BatchReply, Call, Sources};
 use crate::store::{StoreError, StoreErrorKind, folder};
 
+mod attention;
 mod transaction;
 
+use attention::Attention;
 use transaction::SEQ_AHEAD;
 
 /// Batches that share one transaction at most.
@@ -95,6 +97,7 @@ pub(super) struct Writer {
     seq: u64,
     /// When the file was looked at last.
     looked: Option<Instant>,
+    attention: Attention,
     company: Company,
     sidecar: HighWaterFile,
     reserved: HighWater,
@@ -147,6 +150,7 @@ impl Writer {
             foreign,
             seq,
             looked: None,
+            attention: Attention::default(),
             company: Company::default(),
             sidecar,
             reserved,
@@ -170,7 +174,7 @@ impl Writer {
         while closing.is_none() {
             let Intake { jobs, sources } = &mut intake;
             let mut next = if sources.is_empty() {
-                let Some(first) = jobs.blocking_recv() else { break };
+                let Some(first) = self.attention.listen(jobs) else { break };
                 Some(first)
             } else {
                 jobs.try_recv().ok()
@@ -197,7 +201,9 @@ impl Writer {
                 let turn = self.take_turn();
                 // What arrived while others wrote goes along. And without a turn: who waits is told.
                 sources.pull(|batch, reply| batches.push((batch, reply)));
+                let entries = batches.iter().map(|(batch, _)| batch.entries.len()).sum();
                 self.commit(turn, batches);
+                self.attention.answered(entries);
             }
             for reply in checkpoints {
                 let _asker_gone = reply.send(self.checkpoint()).is_err();
