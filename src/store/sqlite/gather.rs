@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use rusqlite::ffi::{
     self, SQLITE_CANTOPEN, SQLITE_IOERR, SQLITE_IOERR_WRITE, SQLITE_NOMEM, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_WAL,
-    SQLITE_SHM_UNLOCK, sqlite3_file, sqlite3_int64, sqlite3_io_methods, sqlite3_vfs,
+    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_UNLOCK, sqlite3_file, sqlite3_int64, sqlite3_io_methods, sqlite3_vfs,
 };
 
 /// The name by which connections ask for it.
@@ -31,6 +31,9 @@ const NAME: &CStr = c"seeknal-wal";
 /// So much is held at most, in bytes. SQLite's VFS for Unix must not be given more than 128 KiB less one byte at once: it takes a length of exactly that for
 /// nothing, and tells a full disk.
 const MOST: usize = 127 << 10;
+
+/// The lock that whoever writes to the WAL holds, by its number in the shared index.
+const WRITE_LOCK: c_int = 0;
 
 /// What stands below: SQLite's default when the first database was opened.
 static USUAL: AtomicPtr<sqlite3_vfs> = AtomicPtr::new(ptr::null_mut());
@@ -44,7 +47,7 @@ pub(super) fn vfs() -> Option<&'static CStr> {
 fn register() -> bool {
     // SAFETY: asked for no name, SQLite answers with its default VFS, which stays valid, or with null.
     let usual = unsafe { ffi::sqlite3_vfs_find(ptr::null()) };
-    // SAFETY: it is valid if it is not null, and nobody changes it.
+    // SAFETY: it is valid if it is not null, and read before anything is registered.
     let Some(theirs) = (unsafe { usual.as_ref() }) else { return false };
     let Ok(own) = c_int::try_from(size_of::<Handle>()) else { return false };
     USUAL.store(usual, Ordering::Release);
@@ -79,7 +82,7 @@ impl Held {
     fn take_in(&mut self, more: &[u8], at: i64) -> bool {
         let Ok(length) = i64::try_from(self.bytes.len()) else { return false };
         let follows = self.bytes.is_empty() || self.at.checked_add(length) == Some(at);
-        if !follows || more.len() > self.bytes.capacity() - self.bytes.len() {
+        if !follows || more.len() > MOST.min(self.bytes.capacity()).saturating_sub(self.bytes.len()) {
             return false;
         }
         if self.bytes.is_empty() {
@@ -105,11 +108,30 @@ struct File {
     usual: Box<[u64]>,
     /// Of a WAL: what is held.
     held: Held,
+    /// What the system said when it did not take what was held, until the transaction has ended.
+    failed: c_int,
     /// Of a database its WAL, of a WAL its database, as long as both are open; else null.
     other: *mut File,
 }
 
 impl File {
+    /// Of what the usual file does not have nothing is promised: SQLite asks for it, and can do without a shared index.
+    fn promise(&mut self) {
+        let mut methods = self.methods;
+        self.usual(
+            |m| Some(*m),
+            SQLITE_OK,
+            |theirs, _| {
+                methods.iVersion = methods.iVersion.min(theirs.iVersion);
+                if theirs.iVersion < 2 || theirs.xShmMap.is_none() {
+                    methods.xShmMap = None;
+                }
+                SQLITE_OK
+            },
+        );
+        self.methods = methods;
+    }
+
     /// Calls a function of the usual VFS's file; where it has none, this fails with `absent`.
     fn usual<F>(
         &mut self,
@@ -139,6 +161,9 @@ impl File {
     }
 
     fn write(&mut self, bytes: &[u8], at: i64) -> c_int {
+        if self.failed != SQLITE_OK {
+            return self.failed;
+        }
         if self.held.take_in(bytes, at) {
             return SQLITE_OK;
         }
@@ -149,7 +174,8 @@ impl File {
         self.write_through(bytes, at)
     }
 
-    /// Gives what is held to the system. What it did not take is forgotten: it is of a transaction that fails with this.
+    /// Gives what is held to the system. What it did not take is forgotten, and nothing is written or synced any more before the transaction has ended:
+    /// whoever hears of it may be a reader, behind whom SQLite would go on and commit without these pages.
     fn give(&mut self) -> c_int {
         if self.held.bytes.is_empty() {
             return SQLITE_OK;
@@ -158,6 +184,7 @@ impl File {
         let given = self.write_through(&held.bytes, held.at);
         self.held = held;
         self.held.bytes.clear();
+        self.failed = given;
         given
     }
 
@@ -167,12 +194,15 @@ impl File {
         self.usual(|m| m.xWrite, SQLITE_IOERR_WRITE, |write, file| unsafe { write(file, bytes.as_ptr().cast(), length, at) })
     }
 
-    /// Of a database: gives what its WAL holds, before others may go on. What fails here is of a transaction that was given up: none is committed before
-    /// the WAL was synced.
-    fn give_of_wal(&mut self) {
+    /// Of a database: gives what its WAL holds, before others may go on; `ends`: with that the transaction has ended. What fails here is of one that was
+    /// given up: none is committed before the WAL was synced.
+    fn give_of_wal(&mut self, ends: bool) {
         // SAFETY: it is null, or a WAL that is open: it takes itself out when it is closed. Nobody uses it meanwhile: SQLite is in a call of the database.
         if let Some(wal) = unsafe { self.other.as_mut() } {
             let _given_up = wal.give();
+            if ends {
+                wal.failed = SQLITE_OK;
+            }
         }
     }
 }
@@ -215,21 +245,11 @@ unsafe extern "C" fn open(
         opened.usual(|m| m.xClose, SQLITE_OK, |close, file| unsafe { close(file) });
         return answer;
     }
-    let mut version = METHODS.iVersion;
-    // Of what the usual file does not have nothing is promised.
-    opened.usual(
-        |m| Some(m.iVersion),
-        SQLITE_OK,
-        |theirs, _| {
-            version = version.min(theirs);
-            SQLITE_OK
-        },
-    );
-    opened.methods.iVersion = version;
+    opened.promise();
     let opened = Box::into_raw(opened);
     if is_wal {
-        // SAFETY: for the name of a WAL that a pager gave, SQLite tells the file of the database, which was opened here and is closed behind the WAL. Both
-        // are valid, and nobody else uses them.
+        // SAFETY: for the name of a WAL that a pager gave, SQLite tells the file of the database, which was opened here (no other
+        // VFS stands above this one) and is closed behind the WAL. Both are valid, and nobody else uses them.
         unsafe {
             let database = (*ffi::sqlite3_database_file_object(name).cast::<Handle>()).file;
             (*opened).other = database;
@@ -251,7 +271,13 @@ impl File {
         usual.try_reserve_exact(words).ok()?;
         usual.resize(words, 0);
         let held = if is_wal { Held::with_room()? } else { Held::default() };
-        Some(Box::new(Self { methods: METHODS, usual: usual.into_boxed_slice(), held, other: ptr::null_mut() }))
+        Some(Box::new(Self {
+            methods: METHODS,
+            usual: usual.into_boxed_slice(),
+            held,
+            failed: SQLITE_OK,
+            other: ptr::null_mut(),
+        }))
     }
 }
 
@@ -321,7 +347,12 @@ unsafe extern "C" fn truncate(handle: *mut sqlite3_file, length: sqlite3_int64) 
 
 unsafe extern "C" fn sync(handle: *mut sqlite3_file, flags: c_int) -> c_int {
     // SAFETY: as SQLite calls it.
-    unsafe { file(handle).then(|m| m.xSync, |sync, file| sync(file, flags)) }
+    let file = unsafe { file(handle) };
+    if file.failed != SQLITE_OK {
+        return file.failed;
+    }
+    // SAFETY: as SQLite calls it.
+    file.then(|m| m.xSync, |sync, file| unsafe { sync(file, flags) })
 }
 
 unsafe extern "C" fn file_size(handle: *mut sqlite3_file, length: *mut sqlite3_int64) -> c_int {
@@ -362,7 +393,11 @@ unsafe extern "C" fn shm_map(
 
 unsafe extern "C" fn shm_unmap(handle: *mut sqlite3_file, delete: c_int) -> c_int {
     // SAFETY: as SQLite calls it.
-    unsafe { file(handle).then(|m| m.xShmUnmap, |shm_unmap, file| shm_unmap(file, delete)) }
+    let file = unsafe { file(handle) };
+    // Its locks go with it.
+    file.give_of_wal(true);
+    // SAFETY: as SQLite calls it.
+    file.usual(|m| m.xShmUnmap, SQLITE_IOERR, |unmap, file| unsafe { unmap(file, delete) })
 }
 
 unsafe extern "C" fn fetch(handle: *mut sqlite3_file, at: sqlite3_int64, length: c_int, into: *mut *mut c_void) -> c_int {
@@ -389,7 +424,7 @@ unsafe extern "C" fn shm_lock(handle: *mut sqlite3_file, from: c_int, locks: c_i
     // SAFETY: as SQLite calls it.
     let file = unsafe { file(handle) };
     if flags & SQLITE_SHM_UNLOCK != 0 {
-        file.give_of_wal();
+        file.give_of_wal(flags & SQLITE_SHM_EXCLUSIVE != 0 && from == WRITE_LOCK);
     }
     // SAFETY: as SQLite calls it.
     file.usual(|m| m.xShmLock, SQLITE_IOERR, |lock, file| unsafe { lock(file, from, locks, flags) })
@@ -398,7 +433,7 @@ unsafe extern "C" fn shm_lock(handle: *mut sqlite3_file, from: c_int, locks: c_i
 unsafe extern "C" fn shm_barrier(handle: *mut sqlite3_file) {
     // SAFETY: as SQLite calls it.
     let file = unsafe { file(handle) };
-    file.give_of_wal();
+    file.give_of_wal(false);
     file.usual(
         |m| m.xShmBarrier,
         SQLITE_OK,
@@ -489,6 +524,49 @@ mod tests {
         }
         let expected: Vec<(i64, i64)> = (0..60).map(|id| (id, id * 20_000)).collect();
         assert_eq!(found(&other), expected);
+    }
+
+    unsafe extern "C" fn no_space(_: *mut sqlite3_file, _: *const c_void, _: c_int, _: sqlite3_int64) -> c_int {
+        ffi::SQLITE_FULL
+    }
+
+    unsafe extern "C" fn reads(_: *mut sqlite3_file, _: *mut c_void, _: c_int, _: sqlite3_int64) -> c_int {
+        SQLITE_OK
+    }
+
+    unsafe extern "C" fn synced(_: *mut sqlite3_file, _: c_int) -> c_int {
+        SQLITE_OK
+    }
+
+    static FULL: sqlite3_io_methods =
+        sqlite3_io_methods { xWrite: Some(no_space), xRead: Some(reads), xSync: Some(synced), ..METHODS };
+
+    #[test]
+    fn no_transaction_is_synced_whose_pages_were_not_taken_whoever_heard_of_it() {
+        let mut of_database = File::with_room(64, false).unwrap();
+        let mut of_wal = File::with_room(64, true).unwrap();
+        // SAFETY: there is room for it.
+        unsafe { of_wal.usual.as_mut_ptr().cast::<sqlite3_file>().write(sqlite3_file { pMethods: &raw const FULL }) };
+        let of_wal = Box::into_raw(of_wal);
+        of_database.other = of_wal;
+        let mut handle = Handle { base: sqlite3_file { pMethods: &raw const FULL }, file: of_wal };
+        let wal: *mut sqlite3_file = (&raw mut handle).cast();
+        let page = [7_u8; 1_024];
+        // SAFETY: it is a handle with a file, and is used as SQLite would.
+        let put = |at| unsafe { write(wal, page.as_ptr().cast(), 1_024, at) };
+        // SAFETY: as above.
+        let look = || unsafe { read(wal, ptr::null_mut(), 0, 0) };
+        // SAFETY: as above.
+        let synced = || unsafe { sync(wal, 0) };
+        let full = ffi::SQLITE_FULL;
+        assert_eq!((put(32), look(), look()), (SQLITE_OK, full, SQLITE_OK), "a reader hears of it, once");
+        assert_eq!((synced(), put(1_056), synced()), (full, full, full));
+        of_database.give_of_wal(false);
+        assert_eq!(synced(), full, "a barrier ends no transaction");
+        of_database.give_of_wal(true);
+        assert_eq!(synced(), SQLITE_OK, "the next transaction has nothing to do with it");
+        // SAFETY: it was a box, and nobody uses it after this.
+        drop(unsafe { Box::from_raw(of_wal) });
     }
 
     #[test]
