@@ -113,7 +113,8 @@ fn what_is_unsafe_is_in_one_module() {
             .any(|word| text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(word)))
     };
     let found: Vec<PathBuf> = sources().into_iter().filter(|(_, text)| allowed(text)).map(|(path, _)| path).collect();
-    assert_eq!(found, [Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/sqlite/gather.rs")]);
+    let gather = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/sqlite");
+    assert_eq!(found, ["gather/file.rs", "gather/tests.rs", "gather.rs"].map(|file| gather.join(file)));
 }
 
 /// Lines of a source file, at most.
