@@ -89,7 +89,6 @@ impl Cell {
 
     /// The run is gone, with all that was known of it.
     pub(super) fn delete(&mut self) {
-        self.owes_version = false;
         self.head = None;
         self.header = None;
         self.nodes.clear();

@@ -267,9 +267,7 @@ impl<'c> Session<'c> {
             (false, Some(after)) => cell.create(&after),
             (true, None) => {
                 // What earlier entries wrote is put down first, so that what outlives the run is read from its rows.
-                let mut statements = Statements::new(conn, Noting::Nothing);
-                write::run(&mut statements, &part.run, cell)?;
-                write::owed_version(&mut statements, &part.run, cell)?;
+                write::run(&mut Statements::new(conn, Noting::Nothing), &part.run, cell)?;
                 if part.mutations.iter().any(|m| matches!(m, Mutation::Delete { keep_coverage: true })) {
                     retain(conn, read::run(conn, &part.run)?, part)?;
                 }
