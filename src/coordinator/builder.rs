@@ -307,6 +307,7 @@ async fn start(
             report,
             publications: RwLock::new(()),
             turns: super::turns::Turns::default(),
+            awake: super::awake::Awake::default(),
             supervisor,
             runtime,
             last_creation: std::sync::atomic::AtomicI64::new(last_creation),

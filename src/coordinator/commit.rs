@@ -177,7 +177,15 @@ impl Engine {
                 Ok(sending) => sending,
                 Err(later) => return later.await,
             };
-            let back = match sending.await {
+            let watch = if self.admission.is_of_one() { self.context.persist.watch(&run) } else { None };
+            let sent = match watch {
+                Some(watch) => {
+                    let awake: BoxFuture<'_, _> = Box::pin(self.awake.wait(sending, watch));
+                    awake.await
+                }
+                None => sending.await,
+            };
+            let back = match sent {
                 Sent::Answered(answer) => return Ok(answer?),
                 Sent::Bounced(back) => back,
             };

@@ -1,6 +1,7 @@
 //! The front door: open a store, hand out runs, build transactions, ask, listen, close.
 
 mod apart;
+mod awake;
 mod builder;
 mod claims;
 mod closing;
@@ -88,6 +89,9 @@ pub enum Durability {
 ///   three seconds after the first was refused, or is the second. SQLite takes five seconds to say that another program keeps it busy.
 /// - [`transact`](Self::transact) that met others three times waits for its turn among those of this process, at most 10 s at a time.
 /// - Reading a run that is in memory waits for nothing; other reads take as long as storage does.
+/// - A client that writes alone, each write within 0.1 ms of the last answer, to storage with a thread of its own that answers within 0.4 ms waits for it awake:
+///   so long, 0.05 ms at a time, and behind other tasks and threads. Where those want the processor it sleeps as any other. That is a quarter faster,
+///   and costs processor time that nobody else asks for.
 ///
 /// # Where it runs
 /// Its own work is done on the runtime on which it was opened, whichever one calls it: a worker that blocks a runtime of its own, or ends it, stops
@@ -143,6 +147,7 @@ pub(crate) struct Engine {
     pub(crate) publications: std::sync::RwLock<()>,
     /// Whose turn it is among those that could not agree.
     turns: turns::Turns,
+    awake: awake::Awake,
     supervisor: ractor::ActorRef<supervisor::Msg>,
     /// The runtime that it was opened on. What must not stand still or end with a caller runs there.
     runtime: tokio::runtime::Handle,

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ractor::{Actor, ActorRef};
 use tokio::runtime::Handle;
@@ -24,6 +25,20 @@ pub(crate) struct PersistClosed;
 struct Lane<S: Sink> {
     shard: Arc<Shard<S>>,
     actor: ActorRef<Msg<S>>,
+}
+
+/// Notices when a writer with a thread of its own tells an outcome.
+#[derive(Debug)]
+pub(crate) struct Watch<'a> {
+    told: &'a AtomicU64,
+    before: u64,
+}
+
+impl Watch<'_> {
+    /// Whether it told one since.
+    pub(crate) fn has_news(&self) -> bool {
+        self.told.load(Ordering::Acquire) != self.before
+    }
 }
 
 /// A cheap handle on the persistence actors. Runs are spread over them by their ids, so that the order of one run is kept.
@@ -82,6 +97,12 @@ impl<S: Sink> Persist<S> {
         if let Some(shard) = self.shard(run) {
             shard.submit(submission);
         }
+    }
+
+    /// What of this run was told by a writer that has a thread of its own, from now on.
+    pub(crate) fn watch(&self, run: &RunId) -> Option<Watch<'_>> {
+        let told = self.shard(Some(run))?.told()?;
+        Some(Watch { told, before: told.load(Ordering::Acquire) })
     }
 
     /// Waits until everything that was sent for this run before is settled; an error if that cannot be said now. Entries over several runs go with the

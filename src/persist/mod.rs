@@ -20,6 +20,6 @@ mod shard;
 mod shard_tests;
 mod stats;
 
-pub(crate) use handle::Persist;
+pub(crate) use handle::{Persist, Watch};
 pub(crate) use queue::{Settlement, Sink, Submission};
 pub use stats::Histogram;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -156,6 +156,8 @@ pub(super) struct Shard<S: Sink> {
     current: Mutex<Option<Current<S>>>,
     /// Batches whose outcomes are on their way to the actor: what comes later must not overtake them.
     untold: AtomicUsize,
+    /// How often outcomes were told by whoever flushed.
+    told: AtomicU64,
     /// How many batches in a row failed with nothing written: where it is not one entry in many, sending them apart helps nobody.
     failures: AtomicU32,
     /// What storage said of a flush that failed; of all lines. Whichever line succeeds next clears it: they write to the same storage.
@@ -196,6 +198,7 @@ impl<S: Sink> Shard<S> {
             }),
             current: Mutex::new(None),
             untold: AtomicUsize::new(0),
+            told: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             failed,
             unsettled: Fault::default(),
@@ -226,6 +229,11 @@ impl<S: Sink> Shard<S> {
 
     fn current(&self) -> MutexGuard<'_, Option<Current<S>>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts how often outcomes were told by whoever flushed; none where that is a task of this runtime.
+    pub(super) fn told(&self) -> Option<&AtomicU64> {
+        self.wake.get().map(|_| &self.told)
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -355,6 +363,8 @@ impl<S: Sink> Shard<S> {
     /// Tells the news: at once where it is little and nothing is told before it, else by the actor.
     fn deliver(&self, news: News<S>) {
         if news.settled.len() <= TOLD_AT_ONCE && self.untold.load(Ordering::Acquire) == 0 {
+            // Before: a worker that is on its way to them need not be woken for them.
+            self.told.fetch_add(1, Ordering::Relaxed);
             return news.tell();
         }
         let (Some(shard), Some(actor)) = (self.me.upgrade(), self.actor.get()) else { return news.tell() };

@@ -86,6 +86,11 @@ impl Admission {
         self.bytes.close();
     }
 
+    /// Whether one entry at most is on its way.
+    pub(crate) fn is_of_one(&self) -> bool {
+        self.count.available_permits().saturating_add(1) >= self.entries
+    }
+
     /// How many more entries would be admitted now.
     pub(crate) fn available(&self) -> usize {
         self.count.available_permits()

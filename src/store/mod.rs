@@ -8,6 +8,8 @@
 #[cfg(any(feature = "file", feature = "sqlite", feature = "project"))]
 pub(crate) mod access;
 mod answers;
+#[cfg(any(feature = "file", feature = "sqlite"))]
+mod attention;
 mod boot_time;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "libsql"))]
 #[cfg_attr(not(any(feature = "sqlite", feature = "postgres")), allow(dead_code, reason = "libSQL names places in its own way"))]
@@ -30,6 +32,7 @@ mod registry;
 mod rewrite;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod short_answer;
+pub(crate) mod spin;
 mod surviving;
 #[cfg(any(feature = "postgres", feature = "libsql"))]
 mod unsettled;

@@ -28,6 +28,7 @@ use super::paths::{self, Identity, Paths};
 use super::recover::{self, Pending};
 use super::spare::SpareJob;
 use crate::model::{Batch, BatchAnswer, Clock, Ledger, ProcessInfo, SystemClock};
+use crate::store::attention::Attention;
 use crate::store::pull::{BatchReply, Call, Sources};
 use crate::store::{AnswerLog, LeaseBook, OpenReport, StoreError, StoreErrorKind, folder, network};
 
@@ -120,6 +121,7 @@ pub(super) struct Writer {
     /// How long the journal before this one became, and space that is ready for the next one.
     last_space: u64,
     spare: Option<SpareJob>,
+    attention: Attention,
 }
 
 /// A writer that has just opened, and what it found.
@@ -216,6 +218,7 @@ impl Writer {
             keeps_previous: state.keeps_previous,
             last_space: 0,
             spare: None,
+            attention: Attention::default(),
         };
         Ok(Opened { writer, report, shared })
     }
@@ -226,11 +229,12 @@ impl Writer {
         loop {
             let Intake { operations: Some(operations), sources } = &mut intake else { return };
             let mut next = if sources.is_empty() {
-                match operations.recv_timeout(TICK) {
+                let sleep = |operations: &mut Receiver<Op>| match operations.recv_timeout(TICK) {
                     Ok(op) => Some(op),
                     Err(RecvTimeoutError::Timeout) => None,
                     Err(RecvTimeoutError::Disconnected) => Some(Op::Close(None)),
-                }
+                };
+                self.attention.listen(operations, |operations| operations.try_recv().ok(), sleep)
             } else {
                 operations.try_recv().ok()
             };
@@ -266,7 +270,11 @@ impl Writer {
                 next = operations.try_recv().ok();
             }
             sources.pull(|batch, reply| group.push(Waiting { batch, reply, answer: None }));
-            self.commit(group);
+            if !group.is_empty() {
+                let entries = group.iter().map(|waiting| waiting.batch.entries.len()).sum();
+                self.commit(group);
+                self.attention.answered(entries);
+            }
             self.look_around();
         }
     }

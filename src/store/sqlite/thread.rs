@@ -29,14 +29,13 @@ use super::place::Place;
 use super::wal::Wal;
 use super::{read, verify, write};
 use crate::model::{Batch, BatchAnswer, BatchId, ProcessInfo};
+use crate::store::attention::Attention;
 use crate::store::highwater::{HighWater, HighWaterFile};
 use crate::store::pull::{BatchReply, Call, Sources};
 use crate::store::{StoreError, StoreErrorKind, folder};
 
-mod attention;
 mod transaction;
 
-use attention::Attention;
 use transaction::SEQ_AHEAD;
 
 /// Batches that share one transaction at most.
@@ -174,7 +173,8 @@ impl Writer {
         while closing.is_none() {
             let Intake { jobs, sources } = &mut intake;
             let mut next = if sources.is_empty() {
-                let Some(first) = self.attention.listen(jobs) else { break };
+                let first = self.attention.listen(jobs, |jobs| jobs.try_recv().ok(), mpsc::UnboundedReceiver::blocking_recv);
+                let Some(first) = first else { break };
                 Some(first)
             } else {
                 jobs.try_recv().ok()

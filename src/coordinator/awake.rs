@@ -1,0 +1,86 @@
+//! A client that writes alone waits awake for its answer, where it is storage with a thread of its own that answers.
+//!
+//! Only where the last answer came soon, and was soon followed by the next write: nobody pays for slow storage, for a client that thinks between two writes,
+//! or for one of many. And behind everybody else: the worker is kept for a twentieth of a millisecond at a time, and between two looks whoever wants the
+//! processor has it.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use crate::persist::Watch;
+use crate::run::{Sending, Sent};
+use crate::store::spin::Spin;
+
+/// How long a client waits awake at most, and how soon an answer comes that is waited for like this.
+const SOON: Duration = Duration::from_micros(400);
+/// What a client may do between an answer and its next write.
+const PAUSE: Duration = Duration::from_micros(100);
+/// How long it keeps its worker from other tasks.
+const TURN: Duration = Duration::from_micros(50);
+
+/// What is known of the clients that write alone.
+#[derive(Debug, Default)]
+pub(crate) struct Awake(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    spin: Spin,
+    answered: Option<Instant>,
+}
+
+impl Awake {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the answer of a client that is alone.
+    ///
+    /// # Cancel safety
+    /// As [`Sending`].
+    pub(super) async fn wait(&self, mut sending: Sending, watch: Watch<'_>) -> Sent {
+        let asked = Instant::now();
+        let comes_back = |known: &Known| known.answered.is_some_and(|at| asked.saturating_duration_since(at) < PAUSE);
+        let mut stays = Some(self.known()).is_some_and(|known| comes_back(&known) && known.spin.is_worth_it(asked));
+        let mut last = asked;
+        let mut sent = None;
+        while stays && sent.is_none() {
+            // First the actor, and whoever else waits for this worker.
+            tokio::task::yield_now().await;
+            stays = self.looks(&watch, asked, &mut last);
+            sent = poll_fn(|cx| match Pin::new(&mut sending).poll(cx) {
+                Poll::Ready(sent) => Poll::Ready(Some(sent)),
+                Poll::Pending => Poll::Ready(None),
+            })
+            .await;
+        }
+        let sent = match sent {
+            Some(sent) => sent,
+            None => sending.await,
+        };
+        let answered = Instant::now();
+        let mut known = self.known();
+        known.spin.heard(answered.saturating_duration_since(asked) < SOON);
+        known.answered = Some(answered);
+        sent
+    }
+
+    /// Looks for news as long as a turn takes; whether there is to be another one.
+    fn looks(&self, watch: &Watch<'_>, asked: Instant, last: &mut Instant) -> bool {
+        let turn = Instant::now();
+        let mut now = turn;
+        loop {
+            let since = now.saturating_duration_since(std::mem::replace(last, now));
+            if !self.known().spin.goes_on(since, now) {
+                return false;
+            }
+            if watch.has_news() || now.saturating_duration_since(turn) >= TURN {
+                return now.saturating_duration_since(asked) < SOON;
+            }
+            std::thread::yield_now();
+            now = Instant::now();
+        }
+    }
+}
