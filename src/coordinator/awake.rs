@@ -2,10 +2,10 @@
 //!
 //! Only where the last answer came soon, and was soon followed by the next write: nobody pays for slow storage, for a client that thinks between two writes,
 //! or for one of many. And behind everybody else: the worker is kept for a twentieth of a millisecond at a time, and between two looks whoever wants the
-//! processor has it.
+//! processor has it. What it costs beside: a runtime with several workers wakes another one at every turn, who finds nothing to do.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -45,20 +45,21 @@ impl Awake {
         let comes_back = |known: &Known| known.answered.is_some_and(|at| asked.saturating_duration_since(at) < PAUSE);
         let mut stays = Some(self.known()).is_some_and(|known| comes_back(&known) && known.spin.is_worth_it(asked));
         let mut last = asked;
-        let mut sent = None;
-        while stays && sent.is_none() {
-            // First the actor, and whoever else waits for this worker.
-            tokio::task::yield_now().await;
-            stays = self.looks(&watch, asked, &mut last);
-            sent = poll_fn(|cx| match Pin::new(&mut sending).poll(cx) {
+        let sent = loop {
+            if !stays {
+                break sending.await;
+            }
+            // First the actor, and whoever else waits for this worker. The answer wakes whoever waits in any case: the worker may be kept by others, or stand
+            // still.
+            let mut others = pin!(tokio::task::yield_now());
+            let sent = poll_fn(|cx| match Pin::new(&mut sending).poll(cx) {
                 Poll::Ready(sent) => Poll::Ready(Some(sent)),
-                Poll::Pending => Poll::Ready(None),
-            })
-            .await;
-        }
-        let sent = match sent {
-            Some(sent) => sent,
-            None => sending.await,
+                Poll::Pending => others.as_mut().poll(cx).map(|()| None),
+            });
+            if let Some(sent) = sent.await {
+                break sent;
+            }
+            stays = self.looks(&watch, asked, &mut last);
         };
         let answered = Instant::now();
         let mut known = self.known();
@@ -76,10 +77,12 @@ impl Awake {
             if !self.known().spin.goes_on(since, now) {
                 return false;
             }
-            if watch.has_news() || now.saturating_duration_since(turn) >= TURN {
+            let is_over = watch.has_news() || now.saturating_duration_since(turn) >= TURN;
+            // Also behind news, which may be another's.
+            std::thread::yield_now();
+            if is_over {
                 return now.saturating_duration_since(asked) < SOON;
             }
-            std::thread::yield_now();
             now = Instant::now();
         }
     }

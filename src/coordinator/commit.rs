@@ -13,7 +13,7 @@ use crate::model::{
     CommitSeq, Entry, Fence, Guard, InputError, LeaseKey, LeaseMutation, Mutation, NodeId, NodeStatus, Receipt, Refusal, RunId,
     RunReceipt, RunState, Version,
 };
-use crate::persist::Submission;
+use crate::persist::{Submission, Watch};
 use crate::run::{
     ChangeSeed, CommitError, Committed, FlushSink, HoldGrant, NotCommitted, OneSink, Op, Permit, Release, RunHandle, Sending,
     Sent, Surroundings, born, is_another, plan, weight_of_leases,
@@ -173,11 +173,10 @@ impl Engine {
                 let under: BoxFuture<'_, _> = Box::pin(self.under(span, run, op, now));
                 return under.await;
             }
-            let sending = match self.sent_at_once(&run, op, now) {
+            let (sending, watch) = match self.sent_at_once(&run, op, now) {
                 Ok(sending) => sending,
                 Err(later) => return later.await,
             };
-            let watch = if self.admission.is_of_one() { self.context.persist.watch(&run) } else { None };
             let sent = match watch {
                 Some(watch) => {
                     let awake: BoxFuture<'_, _> = Box::pin(self.awake.wait(sending, watch));
@@ -201,11 +200,15 @@ impl Engine {
     }
 
     /// Sends an op to a run that is here, if it is admitted now; else the way that may take longer.
-    fn sent_at_once(&self, run: &RunId, op: Op, now: bool) -> Result<Sending, BoxFuture<'_, Result<Committed, Error>>> {
+    fn sent_at_once(&self, run: &RunId, op: Op, now: bool) -> Result<OnItsWay<'_>, BoxFuture<'_, Result<Committed, Error>>> {
         let weight = op.weight();
         let permit = if weight > self.limits.entry_bytes { None } else { self.admission.try_acquire(weight).ok() };
         match permit.zip(self.directory.get(run.as_str())) {
-            Some((permit, handle)) => Ok(handle.commit(op, permit)),
+            Some((permit, handle)) => {
+                let waits_for_storage = !op.deferred && self.admission.is_of_one();
+                let watch = if waits_for_storage { self.context.persist.watch(run) } else { None };
+                Ok((handle.commit(op, permit), watch))
+            }
             None => Err(Box::pin(self.through_actor(run.clone(), op, now))),
         }
     }
@@ -430,6 +433,9 @@ impl Engine {
         loading
     }
 }
+
+/// An op that was sent, and what tells its answer, if that may be waited for awake.
+type OnItsWay<'a> = (Sending, Option<Watch<'a>>);
 
 /// The span of a commit, if anybody is told of it.
 fn span_of(run: &RunId, op: &Op) -> Option<tracing::Span> {

@@ -91,7 +91,7 @@ pub enum Durability {
 /// - Reading a run that is in memory waits for nothing; other reads take as long as storage does.
 /// - A client that writes alone, each write within 0.1 ms of the last answer, to storage with a thread of its own that answers within 0.4 ms waits for it awake:
 ///   so long, 0.05 ms at a time, and behind other tasks and threads. Where those want the processor it sleeps as any other. That is a quarter faster,
-///   and costs processor time that nobody else asks for.
+///   and costs processor time that nobody else asks for. Deferred writes are not waited for like this.
 ///
 /// # Where it runs
 /// Its own work is done on the runtime on which it was opened, whichever one calls it: a worker that blocks a runtime of its own, or ends it, stops
@@ -101,7 +101,8 @@ pub enum Durability {
 /// executor, or on none of tokio's; on a tokio runtime that has no timers all but [`Lease::lost`](crate::Lease::lost) and [`Claim::lost`].
 ///
 /// A task of that runtime that blocks its worker until a call answers (by another executor's `block_on`) may keep from running what it waits for: wrap it
-/// in `tokio::task::block_in_place`, or block a thread of your own.
+/// in `tokio::task::block_in_place`, or block a thread of your own. On another tokio runtime that is answered, but not without end: tokio lets a task do so much in
+/// one turn (some hundred calls), and beyond that it waits for its worker.
 ///
 /// A test whose tokio time is paused (`start_paused`) is for the `memory` backend: the others work on threads of their own, or on servers, in real time, and while all wait for those the
 /// paused clock jumps to the next timeout. The time of a lease passes by both clocks, whichever is ahead.

@@ -37,7 +37,7 @@ pub(crate) struct Watch<'a> {
 impl Watch<'_> {
     /// Whether it told one since.
     pub(crate) fn has_news(&self) -> bool {
-        self.told.load(Ordering::Acquire) != self.before
+        self.told.load(Ordering::Relaxed) != self.before
     }
 }
 
@@ -102,7 +102,7 @@ impl<S: Sink> Persist<S> {
     /// What of this run was told by a writer that has a thread of its own, from now on.
     pub(crate) fn watch(&self, run: &RunId) -> Option<Watch<'_>> {
         let told = self.shard(Some(run))?.told()?;
-        Some(Watch { told, before: told.load(Ordering::Acquire) })
+        Some(Watch { told, before: told.load(Ordering::Relaxed) })
     }
 
     /// Waits until everything that was sent for this run before is settled; an error if that cannot be said now. Entries over several runs go with the

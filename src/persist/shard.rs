@@ -231,7 +231,7 @@ impl<S: Sink> Shard<S> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts how often outcomes were told by whoever flushed; none where that is a task of this runtime.
+    /// Counts how often outcomes were told by whoever flushed; none where no writer has this line for its source.
     pub(super) fn told(&self) -> Option<&AtomicU64> {
         self.wake.get().map(|_| &self.told)
     }

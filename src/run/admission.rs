@@ -116,4 +116,19 @@ mod tests {
         admission.close();
         assert_eq!(admission.acquire(1).await.unwrap_err(), Overloaded::Closed);
     }
+
+    #[tokio::test]
+    async fn one_entry_is_alone_and_two_are_not() {
+        let admission = Admission::new(3, 4096);
+        assert!(admission.is_of_one());
+        let first = admission.try_acquire(1).unwrap();
+        assert!(admission.is_of_one());
+        let second = admission.try_acquire(1).unwrap();
+        assert!(!admission.is_of_one());
+        drop(first);
+        assert!(admission.is_of_one());
+        drop(second);
+        let _nobody_else_is_admitted = admission.drained().await.unwrap();
+        assert!(!admission.is_of_one());
+    }
 }

@@ -1,7 +1,7 @@
 //! A coordinator belongs to the runtime that it was opened on: who uses it from another one, blocks that, ends it or has none, stops nobody else.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -158,6 +158,69 @@ fn questions_are_asked_without_a_runtime_and_after_its_own_has_ended() {
             let refused = state.get_run("r").await;
             assert!(refused.is_err_and(|error| error.is_closed() && !error.is_retryable()), "{backend}");
         });
+    }
+}
+
+/// A write after the other, so fast that its client is waited for awake. What wakes it is the answer, and not the runtime whose worker stands still.
+#[cfg(all(feature = "file", feature = "sqlite"))]
+#[test]
+fn a_lone_client_is_answered_whoever_blocks_its_worker() {
+    for backend in ["memory", "file", "database"] {
+        let (own, store) = (own(), crate::support::Store::of(backend));
+        let state = own.block_on(store.open());
+        own.block_on(state.create_run("r", NewRun::running())).unwrap();
+        let (told, answered) = std::sync::mpsc::channel();
+        let client = state.clone();
+        std::thread::spawn(move || {
+            workers().block_on(async {
+                wait_for(async {
+                    // Fewer than tokio lets a task do in one turn: beyond that it waits for its worker by itself.
+                    for rows in 0..60 {
+                        client.set_node_state("r", "n", NodeUpdate::success().row_count(rows)).await.unwrap();
+                    }
+                });
+            });
+            told.send(()).unwrap();
+        });
+        assert!(answered.recv_timeout(LONG).is_ok(), "{backend}: a write is not answered");
+        own.block_on(in_time("closing", state.close())).unwrap();
+    }
+}
+
+/// As often as not in the middle of being waited for awake.
+#[cfg(all(feature = "file", feature = "sqlite"))]
+#[test]
+fn a_lone_client_may_go_away_at_any_time() {
+    for backend in ["memory", "file", "database"] {
+        let (own, store) = (own(), crate::support::Store::of(backend));
+        let state = own.block_on(store.open());
+        // On a worker, as clients are.
+        let client = own.spawn(async move {
+            state.create_run("r", NewRun::running()).await.unwrap();
+            let idle = state.stats().permits_available;
+            for rows in 0..400_u32 {
+                let update = NodeUpdate::success().row_count(u64::from(rows));
+                let mut write = pin!(state.set_node_state("r", "n", update));
+                if rows % 4 < 3 {
+                    write.await.unwrap();
+                    continue;
+                }
+                // Given up after so many looks, unless it is answered before.
+                let mut looks = rows / 4 % 8 + 1;
+                poll_fn(|cx| {
+                    looks -= 1;
+                    let answered = write.as_mut().poll(cx).is_ready();
+                    if answered || looks == 0 { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+            }
+            let run = in_time("what was begun is settled", state.fresh("r")).await.unwrap().unwrap();
+            let node = run.node("n").unwrap();
+            assert_eq!(node.row_count, Some(399), "{backend}: what was given up behind the last answer was sent all the same");
+            assert_eq!(state.stats().permits_available, idle, "{backend}");
+            in_time("closing", state.close()).await.unwrap();
+        });
+        own.block_on(client).unwrap();
     }
 }
 
