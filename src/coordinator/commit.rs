@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
+use super::step_back::step_back;
 use super::{Coordinator, Durability, Engine};
 use crate::error::Error;
 use crate::model::{
@@ -223,7 +224,7 @@ impl Engine {
         if self.is_closed() {
             return Err(Error::Closed);
         }
-        tokio::task::yield_now().await;
+        step_back().await;
         let (op, permit) = *back;
         self.send_on(run, op, permit).await
     }
@@ -243,7 +244,7 @@ impl Engine {
                         return Err(Error::Closed);
                     }
                     (op, permit) = *back;
-                    tokio::task::yield_now().await;
+                    step_back().await;
                 }
             }
         }

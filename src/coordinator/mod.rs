@@ -15,6 +15,7 @@ mod locks;
 mod query;
 mod resume;
 mod sole;
+mod step_back;
 mod supervisor;
 mod transact;
 mod transaction;

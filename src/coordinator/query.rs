@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
 use super::builder::FURTHEST_ZONE;
+use super::step_back::step_back;
 use super::{ChangeStream, Coordinator, Engine};
 use crate::error::Error;
 use crate::model::{
@@ -346,7 +347,7 @@ impl Engine {
             if let Ok(read) = handle.read(found).await {
                 return Ok(read);
             }
-            tokio::task::yield_now().await;
+            step_back().await;
         }
     }
 

@@ -187,6 +187,27 @@ fn a_lone_client_is_answered_whoever_blocks_its_worker() {
     }
 }
 
+/// Nor does a question that is asked again and again need the worker on which somebody waits for its answer.
+#[test]
+fn who_finds_no_work_is_told_whoever_blocks_his_worker() {
+    let own = own();
+    let state = own.block_on(crate::support::Store::of("memory").open());
+    let _claim = own.block_on(async {
+        state.create_run("r", NewRun::running()).await.unwrap();
+        state.set_node_state("r", "first", NodeUpdate::pending()).await.unwrap();
+        state.set_node_state("r", "second", NodeUpdate::pending().depends_on(["first"])).await.unwrap();
+        state.claim_next("r", ClaimFilter::new()).await.unwrap()
+    });
+    let (told, answered) = std::sync::mpsc::channel();
+    let worker = state.clone();
+    std::thread::spawn(move || {
+        let next = workers().block_on(async { wait_for(worker.claim_next("r", ClaimFilter::new().wait(Duration::ZERO))) });
+        told.send(matches!(next, Ok(Next::NothingReady))).unwrap();
+    });
+    assert_eq!(answered.recv_timeout(LONG), Ok(true));
+    own.block_on(in_time("closing", state.close())).unwrap();
+}
+
 /// As often as not in the middle of being waited for awake.
 #[cfg(all(feature = "file", feature = "sqlite"))]
 #[test]

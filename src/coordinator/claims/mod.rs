@@ -21,6 +21,7 @@ pub use self::filter::ClaimFilter;
 pub use self::guard::Claim;
 
 use self::take::{Tried, Want, terms};
+use super::step_back::step_back;
 use super::write::ids;
 use super::{Coordinator, Engine};
 use crate::error::Error;
@@ -337,7 +338,7 @@ impl Coordinator {
             }
             if is_late() {
                 // Who asks again at once leaves those room who do the work, on whose end it depends.
-                tokio::task::yield_now().await;
+                step_back().await;
                 return Ok(locked.map_or(Next::NothingReady, |holder| Next::Locked { holder }));
             }
             let look = board.next_look();
