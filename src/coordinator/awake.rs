@@ -31,6 +31,13 @@ struct Known {
     answered: Option<Instant>,
 }
 
+impl Known {
+    /// Whether a client that asks now is waited for awake.
+    fn is_worth_it(&self, asked: Instant) -> bool {
+        self.answered.is_some_and(|at| asked.saturating_duration_since(at) < PAUSE) && self.spin.is_worth_it(asked)
+    }
+}
+
 impl Awake {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -42,8 +49,7 @@ impl Awake {
     /// As [`Sending`].
     pub(super) async fn wait(&self, mut sending: Sending, watch: Watch<'_>) -> Sent {
         let asked = Instant::now();
-        let comes_back = |known: &Known| known.answered.is_some_and(|at| asked.saturating_duration_since(at) < PAUSE);
-        let mut stays = Some(self.known()).is_some_and(|known| comes_back(&known) && known.spin.is_worth_it(asked));
+        let mut stays = self.known().is_worth_it(asked);
         let mut last = asked;
         let sent = loop {
             if !stays {

@@ -246,7 +246,8 @@ pub trait StateBackend: Send + Sync + fmt::Debug + 'static {
     fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<BatchAnswer, StoreError>>;
 
     /// Offers a source of batches to a backend that has a writer of its own. Who takes the offer answers how it is woken, and asks the source for batches
-    /// until it has none. The writer is to have a thread of its own: who waits for its answer may keep his awake for it. The default does not: then every batch comes through [`commit`](Self::commit), one hop of the runtime later.
+    /// until it has none. That writer is to have a thread of its own: a client that waits for it may keep its runtime's worker for some 50 µs at a time. The
+    /// default takes no offer: then every batch comes through [`commit`](Self::commit), one hop of the runtime later.
     fn pull_from(&self, source: Weak<dyn BatchSource>) -> Option<Wake> {
         drop(source);
         None
